@@ -1,0 +1,1 @@
+"""Benchmarks: each one command that prints a small table and records it in benchmarks/results/."""

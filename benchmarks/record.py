@@ -1,0 +1,55 @@
+"""Printing a benchmark's table and recording it with what made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from washp2p.version import installed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(
+    name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: str
+) -> None:
+    """Print a Markdown table and write it to results/<name>.md, with command and versions."""
+    table = [
+        "| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)
+    ]
+    module = Path(sys.argv[0]).stem
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    versions = ", ".join(f"{key} {value}" for key, value in installed().items())
+    text = "\n".join(
+        [
+            f"# {title}",
+            "",
+            f"Command: `{command}`, {datetime.now(UTC):%Y-%m-%d}",
+            "",
+            *table,
+            "",
+            notes,
+            "",
+            f"Hardware: {_processor()}, {os.cpu_count()} cores. Versions: {versions}.",
+            "",
+        ]
+    )
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "unknown CPU")

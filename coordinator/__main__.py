@@ -1,0 +1,52 @@
+"""`python -m coordinator --n 5`: start a run and wait for its workers."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from washp2p import rundir
+from washp2p.commandline import Parser, report_errors
+from washp2p.config import add_options, config_from
+from washp2p.endpoints import require_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the coordinator; return its exit code."""
+    parser = Parser(prog="python -m coordinator", description=__doc__)
+    add_options(parser)
+    local = parser.add_argument_group("this process")
+    local.add_argument(
+        "--bind", default="tcp://127.0.0.1:5555", help="where to listen (default: %(default)s)"
+    )
+    local.add_argument(
+        "--insecure", action="store_true", help="allow plain text on a network you trust"
+    )
+    local.add_argument(
+        "--run-dir", type=Path, help="folder for the run's files (default: runs/<timestamp>)"
+    )
+    local.add_argument(
+        "--ready-fd",
+        type=int,
+        help="write the address and a newline to this file descriptor once workers may join",
+    )
+    with report_errors("coordinator"):
+        options = parser.parse_args(arguments)
+        config = config_from(options)
+        require_loopback(options.bind, insecure=options.insecure)
+        folder = options.run_dir or rundir.default()
+        from coordinator.display import Display
+        from coordinator.server import Server
+
+        with Display() as display:
+            server = Server(config, folder.resolve(), display)
+            return asyncio.run(server.serve(options.bind, ready_fd=options.ready_fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The coordinator's sockets, clock and files around the pure `Membership`.
+
+One ROUTER socket is the whole control plane. A worker whose connection has closed shows when the
+next message to it, at the latest a ping, finds nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import zmq
+import zmq.asyncio
+
+from coordinator.commands import End, Event, Record, Send, Started
+from coordinator.membership import Membership
+from coordinator.summary import summarise
+from washp2p import rundir
+from washp2p.control import Ping, Seeds, messages
+from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
+from washp2p.liveness import FAREWELL_MS, watch
+from washp2p.report import final_tables
+from washp2p.version import DERIVATION, VERSION, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from coordinator.commands import Command
+    from coordinator.display import Display
+    from coordinator.membership import Member
+    from washp2p.config import RunConfig
+
+PING_SECONDS = 0.5
+
+
+class Server:
+    """Runs one population from the first hello to the summary."""
+
+    def __init__(self, config: RunConfig, folder: Path, display: Display) -> None:
+        self._folder = folder
+        self._display = display
+        self._membership = Membership(
+            config,
+            run=os.urandom(8),
+            name=rundir.check_name(folder.name),
+            version=VERSION,
+            derivation=DERIVATION,
+        )
+        self._control_bytes: Counter[bytes] = Counter()
+        self._seed_bytes: Counter[bytes] = Counter()
+        self._unreachable: set[bytes] = set()
+        self._end: End | None = None
+
+    async def serve(self, bind: str, *, ready_fd: int | None = None) -> int:
+        """Listen at `bind` until the run is over; return the exit code.
+
+        Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
+        UsageError if it cannot listen.
+        """
+        context = zmq.asyncio.Context()
+        self._router = context.socket(zmq.ROUTER)
+        self._router.set(zmq.ROUTER_MANDATORY, 1)
+        self._router.set(zmq.SNDHWM, 0)
+        watch(self._router)
+        try:
+            self._listen(bind, ready_fd)
+            self._catch_signals()
+            await self._loop()
+        finally:
+            self._router.close(linger=FAREWELL_MS)
+            context.term()
+        return self._conclude()
+
+    def _listen(self, bind: str, ready_fd: int | None) -> None:
+        try:
+            self._router.set(zmq.IPV6, "[" in bind)
+            self._router.bind(bind)
+        except zmq.ZMQError as error:
+            raise UsageError(
+                f"cannot listen at {bind}: {error.strerror}; choose another --bind, or end what "
+                "listens there"
+            ) from None
+        address = self._router.get_string(zmq.LAST_ENDPOINT)
+        config = self._membership.config
+        rundir.create(self._folder)
+        self._write_config(())
+        self._display.event(
+            f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
+        )
+        if ready_fd is not None:
+            try:
+                with os.fdopen(ready_fd, "w") as ready:
+                    ready.write(f"{address}\n")
+            except OSError as error:
+                raise UsageError(
+                    f"--ready-fd {ready_fd}: {error.strerror}; expected an open file descriptor"
+                ) from None
+
+    def _write_config(self, members: Iterable[Member]) -> None:
+        rundir.write_json(
+            self._folder / rundir.CONFIG,
+            {
+                "run": self._folder.name,
+                "config": self._membership.config.to_wire(),
+                "versions": installed(),
+                "members": [
+                    {"member": m.id, "host": m.host, "versions": m.versions} for m in members
+                ],
+            },
+        )
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._interrupted = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupted.set)
+
+    async def _loop(self) -> None:
+        ping_at = time.monotonic()
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        while self._end is None:
+            arrival = asyncio.ensure_future(self._router.poll(round(PING_SECONDS * 1000)))
+            await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            if interrupted.done():
+                arrival.cancel()
+                await self._carry_out(
+                    self._membership.stop("the coordinator was interrupted", INTERRUPTED)
+                )
+                return
+            if arrival.result():
+                await self._receive()
+            if time.monotonic() >= ping_at:
+                ping_at = time.monotonic() + PING_SECONDS
+                await self._carry_out([Send(i, Ping()) for i in self._membership.members])
+            await self._bury()
+            self._display.progress(self._membership.members.values(), self._membership.total_rounds)
+        interrupted.cancel()
+
+    async def _bury(self) -> None:
+        """Give up workers whose connection is closed, after hearing out their last words."""
+        while self._unreachable and await self._router.poll(0):
+            await self._receive()
+        while self._unreachable:
+            await self._carry_out(self._membership.gone(self._unreachable.pop()))
+
+    async def _receive(self) -> None:
+        identity, *parts = await self._router.recv_multipart()
+        data = b"".join(parts)
+        self._control_bytes[identity] += len(data)
+        try:
+            message = messages.decode(data)
+        except ProtocolError as error:
+            self._display.event(f"ignored a message: {error}")
+            return
+        await self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+
+    async def _carry_out(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(identity, message):
+                    data = messages.encode(message)
+                    try:
+                        await self._router.send_multipart((identity, data))
+                    except zmq.ZMQError as error:
+                        if error.errno != zmq.EHOSTUNREACH:
+                            raise
+                        self._unreachable.add(identity)
+                        continue
+                    if isinstance(message, Seeds):
+                        self._seed_bytes[identity] += len(data)
+                case Record(values):
+                    self._display.metrics(values)
+                    with (self._folder / rundir.METRICS).open("a") as file:
+                        file.write(json.dumps(values) + "\n")
+                case Started(members):
+                    self._write_config(members)
+                case Event(text):
+                    self._display.event(text)
+                case End():
+                    self._end = command
+
+    def _conclude(self) -> int:
+        assert self._end is not None
+        if self._end.code:
+            print(f"run ended: {self._end.reason}", file=sys.stderr)
+            return self._end.code
+        summary = summarise(
+            self._membership.config,
+            self._membership.members.values(),
+            self._membership.accuracy,
+            self._control_bytes,
+            self._seed_bytes,
+        )
+        rundir.write_json(self._folder / rundir.SUMMARY, summary)
+        self._display.tables(final_tables(summary))
+        return 0

@@ -1,0 +1,36 @@
+"""What several test modules share: layouts, and addresses that no other test uses."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+import torch
+
+from washp2p.layout import Entry, Layout, Slot, aligned
+
+torch.set_num_threads(1)  # results to the bit depend on it; workers are tested with one thread too
+
+
+def make_layout(layers, slots=("param",), dtype="float32"):
+    """A layout from parameter sizes by layer, e.g. [[9, 3], [12]]."""
+    entries = []
+    offset = 0
+    for layer, sizes in enumerate(layers):
+        for number, size in enumerate(sizes):
+            offset = aligned(offset, 4)
+            entries.append(
+                Entry(
+                    name=f"{layer}.{number}", shape=(size,), stride=(1,), layer=layer, offset=offset
+                )
+            )
+            offset += size
+    return Layout(tuple(entries), tuple(Slot(name=name, dtype=dtype) for name in slots))
+
+
+_numbers = count()
+
+
+@pytest.fixture
+def memory_address():
+    return lambda: f"memory://{next(_numbers)}"

@@ -1,0 +1,136 @@
+"""The coordinator's server in this process, with workers that only speak the control protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from coordinator.display import Display
+from coordinator.server import Server
+from tests.conftest import make_layout
+from washp2p.config import RunConfig
+from washp2p.control import (
+    PROTOCOL,
+    Accounts,
+    Attach,
+    Finish,
+    Finished,
+    Hello,
+    Metrics,
+    NewRoster,
+    Ping,
+    Progress,
+    Seeds,
+    Stop,
+    Synced,
+    Welcome,
+    messages,
+)
+from washp2p.rounds import round_seed, run_key, unpack_seeds
+from washp2p.version import DERIVATION, VERSION
+
+ROUNDS = 400
+
+
+class Worker:
+    """One worker's end of the control plane."""
+
+    def __init__(self, context, address):
+        self.dealer = context.socket(zmq.DEALER)
+        self.dealer.connect(address)
+
+    async def tell(self, message):
+        await self.dealer.send(messages.encode(message))
+
+    async def hear(self):
+        while isinstance(message := messages.decode(await self.dealer.recv()), Ping):
+            pass
+        return message
+
+    async def join(self):
+        await self.tell(Hello(PROTOCOL, DERIVATION, VERSION, "h", 1))
+        welcome = await self.hear()
+        assert isinstance(welcome, Welcome)
+        layout = make_layout([[9, 3], [12]]).to_wire()
+        await self.tell(Attach(layout, "tcp://127.0.0.1:1", ROUNDS, {"torch": "2"}))
+        return welcome
+
+    async def train(self):
+        """From roster to accounts; the seeds it was given, and the bytes they took."""
+        assert isinstance(await self.hear(), NewRoster)
+        await self.tell(Synced())
+        seeds, size = [], 0
+        while len(seeds) < ROUNDS:
+            message = await self.hear()
+            assert isinstance(message, Seeds)
+            assert message.first == len(seeds) + 1
+            seeds += unpack_seeds(message.seeds)
+            size += len(messages.encode(message))
+            await self.tell(Progress(len(seeds)))
+        await self.tell(Metrics({"loss": 0.5}))
+        theory = dict.fromkeys(("parameters", "wash", "paper", "papa", "papa_all_reduce"), 1)
+        await self.tell(Finished(ROUNDS, 2.0, 0, theory))
+        assert isinstance(await self.hear(), Finish)
+        await self.tell(Accounts([]))
+        return seeds, size
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Starts a server task; gives the task and its address."""
+
+    async def start():
+        ready, ready_fd = os.pipe()
+        config = RunConfig.resolve(n=3, seed=5)
+        task = asyncio.create_task(
+            Server(config, tmp_path / "run", Display()).serve(
+                "tcp://127.0.0.1:*", ready_fd=ready_fd
+            )
+        )
+        with os.fdopen(ready) as pipe:
+            return task, (await asyncio.to_thread(pipe.readline)).strip()
+
+    return start
+
+
+@pytest.mark.asyncio
+async def test_a_whole_run(server, tmp_path):
+    task, address = await server()
+    with zmq.asyncio.Context() as context:
+        workers = [Worker(context, address) for _ in range(3)]
+        welcomes = [await worker.join() for worker in workers]
+        assert [welcome.member for welcome in welcomes] == [0, 1, 2]
+        heard = await asyncio.gather(*(worker.train() for worker in workers))
+        assert await asyncio.wait_for(task, 10) == 0
+        for worker in workers:
+            worker.dealer.close(linger=0)
+    key = run_key(5)
+    assert all(seeds == [round_seed(key, t) for t in range(1, ROUNDS + 1)] for seeds, _ in heard)
+    assert all(size <= 32 * ROUNDS for _, size in heard)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [row["seeds_received"] for row in summary["bytes"]] == [size for _, size in heard]
+    assert (summary["rounds"], summary["rounds_per_second"]) == (ROUNDS, ROUNDS / 2)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"loss": 0.5}\n' * 3
+
+
+@pytest.mark.asyncio
+async def test_a_worker_that_vanishes_after_the_start_stops_the_others(server):
+    task, address = await server()
+    with zmq.asyncio.Context() as context:
+        workers = [Worker(context, address) for _ in range(3)]
+        for worker in workers:
+            await worker.join()
+        for worker in workers:
+            assert isinstance(await worker.hear(), NewRoster)
+        workers[1].dealer.close(linger=0)
+        for other in (0, 2):
+            message = await asyncio.wait_for(workers[other].hear(), 5)
+            assert isinstance(message, Stop)
+            assert message.reason.startswith("member 1 (h, process 1) died")
+            workers[other].dealer.close(linger=0)
+        assert await asyncio.wait_for(task, 10) == 1

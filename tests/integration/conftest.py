@@ -1,0 +1,149 @@
+"""Real populations: a coordinator process, and worker processes forked with torch already loaded.
+
+Importing torch costs seconds a process, so workers come from a fork server that has done it; from
+there on they run `workers.__main__.main` just as `python -m workers` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    [
+        "torch",
+        "torchvision",
+        "sklearn.datasets",
+        "washp2p.member",
+        "workers.evaluate",
+        "workers.data",
+    ]
+)
+
+
+def _work(arguments, output):
+    with Path(output).open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from workers.__main__ import main
+
+    sys.exit(main(arguments))
+
+
+class Worker:
+    """One worker process and what it has printed."""
+
+    def __init__(self, arguments, output):
+        self.output = output
+        self.process = FORKSERVER.Process(target=_work, args=(arguments, output))
+        self.process.start()
+
+    def wait(self, seconds=60):
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "still running"
+        return self.process.exitcode
+
+    @property
+    def text(self):
+        return self.output.read_text()
+
+
+class Coordinator:
+    """One coordinator process; `address` once it listens, `lines()` as it prints."""
+
+    def __init__(self, arguments, folder, bind="tcp://127.0.0.1:*"):
+        self.folder = folder
+        ready, ready_fd = os.pipe()
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "coordinator",
+                *arguments,
+                f"--bind={bind}",
+                f"--run-dir={folder}",
+                f"--ready-fd={ready_fd}",
+            ],
+            pass_fds=(ready_fd,),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        os.close(ready_fd)
+        with os.fdopen(ready) as pipe:
+            self.address = pipe.readline().strip()
+        self.printed = []
+
+    def until(self, words):
+        """Read what it prints until a line has `words`."""
+        for line in self.process.stdout:
+            self.printed.append(line.rstrip())
+            if words in line:
+                return line
+        raise AssertionError(f"{words!r} never printed:\n" + "\n".join(self.printed))
+
+    def wait(self, seconds=60):
+        output, _ = self.process.communicate(timeout=seconds)
+        self.printed.extend(output.splitlines())
+        return self.process.returncode
+
+    @property
+    def text(self):
+        return "\n".join(self.printed)
+
+    @property
+    def summary(self):
+        return json.loads((self.folder / "summary.json").read_text())
+
+
+class Runs:
+    """Starts coordinators and workers for a test, and leaves none behind."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.coordinators = []
+        self.workers = []
+
+    def coordinator(self, *arguments, name="run", **options):
+        self.coordinators.append(Coordinator(arguments, self.folder / name, **options))
+        return self.coordinators[-1]
+
+    def worker(self, address, *arguments, name="run"):
+        output = self.folder / f"worker-{len(self.workers)}.txt"
+        flags = [f"--coordinator={address}", f"--run-dir={self.folder / name}", "--threads=1"]
+        self.workers.append(Worker([*flags, f"--data-dir={self.folder}", *arguments], output))
+        return self.workers[-1]
+
+    def population(self, n, *arguments, name="run"):
+        """A coordinator and n workers."""
+        coordinator = self.coordinator(f"--n={n}", *arguments, name=name)
+        return coordinator, [self.worker(coordinator.address, name=name) for _ in range(n)]
+
+    def close(self):
+        for worker in self.workers:
+            if worker.process.is_alive():
+                worker.process.kill()
+            worker.process.join()
+            worker.process.close()
+        for coordinator in self.coordinators:
+            if coordinator.process.poll() is None:
+                coordinator.process.kill()
+            with contextlib.suppress(ValueError):
+                coordinator.process.communicate()
+
+
+@pytest.fixture
+def runs(tmp_path):
+    made = Runs(tmp_path)
+    yield made
+    made.close()

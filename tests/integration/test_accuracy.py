@@ -1,0 +1,44 @@
+"""It works: WASH's averaged model is as good as its ensemble, separate training's is not.
+
+By simulation, which equals distributed runs bit for bit (test_population.py).
+"""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import pytest
+
+from washp2p.config import RunConfig
+from workers.data import DEBIAN_FASHION_MNIST, load_data
+from workers.simulate import simulate
+
+
+def shortfalls(tmp_path, seeds, **options):
+    """Ensemble minus averaged, in points, for each seed."""
+    found = []
+    for seed in seeds:
+        config = RunConfig.resolve(seed=seed, **options)
+        data = load_data(config, tmp_path, download=False)
+        folder = tmp_path / f"{config.method}-{seed}"
+        accuracy = simulate(config, data, folder, on_epoch=lambda _: None)["accuracy"]
+        found.append(accuracy["ensemble"] - accuracy["averaged"])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_digits(tmp_path):
+    assert mean(shortfalls(tmp_path, range(5), n=5)) <= 1.0
+    assert mean(shortfalls(tmp_path, range(5), n=5, method="none")) >= 5.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
+def test_fashion_mnist(tmp_path):
+    options = {"n": 3, "p": 0.01, "epochs": 12, "data": "fashion-mnist", "train_limit": 6000}
+    assert mean(shortfalls(tmp_path, [0], **options)) <= 0.7
+    assert mean(shortfalls(tmp_path, [0], method="none", **options)) >= 15.0

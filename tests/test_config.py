@@ -1,0 +1,60 @@
+"""Configurations: presets, the wire, and one line for each thing that cannot work."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from washp2p.config import RunConfig, add_options, config_from
+from washp2p.errors import UsageError
+
+
+def test_presets_are_the_papers_where_the_data_set_is():
+    cifar = RunConfig.resolve(n=5, data="cifar100")
+    assert (cifar.model, cifar.epochs, cifar.p, cifar.batch_size) == ("resnet18", 300, 0.001, 64)
+    assert (cifar.lr, cifar.min_lr, cifar.momentum, cifar.weight_decay) == (0.1, 1e-4, 0.9, 1e-4)
+    assert (cifar.holdout, cifar.schedule, cifar.method) == (0.02, "decreasing", "wash")
+    folder = RunConfig.resolve(n=5, data="imagefolder")
+    assert (folder.model, folder.epochs, folder.p, folder.batch_size) == ("resnet50", 90, 0.05, 256)
+    assert RunConfig.resolve(n=2).holdout == 0.1
+    assert RunConfig.resolve(n=2, p=None, data="fashion-mnist").p == 0.01
+
+
+def test_given_values_win_over_presets_and_survive_the_wire():
+    config = RunConfig.resolve(n=3, p=0.5, epochs=2)
+    assert (config.p, config.epochs) == (0.5, 2)
+    assert RunConfig.from_wire(config.to_wire()) == config
+    with pytest.raises(UsageError, match="not a configuration of this version"):
+        RunConfig.from_wire(config.to_wire() | {"novelty": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"n": 1}, "--n is 1; expected 2 to 65535"),
+        ({"n": 2, "p": 1.5}, "--p is 1.5; expected 0.0 to 1.0"),
+        ({"n": 2, "p": float("nan")}, "--p is nan"),
+        ({"n": 2, "data": "mnist"}, "--data is 'mnist'; expected one of digits, fashion-mnist"),
+        ({"n": 2, "model": "vit"}, "--model is 'vit'; expected one of cnn, resnet18"),
+        ({"n": 2, "method": "swarm"}, "--method is 'swarm'; expected one of wash, wash-opt, none"),
+        ({"n": 2, "schedule": "up"}, "--schedule is 'up'; expected one of decreasing"),
+        ({"n": 2, "epochs": 0}, "--epochs is 0"),
+        ({"n": 2, "min_lr": 0.2}, "--min-lr is 0.2; expected 0.0 to 0.07"),
+        ({"n": 2, "batch_size": 0}, "--batch-size is 0"),
+        ({"n": 2, "seed": -1}, "--seed is -1"),
+    ],
+)
+def test_bad_values_are_named_with_what_was_expected(given, line):
+    with pytest.raises(UsageError) as caught:
+        RunConfig.resolve(**given)
+    assert line in str(caught.value)
+
+
+def test_every_field_is_a_flag():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    options = parser.parse_args(["--n", "4", "--weight-decay", "0.01", "--train-limit", "600"])
+    config = config_from(options)
+    assert (config.n, config.weight_decay, config.train_limit) == (4, 0.01, 600)
+    assert "0.05 for digits" in parser.format_help()

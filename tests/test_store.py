@@ -1,0 +1,186 @@
+"""The store: flattening changes nothing but where values live; gather and scatter; state."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from washp2p.errors import UsageError
+from washp2p.store import Store, optimizer_slots
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)
+    )
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+
+
+def step(model, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(8, 1, 4, 4, generator=generator)
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        sgd,
+        lambda m: torch.optim.Adam(m.parameters()),
+        lambda m: torch.optim.AdamW(m.parameters(), amsgrad=True),
+    ],
+)
+def test_training_goes_on_bit_for_bit(make):
+    plain, flat = small_model(), small_model()
+    plain_optimizer, flat_optimizer = make(plain), make(flat)
+    before = list(flat.parameters())
+    store = Store(flat, flat_optimizer, optimizer_slots(flat_optimizer))
+    assert all(a is b for a, b in zip(before, flat.parameters(), strict=True))
+    everything = torch.arange(store.layout.size)
+    out = [torch.empty(store.layout.size) for _ in store.layout.slots]
+    for seed in range(4):
+        step(plain, plain_optimizer, seed)
+        step(flat, flat_optimizer, seed)
+        store.gather(everything, out)
+    for (name, a), b in zip(plain.state_dict().items(), flat.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(plain.parameters(), flat.parameters(), strict=True):
+        for name, value in plain_optimizer.state[a].items():
+            assert torch.equal(value, flat_optimizer.state[b][name]), name
+
+
+def test_gather_and_scatter_address_values_and_their_momentum():
+    model = small_model()
+    optimizer = sgd(model)
+    store = Store(model, optimizer, ("momentum_buffer",))
+    entry = next(e for e in store.layout.entries if e.name == "4.weight")
+    places = torch.tensor([entry.offset + 7, entry.offset + 100])
+    out = [torch.empty(2), torch.empty(2)]
+    store.gather(places, out)
+    assert torch.equal(out[0], model[4].weight.detach().view(-1)[[7, 100]])
+    assert torch.equal(out[1], torch.zeros(2))  # there is no momentum yet
+    step(model, optimizer, 0)
+    store.gather(places, out)
+    momentum = optimizer.state[model[4].weight]["momentum_buffer"]
+    assert torch.equal(out[1], momentum.view(-1)[[7, 100]])
+    store.scatter(places, [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])])
+    assert model[4].weight.detach().view(-1)[[7, 100]].tolist() == [1.0, 2.0]
+    assert momentum.data_ptr() != optimizer.state  # still a tensor of its own
+    assert optimizer.state[model[4].weight]["momentum_buffer"].view(-1)[[7, 100]].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("make", [sgd, lambda m: torch.optim.Adam(m.parameters(), lr=0.1)])
+def test_state_that_does_not_exist_is_created_by_its_first_write(make):
+    model = small_model()
+    optimizer = make(model)
+    store = Store(model, optimizer, optimizer_slots(optimizer))
+    entry = store.layout.entries[0]
+    values = [torch.full((1,), 0.5) for _ in store.layout.slots]
+    store.scatter(torch.tensor([entry.offset]), values)
+    parameter = next(model.parameters())
+    for slot in store.layout.slots[1:]:
+        state = optimizer.state[parameter][slot.name]
+        assert state.view(-1)[0] == 0.5
+        assert state.view(-1)[1:].eq(0).all()
+    assert len(optimizer.state) == 1
+    step(model, optimizer, 1)  # the optimizer takes it from there
+
+
+def test_channels_last_keeps_its_strides_and_differs_in_layout():
+    model = small_model().to(memory_format=torch.channels_last)
+    model[0] = nn.Conv2d(4, 3, 3).to(memory_format=torch.channels_last)
+    contiguous = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    weight = model[0].weight.detach().clone()
+    store = Store(model, sgd(model))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model[0].weight, weight)
+    other = Store(contiguous, sgd(contiguous))
+    assert "0.weight" in store.layout.difference(other.layout)
+
+
+def test_tied_and_frozen_parameters():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    model[2].requires_grad_(requires_grad=False)
+    store = Store(model, sgd(model))
+    assert [e.name for e in store.layout.entries] == ["0.weight", "0.bias", "1.bias"]
+    assert [e.layer for e in store.layout.entries] == [0, 0, 1]
+    assert model[1].weight is model[0].weight
+    sections = store.sections()
+    assert len(sections["buffer:float32"]) == 4 * 2 + 2  # the frozen layer travels with the state
+
+
+def test_sections_carry_a_whole_model():
+    model, other = small_model(), small_model()
+    step(model, sgd(model), 3)
+    source, target = Store(model, sgd(model)), Store(other, sgd(other))
+    target.load_sections(source.sections())
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    again = target.state_dict(target.sections())
+    assert list(again) == list(model.state_dict())
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    assert all(value.is_contiguous() for value in again.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.ReLU(), "no trainable parameter"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "1.weight is float64"),
+        (nn.Linear(2, 2, dtype=torch.complex64), "complex64"),
+    ],
+)
+def test_models_that_cannot_be_exchanged_are_refused(model, words):
+    with pytest.raises(UsageError, match=words):
+        Store(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+def test_moving_the_model_after_joining_is_noticed():
+    model = small_model()
+    store = Store(model, sgd(model))
+    model.double()
+    with pytest.raises(UsageError, match="moved or converted after joining"):
+        store.gather(torch.tensor([0]), [torch.empty(1)])
+
+
+def test_a_loaded_optimizer_state_is_taken_over():
+    model = small_model()
+    optimizer = sgd(model)
+    store = Store(model, optimizer, ("momentum_buffer",))
+    out = [torch.empty(store.layout.size) for _ in range(2)]
+    everything = torch.arange(store.layout.size)
+    step(model, optimizer, 0)
+    store.gather(everything, out)
+    checkpoint = copy.deepcopy(optimizer.state_dict())
+    saved = out[1].clone()
+    step(model, optimizer, 1)
+    optimizer.load_state_dict(checkpoint)
+    store.gather(everything, out)
+    assert torch.equal(out[1], saved)
+    store.scatter(torch.tensor([0]), [torch.zeros(1), torch.full((1,), 7.0)])
+    assert optimizer.state[model[0].weight]["momentum_buffer"].view(-1)[0] == 7.0
+
+
+def test_parameters_that_the_optimizer_does_not_own_have_no_state():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = sgd(model[1])
+    store = Store(model, optimizer, ("momentum_buffer",))
+    store.scatter(torch.arange(4), [torch.zeros(4), torch.ones(4)])
+    assert not optimizer.state
+    optimizer.state_dict()
+
+
+def test_wash_opt_refuses_optimizers_it_does_not_know():
+    with pytest.raises(UsageError, match="does not know the state of Adagrad"):
+        optimizer_slots(torch.optim.Adagrad(small_model().parameters()))
+    assert optimizer_slots(torch.optim.SGD(small_model().parameters(), lr=0.1)) == ()

@@ -1,0 +1,98 @@
+"""State transfer: whole blobs, early requests, damaged and unasked-for chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from washp2p.errors import ProtocolError
+from washp2p.frames import Chunk, Fetch, checksum, headers
+from washp2p.ledger import Kind
+from washp2p.transfer import CHUNK_BYTES, Transfer
+from washp2p.transports import listen
+
+RUN = b"run-name"
+
+
+@pytest.fixture
+def pair(memory_address):
+    transports = [listen(memory_address()) for _ in range(2)]
+    transports[0].connect(1, transports[1].endpoint)
+    transports[1].connect(0, transports[0].endpoint)
+    yield [(t, Transfer(t, RUN, me)) for me, t in enumerate(transports)]
+    for transport in transports:
+        transport.close()
+
+
+def pump(pair):
+    moved = True
+    while moved:
+        moved = False
+        for transport, transfer in pair:
+            while (message := transport.receive(0)) is not None:
+                moved = True
+                header = headers.decode(message.header)
+                if isinstance(header, Fetch):
+                    transfer.on_fetch(header)
+                else:
+                    transfer.on_chunk(header, message.buffers)
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES, CHUNK_BYTES + 1, 9 * CHUNK_BYTES + 12345])
+@pytest.mark.parametrize("offered_first", [True, False])
+def test_a_blob_arrives_whole_and_is_counted(pair, size, offered_first):
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    into = np.zeros_like(data)
+    (donor_wire, donor), (_, receiver) = pair
+    if offered_first:
+        donor.offer("start:param", data.data, Kind.STATE)
+    download = receiver.fetch(0, "start:param", into.data, kind=Kind.STATE)
+    pump(pair)
+    assert download.done is offered_first
+    donor.offer("start:param", data.data, Kind.STATE)
+    pump(pair)
+    assert download.done
+    np.testing.assert_array_equal(into, data)
+    count = donor_wire.ledger.total(Kind.STATE)
+    assert (count.payload, count.messages) == (size, -(-size // CHUNK_BYTES))
+    assert count.header < 64 * count.messages
+
+
+def test_a_part_of_a_blob(pair):
+    data = np.arange(256, dtype=np.uint8)
+    into = np.zeros(56, dtype=np.uint8)
+    pair[0][1].offer("final:param", data.data, Kind.AVERAGE)
+    pair[1][1].fetch(0, "final:param", into.data, kind=Kind.AVERAGE, offset=200)
+    pump(pair)
+    np.testing.assert_array_equal(into, data[200:])
+
+
+def test_damaged_and_unasked_for_chunks_change_nothing(pair):
+    into = np.zeros(8, dtype=np.uint8)
+    receiver = pair[1][1]
+    receiver.fetch(0, "start:param", into.data, kind=Kind.STATE)
+    good = memoryview(b"12345678")
+    for chunk, buffer, words in [
+        (Chunk(RUN, 0, "start:param", 0, b"wrong..."), good, "do not match their checksum"),
+        (Chunk(RUN, 0, "start:param", 0, checksum(good[:4])), good[:4], "nobody asked for"),
+        (Chunk(RUN, 0, "start:param", 4, checksum(good)), good, "nobody asked for"),
+        (Chunk(RUN, 0, "mean:param", 0, checksum(good)), good, "nobody asked for"),
+        (Chunk(RUN, 3, "start:param", 0, checksum(good)), good, "nobody asked for"),
+    ]:
+        with pytest.raises(ProtocolError, match=words):
+            receiver.on_chunk(chunk, (buffer,))
+    for buffers in ((), (good, good)):
+        with pytest.raises(ProtocolError, match="nobody asked for"):
+            receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, checksum(good)), buffers)
+    assert not into.any()
+
+
+def test_requests_beyond_a_blob_are_refused(pair):
+    donor = pair[0][1]
+    donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
+    for offset, length in [(0, 9), (8, 1), (0, CHUNK_BYTES + 1), (2**60, 1)]:
+        with pytest.raises(ProtocolError, match="expected at most"):
+            donor.on_fetch(Fetch(RUN, 1, "start:param", offset, length))
+    donor.withdraw("start:")
+    donor.on_fetch(Fetch(RUN, 1, "start:param", 0, 8))  # waits until it is offered again
+    assert pair[1][0].receive(0) is None

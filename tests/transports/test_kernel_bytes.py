@@ -1,0 +1,57 @@
+"""Our own count of bytes, against what the kernel's TCP says it sent."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from washp2p.ledger import Kind
+from washp2p.transports import listen
+
+BYTES_SENT = 200  # offset of tcpi_bytes_sent in struct tcp_info; tcpi_bytes_retrans follows
+
+
+def sent_by_kernel(port):
+    """Payload bytes that this process's connections to `port` have sent, each counted once."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                if connection.family != socket.AF_INET or connection.getpeername()[1] != port:
+                    continue
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:
+            continue
+        sent, again = struct.unpack_from("<QQ", info, BYTES_SENT)
+        total += sent - again
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: /proc and TCP_INFO")
+@pytest.mark.parametrize(("size", "parts", "tolerance"), [(100_000, 1, 0.05), (2_000, 2, 0.05)])
+def test_ledger_agrees_with_the_kernel(size, parts, tolerance):
+    sender, receiver = listen("tcp://127.0.0.1:*"), listen("tcp://127.0.0.1:*")
+    sender.connect(1, receiver.endpoint)
+    messages = 200
+    for _ in range(messages):
+        sender.send(1, Kind.EXCHANGE, b"h" * 28, [memoryview(b"x" * size)] * parts)
+    for _ in range(messages):
+        assert receiver.receive(10) is not None
+    port = int(receiver.endpoint.rpartition(":")[2])
+    wire = sent_by_kernel(port)
+    count = sender.ledger.total(Kind.EXCHANGE)
+    assert (count.payload, count.header) == (messages * parts * size, messages * 28)
+    # ZMTP frames: 2 bytes before a part of up to 255 bytes, 9 before a longer one.
+    zmtp = messages * (2 + 9 * parts)
+    counted = count.payload + count.header + zmtp
+    sender.close()
+    receiver.close()
+    assert counted <= wire <= (1 + tolerance) * counted
+    assert wire - counted < 500  # ZMTP's handshake

@@ -1,0 +1,99 @@
+"""Data sets: sizes, splits, orders; sets as small as a test can make them."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import workers.data
+from washp2p.config import RunConfig
+from washp2p.errors import UsageError
+from workers.data import load_data
+from workers.streams import Streams
+
+
+def labels_of(loader):
+    return torch.cat([labels for _, labels in loader])
+
+
+def test_digits_are_split_once_and_for_all_members(tmp_path):
+    config = RunConfig.resolve(n=2)
+    data = load_data(config, tmp_path, download=False)
+    assert (len(data.train), len(data.held_out), len(data.test)) == (1293, 144, 360)
+    assert (data.shape, data.classes) == ((1, 8, 8), 10)
+    again = load_data(config, tmp_path, download=False)
+    other = load_data(RunConfig.resolve(n=2, seed=1), tmp_path, download=False)
+    assert torch.equal(data.held_out.tensors[0], again.held_out.tensors[0])
+    assert not torch.equal(data.held_out.tensors[1], other.held_out.tensors[1])
+    assert torch.equal(data.test.tensors[1], other.test.tensors[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_see_the_same_images_in_orders_of_their_own(tmp_path):
+    data = load_data(RunConfig.resolve(n=2, train_limit=200), tmp_path, download=False)
+    orders = []
+    for member in (0, 1, 0):
+        batches = data.training_batches(20, Streams(5, member).loader)
+        orders.append([labels_of(batches), labels_of(batches)])
+    assert len(orders[0][0]) == 180
+    assert torch.equal(orders[0][0], orders[2][0])
+    assert torch.equal(orders[0][1], orders[2][1])
+    assert not torch.equal(orders[0][0], orders[1][0])
+    assert not torch.equal(orders[0][0], orders[0][1])
+    assert torch.equal(orders[0][0].sort()[0], orders[1][0].sort()[0])
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="fewer than a batch of 64"):
+        load_data(RunConfig.resolve(n=2, train_limit=60, batch_size=64), tmp_path, download=False)
+
+
+def write_idx(path, array):
+    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+def test_fashion_mnist_is_found_in_debians_package(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 300), ("t10k", 40)):
+        pixels = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(package / f"{part}-images-idx3-ubyte.gz", pixels)
+        write_idx(package / f"{part}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
+    config = RunConfig.resolve(n=2, data="fashion-mnist", train_limit=200)
+    monkeypatch.setattr(workers.data, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
+    with pytest.raises(UsageError, match=r"dataset-fashion-mnist .* --download"):
+        load_data(config, tmp_path / "data", download=False)
+    monkeypatch.setattr(workers.data, "DEBIAN_FASHION_MNIST", package)
+    data = load_data(config, tmp_path / "data", download=False)
+    assert (len(data.train), len(data.held_out), len(data.test)) == (196, 4, 40)
+    assert data.shape == (1, 28, 28)
+
+
+def test_an_image_folder(tmp_path):
+    for part in ("train", "val"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(6):
+                image = Image.new("RGB", (40, 30), (100 * number, 20 * k, 0))
+                image.save(tmp_path / part / name / f"{k}.png")
+    config = RunConfig.resolve(n=2, data="imagefolder", batch_size=4, model="resnet18")
+    data = load_data(config, tmp_path, download=False)
+    assert (len(data.train), len(data.held_out), len(data.test)) == (11, 1, 12)
+    assert (data.shape, data.classes) == ((3, 224, 224), 2)
+    images, labels = next(iter(data.training_batches(4, torch.Generator())))
+    assert images.shape == (4, 3, 224, 224)
+    assert set(labels.tolist()) <= {0, 1}
+    images, _ = next(iter(data.evaluation_batches(data.test)))
+    assert images.shape == (12, 3, 224, 224)
+    (tmp_path / "val" / "eel").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "val" / "eel" / "0.png")
+    with pytest.raises(UsageError, match="different classes"):
+        load_data(config, tmp_path, download=False)

@@ -1,0 +1,105 @@
+"""The `washp2p` command: run, simulate, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from washp2p import rundir
+from washp2p.commandline import Parser, report_errors
+from washp2p.config import RunConfig, add_options, config_from
+from washp2p.report import final_tables, links_table
+from workers.options import add_data_options, add_process_options
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = Parser(prog="washp2p", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train a population on this machine", prog="washp2p run")
+    simulate = commands.add_parser(
+        "simulate",
+        help="the same population in one process: the reference",
+        prog="washp2p simulate",
+    )
+    for command in (run, simulate):
+        add_options(command)
+        add_data_options(command)
+    add_process_options(run)
+    report = commands.add_parser(
+        "report", help="bytes and accuracy of a run", prog="washp2p report"
+    )
+    report.add_argument("run", type=Path, help="its run folder")
+    report.add_argument("--json", action="store_true", help="for programs")
+    with report_errors("washp2p"):
+        options = parser.parse_args(arguments)
+        return {"run": _run, "simulate": _simulate, "report": _report}[options.command](options)
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    folder: Path = options.run_dir or rundir.default()
+    return folder.resolve()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from washp2p.launch import Launch
+
+    config = config_from(options)
+    flags = [
+        f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
+        for field in fields(RunConfig)
+    ]
+    local = [f"--data-dir={options.data_dir}", f"--device={options.device}"]
+    if options.threads:
+        local.append(f"--threads={options.threads}")
+    if options.download:
+        local.append("--download")
+    return asyncio.run(Launch(config.n, flags, local, _folder(options)).run())
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    config = config_from(options)
+    folder = rundir.create(_folder(options))
+    from workers.data import load_data
+    from workers.simulate import simulate
+
+    console = Console(highlight=False)
+    data = load_data(config, options.data_dir, download=options.download)
+    console.print(f"simulating {config.n} members in one process, run folder {folder}")
+    summary = simulate(
+        config,
+        data,
+        folder,
+        on_epoch=lambda v: console.print(
+            f"member {v['member']}  epoch {v['epoch']}  loss {v['loss']:.4f}"
+        ),
+    )
+    for table in final_tables(summary):
+        console.print(table)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    summary = rundir.read_summary(options.run)
+    if options.json:
+        print(json.dumps(summary, indent=1))
+        return 0
+    console = Console(highlight=False)
+    for table in final_tables(summary):
+        console.print(table)
+    console.print(links_table(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What all command lines here share: one clear line and the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from washp2p.errors import INTERRUPTED, UsageError, WashError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UsageErrors; it takes no abbreviated flags."""
+
+    def __init__(self, *, prog: str, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print with the whole usage."""
+        raise UsageError(f"{message}; {self.prog} --help lists what is expected")
+
+
+@contextmanager
+def report_errors(program: str) -> Iterator[None]:
+    """Turn this project's errors and an interrupt into one line on stderr and an exit.
+
+    SIGTERM counts as an interrupt from here on. Raises SystemExit.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except WashError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

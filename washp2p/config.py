@@ -1,0 +1,139 @@
+"""A run's whole configuration: one frozen value, held by the coordinator, handed out at join.
+
+Validated once, here; whoever holds a RunConfig may rely on it. The command lines of the
+coordinator, `washp2p run` and `washp2p simulate` are made from its fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from washp2p.errors import UsageError
+from washp2p.rates import SCHEDULES
+
+if TYPE_CHECKING:
+    import argparse
+
+METHODS = ("wash", "wash-opt", "none")
+SMALLEST_P = 1e-15
+MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"p": 0.05, "lr": 0.07, "batch_size": 32, "holdout": 0.1},
+    "fashion-mnist": {"p": 0.01, "lr": 0.05, "batch_size": 32},
+    "cifar10": {"model": "resnet18", "epochs": 300, "p": 0.001},
+    "cifar100": {"model": "resnet18", "epochs": 300, "p": 0.001},
+    "imagefolder": {"model": "resnet50", "epochs": 90, "p": 0.05, "batch_size": 256},
+}
+"""What differs from the fields' own defaults, by data set. CIFAR and ImageNet are as in the paper.
+Training that is short needs a larger p (the paper's phase transition, figure 5a) and, for the small
+CNN without normalisation layers, gentler and more steps than the paper's recipe."""
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Every choice that all members share. Build it with `resolve`, which knows the presets."""
+
+    n: int = field(metadata={"help": "members of the population, at least 2", "choices": None})
+    method: str = _option("wash", "what members do with a round", METHODS)
+    p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
+    schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
+    data: str = _option("digits", "data set", tuple(PRESETS))
+    model: str = _option("cnn", "architecture", MODELS)
+    epochs: int = _option(12, "passes over the training data")
+    batch_size: int = _option(64, "images in a step")
+    lr: float = _option(0.1, "learning rate at the first step")
+    min_lr: float = _option(1e-4, "learning rate after the last step (cosine, by step)")
+    momentum: float = _option(0.9, "SGD momentum")
+    weight_decay: float = _option(1e-4, "weight decay")
+    holdout: float = _option(0.02, "share of the training data held out for GreedySoup")
+    train_limit: int = _option(0, "take the first K training images only; 0 takes all")
+    seed: int = _option(0, "seed of everything that is drawn in the run")
+
+    def __post_init__(self) -> None:
+        """Raise UsageError on the first value that cannot work."""
+        for name, known in (("method", METHODS), ("schedule", SCHEDULES), ("model", MODELS)):
+            _expect_known(name, getattr(self, name), known)
+        _expect_known("data", self.data, tuple(PRESETS))
+        if 0 < self.p < SMALLEST_P:
+            raise UsageError(f"--p is {self.p}; expected 0, or {SMALLEST_P} to 1")
+        for name, low, high in (
+            ("n", 2, 65535),
+            ("epochs", 1, 10**6),
+            ("batch_size", 1, 10**6),
+            ("train_limit", 0, 10**12),
+            ("seed", 0, 2**63 - 1),
+            ("p", 0.0, 1.0),
+            ("lr", 0.0, 1e6),
+            ("min_lr", 0.0, self.lr),
+            ("momentum", 0.0, 1.0),
+            ("weight_decay", 0.0, 1e6),
+            ("holdout", 0.0, 0.9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:  # also catches NaN
+                raise UsageError(f"--{_flag(name)} is {value}; expected {low} to {high}")
+
+    @classmethod
+    def resolve(cls, **given: Any) -> Self:
+        """A configuration from the values `given`, then the data set's preset, then defaults.
+
+        A value of None counts as not given. Raises UsageError.
+        """
+        chosen = {name: value for name, value in given.items() if value is not None}
+        data = chosen.get("data", "digits")
+        _expect_known("data", data, tuple(PRESETS))
+        return cls(**(PRESETS[data] | chosen))
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """What `to_wire` made. Raises UsageError if it is not a configuration of this version."""
+        try:
+            return cls(**wire)
+        except TypeError as error:
+            raise UsageError(f"not a configuration of this version: {error}") from None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values by field name."""
+        return asdict(self)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One flag for every field; what is not given is left to `RunConfig.resolve`."""
+    group = parser.add_argument_group("the run")
+    for option in fields(RunConfig):
+        required = option.name == "n"
+        presets = {k: v[option.name] for k, v in PRESETS.items() if option.name in v}
+        default = ", ".join(f"{value} for {key}" for key, value in presets.items())
+        if len(presets) < len(PRESETS) and not required:
+            default = f"{default}, else {option.default}" if default else str(option.default)
+        choices = option.metadata["choices"]
+        kind = {"int": int, "float": float, "str": str}[str(option.type)]
+        parser_type: dict[str, Any] = {"type": kind}
+        if choices:
+            parser_type["metavar"] = "{" + ",".join(choices) + "}"
+        group.add_argument(
+            f"--{_flag(option.name)}",
+            required=required,
+            help=option.metadata["help"] + ("" if required else f" (default: {default})"),
+            **parser_type,
+        )
+
+
+def config_from(options: argparse.Namespace) -> RunConfig:
+    """The configuration that parsed flags describe. Raises UsageError."""
+    return RunConfig.resolve(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _expect_known(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"--{_flag(name)} is {value!r}; expected one of {', '.join(known)}")

@@ -1,0 +1,185 @@
+"""The control plane's messages: pure values and their encoding, no sockets, no torch.
+
+One ordered channel between each worker and the coordinator. `Hello` and `Refuse` keep their number
+and form for ever, so that two versions can still tell each other why they do not fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from washp2p.records import Codec
+
+PROTOCOL = 1
+MESSAGE_LIMIT = 16 << 20
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Worker: I should like to join; this is what I am. Answered by Welcome or Refuse."""
+
+    protocol: int
+    derivation: int
+    version: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Coordinator: no, for this reason, which says what to do about it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """Coordinator: you are `member` of the run `name`; this is its whole configuration."""
+
+    member: int
+    run: bytes
+    name: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Worker: my model has this layout, my data plane listens here.
+
+    `rounds` is how many rounds I shall take part in, 0 if not known; `versions` is what I run on.
+    """
+
+    layout: list[Any]
+    endpoint: str
+    rounds: int
+    versions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewRoster:
+    """Coordinator: the members of an epoch, in order, each [member, endpoint, host]."""
+
+    epoch: int
+    peers: list[Any]
+
+
+@dataclass(frozen=True)
+class Synced:
+    """Worker: I hold the initial state."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Coordinator: the seeds of consecutive rounds from `first` on, 8 bytes each."""
+
+    epoch: int
+    roster: bytes
+    first: int
+    seeds: bytes
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Worker: I have finished this many rounds."""
+
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Worker: one line for metrics.jsonl."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Worker: what evaluation found, for summary.json."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Worker: I have all I need. I keep serving my peers until Finish."""
+
+    rounds: int
+    seconds: float
+    lost_values: int
+    theory: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Coordinator: all are finished, nobody needs you any longer. Answered by Accounts."""
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Worker: my ledger, now that no byte will be added to it. My last word."""
+
+    counts: list[Any]
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Worker: I go before the end, for this reason."""
+
+    reason: str
+    code: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Coordinator: the run ends here, for this reason; exit with `code`."""
+
+    reason: str
+    code: int
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Coordinator: nothing; sent so that a closed connection shows."""
+
+
+Message = (
+    Hello
+    | Refuse
+    | Welcome
+    | Attach
+    | NewRoster
+    | Synced
+    | Seeds
+    | Progress
+    | Metrics
+    | Result
+    | Finished
+    | Finish
+    | Accounts
+    | Leave
+    | Stop
+    | Ping
+)
+
+messages: Codec[Message] = Codec(
+    (
+        Hello,
+        Refuse,
+        Welcome,
+        Attach,
+        NewRoster,
+        Synced,
+        Seeds,
+        Progress,
+        Metrics,
+        Result,
+        Finished,
+        Finish,
+        Accounts,
+        Leave,
+        Stop,
+        Ping,
+    ),
+    limit=MESSAGE_LIMIT,
+)

@@ -1,0 +1,44 @@
+"""Every error this project raises on purpose.
+
+Rules: each message is one line that says what was wrong, what was got, what was expected and the
+remedy. `exit_code` is what a command line returns for it: 2 when the user's input is at fault,
+1 when the run failed. Nothing is caught or printed here.
+"""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+
+class WashError(Exception):
+    """Base of all errors of this project."""
+
+    exit_code = 1
+
+
+class UsageError(WashError, ValueError):
+    """The user's input cannot work: a flag, a path, an address, a model."""
+
+    exit_code = 2
+
+
+class JoinRefusedError(UsageError):
+    """The coordinator refused this worker; the message names both sides and the cure."""
+
+
+class UnreachableError(UsageError):
+    """Nobody answered at the coordinator's address within the stated wait."""
+
+
+class RunStoppedError(WashError):
+    """The run ended before this member was done; the message says who ended it and why.
+
+    `exit_code` is the coordinator's verdict: 2 where some member's input was at fault, else 1.
+    """
+
+    def __init__(self, reason: str, exit_code: int = 1) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+class ProtocolError(WashError):
+    """A message that is malformed, of another version, or not what the plan says."""

@@ -1,0 +1,92 @@
+"""The mean of the members, and how they compute it peer to peer.
+
+Each member reduces its own shard of everyone's state, then shares it, so that a member sends what
+a ring all-reduce would: 2 (N-1)/N of its state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.exchange import as_bytes
+from washp2p.ledger import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from washp2p.rounds import MemberId
+    from washp2p.transfer import Download, Transfer
+
+Sections = dict[str, torch.Tensor]
+
+
+def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The elementwise mean in the order given, accumulated in float64, in the tensors' dtype.
+
+    Integer and boolean tensors (counters, masks) take the maximum instead.
+    """
+    first = tensors[0]
+    if not first.is_floating_point():
+        result = first
+        for tensor in tensors[1:]:
+            result = torch.maximum(result, tensor)
+        return result.clone()
+    total = torch.zeros_like(first, dtype=torch.float64)
+    for tensor in tensors:
+        total += tensor
+    return (total / len(tensors)).to(first.dtype)
+
+
+def average_state(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of state dicts with the same keys, tensor by tensor, in the order given."""
+    return {name: mean([state[name] for state in states]) for name in states[0]}
+
+
+def average_peer_to_peer(
+    sections: Sections,
+    *,
+    transfer: Transfer,
+    members: Sequence[MemberId],
+    me: MemberId,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> Sections:
+    """The mean over `members` (in their order) of everyone's `sections`; collective.
+
+    `sections` are one-dimensional contiguous CPU tensors of equal names and sizes on all members;
+    they are served to peers from where they are and must stay unchanged until all are done.
+    Blocks through `wait_until`. The result is the caller's.
+    """
+    for name, vector in sections.items():
+        transfer.offer(f"final:{name}", as_bytes(vector), Kind.AVERAGE)
+    result = {name: torch.empty_like(vector) for name, vector in sections.items()}
+    for name, vector in sections.items():
+        bounds = [len(vector) * k // len(members) for k in range(len(members) + 1)]
+        own = members.index(me)
+        begin, end = bounds[own], bounds[own + 1]
+        item = vector.element_size()
+        parts = [
+            vector[begin:end] if m == me else torch.empty_like(vector[begin:end]) for m in members
+        ]
+        downloads = [
+            transfer.fetch(
+                m, f"final:{name}", as_bytes(part), kind=Kind.AVERAGE, offset=begin * item
+            )
+            for m, part in zip(members, parts, strict=True)
+            if m != me and end > begin
+        ]
+        wait_until(_all_done(downloads))
+        result[name][begin:end] = mean(parts)
+        transfer.offer(f"mean:{name}", as_bytes(result[name][begin:end]), Kind.AVERAGE)
+        downloads = [
+            transfer.fetch(m, f"mean:{name}", as_bytes(result[name][a:b]), kind=Kind.AVERAGE)
+            for m, a, b in zip(members, bounds, bounds[1:], strict=False)
+            if m != me and b > a
+        ]
+        wait_until(_all_done(downloads))
+    return result
+
+
+def _all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
+    return lambda: all(download.done for download in downloads)

@@ -1,0 +1,63 @@
+"""What a data-plane message looks like: pure encoding and validation, no sockets.
+
+A message is a record of at most 64 bytes, its header, and raw buffers; docs/protocol.md has every
+byte. The dtype of a buffer is not repeated: it is the slot's, in the layout all members agreed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from washp2p.records import Codec
+
+VERSION = 1
+HEADER_LIMIT = 64
+RUN_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Values of one round from one sender; one raw buffer for each slot follows.
+
+    `fingerprint` is the plan's: it differs if the two ends derived different plans.
+    """
+
+    run: bytes
+    sender: int
+    epoch: int
+    round: int
+    slots: int
+    fingerprint: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Asks for `length` bytes at `offset` of the blob `name`; no buffer follows."""
+
+    run: bytes
+    sender: int
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Answers a Fetch: one raw buffer follows, whose `checksum` this is."""
+
+    run: bytes
+    sender: int
+    name: str
+    offset: int
+    checksum: bytes
+
+
+Header = Frame | Fetch | Chunk
+
+headers: Codec[Header] = Codec((Frame, Fetch, Chunk), limit=HEADER_LIMIT, prefix=(VERSION,))
+
+
+def checksum(data: memoryview) -> bytes:
+    """BLAKE2b-64 of a chunk's buffer."""
+    return hashlib.blake2b(data, digest_size=8).digest()

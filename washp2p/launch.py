@@ -1,0 +1,139 @@
+"""`washp2p run`: a coordinator and its workers as processes of this machine.
+
+Starts `python -m coordinator` and `python -m workers` just as a user would on separate hosts, and
+sees to it that none of them outlives the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio import subprocess
+from typing import TYPE_CHECKING
+
+from washp2p.errors import INTERRUPTED, RunStoppedError
+from washp2p.rundir import create
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Sequence
+    from pathlib import Path
+
+END_SECONDS = 1.5
+"""How long processes may take to end by themselves once one has failed or we are interrupted."""
+
+
+class Launch:
+    """One population on this machine; `coordinator` and `worker` are flags for each program."""
+
+    def __init__(
+        self, n: int, coordinator: Sequence[str], worker: Sequence[str], folder: Path
+    ) -> None:
+        self._n = n
+        self._coordinator_flags = coordinator
+        self._worker_flags = worker
+        self._folder = folder
+        self._processes: list[Process] = []
+
+    async def run(self) -> int:
+        """Run the population to its end; return the coordinator's exit code.
+
+        The workers' output goes to log files in the run folder. Raises UsageError if that holds a
+        run already, RunStoppedError if a worker fails before the coordinator can tell why.
+        """
+        create(self._folder)
+        interrupted = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+        try:
+            coordinator, address = await self._start_coordinator()
+            workers = await self._start_workers(address) if address else {}
+            return await self._watch(coordinator, workers, interrupted)
+        finally:
+            await self._end()
+
+    async def _start_coordinator(self) -> tuple[Process, str]:
+        """The coordinator and its address; no address if it could not listen."""
+        ready, ready_fd = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "coordinator",
+            *self._coordinator_flags,
+            "--bind=tcp://127.0.0.1:*",
+            f"--run-dir={self._folder}",
+            f"--ready-fd={ready_fd}",
+            pass_fds=(ready_fd,),
+        )
+        self._processes.append(process)
+        os.close(ready_fd)
+        with os.fdopen(ready) as pipe:
+            return process, (await asyncio.to_thread(pipe.readline)).strip()
+
+    async def _start_workers(self, address: str) -> dict[Process, Path]:
+        threads = max(1, (os.cpu_count() or 1) // self._n)
+        logs = self._folder / "log"
+        logs.mkdir(exist_ok=True)
+        workers = {}
+        for number in range(self._n):
+            log = logs / f"process-{number}.txt"
+            with log.open("wb") as output:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "workers",
+                    f"--coordinator={address}",
+                    f"--run-dir={self._folder}",
+                    f"--threads={threads}",
+                    *self._worker_flags,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                )
+            self._processes.append(process)
+            workers[process] = log
+        return workers
+
+    async def _watch(
+        self, coordinator: Process, workers: dict[Process, Path], interrupted: asyncio.Event
+    ) -> int:
+        end = asyncio.create_task(coordinator.wait())
+        stop = asyncio.create_task(interrupted.wait())
+        working = {asyncio.create_task(worker.wait()): log for worker, log in workers.items()}
+        while not end.done():
+            await asyncio.wait({end, stop, *working}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
+                return INTERRUPTED
+            for worker in [task for task in working if task.done()]:
+                log = working.pop(worker)
+                if worker.result():
+                    return await self._explain(worker.result(), log, end)
+        stop.cancel()
+        if working and end.result() == 0:
+            await asyncio.wait(working, timeout=END_SECONDS)
+        return end.result()
+
+    @staticmethod
+    async def _explain(code: int, log: Path, end: asyncio.Task[int]) -> int:
+        """A worker ended badly: leave the last word to the coordinator, if it has one."""
+        done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
+        if done:
+            return end.result()
+        lines = log.read_text(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"worker: ended with code {code}"
+        raise RunStoppedError(f"{last} (log: {log})", code if code > 0 else 1)
+
+    async def _end(self) -> None:
+        """Leave no process behind: ask, then insist."""
+        running = [process for process in self._processes if process.returncode is None]
+        for process in running:
+            process.terminate()
+        if running:
+            waits = [asyncio.create_task(process.wait()) for process in running]
+            await asyncio.wait(waits, timeout=END_SECONDS)
+        for process in running:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()

@@ -1,0 +1,142 @@
+"""The layout: the fixed flat order of all trainable parameters, and the slots that follow it.
+
+Pure description, no tensors: `store.py` makes a layout from a model, a member sends it when it
+attaches, the coordinator compares. Two members whose layouts differ never exchange a value.
+
+Every parameter begins at a multiple of 64 bytes of its slot, so that a view into the flat vector
+is aligned just as a tensor of its own would be (kernels, and so results, may depend on it). The
+padding belongs to no parameter and is never selected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+ALIGNMENT_BYTES = 64
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One trainable parameter.
+
+    `offset` is the index of its first value in the flat vector; its `size` values follow in
+    memory order, which `stride` tells (channels_last and contiguous models differ there).
+    `layer` counts the modules that own trainable parameters directly, in registration order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    layer: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of scalars."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A vector laid out like the parameters: `param`, or a state tensor of the optimizer."""
+
+    name: str
+    dtype: str
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one value."""
+        return ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Entries in flat order, and the slots that are exchanged; `slots[0]` is `param`."""
+
+    entries: tuple[Entry, ...]
+    slots: tuple[Slot, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the flat vector, padding included."""
+        last = self.entries[-1]
+        return last.offset + last.size
+
+    @cached_property
+    def values(self) -> int:
+        """d: the number of trainable scalars, padding excluded."""
+        return sum(entry.size for entry in self.entries)
+
+    @cached_property
+    def layers(self) -> int:
+        """L: the number of layers."""
+        return 1 + max(entry.layer for entry in self.entries)
+
+    @cached_property
+    def scalar_bytes(self) -> int:
+        """Bytes that one selected scalar costs, over all slots."""
+        return sum(slot.item_bytes for slot in self.slots)
+
+    def to_wire(self) -> list[Any]:
+        """Plain lists for msgpack."""
+        return [
+            [[e.name, list(e.shape), list(e.stride), e.layer, e.offset] for e in self.entries],
+            [[s.name, s.dtype] for s in self.slots],
+        ]
+
+    @classmethod
+    def from_wire(cls, wire: Any) -> Layout:
+        """Inverse of `to_wire`. Raises ValueError on anything that is not a layout."""
+        try:
+            entries, slots = wire
+            layout = cls(
+                tuple(
+                    Entry(
+                        name=str(name),
+                        shape=tuple(map(int, shape)),
+                        stride=tuple(map(int, stride)),
+                        layer=int(layer),
+                        offset=int(offset),
+                    )
+                    for name, shape, stride, layer, offset in entries
+                ),
+                tuple(Slot(name=str(name), dtype=str(dtype)) for name, dtype in slots),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a layout: {error}") from None
+        if not layout.entries or not layout.slots or layout.slots[0].name != "param":
+            raise ValueError("not a layout: no parameters or no 'param' slot")
+        if any(slot.dtype not in ITEM_BYTES for slot in layout.slots):
+            raise ValueError(f"not a layout: dtypes must be among {', '.join(ITEM_BYTES)}")
+        if any(a.offset + a.size > b.offset for a, b in pairwise(layout.entries)):
+            raise ValueError("not a layout: parameters overlap")
+        return layout
+
+    def difference(self, other: Layout) -> str:
+        """The first thing in which two layouts differ, in words; empty if nothing does."""
+        if self.slots != other.slots:
+            mine, theirs = (
+                ", ".join(f"{s.name} {s.dtype}" for s in layout.slots) for layout in (self, other)
+            )
+            return f"slots [{mine}] against [{theirs}]"
+        for a, b in zip(self.entries, other.entries, strict=False):
+            if a != b:
+                return f"{_describe(a)} against {_describe(b)}"
+        if len(self.entries) != len(other.entries):
+            return f"{len(self.entries)} parameters against {len(other.entries)}"
+        return ""
+
+
+def _describe(entry: Entry) -> str:
+    return f"{entry.name}{list(entry.shape)} (stride {list(entry.stride)}, layer {entry.layer})"
+
+
+def aligned(offset: int, item_bytes: int) -> int:
+    """The first index at or after `offset` that begins a 64-byte line."""
+    step = ALIGNMENT_BYTES // item_bytes
+    return -(-offset // step) * step

@@ -1,0 +1,65 @@
+"""The ledger: every byte a member puts on its data plane, by peer and by kind.
+
+Transports count here and nowhere else; reports, assertions and tests read it. Payload is values,
+header is this project's own framing around them; what ZeroMQ and TCP add is not in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from washp2p.rounds import MemberId
+
+
+class Kind(StrEnum):
+    """What a message is for."""
+
+    EXCHANGE = "exchange"
+    STATE = "state transfer"
+    AVERAGE = "final average"
+
+
+@dataclass
+class Count:
+    """Bytes and messages sent to one peer for one purpose; `expected` payload is the plan's."""
+
+    payload: int = 0
+    header: int = 0
+    messages: int = 0
+    expected: int = 0
+
+
+class Ledger:
+    """What one member has sent. Not locked: one thread sends."""
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[tuple[MemberId, Kind], Count] = defaultdict(Count)
+
+    def sent(self, peer: MemberId, kind: Kind, header: int, payload: int) -> None:
+        """Count one message of `header` + `payload` bytes."""
+        count = self.counts[peer, kind]
+        count.header += header
+        count.payload += payload
+        count.messages += 1
+
+    def expect(self, peer: MemberId, payload: int) -> None:
+        """Add what the plan says this member will send to `peer` in an exchange."""
+        self.counts[peer, Kind.EXCHANGE].expected += payload
+
+    def total(self, kind: Kind) -> Count:
+        """The sum over peers."""
+        counts = [count for (_, k), count in self.counts.items() if k is kind]
+        return Count(
+            *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
+        )
+
+    def to_wire(self) -> list[dict[str, Any]]:
+        """One row a peer and kind, plain values, ordered."""
+        return [
+            {"peer": peer, "kind": kind.value, **vars(count)}
+            for (peer, kind), count in sorted(self.counts.items())
+        ]

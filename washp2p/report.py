@@ -1,0 +1,160 @@
+"""What a finished run has to say: accuracies, and bytes against plan, theory and PAPA.
+
+Reads summary.json, returns tables; torch-free, so that the coordinator can print them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Summary = dict[str, Any]
+SHORTFALL = 2.0
+"""Points by which the averaged model may miss the ensemble before the report says so."""
+
+
+def accuracy_table(summary: Summary) -> Table | None:
+    """The papers' columns; None if nothing was evaluated."""
+    accuracy = summary["accuracy"]
+    if accuracy["averaged"] is None:
+        return None
+    members = accuracy["members"]
+    table = _table("test accuracy", "model", "%")
+    for row, value in zip(summary["bytes"], members, strict=True):
+        table.add_row(f"member {row['member']}", f"{value:.2f}")
+    table.add_section()
+    table.add_row("mean member", f"{sum(members) / len(members):.2f}")
+    table.add_row("best member", f"{max(members):.2f}")
+    table.add_row("worst member", f"{min(members):.2f}")
+    table.add_section()
+    for name, key in (
+        ("Ensemble", "ensemble"),
+        ("Averaged", "averaged"),
+        ("GreedySoup", "greedy_soup"),
+    ):
+        table.add_row(f"[bold]{name}", f"[bold]{accuracy[key]:.2f}")
+    return table
+
+
+def warning(summary: Summary) -> str:
+    """What to do if the averaged model is no substitute for the ensemble; empty if it is one."""
+    accuracy = summary["accuracy"]
+    if accuracy["averaged"] is None or accuracy["ensemble"] - accuracy["averaged"] <= SHORTFALL:
+        return ""
+    gap = accuracy["ensemble"] - accuracy["averaged"]
+    remedy = (
+        "separately trained members do not average: use --method wash"
+        if summary["method"] == "none"
+        else "shuffle more: raise --p (about tenfold crosses the phase transition), or train longer"
+    )
+    return f"the averaged model is {gap:.1f} points short of the ensemble; {remedy}"
+
+
+def bytes_table(summary: Summary) -> Table:
+    """Bytes sent by each worker in its exchanges, against plan and theory.
+
+    `other` is state transfer and final average, headers included.
+    """
+    table = _table(
+        "bytes sent per worker",
+        "member",
+        "payload",
+        "plan",
+        "theory",
+        "header",
+        "messages",
+        "other",
+        "control",
+    )
+    for row in summary["bytes"]:
+        other = sum(
+            link["payload"] + link["header"] for link in row["links"] if link["kind"] != "exchange"
+        )
+        table.add_row(
+            str(row["member"]),
+            *map(_size, (row["payload"], row["expected_payload"], row["theory"], row["header"])),
+            f"{row['messages']:,}",
+            *map(_size, (other, row["control"])),
+        )
+    return table
+
+
+def comparison(summary: Summary) -> str:
+    """What PAPA would have sent instead, and how the measured payload compares."""
+    row = summary["bytes"][0]
+    sent = sum(r["payload"] for r in summary["bytes"]) / len(summary["bytes"])
+    text = (
+        f"PAPA (all {summary['parameters']:,} parameters every 10 steps) would have sent "
+        f"{_size(row['papa'])} per worker, {_size(row['papa_all_reduce'])} as a ring all-reduce"
+    )
+    if not sent:
+        return text
+    return (
+        f"theory is (N-1)/N * sum p_l d_l for this model's layers; {sent / row['theory']:.3f} of "
+        f"it was sent. By the paper's rule for equal layers it would be {_size(row['paper'])}. "
+        f"{text}: {row['papa'] / sent:.1f} and {row['papa_all_reduce'] / sent:.1f} times as much"
+    )
+
+
+def links_table(summary: Summary) -> Table:
+    """Bytes by worker, peer and kind."""
+    table = _table(
+        "bytes by peer and kind",
+        "from",
+        "to",
+        "kind",
+        "payload",
+        "plan",
+        "header",
+        "messages",
+    )
+    for row in summary["bytes"]:
+        for link in row["links"]:
+            table.add_row(
+                str(row["member"]),
+                str(link["peer"]),
+                link["kind"],
+                f"{link['payload']:,}",
+                f"{link['expected']:,}" if link["kind"] == "exchange" else "",
+                f"{link['header']:,}",
+                f"{link['messages']:,}",
+            )
+        table.add_section()
+    return table
+
+
+def final_tables(summary: Summary) -> Iterator[Table | str]:
+    """What a run ends with."""
+    table = accuracy_table(summary)
+    if table is not None:
+        yield table
+    yield bytes_table(summary)
+    yield comparison(summary)
+    seconds = f"{summary['rounds']} rounds in {summary['seconds']:.1f} s"
+    yield f"{seconds} ({summary['rounds_per_second']:.1f} rounds/s)"
+    if text := warning(summary):
+        yield f"[yellow]warning: {text}"
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _size(count: float) -> str:
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.4g} {unit}"
+        value /= 1000
+    return f"{value:.4g} TB"

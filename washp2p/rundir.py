@@ -1,0 +1,99 @@
+"""The run folder: what lies where, and writing it so that a reader never sees half a file.
+
+config.json, metrics.jsonl, summary.json, averaged.safetensors, members/<id>.safetensors, and
+log/<id>.msgpack (the run log). Others rely on these names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from washp2p.errors import UsageError
+
+CONFIG, METRICS, SUMMARY, AVERAGED = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "averaged.safetensors",
+)
+
+
+def member_file(folder: Path, member: int) -> Path:
+    """Where a member's final model goes."""
+    return folder / "members" / f"{member}.safetensors"
+
+
+def log_file(folder: Path, member: int) -> Path:
+    """Where a member's run log goes."""
+    return folder / "log" / f"{member}.msgpack"
+
+
+def check_name(name: str) -> str:
+    """A run's name, if it is safe as a folder's. Raises UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(
+            f"run name {name!r:.80}; expected 1 to 64 letters, digits, '.', '_' or '-'"
+        )
+    return name
+
+
+def default() -> Path:
+    """The folder of a run that was given none: runs/<timestamp>."""
+    return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def create(folder: Path) -> Path:
+    """Make a run folder that holds no run yet. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another --run-dir"
+        ) from None
+    if (folder / CONFIG).exists():
+        state = "a run" if (folder / SUMMARY).exists() else "a run that has not finished"
+        raise UsageError(f"{folder} already holds {state}; choose another --run-dir or remove it")
+    return folder
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` as JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all. Raises UsageError if it cannot be written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; make room or choose another --run-dir"
+        ) from None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UsageError if there is none."""
+    path = folder / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        state = "did not finish" if (folder / CONFIG).exists() else "is not a run folder"
+        raise UsageError(
+            f"{folder} {state}: no {SUMMARY}; expected the --run-dir of a finished run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    if not {"accuracy", "bytes", "rounds", "parameters"} <= set(summary):
+        raise UsageError(f"{path} is not a summary of this version; expected a run of this version")
+    return summary

@@ -1,0 +1,68 @@
+"""The run log: which values a member applied, and before which of its own steps.
+
+With the seeds it is all that a replay needs. A record is written after its values were applied and
+before the member's next gather, straight to the kernel: what a member passed on is always explained
+by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
+[own step, epoch, round, senders applied, senders lost].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgpack
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from washp2p.rounds import MemberId
+
+
+class Record(NamedTuple):
+    """One application: before own step `step` + 1, the values of `round` from these senders."""
+
+    step: int
+    epoch: int
+    round: int
+    applied: tuple[MemberId, ...]
+    lost: tuple[MemberId, ...]
+
+
+class RunLog:
+    """Appends records to a file. Each `append` is one unbuffered write."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin the file at `path`. Raises UsageError if it cannot be written."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}: {error.strerror}; choose another --run-dir"
+            ) from None
+
+    def append(
+        self,
+        *,
+        step: int,
+        epoch: int,
+        round_number: int,
+        applied: Sequence[MemberId],
+        lost: Sequence[MemberId] = (),
+    ) -> None:
+        """Write one record."""
+        self._file.write(msgpack.packb((step, epoch, round_number, tuple(applied), tuple(lost))))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(path: Path) -> Iterator[Record]:
+    """Records in the order they were written; a last one cut short by a kill is left out."""
+    with path.open("rb") as file:
+        for step, epoch, round_number, applied, lost in msgpack.Unpacker(file):
+            yield Record(step, epoch, round_number, tuple(applied), tuple(lost))

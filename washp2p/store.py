@@ -1,0 +1,241 @@
+"""The store: the only place that touches a member's model and optimizer.
+
+At attach every trainable parameter becomes a view into one flat vector, in the layout's order, so
+that a round is one gather and one scatter whatever the number of parameters. Values, dtypes,
+strides and the identity of the `Parameter` objects stay as they were; nothing is copied twice.
+Optimizer state follows when it first exists. No sockets, no plans.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.errors import UsageError
+from washp2p.layout import ITEM_BYTES, Entry, Layout, Slot, aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PARAM = "param"
+
+
+def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The state tensors that WASH+Opt shuffles along with the parameters.
+
+    SGD: `momentum_buffer` (none without momentum); Adam and AdamW: `exp_avg`, `exp_avg_sq`, and
+    `max_exp_avg_sq` under AMSGrad. Raises UsageError for other optimizers.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return ("momentum_buffer",) if any(g["momentum"] for g in optimizer.param_groups) else ()
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
+        return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
+    raise UsageError(
+        f"wash-opt does not know the state of {type(optimizer).__name__}; expected SGD, Adam or "
+        "AdamW: use one of these, or --method wash, which shuffles parameters alone"
+    )
+
+
+class Store:
+    """Flat access to a model's trainable parameters, its optimizer state and its buffers.
+
+    `slots` names the optimizer state to exchange besides the parameters.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, slots: Sequence[str] = ()
+    ) -> None:
+        """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
+        self._model = model
+        self._optimizer = optimizer
+        self._parameters, entries, dtype = _enumerate(model)
+        self.layout = Layout(
+            tuple(entries),
+            (Slot(name=PARAM, dtype=dtype), *(Slot(name=s, dtype=dtype) for s in slots)),
+        )
+        self._flat = {PARAM: self._flatten_parameters()}
+        self._ends = torch.tensor([e.offset + e.size for e in entries])
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned}
+        self._missing = set(self._stateful) if slots else set()
+        for slot in self.layout.slots[1:]:
+            self._flat[slot.name] = torch.zeros_like(self._flat[PARAM])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flat vectors live."""
+        return self._flat[PARAM].device
+
+    def gather(self, indices: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
+        """Write the values at `indices` (int64, on `device`) of slot k into `out[k]`.
+
+        `out[k]` has as many values as `indices`, the slot's dtype, and belongs to the caller.
+        State that does not exist yet reads as zeros. Raises UsageError if the model's parameters
+        are no longer the ones that were attached.
+        """
+        self._check_views()
+        self._adopt_state()
+        for slot, values in zip(self._flat.values(), out, strict=True):
+            torch.index_select(slot, 0, indices, out=values)
+
+    def scatter(self, indices: torch.Tensor, values: Sequence[torch.Tensor]) -> None:
+        """Assign `values[k]` to slot k at `indices`; state that did not exist is created."""
+        for slot, new in zip(self._flat.values(), values, strict=True):
+            slot.index_copy_(0, indices, new)
+        if self._missing and len(indices):
+            hit = torch.searchsorted(self._ends, indices.cpu(), right=True).unique().tolist()
+            for number in self._missing.intersection(hit):
+                self._create_state(number)
+
+    def sections(self) -> dict[str, torch.Tensor]:
+        """Everything that is a member's model, as one-dimensional contiguous CPU tensors.
+
+        `param` is the flat vector itself, padding included (a copy where it is not on the CPU);
+        `buffer:<dtype>` holds, concatenated in state-dict order, what the state dict has besides
+        the trainable parameters: buffers and frozen parameters.
+        """
+        sections = {PARAM: self._flat[PARAM].detach().cpu()}
+        for dtype, tensors in self._buffers().items():
+            joined = torch.cat([tensor.detach().reshape(-1).cpu() for tensor in tensors])
+            sections[f"buffer:{dtype}"] = joined
+        return sections
+
+    @torch.no_grad()
+    def load_sections(self, sections: dict[str, torch.Tensor]) -> None:
+        """Overwrite the model with what `sections` of an equal model returned."""
+        flat = self._flat[PARAM]
+        if sections[PARAM].data_ptr() != flat.data_ptr():
+            flat.copy_(sections[PARAM])
+        for dtype, tensors in self._buffers().items():
+            parts = sections[f"buffer:{dtype}"].split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def state_dict(self, sections: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state dict of the model that `sections` describes: fresh contiguous CPU tensors."""
+        state = {}
+        flat = sections[PARAM]
+        places = {id(p): e for p, e in zip(self._parameters, self.layout.entries, strict=True)}
+        rest = {
+            id(tensor): part.view(tensor.shape)
+            for dtype, tensors in self._buffers().items()
+            for tensor, part in zip(
+                tensors,
+                sections[f"buffer:{dtype}"].split([tensor.numel() for tensor in tensors]),
+                strict=True,
+            )
+        }
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            entry = places.get(id(tensor))
+            value = rest[id(tensor)] if entry is None else _view(flat, entry)
+            state[name] = value.clone(memory_format=torch.contiguous_format)
+        return state
+
+    def _flatten_parameters(self) -> torch.Tensor:
+        first = self._parameters[0]
+        flat = torch.zeros(self.layout.size, dtype=first.dtype, device=first.device)
+        for parameter, entry in zip(self._parameters, self.layout.entries, strict=True):
+            view = _view(flat, entry)
+            view.copy_(parameter.detach())
+            parameter.data = view
+        return flat
+
+    def _buffers(self) -> dict[str, list[torch.Tensor]]:
+        """State-dict tensors that are not trainable parameters, once each, by dtype."""
+        own = {id(parameter) for parameter in self._parameters}
+        groups: dict[str, list[torch.Tensor]] = {}
+        for tensor in self._model.state_dict(keep_vars=True).values():
+            if id(tensor) not in own:
+                own.add(id(tensor))
+                groups.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(tensor)
+        return groups
+
+    def _check_views(self) -> None:
+        """Notice whoever moved or replaced what was attached: one look at one parameter."""
+        parameter, entry = self._parameters[-1], self.layout.entries[-1]
+        if parameter.data_ptr() != _view(self._flat[PARAM], entry).data_ptr():
+            raise UsageError(
+                "the model's parameters were moved or converted after joining; do .to(), .half() "
+                "and the like before"
+            )
+        for slot in self.layout.slots[1:]:
+            state = self._optimizer.state.get(parameter, {}).get(slot.name)
+            if (
+                state is not None
+                and state.data_ptr() != _view(self._flat[slot.name], entry).data_ptr()
+            ):
+                self._missing = set(self._stateful)  # optimizer.load_state_dict made new tensors
+
+    def _adopt_state(self) -> None:
+        """Turn state that the optimizer has made since last time into views, values kept."""
+        for number in tuple(self._missing):
+            parameter, entry = self._parameters[number], self.layout.entries[number]
+            state = self._optimizer.state.get(parameter)
+            if not state or any(state.get(s.name) is None for s in self.layout.slots[1:]):
+                continue
+            for slot in self.layout.slots[1:]:
+                view = _view(self._flat[slot.name], entry)
+                view.copy_(state[slot.name])
+                state[slot.name] = view
+            self._missing.remove(number)
+
+    def _create_state(self, number: int) -> None:
+        parameter, entry = self._parameters[number], self.layout.entries[number]
+        state = self._optimizer.state[parameter]
+        if not isinstance(self._optimizer, torch.optim.SGD):  # Adam counts its steps
+            state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        for slot in self.layout.slots[1:]:
+            state[slot.name] = _view(self._flat[slot.name], entry)
+        self._missing.remove(number)
+
+
+def _view(flat: torch.Tensor, entry: Entry) -> torch.Tensor:
+    return flat.as_strided(entry.shape, entry.stride, flat.storage_offset() + entry.offset)
+
+
+def _enumerate(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
+    """Trainable parameters in flat order, each once, and where each one lies."""
+    parameters: list[torch.nn.Parameter] = []
+    entries: list[Entry] = []
+    seen: set[int] = set()
+    offset = layer = 0
+    dtype, device = "", torch.device("cpu")
+    for prefix, module in model.named_modules():
+        own = [
+            (f"{prefix}.{name}".removeprefix("."), parameter)
+            for name, parameter in module.named_parameters(recurse=False)
+            if parameter.requires_grad and id(parameter) not in seen
+        ]
+        for name, parameter in own:
+            seen.add(id(parameter))
+            kind = str(parameter.dtype).removeprefix("torch.")
+            if not parameters:
+                dtype, device = kind, parameter.device
+            if kind not in ITEM_BYTES:
+                raise UsageError(
+                    f"parameter {name} is {kind}; expected one of {', '.join(ITEM_BYTES)}: "
+                    "convert or freeze it"
+                )
+            if (kind, parameter.device) != (dtype, device):
+                raise UsageError(
+                    f"parameter {name} is {kind} on {parameter.device}, others are {dtype} on "
+                    f"{device}; expected one dtype and one device: convert the model before joining"
+                )
+            offset = aligned(offset, ITEM_BYTES[kind])
+            dense = torch.empty_like(parameter, device="meta")
+            entry = Entry(
+                name=name,
+                shape=tuple(parameter.shape),
+                stride=tuple(dense.stride()),
+                layer=layer,
+                offset=offset,
+            )
+            parameters.append(parameter)
+            entries.append(entry)
+            offset += entry.size
+        layer += bool(own)
+    if not parameters:
+        raise UsageError("the model has no trainable parameter; expected at least one")
+    return parameters, entries, dtype

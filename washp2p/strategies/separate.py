@@ -1,0 +1,28 @@
+"""`none`: separate training, the papers' Baseline. The same code path, nothing exchanged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from washp2p.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from washp2p.layout import Layout
+
+
+class Separate(Strategy):
+    """Members start together, train apart and are averaged at the end."""
+
+    def prepare(self, layout: Layout, n: int, position: int) -> None:
+        """See Strategy."""
+
+    def plan(self, seed: int) -> None:
+        """See Strategy: never anything to exchange."""
+
+    def expected_payload(self, layout: Layout, n: int) -> float:
+        """See Strategy."""
+        return 0.0
+
+    def paper_payload(self, layout: Layout) -> float:
+        """See Strategy."""
+        return 0.0

@@ -1,0 +1,38 @@
+"""Transports: how messages move between members. One module each; `listen` picks by scheme.
+
+May import errors, rounds and the ledger; never plans or strategies.
+"""
+
+from __future__ import annotations
+
+from washp2p.errors import UsageError
+from washp2p.transports.base import Buffer, Message, Transport
+from washp2p.transports.memory import MemoryTransport
+from washp2p.transports.zeromq import ZeromqTransport
+
+__all__ = [
+    "SCHEMES",
+    "Buffer",
+    "MemoryTransport",
+    "Message",
+    "Transport",
+    "ZeromqTransport",
+    "listen",
+]
+
+SCHEMES: dict[str, type[MemoryTransport | ZeromqTransport]] = {
+    "tcp": ZeromqTransport,
+    "ipc": ZeromqTransport,
+    "memory": MemoryTransport,
+}
+
+
+def listen(address: str) -> Transport:
+    """A transport that listens at `address`. Raises UsageError for an unknown scheme or address."""
+    scheme = address.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"{address!r} has no known transport; expected one of "
+            + ", ".join(f"{known}://" for known in SCHEMES)
+        )
+    return SCHEMES[scheme](address)

@@ -1,0 +1,73 @@
+"""The contract that every transport keeps; tests/transports/conformance checks it.
+
+A transport moves whole messages between members and counts what it sends. It knows nothing of
+plans, strategies or models: a message is a header and raw buffers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.ledger import Kind, Ledger
+    from washp2p.rounds import MemberId
+
+Buffer = memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One received message. Its buffers belong to the receiver until it lets go of them."""
+
+    header: memoryview
+    buffers: tuple[Buffer, ...]
+
+
+class Transport(ABC):
+    """Point-to-point messages among members.
+
+    Messages from one member to another arrive whole, once and in order. All methods but
+    `interrupt` belong to one thread.
+    """
+
+    endpoint: str
+    """The address at which peers reach this member."""
+
+    ledger: Ledger
+    """Counts every message handed to `send`."""
+
+    @abstractmethod
+    def connect(self, peer: MemberId, endpoint: str) -> None:
+        """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
+
+        Raises UsageError if `endpoint` is not an address of this transport.
+        """
+
+    @abstractmethod
+    def send(self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer]) -> None:
+        """Queue one message for `peer`. Does not block; `buffers` may be reused on return."""
+
+    @abstractmethod
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """The next message from anyone, waiting at most `timeout` seconds (None: for ever).
+
+        Returns None when the time is up or `interrupt` was called.
+        """
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Make a `receive` that waits now, or the next one, return None early.
+
+        For one other thread.
+        """
+
+    @abstractmethod
+    def close(self, linger: float = 0.0) -> None:
+        """Stop receiving, give queued messages at most `linger` seconds to leave, free all.
+
+        Harmless when called twice.
+        """

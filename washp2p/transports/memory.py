@@ -1,0 +1,68 @@
+"""`memory://NAME`: members of one process, for tests of what lies above a transport."""
+
+from __future__ import annotations
+
+from queue import Empty, SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+from washp2p.ledger import Ledger
+from washp2p.transports.base import Buffer, Message, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.ledger import Kind
+    from washp2p.rounds import MemberId
+
+_Inbox = SimpleQueue[Message | None]
+
+
+class MemoryTransport(Transport):
+    """Queues in this process, found by name."""
+
+    _inboxes: dict[str, _Inbox] = {}  # noqa: RUF012 - the "network" all members of a process share
+    _lock = Lock()
+
+    def __init__(self, endpoint: str) -> None:
+        """Take the name `endpoint` (`memory://NAME`). Raises UsageError if it is in use."""
+        self.endpoint = endpoint
+        self.ledger = Ledger()
+        self._inbox: _Inbox = SimpleQueue()
+        self._peers: dict[MemberId, str] = {}
+        with self._lock:
+            if endpoint in self._inboxes:
+                raise UsageError(f"{endpoint} is in use; choose another name")
+            self._inboxes[endpoint] = self._inbox
+
+    def connect(self, peer: MemberId, endpoint: str) -> None:
+        """See Transport."""
+        if not endpoint.startswith("memory://"):
+            raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
+        self._peers[peer] = endpoint
+
+    def send(self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer]) -> None:
+        """See Transport. A message to a peer that is not there is lost, as on a network."""
+        copies = tuple(memoryview(bytes(buffer)) for buffer in buffers)
+        inbox = self._inboxes.get(self._peers[peer])
+        if inbox is not None:
+            inbox.put(Message(memoryview(header), copies))
+        self.ledger.sent(peer, kind, len(header), sum(len(copy) for copy in copies))
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """See Transport."""
+        try:
+            return self._inbox.get(timeout=timeout)
+        except Empty:
+            return None
+
+    def interrupt(self) -> None:
+        """See Transport."""
+        self._inbox.put(None)
+
+    def close(self, linger: float = 0.0) -> None:
+        """See Transport. Nothing lingers: a message is delivered when it is sent."""
+        with self._lock:
+            if self._inboxes.get(self.endpoint) is self._inbox:
+                del self._inboxes[self.endpoint]

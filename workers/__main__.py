@@ -1,0 +1,125 @@
+"""`python -m workers --coordinator tcp://HOST:5555`: train one member of a run."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from washp2p.commandline import Parser, report_errors
+from washp2p.errors import UsageError
+from workers.options import add_data_options, add_process_options
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    import torch
+
+    from washp2p.errors import WashError
+
+GRACE_SECONDS = 1.0
+"""How long a step may go on after the run has ended before the process does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker; return its exit code."""
+    parser = Parser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--coordinator", required=True, help="its address, tcp://HOST:PORT")
+    parser.add_argument(
+        "--wait", type=float, default=60.0, help="seconds to wait for it (default: %(default)g)"
+    )
+    parser.add_argument("--bind", help="where peers reach this worker, tcp://ADDRESS:PORT or :*")
+    parser.add_argument("--advertise", help="what peers are told instead, tcp://HOST[:PORT]")
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow plain text on a network you trust"
+    )
+    add_data_options(parser)
+    add_process_options(parser)
+    with report_errors("worker"):
+        options = parser.parse_args(arguments)
+        logging.basicConfig(format="%(message)s")
+        return work(options)
+
+
+def work(options: argparse.Namespace) -> int:
+    """Join, train, average, and write what belongs to this member."""
+    import torch
+
+    import washp2p
+    from washp2p import rundir
+    from workers.checkpoint import save_model
+    from workers.data import load_data
+    from workers.evaluate import evaluate_population
+    from workers.trainer import Trainer
+
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    connection = washp2p.connect(options.coordinator, wait=options.wait, insecure=options.insecure)
+    connection.on_stop(_exit_soon)
+    print(f"member {connection.member} of run {connection.name}", flush=True)
+    try:
+        folder = options.run_dir or Path("runs") / rundir.check_name(connection.name)
+        data = load_data(connection.config, options.data_dir, download=options.download)
+        trainer = Trainer(connection.config, data, connection.member, device)
+    except BaseException as error:
+        connection.leave(error)
+        raise
+    with washp2p.join(
+        connection,
+        trainer.model,
+        trainer.optimizer,
+        rounds=trainer.steps,
+        bind=options.bind,
+        advertise=options.advertise,
+        insecure=options.insecure,
+        log=rundir.log_file(folder, connection.member),
+    ) as member:
+        with trainer.streams.active():
+            for epoch in trainer.train():
+                if epoch is not None:
+                    member.report(**epoch.to_metrics())
+        averaged = member.average()
+        save_model(rundir.member_file(folder, member.id), member.model_of(member.id))
+        if member.id == member.members[0]:
+            save_model(folder / rundir.AVERAGED, averaged)
+            states = [member.model_of(peer) for peer in member.members]
+            member.result(**evaluate_population(trainer.model, states, averaged, data, device))
+    print("finished", flush=True)
+    return 0
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`, or the best there is. Raises UsageError if it cannot be used."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: {first}; expected cpu, cuda or cuda:N") from None
+    return device
+
+
+def _exit_soon(error: WashError) -> None:
+    """End the process even if the training thread is deep in a long step."""
+
+    def end() -> None:
+        print(f"worker: {error}", file=sys.stderr, flush=True)
+        for child in multiprocessing.active_children():  # data loaders
+            child.kill()
+        os._exit(error.exit_code)
+
+    timer = threading.Timer(GRACE_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

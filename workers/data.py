@@ -1,0 +1,240 @@
+"""Data sets, through torchvision's and scikit-learn's own classes, and their loaders.
+
+Small images are held as one float32 tensor, so that a batch is one indexing operation; image
+folders are read and transformed file by file. Every member has the same held-out images and its own
+order of the rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import os
+import shutil
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
+
+from washp2p.errors import UsageError
+from workers.streams import key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from washp2p.config import RunConfig
+    from workers.models import Shape
+
+    Loader = DataLoader[Any]
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+EVALUATION_BATCH = 512
+_SHARED_BY_ALL = 2**32
+"""Stands for "no member in particular" where streams are keyed by member."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A run's data: training images, held-out images, test images."""
+
+    train: Dataset[Any]
+    held_out: Dataset[Any]
+    test: Dataset[Any]
+    shape: Shape
+    classes: int
+
+    def training_batches(self, batch_size: int, generator: torch.Generator) -> Loader:
+        """Shuffled batches, a new order each epoch drawn from `generator`; the rest is dropped."""
+        if isinstance(self.train, TensorDataset):
+            order = RandomSampler(self.train, generator=generator)
+            sampler = BatchSampler(order, batch_size, drop_last=True)
+            return DataLoader(self.train, sampler=sampler, batch_size=None, generator=generator)
+        return DataLoader(
+            self.train,
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            generator=generator,
+            num_workers=min(4, os.cpu_count() or 1),
+            persistent_workers=True,
+        )
+
+    @staticmethod
+    def evaluation_batches(dataset: Dataset[Any]) -> Loader:
+        """Batches in order; their size does not depend on the run."""
+        if isinstance(dataset, TensorDataset):
+            sampler = BatchSampler(range(len(dataset)), EVALUATION_BATCH, drop_last=False)
+            return DataLoader(dataset, sampler=sampler, batch_size=None)
+        return DataLoader(dataset, 64, num_workers=min(4, os.cpu_count() or 1))
+
+
+def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
+    """The data set that `config` names, from `folder`, downloaded there if allowed and missing.
+
+    Raises UsageError if it is not to be had, naming the ways to get it.
+    """
+    if config.data == "imagefolder":
+        return _image_folder(config, folder)
+    images, labels, test_images, test_labels = {
+        "digits": _digits,
+        "fashion-mnist": _fashion_mnist,
+        "cifar10": _cifar,
+        "cifar100": _cifar,
+    }[config.data](config.data, folder, download)
+    classes = int(labels.max()) + 1
+    count = min(config.train_limit or len(images), len(images))
+    images, labels = images[:count], labels[:count]
+    mean = images.mean(dim=(0, 2, 3), keepdim=True)
+    spread = images.std(dim=(0, 2, 3), keepdim=True)
+    kept, held_out = _split(config, count)
+    whole = TensorDataset((images - mean) / spread, labels)
+    return Data(
+        train=TensorDataset(*whole[kept]),
+        held_out=TensorDataset(*whole[held_out]),
+        test=TensorDataset((test_images - mean) / spread, test_labels),
+        shape=(images.shape[1], images.shape[2], images.shape[3]),
+        classes=classes,
+    )
+
+
+_Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _digits(_name: str, _folder: Path, _download: bool) -> _Arrays:
+    """1,797 handwritten digits, 8x8; a fixed stratified fifth is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = train_test_split(
+        range(len(labels)), test_size=0.2, random_state=0, stratify=bunch.target
+    )
+    return images[train], labels[train], images[test], labels[test]
+
+
+def _fashion_mnist(name: str, folder: Path, download: bool) -> _Arrays:
+    from torchvision.datasets import FashionMNIST
+
+    raw = folder / "FashionMNIST" / "raw"
+    if DEBIAN_FASHION_MNIST.is_dir():
+        _unzip_missing(sorted(DEBIAN_FASHION_MNIST.glob("*.gz")), raw)
+    remedy = "install Debian's package dataset-fashion-mnist (found by itself) or add --download"
+    train, test = _torchvision(FashionMNIST, name, folder, download, remedy)
+    return (
+        train.data.unsqueeze(1).float() / 255,
+        train.targets.long(),
+        test.data.unsqueeze(1).float() / 255,
+        test.targets.long(),
+    )
+
+
+def _cifar(name: str, folder: Path, download: bool) -> _Arrays:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    remedy = "add --download, or name its --data-dir"
+    train, test = _torchvision(kind, name, folder, download, remedy)
+    return (
+        torch.from_numpy(train.data).permute(0, 3, 1, 2).float() / 255,
+        torch.tensor(train.targets),
+        torch.from_numpy(test.data).permute(0, 3, 1, 2).float() / 255,
+        torch.tensor(test.targets),
+    )
+
+
+def _torchvision(
+    kind: Any,
+    name: str,
+    folder: Path,
+    download: bool,
+    remedy: str,
+) -> tuple[Any, Any]:
+    try:
+        with _exclusive(folder) if download else nullcontext():
+            return tuple(kind(folder, train=part, download=download) for part in (True, False))
+    except (RuntimeError, OSError) as error:
+        reason = "the download failed" if download else "it is not there"
+        detail = f" ({error})" if download else ""
+        raise UsageError(f"no {name} in {folder}: {reason}{detail}; {remedy}") from None
+
+
+def _image_folder(config: RunConfig, folder: Path) -> Data:
+    """ImageNet's layout: FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, which is the test set."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    finish = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+    varied = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), *finish])
+    fixed = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *finish])
+    try:
+        train, plain, test = (
+            ImageFolder(folder / part, transform)
+            for part, transform in (("train", varied), ("train", fixed), ("val", fixed))
+        )
+    except OSError as error:
+        raise UsageError(
+            f"no image folder in {folder}: {error}; expected train/CLASS/* and val/CLASS/* there: "
+            "name it with --data-dir"
+        ) from None
+    if train.classes != test.classes:
+        raise UsageError(f"{folder}/train and {folder}/val have different classes; make them equal")
+    kept, held_out = _split(config, min(config.train_limit or len(train), len(train)))
+    return Data(
+        train=Subset(train, kept),
+        held_out=Subset(plain, held_out),
+        test=test,
+        shape=(3, 224, 224),
+        classes=len(train.classes),
+    )
+
+
+def _split(config: RunConfig, count: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Indices to train on, and those held out: the same on all members of a run."""
+    generator = torch.Generator().manual_seed(key(config.seed, _SHARED_BY_ALL, "held out"))
+    order = torch.randperm(count, generator=generator).tolist()
+    cut = max(1, round(config.holdout * count))
+    if count - cut < config.batch_size:
+        raise UsageError(
+            f"{count - cut} training images are fewer than a batch of {config.batch_size}; "
+            "lower --batch-size or --holdout, or raise --train-limit"
+        )
+    return sorted(order[cut:]), sorted(order[:cut])
+
+
+def _unzip_missing(archives: Sequence[Path], raw: Path) -> None:
+    missing = [archive for archive in archives if not (raw / archive.stem).exists()]
+    if not missing:
+        return
+    with _exclusive(raw):
+        for archive in missing:
+            partial = raw / f"{archive.stem}.partial"
+            try:
+                with gzip.open(archive) as source, partial.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+                partial.replace(raw / archive.stem)
+            except OSError as error:
+                raise UsageError(f"cannot unzip {archive} to {raw}: {error}; make room") from None
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill a data folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to {folder}: {error.strerror}; name another --data-dir"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,94 @@
+"""The architectures, by name: a small CNN, and the papers' networks.
+
+ResNet-18 and VGG-16 take their 32x32 forms for small images (first convolution 3x3 without
+striding or pooling; one linear layer after the last pooling); ResNet-50 is torchvision's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torchvision.models import resnet18, resnet50
+from torchvision.models.vgg import cfgs, make_layers
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Shape = tuple[int, int, int]
+"""Channels, height, width of an input."""
+
+
+def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
+    """A freshly initialised model for inputs of `shape`. Draws from torch's global generator.
+
+    Raises UsageError if the images are too small for it.
+    """
+    smallest = {"cnn": 4, "vgg16": 32}.get(name, 8)
+    if min(shape[1:]) < smallest:
+        raise UsageError(
+            f"--model {name} needs images of at least {smallest}x{smallest}, these are "
+            f"{shape[1]}x{shape[2]}; choose --model cnn or larger images"
+        )
+    return _MODELS[name](shape, classes)
+
+
+def _cnn(shape: Shape, classes: int) -> nn.Module:
+    """Two convolutions and three linear layers: 56,394 parameters on 28x28 grey images."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 32),
+        nn.ReLU(),
+        nn.Linear(32, 32),
+        nn.ReLU(),
+        nn.Linear(32, classes),
+    )
+
+
+def _resnet18(shape: Shape, classes: int) -> nn.Module:
+    model: nn.Module = resnet18(num_classes=classes)
+    if shape[1] <= 64:
+        model.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+def _vgg16(shape: Shape, classes: int) -> nn.Module:
+    features: nn.Sequential = make_layers(cfgs["D"], batch_norm=True)
+    features[0] = nn.Conv2d(shape[0], 64, 3, padding=1)
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    pooled: list[nn.Module] = [nn.AdaptiveAvgPool2d(1)] if shape[1] > 32 else []
+    return nn.Sequential(features, *pooled, nn.Flatten(), nn.Linear(512, classes))
+
+
+def _resnet50(shape: Shape, classes: int) -> nn.Module:
+    model: nn.Module = resnet50(num_classes=classes)
+    if shape[0] != 3:
+        raise UsageError(
+            f"--model resnet50 takes colour images, these have {shape[0]} channel(s); "
+            "choose --model resnet18"
+        )
+    return model
+
+
+_MODELS: dict[str, Callable[[Shape, int], torch.nn.Module]] = {
+    "cnn": _cnn,
+    "resnet18": _resnet18,
+    "vgg16": _vgg16,
+    "resnet50": _resnet50,
+}

@@ -1,0 +1,91 @@
+"""A member's training: model, optimizer, schedule, batches. Knows nothing of peers.
+
+The same object trains in a worker process and, beside its peers, in `washp2p simulate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from washp2p.evaluation.ensemble import accuracy, probabilities
+from workers.models import build_model
+from workers.streams import Streams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from washp2p.config import RunConfig
+    from workers.data import Data
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the data gave."""
+
+    number: int
+    loss: float
+    """Mean training loss."""
+    lr: float
+    """Learning rate of the epoch's last step."""
+    held_out: float
+    """Accuracy on the held-out images, per cent."""
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Plain values for metrics.jsonl."""
+        return {
+            "epoch": self.number,
+            "loss": round(self.loss, 6),
+            "lr": self.lr,
+            "held_out": round(self.held_out, 3),
+        }
+
+
+class Trainer:
+    """One member: SGD with momentum and weight decay, cosine learning rate by step."""
+
+    def __init__(self, config: RunConfig, data: Data, member: int, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        self.streams = Streams(config.seed, member)
+        with self.streams.active():
+            self.model = build_model(config.model, data.shape, data.classes).to(device)
+        self._data = data
+        self._batches = data.training_batches(config.batch_size, self.streams.loader)
+        self.steps = config.epochs * len(self._batches)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=max(1, self.steps - 1), eta_min=config.min_lr
+        )
+
+    def train(self) -> Iterator[Epoch | None]:
+        """Train to the end: yields None after each step, and the Epoch after its last.
+
+        To be advanced while `streams` are active.
+        """
+        self.model.train()
+        for number in range(1, self._config.epochs + 1):
+            total = torch.zeros((), device=self._device)
+            lr = 0.0
+            for inputs, targets in self._batches:
+                loss = cross_entropy(self.model(inputs.to(self._device)), targets.to(self._device))
+                self.optimizer.zero_grad()
+                loss.backward()
+                lr = self.optimizer.param_groups[0]["lr"]
+                self.optimizer.step()
+                self._schedule.step()
+                total += loss.detach()
+                yield None
+            yield Epoch(number, float(total) / len(self._batches), lr, self._held_out_accuracy())
+
+    def _held_out_accuracy(self) -> float:
+        batches = self._data.evaluation_batches(self._data.held_out)
+        return accuracy(*probabilities(self.model, batches, self._device))
