@@ -37,6 +37,12 @@ def summarise(
             {
                 "member": member.id,
                 "host": member.host,
+                "steps": finished.steps,
+                "seconds": round(finished.seconds, 3),
+                "waited": round(finished.waited, 3),
+                "max_delay": finished.max_delay,
+                "applied_values": finished.applied_values,
+                "expired_values": finished.expired_values,
                 "payload": total["payload"],
                 "header": total["header"],
                 "messages": total["messages"],
@@ -62,5 +68,5 @@ def summarise(
         },
         "averaged_over": [member.id for member, _ in done],
         "bytes": rows,
-        "lost_values": sum(finished.lost_values for _, finished in done),
+        "lost_values": sum(finished.expired_values for _, finished in done),
     }

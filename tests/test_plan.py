@@ -16,7 +16,7 @@ from scipy import stats
 from tests.conftest import make_layout
 from washp2p.plan import Deriver, _keyed
 from washp2p.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
-from washp2p.reference import Selection, permutation
+from washp2p.reference import Selection, deal, permutations_of
 from washp2p.version import DERIVATION
 
 GOLDEN = Path(__file__).parent / "golden" / "plans.json"
@@ -26,15 +26,19 @@ layouts = st.lists(
     st.lists(st.integers(1, 40), min_size=1, max_size=3), min_size=1, max_size=5
 ).map(make_layout)
 populations = st.integers(2, 12)
+groups = st.sampled_from([0, 2, 3, 5, 8])
 probabilities = st.sampled_from([0.0, 1e-4, 0.3, 1.0])
 
 
-def plans(layout, rates, n, seed):
-    return [Deriver(layout, rates, n, position).derive(seed) for position in range(n)]
+def plans(layout, rates, n, seed, group=0):
+    return [Deriver(layout, rates, n, position, group).derive(seed) for position in range(n)]
 
 
-def group(route, position):
-    return route.indices[route.bounds[position] : route.bounds[position + 1]]
+def part(route, position):
+    for peer, begin, end in route.parts:
+        if peer == position:
+            return route.indices[begin:end]
+    return route.indices[:0]
 
 
 def shuffle(theta, round_plans):
@@ -42,43 +46,56 @@ def shuffle(theta, round_plans):
     after = theta.copy()
     for receiver, plan in enumerate(round_plans):
         for sender, sent in enumerate(round_plans):
-            after[receiver, group(plan.receive, sender)] = theta[sender, group(sent.send, receiver)]
+            after[receiver, part(plan.receive, sender)] = theta[sender, part(sent.send, receiver)]
     return after
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds)
-def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed):
-    round_plans = plans(layout, layer_rates(schedule, p, layout.layers), n, seed)
+@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups)
+def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed, group):
+    round_plans = plans(layout, layer_rates(schedule, p, layout.layers), n, seed, group)
     for me, mine in enumerate(round_plans):
-        assert mine.send.count(me) == mine.receive.count(me) == 0
+        assert all(peer != me and begin < end for peer, begin, end in mine.send.parts)
+        for route in (mine.send, mine.receive):
+            assert sum(end - begin for _, begin, end in route.parts) == len(route.indices)
         for other, theirs in enumerate(round_plans):
-            np.testing.assert_array_equal(group(mine.send, other), group(theirs.receive, me))
-    assert len({(plan.fingerprint, plan.selected) for plan in round_plans}) == 1
+            np.testing.assert_array_equal(part(mine.send, other), part(theirs.receive, me))
+            if part(mine.send, other).size:
+                assert mine.fingerprint == theirs.fingerprint
+    assert len({plan.selected for plan in round_plans}) == 1
+    if not group:
+        assert len({plan.fingerprint for plan in round_plans}) == 1
+    else:
+        for plan in round_plans:
+            peers = {peer for route in (plan.send, plan.receive) for peer, _, _ in route.parts}
+            assert len(peers) < group
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds)
-def test_values_are_permuted_and_consensus_distance_is_kept(layout, n, p, schedule, seed):
+@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups)
+def test_values_are_permuted_and_consensus_distance_is_kept(layout, n, p, schedule, seed, group):
     theta = np.random.default_rng(0).standard_normal((n, layout.size))
-    after = shuffle(theta, plans(layout, layer_rates(schedule, p, layout.layers), n, seed))
+    rates = layer_rates(schedule, p, layout.layers)
+    after = shuffle(theta, plans(layout, rates, n, seed, group))
     np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(theta, axis=0))
     distances = [((rows - rows.mean(axis=0)) ** 2).sum() for rows in (theta, after)]
     assert distances[0] == pytest.approx(distances[1], rel=1e-12)  # equation 5
 
 
 @settings(max_examples=40, deadline=None)
-@given(layouts, st.integers(2, 9), st.sampled_from([1e-4, 0.02, 0.3, 1.0]), seeds)
-def test_plan_equals_the_reference_derivation(layout, n, p, seed):
+@given(layouts, st.integers(2, 9), st.sampled_from([1e-4, 0.02, 0.3, 1.0]), seeds, groups)
+def test_plan_equals_the_reference_derivation(layout, n, p, seed, group):
     rates = layer_rates("decreasing", p, layout.layers)
     selected = Selection([(e.size, rates[e.layer]) for e in layout.entries]).draw(seed)
     places = np.concatenate([np.arange(e.offset, e.offset + e.size) for e in layout.entries])
-    words = np.random.Philox(key=seed, counter=2**192).random_raw(len(selected))
     theta = np.arange(n * layout.size).reshape(n, -1)
     expected = theta.copy()
-    for i, word in zip(selected, words, strict=True):
-        expected[:, places[i]] = theta[permutation(int(word), n), places[i]]
-    np.testing.assert_array_equal(shuffle(theta, plans(layout, rates, n, seed)), expected)
+    for number, members in enumerate(deal(seed, n, group)):
+        images = permutations_of(seed, number, len(members), len(selected))
+        for i, image in zip(selected, images, strict=True):
+            sources = [members[k] for k in image]
+            expected[members, places[i]] = theta[sources, places[i]]
+    np.testing.assert_array_equal(shuffle(theta, plans(layout, rates, n, seed, group)), expected)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-4, 0.3, 1.0])
@@ -113,7 +130,7 @@ class Selected:
         self._derivers = [Deriver(layout, rates, 2, position) for position in range(2)]
 
     def draw(self, seed):
-        return self._derivers[0]._select(np.random.Philox(key=seed, counter=0))
+        return self._derivers[0]._select(np.random.Philox(key=seed, counter=0)).copy()
 
 
 def test_selections_of_neighbours_are_independent():
@@ -225,28 +242,31 @@ def golden_plans():
     python -c "from tests.test_plan import remake; remake()"
     """
     cases = []
-    for n, p, schedule in [
-        (2, 0.3, "decreasing"),
-        (5, 0.02, "decreasing"),
-        (5, 1e-4, "constant"),
-        (7, 1.0, "increasing"),
-        (8, 0.3, "decreasing"),
-        (300, 0.01, "constant"),
+    for n, p, schedule, group in [
+        (2, 0.3, "decreasing", 0),
+        (5, 0.02, "decreasing", 0),
+        (5, 1e-4, "constant", 0),
+        (7, 1.0, "increasing", 0),
+        (8, 0.3, "decreasing", 0),
+        (300, 0.01, "constant", 0),
+        (300, 0.01, "constant", 4),
+        (20, 0.01, "constant", 9),
     ]:
         layout = make_layout([[700, 16], [3, 129], [2500]])
-        deriver = Deriver(layout, layer_rates(schedule, p, 3), n, n // 2)
+        deriver = Deriver(layout, layer_rates(schedule, p, 3), n, n // 2, group)
         for seed in (0, 1, 2**64 - 1):
             plan = deriver.derive(seed)
             cases.append(
                 {
                     "n": n,
+                    "group": group,
                     "p": p,
                     "schedule": schedule,
                     "seed": seed,
                     "selected": plan.selected,
                     "fingerprint": f"{plan.fingerprint:016x}",
-                    "send": [plan.send.indices[:12].tolist(), sum(plan.send.bounds)],
-                    "receive": [plan.receive.indices[:12].tolist(), sum(plan.receive.bounds)],
+                    "send": [plan.send.indices[:12].tolist(), plan.send.parts[:6]],
+                    "receive": [plan.receive.indices[:12].tolist(), plan.receive.parts[:6]],
                 }
             )
     words = [

@@ -22,10 +22,12 @@ data_headers = st.one_of(
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**32 - 1),
         st.integers(0, 9),
+        st.integers(0, 1000),
         u64,
     ),
     st.builds(frames.Fetch, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**20)),
     st.builds(frames.Chunk, run, ids, names, st.integers(0, 2**48), run),
+    st.builds(frames.End, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
 )
 plain = st.recursive(
     st.none() | st.integers(0, 9) | st.text(max_size=5) | st.floats(allow_nan=False),
@@ -82,15 +84,15 @@ def test_damaged_headers_are_refused_or_are_headers(header, data):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([2, 0], "version"),
-        ([1, 77], "kind 77"),
-        ([1, True, b"12345678", 1, "x", 0, 1], "kind True"),
-        ([1, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
-        ([1, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
-        ([1, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
+        ([1, 0], "version"),
+        ([2, 77], "kind 77"),
+        ([2, True, b"12345678", 1, "x", 0, 1], "kind True"),
+        ([2, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
+        ([2, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
+        ([2, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
         ({}, "not an array"),
         ([], "not an array"),
-        ([1, 1, b"x" * 64, 1, "x", 0, 1], "at most 64"),
+        ([2, 1, b"x" * 64, 1, "x", 0, 1], "at most 64"),
     ],
 )
 def test_wrong_headers_say_what_is_wrong(values, words):

@@ -33,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="washp2p simulate",
     )
     for command in (run, simulate):
-        add_options(command)
+        add_options(command, required=command is run)
         add_data_options(command)
     add_process_options(run)
+    simulate.add_argument(
+        "--replay", type=Path, metavar="RUN", help="repeat a run from its folder, bit for bit"
+    )
     report = commands.add_parser(
         "report", help="bytes and accuracy of a run", prog="washp2p report"
     )
@@ -68,10 +71,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    config = config_from(options)
+    replay: Path | None = options.replay
+    config = rundir.read_config(replay) if replay else config_from(options)
     folder = rundir.create(_folder(options))
     from workers.data import load_data
-    from workers.simulate import simulate
+    from workers.simulate import differences, simulate
 
     console = Console(highlight=False)
     data = load_data(config, options.data_dir, download=options.download)
@@ -83,9 +87,16 @@ def _simulate(options: argparse.Namespace) -> int:
         on_epoch=lambda v: console.print(
             f"member {v['member']}  epoch {v['epoch']}  loss {v['loss']:.4f}"
         ),
+        replay=replay,
     )
     for table in final_tables(summary):
         console.print(table)
+    if replay is None:
+        return 0
+    if wrong := differences(folder, replay, config.n):
+        console.print(f"not equal to {replay}: {', '.join(wrong)}")
+        return 1
+    console.print(f"all models equal those of {replay} bit for bit")
     return 0
 
 

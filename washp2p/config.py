@@ -15,6 +15,7 @@ from washp2p.rates import SCHEDULES
 if TYPE_CHECKING:
     import argparse
 
+LATE = ("overwrite", "difference")
 METHODS = ("wash", "wash-opt", "none")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
@@ -43,6 +44,12 @@ class RunConfig:
     method: str = _option("wash", "what members do with a round", METHODS)
     p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
     schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
+    group: int = _option(0, "permute within random groups of at most G members; 0: all in one")
+    max_delay: str = _option(
+        "auto", "rounds by which values may be late: a number (0: lockstep), auto or none"
+    )
+    late: str = _option("overwrite", "how late values are applied", LATE)
+    expire: int = _option(64, "rounds after which --max-delay none gives values up")
     data: str = _option("digits", "data set", tuple(PRESETS))
     model: str = _option("cnn", "architecture", MODELS)
     epochs: int = _option(12, "passes over the training data")
@@ -57,13 +64,29 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise UsageError on the first value that cannot work."""
-        for name, known in (("method", METHODS), ("schedule", SCHEDULES), ("model", MODELS)):
+        for name, known in (
+            ("method", METHODS),
+            ("schedule", SCHEDULES),
+            ("late", LATE),
+            ("model", MODELS),
+        ):
             _expect_known(name, getattr(self, name), known)
+        if self.max_delay not in {"auto", "none"} and not (
+            self.max_delay.isascii() and self.max_delay.isdecimal() and len(self.max_delay) < 10
+        ):
+            raise UsageError(
+                f"--max-delay is {self.max_delay!r:.40}; expected a number of rounds from 0 on, "
+                "auto or none"
+            )
+        if self.group == 1:
+            raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
         _expect_known("data", self.data, tuple(PRESETS))
         if 0 < self.p < SMALLEST_P:
             raise UsageError(f"--p is {self.p}; expected 0, or {SMALLEST_P} to 1")
         for name, low, high in (
             ("n", 2, 65535),
+            ("group", 0, 65535),
+            ("expire", 1, 10**9),
             ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6),
             ("train_limit", 0, 10**12),
@@ -86,6 +109,8 @@ class RunConfig:
         A value of None counts as not given. Raises UsageError.
         """
         chosen = {name: value for name, value in given.items() if value is not None}
+        if "n" not in chosen:
+            raise UsageError("the number of members is missing; add --n N")
         data = chosen.get("data", "digits")
         _expect_known("data", data, tuple(PRESETS))
         return cls(**(PRESETS[data] | chosen))
@@ -103,14 +128,17 @@ class RunConfig:
         return asdict(self)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field; what is not given is left to `RunConfig.resolve`."""
+def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """One flag for every field; what is not given is left to `RunConfig.resolve`.
+
+    Unless `required`, the number of members is, too.
+    """
     group = parser.add_argument_group("the run")
     for option in fields(RunConfig):
-        required = option.name == "n"
+        needed = option.name == "n"
         presets = {k: v[option.name] for k, v in PRESETS.items() if option.name in v}
         default = ", ".join(f"{value} for {key}" for key, value in presets.items())
-        if len(presets) < len(PRESETS) and not required:
+        if len(presets) < len(PRESETS) and not needed:
             default = f"{default}, else {option.default}" if default else str(option.default)
         choices = option.metadata["choices"]
         kind = {"int": int, "float": float, "str": str}[str(option.type)]
@@ -119,8 +147,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             parser_type["metavar"] = "{" + ",".join(choices) + "}"
         group.add_argument(
             f"--{_flag(option.name)}",
-            required=required,
-            help=option.metadata["help"] + ("" if required else f" (default: {default})"),
+            required=needed and required,
+            help=option.metadata["help"] + ("" if needed else f" (default: {default})"),
             **parser_type,
         )
 

@@ -94,8 +94,10 @@ class Connection:
         self._closing = False
         self._seeds: dict[int, int] = {}
         self._window = 1
+        self._reached = 0
         self._progress_due = 0
         self._context = zmq.Context()
+        self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         inner = self._context.socket(zmq.PAIR)
         inner.bind("inproc://outbox")
         self._outbox = self._context.socket(zmq.PAIR)
@@ -166,13 +168,18 @@ class Connection:
         """Whether the seed of a round has arrived."""
         return round_number in self._seeds
 
-    def take_seed(self, round_number: int) -> int:
-        """The seed of a round, which must have arrived. Reports progress in time for more."""
-        seed = self._seeds.pop(round_number)
+    def seed_of(self, round_number: int) -> int | None:
+        """The seed of a round, or None if it has not arrived."""
+        return self._seeds.get(round_number)
+
+    def reached(self, round_number: int) -> None:
+        """Say that a round begins: its seed and older ones are let go, and more are asked for."""
+        for number in range(self._reached + 1, round_number + 1):
+            self._seeds.pop(number, None)
+        self._reached = round_number
         if round_number >= self._progress_due:
             self.progress(round_number - 1)
             self._progress_due = round_number + max(1, self._window // 2)
-        return seed
 
     def progress(self, rounds: int) -> None:
         """Report that `rounds` rounds are done."""

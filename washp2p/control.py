@@ -11,7 +11,7 @@ from typing import Any
 
 from washp2p.records import Codec
 
-PROTOCOL = 1
+PROTOCOL = 2
 MESSAGE_LIMIT = 16 << 20
 
 
@@ -102,11 +102,19 @@ class Result:
 
 @dataclass(frozen=True)
 class Finished:
-    """Worker: I have all I need. I keep serving my peers until Finish."""
+    """Worker: I have all I need. I keep serving my peers until Finish.
+
+    `seconds` from the first round's beginning to the last one's end, of which I `waited` so many
+    for peers; `max_delay` is the S I ended with, or "none".
+    """
 
     rounds: int
+    steps: int
     seconds: float
-    lost_values: int
+    waited: float
+    max_delay: str
+    applied_values: int
+    expired_values: int
     theory: dict[str, Any]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from washp2p.records import Codec
 
-VERSION = 1
+VERSION = 2
 HEADER_LIMIT = 64
 RUN_BYTES = 8
 
@@ -20,7 +20,8 @@ RUN_BYTES = 8
 class Frame:
     """Values of one round from one sender; one raw buffer for each slot follows.
 
-    `fingerprint` is the plan's: it differs if the two ends derived different plans.
+    `waits` is how much of its time, per mille, the sender spends waiting for peers; `fingerprint`
+    is the plan's: it differs if the two ends derived different plans.
     """
 
     run: bytes
@@ -28,6 +29,7 @@ class Frame:
     epoch: int
     round: int
     slots: int
+    waits: int
     fingerprint: int
 
 
@@ -53,9 +55,19 @@ class Chunk:
     checksum: bytes
 
 
-Header = Frame | Fetch | Chunk
+@dataclass(frozen=True, slots=True)
+class End:
+    """The sender takes part in no round after `last`; no buffer follows."""
 
-headers: Codec[Header] = Codec((Frame, Fetch, Chunk), limit=HEADER_LIMIT, prefix=(VERSION,))
+    run: bytes
+    sender: int
+    epoch: int
+    last: int
+
+
+Header = Frame | Fetch | Chunk | End
+
+headers: Codec[Header] = Codec((Frame, Fetch, Chunk, End), limit=HEADER_LIMIT, prefix=(VERSION,))
 
 
 def checksum(data: memoryview) -> bytes:

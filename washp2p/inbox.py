@@ -9,8 +9,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from washp2p.errors import ProtocolError, UsageError
-from washp2p.frames import Chunk, Fetch, Frame, headers
+from washp2p.errors import ProtocolError
+from washp2p.frames import Chunk, End, Fetch, Frame, headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,16 +44,22 @@ class Inbox:
         self._transfer = transfer
         self._exchange = exchange
         self._roster = roster
-        self._last_round: int | None = None
+        self._patient = False
 
-    def end_rounds(self, last: int) -> None:
-        """Take it as an error if a peer goes on after this member's `last` round."""
-        self._last_round = last
+    def end_rounds(self) -> None:
+        """Do not wonder at silence any longer: peers may have steps to take."""
+        self._patient = True
+
+    def drain(self) -> None:
+        """Handle what has arrived. Does not block. Raises as `wait_until`."""
+        self._connection.check()
+        while (message := self._transport.receive(0)) is not None:
+            self._dispatch(message)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Handle what arrives until `condition` holds.
 
-        Raises RunStoppedError, ProtocolError, and UsageError if a peer takes more steps.
+        Raises RunStoppedError, ProtocolError.
         """
         self._connection.check()
         silent_since = time.monotonic()
@@ -64,7 +70,7 @@ class Inbox:
                 silent_since = time.monotonic()
                 continue
             self._connection.check()
-            if self._last_round is None and time.monotonic() - silent_since >= NOTICE_SECONDS:
+            if not self._patient and time.monotonic() - silent_since >= NOTICE_SECONDS:
                 silent_since = time.monotonic()
                 _log.warning(
                     "member %d: nothing from any peer for %.0f s; they are said to listen at %s",
@@ -87,12 +93,9 @@ class Inbox:
             return
         match header:
             case Frame():
-                if self._last_round is not None and header.round > self._last_round:
-                    raise UsageError(
-                        f"member {header.sender} has taken step {header.round}, member {me} ended "
-                        f"after {self._last_round}; let all members take the same number of steps"
-                    )
                 self._exchange.accept(header, message.buffers)
+            case End():
+                self._exchange.ended(header)
             case Fetch():
                 self._transfer.on_fetch(header)
             case Chunk():

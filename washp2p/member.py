@@ -6,23 +6,25 @@ optimizer's post-step hook. The built-in trainer uses nothing else.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from washp2p.connection import Connection
 from washp2p.control import Finished
+from washp2p.delay import delay_for
 from washp2p.endpoints import advertised, require_loopback, where_to_listen
 from washp2p.errors import UsageError
 from washp2p.evaluation.average import average_peer_to_peer
-from washp2p.exchange import Exchange, as_bytes
+from washp2p.exchange import Exchange, Staged, as_bytes, stage
 from washp2p.inbox import Inbox
 from washp2p.ledger import Kind
+from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.runlog import RunLog
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
+from washp2p.timeline import Timeline
 from washp2p.transfer import Transfer
 from washp2p.transports import listen
 
@@ -125,13 +127,11 @@ class Member:
         self._roster: Roster
         self._exchange: Exchange
         self._inbox: Inbox
-        self._rounds = 0
+        self._timeline: Timeline
+        self._planner: Planner[Staged | None] | None = None
         self._hook: RemovableHandle | None = None
         self._sections: dict[str, torch.Tensor] = {}
         self._averaged: dict[str, torch.Tensor] | None = None
-        self.round = 0
-        """Rounds done so far."""
-        self._began = self._ended = 0.0
 
     @property
     def id(self) -> MemberId:
@@ -143,9 +143,18 @@ class Member:
         """All members of the current epoch, in order."""
         return self._roster.members
 
+    @property
+    def round(self) -> int:
+        """The last round this member took part in: the population's clock.
+
+        As many as the steps taken, unless `--max-delay none` let this member fall so far behind
+        that it jumped. A loop that ends, and sets its learning rate, by it keeps with its peers.
+        """
+        return self._timeline.round
+
     def begin(self, rounds: int) -> None:
         """Wait for the population, take over member 0's state, hook into the optimizer. Blocks."""
-        self._rounds = rounds
+        config = self._connection.config
         self._connection.on_change(self._transport.interrupt)
         roster = self._connection.attach(self._store.layout, self._endpoint, rounds)
         self._roster = roster
@@ -154,12 +163,11 @@ class Member:
                 self._transport.connect(peer.member, peer.endpoint)
         self._exchange = Exchange(
             store=self._store,
-            strategy=self._strategy,
             transport=self._transport,
             roster=roster,
             me=self.id,
             run=self._connection.run,
-            log=self._log,
+            add=config.late == "difference" and config.max_delay != "0",
         )
         self._inbox = Inbox(
             connection=self._connection,
@@ -167,6 +175,21 @@ class Member:
             transfer=self._transfer,
             exchange=self._exchange,
             roster=roster,
+        )
+        self._strategy.prepare(self._store.layout, len(roster.peers), roster.position(self.id))
+        self._planner = Planner(
+            lambda seed: stage(self._strategy.plan(seed), self._store.device),
+            self._connection.seed_of,
+        )
+        self._timeline = Timeline(
+            connection=self._connection,
+            inbox=self._inbox,
+            exchange=self._exchange,
+            planner=self._planner,
+            delay=delay_for(config.max_delay),
+            expire=config.expire,
+            rounds=rounds,
+            log=self._log,
         )
         first = roster.members[0]
         sections = self._store.sections()
@@ -184,8 +207,8 @@ class Member:
         self._connection.synced()
         self._inbox.wait_until(lambda: self._connection.has_seed(1))
         self._transfer.withdraw("start:")
-        self._hook = self._optimizer.register_step_post_hook(lambda *_: self._run_round())
-        self._began = self._ended = time.monotonic()
+        self._timeline.begin()
+        self._hook = self._optimizer.register_step_post_hook(lambda *_: self._timeline.step())
 
     def average(self) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
@@ -196,7 +219,8 @@ class Member:
         """
         if self._averaged is None:
             self._unhook()
-            self._inbox.end_rounds(self.round)
+            self._inbox.end_rounds()
+            self._timeline.finish()
             self._connection.progress(self.round)
             self._sections = {name: v.clone() for name, v in self._store.sections().items()}
             self._averaged = average_peer_to_peer(
@@ -260,6 +284,8 @@ class Member:
             raise
         finally:
             self._unhook()
+            if self._planner is not None:
+                self._planner.close()
             if error is not None:
                 self._connection.leave(error)
             self._transport.close(linger=0.0 if error else 1.0)
@@ -271,29 +297,20 @@ class Member:
             self._hook.remove()
             self._hook = None
 
-    def _run_round(self) -> None:
-        number = self.round + 1
-        if self._rounds and number > self._rounds:
-            raise UsageError(
-                f"step {number} of member {self.id}, which joined for {self._rounds} rounds; take "
-                "no more steps than join(rounds=...) said, or leave it out"
-            )
-        self.round = number
-        if not self._connection.has_seed(number):
-            self._connection.progress(number - 1)
-        self._inbox.wait_until(lambda: self._connection.has_seed(number))
-        self._exchange.run_round(number, self._connection.take_seed(number), self._inbox.wait_until)
-        self._ended = time.monotonic()
-
     def _finish(self) -> None:
         self.average()
         n = len(self.members)
         layout = self._store.layout
+        timeline = self._timeline
         self._connection.finished(
             Finished(
-                rounds=self.round,
-                seconds=self._ended - self._began,
-                lost_values=0,
+                rounds=timeline.round,
+                steps=timeline.steps,
+                seconds=timeline.ended - timeline.began,
+                waited=timeline.waited,
+                max_delay=timeline.max_delay,
+                applied_values=self._exchange.applied_values,
+                expired_values=self._exchange.expired_values,
                 theory={
                     "parameters": layout.values,
                     "wash": self._strategy.expected_payload(layout, n) * self.round,

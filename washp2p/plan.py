@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 from math import factorial, isqrt
 from typing import TYPE_CHECKING
 
@@ -35,26 +35,23 @@ KEYED_ROUNDS = 24  # a position is still where it began with probability 2**-24
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
-_DARTS, _PERMUTATIONS = 0, 1
+_DARTS, _PERMUTATIONS, _GROUPS = 0, 1, 2
 _WORD = 1 << 64
 _HALF = np.uint64(32)
+_BLOCK = 1 << 14  # values handled at a time: what fits the cache, and GIL held for moments only
 
 
 @dataclass(frozen=True)
 class Route:
     """One direction of a plan: the values that go to, or come from, each peer.
 
-    `indices` (int64) are places in the flat vector, grouped by the peer's position and ascending
-    within each group; `bounds` (N + 1 entries) are the limits of the groups, so the values of
-    position m are `indices[bounds[m]:bounds[m + 1]]`. The member's own group is empty.
+    `indices` (int64) are places in the flat vector, grouped by peer and ascending within each
+    group; `parts` are the groups as (peer's position, begin, end) into `indices`. Peers without a
+    value have no part, nor has the member itself.
     """
 
     indices: Indices
-    bounds: tuple[int, ...]
-
-    def count(self, position: int) -> int:
-        """How many values go to, or come from, `position`."""
-        return self.bounds[position + 1] - self.bounds[position]
+    parts: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Plan:
     """What one member does in one round.
 
     Both ends of every pair derive their own plan, and what one sends is, in the same order, what
-    the other expects. `fingerprint` is 64 bits that all members of the round share.
+    the other expects. `fingerprint` is 64 bits that all members who exchange in the round share.
     """
 
     send: Route
@@ -74,48 +71,74 @@ class Plan:
 class Deriver:
     """Derives one member's plans. Holds small tables made once for layout, rates and roster size.
 
-    `position` is the member's own among `n`; `rates` are p_l by layer. Thread-compatible: it holds
-    no state that `derive` changes.
+    `position` is the member's own among `n`; `rates` are p_l by layer. With `group` > 0 each seed
+    also deals the roster into random groups of at most that many, which permute among themselves.
+    For one thread at a time: scratch memory, proportional to what is selected, is reused.
     """
 
-    def __init__(self, layout: Layout, rates: Sequence[Fraction], n: int, position: int) -> None:
+    def __init__(
+        self, layout: Layout, rates: Sequence[Fraction], n: int, position: int, group: int = 0
+    ) -> None:
         assert n >= 2
         assert 0 <= position < n
         self._n = n
         self._position = position
+        self._group = group if group < n else 0
         self._stretches, mean = _stretches(layout, rates)
         self._ends = np.array([s.end for s in self._stretches], dtype=np.uint64)
         self._certain = sum(s.size for s in self._stretches if s.certain)
         self._fewest, self._thresholds = _poisson_thresholds(mean)
-        self._rows = _permutation_rows(n, position) if n <= LARGEST_TABLE else None
+        self._everyone = _Group(number=0, positions=np.arange(n), own=position)
+        self._scratch = tuple(np.empty(0, dtype=np.uint64) for _ in range(2))
 
     def derive(self, seed: int) -> Plan:
         """The plan of the round whose seed is `seed` (64 bits). O(selected); does not block."""
+        group = self._deal(seed) if self._group else self._everyone
         indices = self._select(_philox(seed, _DARTS))
-        draws = _philox(seed, _PERMUTATIONS).random_raw(len(indices))
-        if self._rows is None:
-            sources = _keyed(draws, self._n, self._position, inverse=False)
-            targets = _keyed(draws, self._n, self._position, inverse=True)
+        count, n = len(indices), len(group.positions)
+        stream = _philox(seed, _PERMUTATIONS, group.number)
+        draws = self._scratch[0][:count]  # the darts are done with
+        if n > LARGEST_TABLE:
+            _fill(draws, stream)
+            fingerprint = _fingerprint(indices, draws)
+            sources = _keyed(draws, n, group.own, inverse=False)
+            targets = _keyed(draws, n, group.own, inverse=True)
         else:
+            _fill_halves(draws, stream)
+            fingerprint = _fingerprint(indices, draws)
+            draws *= np.uint64(factorial(n))
             draws >>= _HALF
-            draws *= np.uint64(factorial(self._n))
-            draws >>= _HALF
-            sources, targets = self._rows[0][draws], self._rows[1][draws]
+            forward, backward = _permutation_rows(n, group.own)
+            numbers = draws.view(np.int64)
+            sources = forward.take(numbers, mode="clip")
+            targets = backward.take(numbers, mode="clip")
         return Plan(
-            send=self._route(indices, targets),
-            receive=self._route(indices, sources),
-            selected=len(indices),
-            fingerprint=_fingerprint(indices, draws),
+            send=_route(indices, targets, group, draws),
+            receive=_route(indices, sources, group, draws),
+            selected=count,
+            fingerprint=fingerprint,
         )
 
+    def _deal(self, seed: int) -> _Group:
+        """The member's group: the roster in the order of one raw word each, cut evenly."""
+        order = np.argsort(_philox(seed, _GROUPS).random_raw(self._n), kind="stable")
+        count = -(-self._n // self._group)
+        place = int(np.flatnonzero(order == self._position)[0])
+        number = ((place + 1) * count - 1) // self._n
+        begin, end = self._n * number // count, self._n * (number + 1) // count
+        return _Group(number=number, positions=order[begin:end], own=place - begin)
+
     def _select(self, stream: np.random.Philox) -> Indices:
-        """Selected places of the flat vector, ascending."""
+        """Selected places of the flat vector, ascending: a view of scratch memory."""
         word = stream.random_raw(1)[0]
         count = self._fewest + int(np.searchsorted(self._thresholds, word, side="right"))
-        darts: Words = stream.random_raw(count)
+        most = count + self._certain
+        if len(self._scratch[0]) < most:
+            self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
+        darts, found = self._scratch[0][:count], self._scratch[1]
+        _fill(darts, stream)
         darts.sort()
         cuts = np.searchsorted(darts, self._ends).tolist()
-        found = np.empty(count + self._certain, dtype=np.uint64)
         begin = at = 0
         for stretch, end in zip(self._stretches, cuts, strict=True):
             if stretch.certain:
@@ -137,18 +160,53 @@ class Deriver:
         first = np.empty(at, dtype=bool)
         first[:1] = True
         np.not_equal(hits[1:], hits[:-1], out=first[1:])
-        return hits[first]
+        size = 0
+        for begin in range(0, at, _BLOCK):
+            kept = hits[begin : begin + _BLOCK][first[begin : begin + _BLOCK]]
+            hits[size : size + len(kept)] = kept
+            size += len(kept)
+        return hits[:size]
 
-    def _route(self, indices: Indices, peers: npt.NDArray[np.unsignedinteger]) -> Route:
-        order = np.argsort(peers, kind="stable")
-        counts = np.bincount(peers, minlength=self._n)
-        own_begin = int(counts[: self._position].sum())
-        own_end = own_begin + int(counts[self._position])
-        counts[self._position] = 0
-        return Route(
-            indices=indices[np.concatenate((order[:own_begin], order[own_end:]))],
-            bounds=(0, *np.cumsum(counts).tolist()),
-        )
+
+@dataclass(frozen=True)
+class _Group:
+    """Who permutes among themselves: their positions in the roster, in the order dealt.
+
+    `own` is the member's place in `positions`; `number` tells the round's groups apart.
+    """
+
+    number: int
+    positions: Indices
+    own: int
+
+
+def _route(
+    indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
+) -> Route:
+    """Group `indices` by peer, a block at a time: no large memory but the result's."""
+    room = scratch[: len(indices)].view(np.int64)
+    size = len(group.positions)
+    limits = np.arange(size + 1)
+    pieces: list[list[Indices]] = [[] for _ in range(size)]
+    for begin in range(0, len(indices), _BLOCK):
+        block = peers[begin : begin + _BLOCK]
+        order = block.argsort(kind="stable")
+        ordered = room[begin : begin + _BLOCK]
+        indices[begin : begin + _BLOCK].take(order, out=ordered, mode="clip")
+        bounds = np.searchsorted(block.take(order), limits).tolist()
+        for piece, (first, end) in zip(pieces, pairwise(bounds), strict=True):
+            if first < end:
+                piece.append(ordered[first:end])
+    pieces[group.own] = []
+    parts = []
+    at = 0
+    for position, piece in zip(group.positions.tolist(), pieces, strict=True):
+        count = sum(map(len, piece))
+        if count:
+            parts.append((position, at, at + count))
+            at += count
+    flat = [part for piece in pieces for part in piece]
+    return Route(np.concatenate(flat) if flat else indices[:0].copy(), tuple(parts))
 
 
 @dataclass(frozen=True)
@@ -228,20 +286,36 @@ def _poisson_thresholds(mean: Decimal) -> tuple[int, Words]:
     return low, np.array(thresholds, dtype=np.uint64)
 
 
+@lru_cache(maxsize=64)
 def _permutation_rows(n: int, position: int) -> npt.NDArray[np.uint8]:
     """Where all permutations, lexicographic, and their inverses take `position`: shape (2, n!)."""
     forward = np.array(list(permutations(range(n))), dtype=np.uint8)
     return np.stack((forward[:, position], np.argmax(forward == position, axis=1).astype(np.uint8)))
 
 
-def _philox(seed: int, stream: int) -> np.random.Philox:
-    return np.random.Philox(key=seed, counter=stream << 192)
+def _philox(seed: int, stream: int, substream: int = 0) -> np.random.Philox:
+    return np.random.Philox(key=seed, counter=stream << 192 | substream << 128)
+
+
+def _fill(out: Words, stream: np.random.Philox) -> None:
+    """The stream's next words, a few at a time: no large memory but the caller's."""
+    for begin in range(0, len(out), _BLOCK):
+        part = out[begin : begin + _BLOCK]
+        part[:] = stream.random_raw(len(part))
+
+
+def _fill_halves(out: Words, stream: np.random.Philox) -> None:
+    """The stream's next words in halves of 32 bits, the low half first."""
+    for begin in range(0, len(out), 2 * _BLOCK):
+        part = out[begin : begin + 2 * _BLOCK]
+        words = stream.random_raw((len(part) + 1) // 2).astype("<u8", copy=False)
+        part[:] = words.view("<u4")[: len(part)]
 
 
 def _fingerprint(indices: Indices, draws: Words) -> int:
-    terms = indices.view(np.uint64) + np.uint64(1)
-    terms *= (draws << np.uint64(1)) | np.uint64(1)
-    return int(terms.sum(dtype=np.uint64))
+    """The sum of (index + 1) * draw, modulo 2**64."""
+    products = int(np.dot(indices.view(np.uint64), draws))
+    return (products + int(draws.sum(dtype=np.uint64))) % _WORD
 
 
 def _keyed(keys: Words, n: int, position: int, *, inverse: bool) -> npt.NDArray[np.uint16]:

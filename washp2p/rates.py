@@ -34,9 +34,14 @@ def expected_selected(layout: Layout, rates: tuple[Fraction, ...]) -> float:
     return float(sum(rates[entry.layer] * entry.size for entry in layout.entries))
 
 
-def expected_payload(layout: Layout, rates: tuple[Fraction, ...], n: int) -> float:
-    """Bytes a member sends in a round: (N-1)/N * sum_l p_l d_l * bytes of a scalar's slots."""
-    return (n - 1) / n * expected_selected(layout, rates) * layout.scalar_bytes
+def expected_payload(layout: Layout, rates: tuple[Fraction, ...], n: int, group: int = 0) -> float:
+    """Bytes a member sends in a round: (N-1)/N * sum_l p_l d_l * bytes of a scalar's slots.
+
+    With groups a member finds itself in one of g with probability g/N, and sends (g-1)/g of what
+    is selected: together (N - groups)/N.
+    """
+    groups = -(-n // group) if group else 1
+    return (n - groups) / n * expected_selected(layout, rates) * layout.scalar_bytes
 
 
 def paper_payload(layout: Layout, schedule: str, p: float) -> float:

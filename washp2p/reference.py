@@ -1,4 +1,4 @@
-"""The reference: Algorithm 1 on a dense members-by-parameters array, slow and plain.
+"""The reference: Algorithm 1 on dense arrays, slow and plain; in lockstep or as late as it is told.
 
 It is the oracle that the peer-to-peer system is held against, so it shares no code with the plan,
 the store or the exchange: everything here is written again from docs/protocol.md, with Python
@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
+from math import factorial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,15 +46,23 @@ def poisson_thresholds(mean: Decimal) -> list[int]:
     return thresholds
 
 
-def permutation(word: int, n: int) -> list[int]:
-    """pi_i of the scalar that drew `word`."""
-    if n <= TABLE_UP_TO:
-        factorials = [1]
-        for k in range(1, n + 1):
-            factorials.append(factorials[-1] * k)
-        number = (word >> 32) * factorials[n] >> 32
-        left = list(range(n))
-        return [left.pop(number // factorials[k] % (k + 1)) for k in range(n - 1, -1, -1)]
+def permutations_of(seed: int, group: int, n: int, count: int) -> list[list[int]]:
+    """pi_i of the first `count` selected scalars, within a group of n."""
+    words = np.random.Philox(key=seed, counter=2**192 + group * 2**128).random_raw(count).tolist()
+    if n > TABLE_UP_TO:
+        return [keyed_permutation(word, n) for word in words]
+    halves = [half for word in words for half in (word % 2**32, word >> 32)]
+    return [numbered_permutation(half * factorial(n) >> 32, n) for half in halves[:count]]
+
+
+def numbered_permutation(number: int, n: int) -> list[int]:
+    """Permutation `number` of 0, ..., n - 1 in lexicographic order."""
+    left = list(range(n))
+    return [left.pop(number // factorial(k) % (k + 1)) for k in range(n - 1, -1, -1)]
+
+
+def keyed_permutation(word: int, n: int) -> list[int]:
+    """The swap-or-not shuffle keyed by `word`."""
     image = []
     for start in range(n):
         x = start
@@ -64,6 +73,16 @@ def permutation(word: int, n: int) -> list[int]:
                 x = y
         image.append(x)
     return image
+
+
+def deal(seed: int, n: int, group: int) -> list[list[int]]:
+    """The round's groups: all in one, or random ones of at most `group` members."""
+    if not group or group >= n:
+        return [list(range(n))]
+    words = np.random.Philox(key=seed, counter=2 * 2**192).random_raw(n).tolist()
+    order = sorted(range(n), key=lambda position: (words[position], position))
+    count = -(-n // group)
+    return [order[n * j // count : n * (j + 1) // count] for j in range(count)]
 
 
 def splitmix(z: int) -> int:
@@ -110,8 +129,18 @@ class Selection:
         return sorted(chosen)
 
 
+class _Round:
+    """What a round's seed says, and what each member held at the selected scalars when it sent."""
+
+    def __init__(self, selected: list[int], sources: np.ndarray, slots: int) -> None:
+        self.selected = np.array(selected, dtype=np.int64)
+        self.sources = sources
+        """Shape (members, selected): from whom each member's new value comes."""
+        self.held: list[list[np.ndarray | None]] = [[None] * slots for _ in sources]
+
+
 class Reference:
-    """N models in one process, shuffled as Algorithm 1 says."""
+    """N models in one process, shuffled as Algorithm 1 says, at once or late (section 4)."""
 
     def __init__(
         self,
@@ -121,59 +150,122 @@ class Reference:
         method: str,
         schedule: str,
         p: float,
+        group: int = 0,
+        late: str = "overwrite",
     ) -> None:
         self._shuffles = method != "none"
-        self._with_state = method == "wash-opt"
         self._models = models
         self._optimizers = optimizers
+        self._group = group
+        self._adds = late == "difference"
+        self._slots = ["", *(_state_names(optimizers[0]) if method == "wash-opt" else ())]
         groups: list[list[torch.nn.Parameter]] = []
         seen: set[torch.nn.Parameter] = set()
         for module in models[0].modules():
-            group = []
+            own = []
             for parameter in module._parameters.values():
                 if parameter is not None and parameter.requires_grad and parameter not in seen:
                     seen.add(parameter)
-                    group.append(parameter)
-            if group:
-                groups.append(group)
+                    own.append(parameter)
+            if own:
+                groups.append(own)
         self._selection = Selection(
             [
                 (parameter.numel(), rate(schedule, p, layer, len(groups)))
-                for layer, group in enumerate(groups)
-                for parameter in group
+                for layer, own in enumerate(groups)
+                for parameter in own
             ]
         )
         assert all(p.is_contiguous() for m in models for p in m.parameters())
         n = len(models)
+        self._rounds: dict[int, _Round] = {}
+        size = sum(parameter.numel() for own in groups for parameter in own)
+        self._newest = np.zeros((n, size), dtype=np.int64)
+        self._done = 0
         self.sent = [[0] * n for _ in range(n)]
         """Scalars that went from row's member to column's so far."""
 
     def shuffle(self, seed: int) -> None:
-        """One round: theta[:, i] = theta[pi_i, i] for every selected i."""
+        """One round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i."""
+        self._done += 1
+        for member in range(len(self._models)):
+            self.gather(member, self._done, seed)
+        for member in range(len(self._models)):
+            self.apply(member, self._done)
+        self.forget([self._done])
+
+    def gather(self, member: int, number: int, seed: int) -> None:
+        """The member sends: what it holds at round `number`'s scalars is what others will get."""
         if not self._shuffles:
             return
+        if number not in self._rounds:
+            self._rounds[number] = self._draw(seed)
+        this = self._rounds[number]
+        for k, slot in enumerate(self._slots):
+            this.held[member][k] = self._flat(member, slot)[this.selected]
+        receivers, counts = np.unique(np.nonzero(this.sources == member)[0], return_counts=True)
+        for receiver, count in zip(receivers.tolist(), counts.tolist(), strict=True):
+            if receiver != member:
+                self.sent[member][receiver] += count
+
+    def apply(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
+        """The member takes over what `senders` (all, if not given) sent it in round `number`."""
+        if not self._shuffles:
+            return
+        this = self._rounds[number]
+        sources = this.sources[member]
+        others = senders if senders is not None else range(len(self._models))
+        chosen = np.isin(sources, [sender for sender in others if sender != member])
+        if not self._adds:
+            chosen &= self._newest[member][this.selected] <= number
+        places, sources = this.selected[chosen], sources[chosen]
+        if not len(places):
+            return
+        for k, slot in enumerate(self._slots):
+            theta = self._flat(member, slot)
+            arrived = np.empty(len(places), dtype=theta.dtype)
+            for sender in set(sources.tolist()):
+                held = this.held[sender][k]
+                assert held is not None, f"round {number} of member {sender} before it was sent"
+                arrived[sources == sender] = held[chosen][sources == sender]
+            own = this.held[member][k]
+            assert own is not None
+            theta[places] = theta[places] + (arrived - own[chosen]) if self._adds else arrived
+            self._put(member, slot, theta)
+        self._newest[member][places] = number
+
+    def ready(self, number: int, senders: Sequence[int] | None = None) -> bool:
+        """Whether `senders` (all, if not given) have sent round `number`."""
+        if not self._shuffles:
+            return True
+        others = range(len(self._models)) if senders is None else senders
+        this = self._rounds.get(number)
+        return this is not None and all(this.held[sender][0] is not None for sender in others)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """No member will send or apply these rounds again."""
+        for number in numbers:
+            self._rounds.pop(number, None)
+
+    def _draw(self, seed: int) -> _Round:
         n = len(self._models)
         selected = self._selection.draw(seed)
-        words = np.random.Philox(key=seed, counter=2**192).random_raw(len(selected))
-        images = [permutation(int(word), n) for word in words]
-        for image in images:
-            for receiver, sender in enumerate(image):
-                if sender != receiver:
-                    self.sent[sender][receiver] += 1
-        slots = ["", *(_state_names(self._optimizers[0]) if self._with_state else ())]
-        for slot in slots:
-            rows = [self._tensors(member, slot) for member in range(n)]
-            theta = np.stack(
-                [np.concatenate([t.detach().numpy().ravel() for t in row]) for row in rows]
-            )
-            for i, image in zip(selected, images, strict=True):
-                theta[:, i] = theta[image, i]
-            for row, values in zip(rows, theta, strict=True):
-                begin = 0
-                for tensor in row:
-                    part = values[begin : begin + tensor.numel()].reshape(tuple(tensor.shape))
-                    tensor.detach().copy_(torch.from_numpy(part))
-                    begin += tensor.numel()
+        sources = np.empty((n, len(selected)), dtype=np.int64)
+        for number, members in enumerate(deal(seed, n, self._group)):
+            images = permutations_of(seed, number, len(members), len(selected))
+            for place, member in enumerate(members):
+                sources[member] = [members[image[place]] for image in images]
+        return _Round(selected, sources, len(self._slots))
+
+    def _flat(self, member: int, slot: str) -> np.ndarray:
+        return np.concatenate([t.detach().numpy().ravel() for t in self._tensors(member, slot)])
+
+    def _put(self, member: int, slot: str, theta: np.ndarray) -> None:
+        begin = 0
+        for tensor in self._tensors(member, slot):
+            part = theta[begin : begin + tensor.numel()].reshape(tuple(tensor.shape))
+            tensor.detach().copy_(torch.from_numpy(part))
+            begin += tensor.numel()
 
     def _tensors(self, member: int, slot: str) -> list[torch.Tensor]:
         parameters = [p for p in self._models[member].parameters() if p.requires_grad]

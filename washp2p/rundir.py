@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 
 CONFIG, METRICS, SUMMARY, AVERAGED = (
@@ -80,6 +81,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; make room or choose another --run-dir"
         ) from None
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run. Raises UsageError if the folder has none of this version."""
+    path = folder / CONFIG
+    try:
+        return RunConfig.from_wire(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot read {path}: {error}; expected the folder of a run") from None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 With the seeds it is all that a replay needs. A record is written after its values were applied and
 before the member's next gather, straight to the kernel: what a member passed on is always explained
 by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
-[own step, epoch, round, senders applied, senders lost].
+[own step, epoch, round, senders applied, senders lost], or [own step, epoch, round] where the
+member's clock jumped: that step belongs to `round`, not to the one after the last.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ class Record(NamedTuple):
     lost: tuple[MemberId, ...]
 
 
+class Jump(NamedTuple):
+    """Own step `step` belongs to `round`, by more than one above the step before."""
+
+    step: int
+    epoch: int
+    round: int
+
+
 class RunLog:
     """Appends records to a file. Each `append` is one unbuffered write."""
 
@@ -44,25 +53,21 @@ class RunLog:
                 f"cannot write {path}: {error.strerror}; choose another --run-dir"
             ) from None
 
-    def append(
-        self,
-        *,
-        step: int,
-        epoch: int,
-        round_number: int,
-        applied: Sequence[MemberId],
-        lost: Sequence[MemberId] = (),
-    ) -> None:
-        """Write one record."""
-        self._file.write(msgpack.packb((step, epoch, round_number, tuple(applied), tuple(lost))))
+    def append(self, records: Sequence[Record | Jump]) -> None:
+        """Write records, all at once."""
+        if records:
+            self._file.write(b"".join(map(msgpack.packb, records)))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def read_log(path: Path) -> Iterator[Record]:
+def read_log(path: Path) -> Iterator[Record | Jump]:
     """Records in the order they were written; a last one cut short by a kill is left out."""
     with path.open("rb") as file:
-        for step, epoch, round_number, applied, lost in msgpack.Unpacker(file):
-            yield Record(step, epoch, round_number, tuple(applied), tuple(lost))
+        for step, epoch, round_number, *senders in msgpack.Unpacker(file):
+            if senders:
+                yield Record(step, epoch, round_number, *map(tuple, senders))
+            else:
+                yield Jump(step, epoch, round_number)

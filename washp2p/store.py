@@ -71,19 +71,23 @@ class Store:
     def gather(self, indices: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
         """Write the values at `indices` (int64, on `device`) of slot k into `out[k]`.
 
-        `out[k]` has as many values as `indices`, the slot's dtype, and belongs to the caller.
+        `out[k]` has as many values as `indices`, the slot's dtype, and belongs to the caller; it
+        lies on `device` or on the host.
         State that does not exist yet reads as zeros. Raises UsageError if the model's parameters
         are no longer the ones that were attached.
         """
         self._check_views()
         self._adopt_state()
         for slot, values in zip(self._flat.values(), out, strict=True):
-            torch.index_select(slot, 0, indices, out=values)
+            if values.device == slot.device:
+                torch.index_select(slot, 0, indices, out=values)
+            else:
+                values.copy_(slot.index_select(0, indices))
 
     def scatter(self, indices: torch.Tensor, values: Sequence[torch.Tensor]) -> None:
         """Assign `values[k]` to slot k at `indices`; state that did not exist is created."""
         for slot, new in zip(self._flat.values(), values, strict=True):
-            slot.index_copy_(0, indices, new)
+            slot.index_copy_(0, indices, new.to(slot.device, non_blocking=True))
         if self._missing and len(indices):
             hit = torch.searchsorted(self._ends, indices.cpu(), right=True).unique().tolist()
             for number in self._missing.intersection(hit):

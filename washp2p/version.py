@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-DERIVATION = 1
+DERIVATION = 2
 """Changes whenever a single bit of any plan does; see `plan.py`."""
 
 try:

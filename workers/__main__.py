@@ -82,6 +82,7 @@ def work(options: argparse.Namespace) -> int:
     ) as member:
         with trainer.streams.active():
             for epoch in trainer.train():
+                trainer.round = member.round
                 if epoch is not None:
                     member.report(**epoch.to_metrics())
         averaged = member.average()

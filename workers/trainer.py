@@ -6,6 +6,7 @@ The same object trains in a worker process and, beside its peers, in `washp2p si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, pi
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,9 +63,9 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=max(1, self.steps - 1), eta_min=config.min_lr
-        )
+        self.round = 0
+        """Steps done, by the population's clock. Who knows better sets it after a step: a member
+        that jumped goes on with the learning rate of its peers, and ends when they do."""
 
     def train(self) -> Iterator[Epoch | None]:
         """Train to the end: yields None after each step, and the Epoch after its last.
@@ -72,19 +73,31 @@ class Trainer:
         To be advanced while `streams` are active.
         """
         self.model.train()
-        for number in range(1, self._config.epochs + 1):
+        number = 0
+        while self.round < self.steps:
+            number += 1
             total = torch.zeros((), device=self._device)
-            lr = 0.0
+            taken = 0
             for inputs, targets in self._batches:
                 loss = cross_entropy(self.model(inputs.to(self._device)), targets.to(self._device))
                 self.optimizer.zero_grad()
                 loss.backward()
-                lr = self.optimizer.param_groups[0]["lr"]
+                lr = self._learning_rate()
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
                 self.optimizer.step()
-                self._schedule.step()
                 total += loss.detach()
+                taken += 1
+                self.round += 1
                 yield None
-            yield Epoch(number, float(total) / len(self._batches), lr, self._held_out_accuracy())
+                if self.round >= self.steps:
+                    break
+            yield Epoch(number, float(total) / taken, lr, self._held_out_accuracy())
+
+    def _learning_rate(self) -> float:
+        """Of the next step: a cosine from `lr` at the first to `min_lr` at the last."""
+        low, high = self._config.min_lr, self._config.lr
+        return low + (high - low) / 2 * (1 + cos(pi * self.round / max(1, self.steps - 1)))
 
     def _held_out_accuracy(self) -> float:
         batches = self._data.evaluation_batches(self._data.held_out)

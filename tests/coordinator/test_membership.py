@@ -78,7 +78,16 @@ def sent(commands, kind):
 
 
 def finished():
-    return Finished(rounds=40, seconds=1.0, lost_values=0, theory={})
+    return Finished(
+        rounds=40,
+        steps=40,
+        seconds=1.0,
+        waited=0.0,
+        max_delay="0",
+        applied_values=10,
+        expired_values=0,
+        theory={},
+    )
 
 
 def test_ids_follow_the_order_of_joining_and_the_configuration_goes_along():
@@ -99,7 +108,7 @@ def test_the_roster_goes_out_when_all_have_attached():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 9}, "protocol version 9 on a, 1 at the coordinator"),
+        ({"protocol": 9}, "protocol version 9 on a, 2 at the coordinator"),
         ({"version": "9.9"}, "version of washp2p 9.9 on a, 1.2 at the coordinator"),
         ({"derivation": 9}, "plan derivation 9 on a, 1 at the coordinator"),
     ],

@@ -74,7 +74,7 @@ class Worker:
             await self.tell(Progress(len(seeds)))
         await self.tell(Metrics({"loss": 0.5}))
         theory = dict.fromkeys(("parameters", "wash", "paper", "papa", "papa_all_reduce"), 1)
-        await self.tell(Finished(ROUNDS, 2.0, 0, theory))
+        await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, 0, theory))
         assert isinstance(await self.hear(), Finish)
         await self.tell(Accounts([]))
         return seeds, size

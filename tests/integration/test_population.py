@@ -36,7 +36,7 @@ def simulated(tmp_path, **options):
     ],
 )
 def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, model, extra):
-    options = {"method": method, "model": model, "epochs": 2, "seed": 3, **extra}
+    options = {"method": method, "model": model, "epochs": 2, "seed": 3, "max_delay": "0", **extra}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     coordinator, workers = runs.population(n, *flags)
     assert coordinator.wait(100) == 0, coordinator.text
@@ -58,7 +58,7 @@ def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, mode
 
 
 def test_the_run_folder_keeps_its_contract(runs, capsys):
-    coordinator, workers = runs.population(3, "--epochs=2", "--p=0.05")
+    coordinator, workers = runs.population(3, "--epochs=2", "--p=0.05", "--max-delay=0")
     assert coordinator.wait() == 0, coordinator.text
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     folder, summary = coordinator.folder, coordinator.summary

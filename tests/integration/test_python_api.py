@@ -48,7 +48,9 @@ def train(address, queue, average):
 
 
 def test_a_loop_of_ones_own_equals_the_reference(runs):
-    coordinator = runs.coordinator("--n=3", "--method=wash-opt", "--p=0.2", f"--seed={SEED}")
+    coordinator = runs.coordinator(
+        "--n=3", "--method=wash-opt", "--p=0.2", f"--seed={SEED}", "--max-delay=0"
+    )
     queue = FORKSERVER.Queue()
     processes = [
         FORKSERVER.Process(target=train, args=(coordinator.address, queue, number < 2))
@@ -111,27 +113,38 @@ def test_an_error_in_one_loop_ends_the_run_and_says_why(runs):
         process.close()
 
 
-def train_unequally(address):
+def train_unequally(address, queue):
     connection = washp2p.connect(address)
     model, optimizer = build(connection.member)
     with washp2p.join(connection, model, optimizer) as member:
-        for number in range(STEPS + member.id):
+        for number in range(STEPS + 5 * member.id):
             step(model, optimizer, member.id, number)
+        state = member.average()
+        queue.put((member.id, {k: v.numpy() for k, v in state.items()}))
 
 
-def test_unequal_numbers_of_steps_end_the_run_with_both_counts(runs):
-    coordinator = runs.coordinator("--n=2", "--p=1")
+@pytest.mark.parametrize("max_delay", ["0", "auto", "none"])
+def test_a_member_that_has_finished_is_absent_from_later_rounds_and_averaged(runs, max_delay):
+    coordinator = runs.coordinator("--n=2", "--p=1", f"--max-delay={max_delay}")
+    queue = FORKSERVER.Queue()
     processes = [
-        FORKSERVER.Process(target=train_unequally, args=(coordinator.address,)) for _ in range(2)
+        FORKSERVER.Process(target=train_unequally, args=(coordinator.address, queue))
+        for _ in range(2)
     ]
     for process in processes:
         process.start()
-    assert coordinator.wait(30) == 2
-    assert f"member 1 has taken step {STEPS + 1}, member 0 ended after {STEPS}" in coordinator.text
+    averaged = dict(queue.get(timeout=60) for _ in processes)
+    assert coordinator.wait(30) == 0, coordinator.text
     for process in processes:
         process.join(10)
-        assert process.exitcode == 1  # both loops saw the error
+        assert process.exitcode == 0
         process.close()
+    queue.close()
+    queue.join_thread()
+    for name, value in averaged[0].items():
+        assert (averaged[1][name] == value).all()
+    assert [row["steps"] for row in coordinator.summary["bytes"]] == [STEPS, STEPS + 5]
+    assert coordinator.summary["lost_values"] == 0
 
 
 def other_model(address, queue, number):

@@ -34,8 +34,8 @@ class StingyCoordinator(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.context = zmq.Context()
-        self.router = self.context.socket(zmq.ROUTER)
+        self.router = zmq.Context.instance().socket(zmq.ROUTER)
+        self.router.set(zmq.LINGER, 0)
         self.router.set(zmq.RCVTIMEO, 20_000)
         port = self.router.bind_to_random_port("tcp://127.0.0.1")
         self.address = f"tcp://127.0.0.1:{port}"
@@ -47,8 +47,7 @@ class StingyCoordinator(threading.Thread):
             self.identity, data = self.router.recv_multipart()
             if not self.answer(messages.decode(data)):
                 break
-        self.router.close(linger=0)
-        self.context.term()
+        self.router.close()
 
     def answer(self, message):
         match message:

@@ -21,4 +21,4 @@ STRATEGIES: dict[str, type[Strategy]] = {"wash": Wash, "wash-opt": WashOpt, "non
 
 def strategy_for(config: RunConfig) -> Strategy:
     """The strategy that `config.method` names."""
-    return STRATEGIES[config.method](config.schedule, config.p)
+    return STRATEGIES[config.method](config.schedule, config.p, config.group)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class Strategy(ABC):
     """Which slots a method exchanges, and the plan of each round."""
 
-    def __init__(self, schedule: str, p: float) -> None:
+    def __init__(self, schedule: str, p: float, group: int) -> None:
         self.schedule = schedule
         self.p = p
+        self.group = group
 
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """Names of the optimizer's state to exchange besides the parameters."""

@@ -23,7 +23,7 @@ class Wash(Strategy):
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""
         rates = layer_rates(self.schedule, self.p, layout.layers)
-        self._deriver = Deriver(layout, rates, n, position)
+        self._deriver = Deriver(layout, rates, n, position, self.group)
 
     def plan(self, seed: int) -> Plan:
         """See Strategy."""
@@ -31,7 +31,8 @@ class Wash(Strategy):
 
     def expected_payload(self, layout: Layout, n: int) -> float:
         """See Strategy."""
-        return expected_payload(layout, layer_rates(self.schedule, self.p, layout.layers), n)
+        rates = layer_rates(self.schedule, self.p, layout.layers)
+        return expected_payload(layout, rates, n, self.group)
 
     def paper_payload(self, layout: Layout) -> float:
         """See Strategy."""

@@ -53,7 +53,7 @@ class MemoryTransport(Transport):
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
         try:
-            return self._inbox.get(timeout=timeout)
+            return self._inbox.get(timeout != 0, timeout or None)
         except Empty:
             return None
 

@@ -34,6 +34,7 @@ class ZeromqTransport(Transport):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         self.ledger = Ledger()
         self._context = zmq.Context()
+        self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, 0)
         self._pull.set(zmq.IPV6, "[" in bind)
@@ -83,7 +84,9 @@ class ZeromqTransport(Transport):
         try:
             frames = self._pull.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            if not self._pull.poll(None if timeout is None else round(timeout * 1000)):
+            if timeout == 0 or not self._pull.poll(
+                None if timeout is None else round(timeout * 1000)
+            ):
                 return None
             frames = self._pull.recv_multipart(copy=False)
         header, *buffers = (frame.buffer for frame in frames)

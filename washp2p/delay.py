@@ -1,0 +1,93 @@
+"""How late a round may be applied: the bound S of section 4, and how `auto` finds it.
+
+Pure: what was measured goes in, the bound comes out. No clocks, no sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+WORTH_WAITING = 0.01
+"""Share of the time that a member may spend waiting before `auto` lets rounds be later."""
+LIMIT = 32
+"""`auto` never lets a round be later than this."""
+MEASURE, SETTLE = 8, 32
+"""Rounds after which `auto` raises its bound, or lowers it."""
+RECENT = 0.02
+"""Weight of the last round in the share of its time that a member tells its peers it waits."""
+
+
+class Delay(Protocol):
+    """Decides how late rounds may be."""
+
+    @property
+    def bound(self) -> int | None:
+        """S: before its next step a member waits for rounds this many behind; None: for none."""
+
+    def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
+        """Learn what a round was like. To be called once a round.
+
+        Of `elapsed` seconds since the last round, `waited` went by waiting for peers; `useful`
+        says whether whom it waited for was waiting, too. `lateness` is by how many rounds the
+        latest of the values applied were late.
+        """
+
+
+class FixedDelay:
+    """`--max-delay S` and `--max-delay none`."""
+
+    def __init__(self, bound: int | None) -> None:
+        self.bound = bound
+
+    def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
+        """See Delay: nothing to learn."""
+
+
+class AutoDelay:
+    """`--max-delay auto`: the smallest S with which the training thread does not wait.
+
+    Waiting for a peer that is waiting itself means that the network holds both up: rounds may be
+    later, at once by 1, then by 2, 4, ... while that goes on. Waiting for one that is not means
+    that it computes more slowly, which no S can change: rounds may as well be less late. Once
+    nobody waits, S becomes the lateness that was seen.
+    """
+
+    def __init__(self) -> None:
+        self.bound = 0
+        self._step = 1
+        self._skip = 0
+        self._rounds = self._lateness = 0
+        self._waited = self._idled = self._elapsed = 0.0
+
+    def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
+        """See Delay."""
+        if self._skip:
+            self._skip -= 1
+            return
+        self._rounds += 1
+        self._elapsed += elapsed
+        self._waited += waited if useful else 0.0
+        self._idled += 0.0 if useful else waited
+        self._lateness = max(self._lateness, lateness)
+        if self._rounds < MEASURE:
+            return
+        if self._waited > WORTH_WAITING * self._elapsed:
+            self._change(min(LIMIT, self.bound + self._step))
+            self._step *= 2
+        elif self._rounds >= SETTLE:
+            self._step = 1
+            idle = self._idled > WORTH_WAITING * self._elapsed
+            self._change(max(0, self.bound - 1) if idle else min(self.bound, self._lateness))
+
+    def _change(self, bound: int) -> None:
+        self._skip = abs(bound - self.bound)
+        self.bound = bound
+        self._rounds = self._lateness = 0
+        self._waited = self._idled = self._elapsed = 0.0
+
+
+def delay_for(max_delay: str) -> Delay:
+    """The Delay that `--max-delay` names: a number, `auto` or `none`."""
+    if max_delay == "auto":
+        return AutoDelay()
+    return FixedDelay(None if max_delay == "none" else int(max_delay))

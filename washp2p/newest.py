@@ -1,0 +1,48 @@
+"""Which scalars were written by a newer round than one that is still to come.
+
+Kept over the outstanding rounds only: its size is what they touched, never the model's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+class NewestWrites:
+    """The newest round that wrote each scalar, for rounds above `forget`'s."""
+
+    def __init__(self) -> None:
+        self._indices: Indices = np.empty(0, dtype=np.int64)
+        self._rounds: Indices = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def note(self, indices: Indices, number: int) -> None:
+        """Round `number` has written the scalars at `indices` (each once, in any order)."""
+        new = np.sort(indices)
+        at = np.searchsorted(self._indices, new)
+        known = np.zeros(len(new), dtype=bool)
+        inside = at < len(self._indices)
+        known[inside] = self._indices[at[inside]] == new[inside]
+        places = at[known]
+        self._rounds[places] = np.maximum(self._rounds[places], number)
+        self._indices = np.insert(self._indices, at[~known], new[~known])
+        self._rounds = np.insert(self._rounds, at[~known], number)
+
+    def free(self, indices: Indices, number: int) -> npt.NDArray[np.bool_]:
+        """Which scalars at `indices` no round newer than `number` has written."""
+        at = np.searchsorted(self._indices, indices)
+        result = np.ones(len(indices), dtype=bool)
+        inside = at < len(self._indices)
+        at = at[inside]
+        result[inside] = (self._indices[at] != indices[inside]) | (self._rounds[at] <= number)
+        return result
+
+    def forget(self, number: int) -> None:
+        """No round before `number` is outstanding: writes of `number` and older bind nobody."""
+        kept = self._rounds > number
+        self._indices, self._rounds = self._indices[kept], self._rounds[kept]

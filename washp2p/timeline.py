@@ -1,0 +1,143 @@
+"""The timeline of a member: what happens between its steps t and t + 1 (section 4).
+
+    seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
+
+All of it on the training thread, which only gathers, hands over and scatters: ZeroMQ's own thread
+sends and receives, the planner's derives plans, and both need the GIL hardly or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from washp2p.delay import RECENT, WORTH_WAITING
+from washp2p.errors import UsageError
+from washp2p.runlog import Jump, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.connection import Connection
+    from washp2p.delay import Delay
+    from washp2p.exchange import Applied, Exchange, Staged
+    from washp2p.inbox import Inbox
+    from washp2p.planner import Planner
+    from washp2p.runlog import RunLog
+
+
+class Timeline:
+    """One member's rounds in one epoch. `rounds` is how many it announced, 0 if not known."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        inbox: Inbox,
+        exchange: Exchange,
+        planner: Planner[Staged | None],
+        delay: Delay,
+        expire: int,
+        rounds: int,
+        log: RunLog | None,
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._exchange = exchange
+        self._planner = planner
+        self._delay = delay
+        self._expire = expire
+        self._rounds = rounds
+        self._log = log
+        self.round = 0
+        """The last round this member took part in."""
+        self.steps = 0
+        """Optimizer steps it has taken: as many, unless it jumped."""
+        self.waited = 0.0
+        """Seconds spent waiting for peers."""
+        self.began = self.ended = time.monotonic()
+        self._share = 0.0
+
+    @property
+    def max_delay(self) -> str:
+        """The bound S on lateness that holds now, or "none"."""
+        return "none" if self._delay.bound is None else str(self._delay.bound)
+
+    def begin(self) -> None:
+        """The first step may follow: derive plans, start the clock. The first seeds are here."""
+        self._planner.prepare()
+        self.began = self.ended = time.monotonic()
+
+    def step(self) -> None:
+        """Follow one optimizer step with its round. Blocks as long as the delay's bound demands.
+
+        Raises UsageError beyond the announced number of steps, RunStoppedError, ProtocolError.
+        """
+        self.steps += 1
+        if self._rounds and self.steps > self._rounds:
+            raise UsageError(
+                f"step {self.steps} of member {self._connection.member}, which joined for "
+                f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
+                "it out"
+            )
+        self._inbox.drain()
+        number = self.round + 1
+        newest, bound = self._exchange.newest, self._delay.bound
+        jumps = bound is None and newest - number > self._expire
+        if jumps:
+            number = newest
+        if self._rounds and number > self._rounds:
+            return  # it jumped, and now its peers have ended
+        self._await_seed(number)
+        staged = self._planner.take(number)
+        self._connection.reached(number)
+        self.round = number
+        if staged is not None:
+            self._exchange.post(number, staged, round(1000 * self._share))
+            waited = self._wait(number, bound)
+            self._apply(jumped=jumps, waited=waited)
+        self.ended = time.monotonic()
+
+    def finish(self) -> None:
+        """Take no further step: tell the peers, and apply what is still to come. Blocks."""
+        self._exchange.end(self.round)
+        self._inbox.wait_until(lambda: self._exchange.complete(self.round))
+        self._write(self._exchange.apply())
+
+    def _await_seed(self, number: int) -> None:
+        if not self._connection.has_seed(number):
+            self._connection.progress(number - 1)
+            self._inbox.wait_until(lambda: self._connection.has_seed(number))
+
+    def _wait(self, number: int, bound: int | None) -> float:
+        if bound is None:
+            self._exchange.give_up(number - self._expire)
+            return 0.0
+        due = number - bound
+        if self._exchange.complete(due):
+            return 0.0
+        began = time.monotonic()
+        self._inbox.wait_until(lambda: self._exchange.complete(due))
+        return time.monotonic() - began
+
+    def _apply(self, *, jumped: bool, waited: float) -> None:
+        applied = self._exchange.apply()
+        self._write(applied, jumped=jumped)
+        elapsed = time.monotonic() - self.ended
+        self.waited += waited
+        self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
+        self._delay.observe(
+            waited=waited,
+            elapsed=elapsed,
+            useful=self._exchange.last_share > 1000 * WORTH_WAITING,
+            lateness=max((self.round - one.round for one in applied if one.senders), default=0),
+        )
+
+    def _write(self, applied: Sequence[Applied], *, jumped: bool = False) -> None:
+        if self._log is None:
+            return
+        epoch = self._exchange.epoch
+        jump = [Jump(self.steps, epoch, self.round)] if jumped else []
+        self._log.append(
+            [*jump, *(Record(self.steps, epoch, a.round, a.senders, a.lost) for a in applied)]
+        )
