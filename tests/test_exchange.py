@@ -84,7 +84,7 @@ class Population:
         """Hand a member what has arrived, `count` messages at most."""
         while count and (message := self.transports[me].receive(0)) is not None:
             count -= 1
-            self.exchanges[me].accept(headers.decode(message.header), message.buffers)
+            self.exchanges[me].accept(headers.decode(message.header), message.payload)
 
     def round(self, number, seed):
         """A lockstep round of everyone; what each member applied."""
@@ -159,15 +159,15 @@ def test_it_says_what_was_applied(population):
 
 
 @pytest.mark.parametrize(
-    ("change", "buffers", "words"),
+    ("change", "payload", "words"),
     [
         ({"fingerprint": 1}, None, "derived another plan"),
-        ({}, (memoryview(b"1234"),), "the plan says"),
-        ({}, (), "the plan says"),
+        ({}, memoryview(b"1234"), "the plan says"),
+        ({}, memoryview(b""), "the plan says"),
     ],
 )
 def test_frames_the_plan_did_not_foresee_are_named_and_not_applied(
-    population, change, buffers, words
+    population, change, payload, words
 ):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     before = [p.detach().clone() for p in peers.models[1].parameters()]
@@ -176,7 +176,7 @@ def test_frames_the_plan_did_not_foresee_are_named_and_not_applied(
     frame = replace(headers.decode(message.header), **change)
     peers.post(1, 1, 5)
     with pytest.raises(ProtocolError, match=words):
-        peers.exchanges[1].accept(frame, message.buffers if buffers is None else buffers)
+        peers.exchanges[1].accept(frame, message.payload if payload is None else payload)
     assert peers.exchanges[1].apply() == []
     assert all(map(torch.equal, before, peers.models[1].parameters()))
 
@@ -188,17 +188,17 @@ def test_frames_of_other_epochs_strangers_and_the_past_are_refused(population):
     frame = Frame(RUN, 1, 0, 3, 1, 0, 0)
     for wrong in (replace(frame, epoch=1), replace(frame, sender=5), replace(frame, round=1)):
         with pytest.raises(ProtocolError):
-            peers.exchanges[0].accept(wrong, ())
-    peers.exchanges[0].accept(frame, ())
+            peers.exchanges[0].accept(wrong, memoryview(b""))
+    peers.exchanges[0].accept(frame, memoryview(b""))
     with pytest.raises(ProtocolError, match="again"):
-        peers.exchanges[0].accept(frame, ())
+        peers.exchanges[0].accept(frame, memoryview(b""))
 
 
 def test_values_that_the_plan_does_not_foresee_are_named(population):
     peers = population(RunConfig.resolve(n=2, p=0.0))
     peers.post(0, 1, 1)
     with pytest.raises(ProtocolError, match="does not foresee"):
-        peers.exchanges[0].accept(Frame(RUN, 1, 0, 1, 1, 0, 0), (memoryview(b"1234"),))
+        peers.exchanges[0].accept(Frame(RUN, 1, 0, 1, 1, 0, 0), memoryview(b"1234"))
 
 
 class LateRounds:
@@ -244,7 +244,7 @@ class LateRounds:
         for receiver_, transport in enumerate(self.peers.transports):
             while (message := transport.receive(0)) is not None:
                 header = headers.decode(message.header)
-                self.links[header.sender, receiver_].append((header, message.buffers))
+                self.links[header.sender, receiver_].append((header, message.payload))
         link = self.links[sender, receiver]
         for _ in range(min(count, len(link))):
             self.peers.exchanges[receiver].accept(*link.popleft())

@@ -35,7 +35,7 @@ def pump(pair):
                 if isinstance(header, Fetch):
                     transfer.on_fetch(header)
                 else:
-                    transfer.on_chunk(header, message.buffers)
+                    transfer.on_chunk(header, message.payload)
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_BYTES, CHUNK_BYTES + 1, 9 * CHUNK_BYTES + 12345])
@@ -80,10 +80,10 @@ def test_damaged_and_unasked_for_chunks_change_nothing(pair):
         (Chunk(RUN, 3, "start:param", 0, checksum(good)), good, "nobody asked for"),
     ]:
         with pytest.raises(ProtocolError, match=words):
-            receiver.on_chunk(chunk, (buffer,))
-    for buffers in ((), (good, good)):
+            receiver.on_chunk(chunk, buffer)
+    for payload in (memoryview(b""), memoryview(bytes(good) * 2)):
         with pytest.raises(ProtocolError, match="nobody asked for"):
-            receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, checksum(good)), buffers)
+            receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, checksum(good)), payload)
     assert not into.any()
 
 

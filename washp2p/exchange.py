@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
 from washp2p.errors import ProtocolError
@@ -32,20 +31,26 @@ HELD_BYTES = 64 << 20
 
 
 class Staging:
-    """Reusable host memory for the values of one direction: a vector a slot, grown as needed."""
+    """Reusable host memory for the values of one direction: a vector a slot, grown as needed.
+
+    `memory` are the vectors' bytes, as long as they are.
+    """
 
     def __init__(self, store: Store) -> None:
         self._dtypes = [getattr(torch, slot.dtype) for slot in store.layout.slots]
         self._pin = store.device.type == "cuda"
         self._vectors: list[torch.Tensor] = []
+        self._room = 0
+        self.memory: list[memoryview] = []
 
     def take(self, count: int) -> list[torch.Tensor]:
         """`count` values of every slot, on the host; the last ones taken are lost."""
-        if not self._vectors or len(self._vectors[0]) < count:
-            room = count + count // 4
+        if not self._vectors or self._room < count:
+            self._room = room = count + count // 4
             self._vectors = [
                 torch.empty(room, dtype=dtype, pin_memory=self._pin) for dtype in self._dtypes
             ]
+            self.memory = [as_bytes(vector) for vector in self._vectors]
         return [vector[:count] for vector in self._vectors]
 
 
@@ -61,6 +66,11 @@ class Staged:
     plan: Plan
     send: torch.Tensor
     receive: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        """What the indices take."""
+        return self.send.nbytes + self.receive.nbytes
 
 
 def stage(plan: Plan | None, device: torch.device) -> Staged | None:
@@ -89,7 +99,7 @@ class _Outstanding:
     staged: Staged
     missing: dict[MemberId, tuple[int, int]]
     own: list[torch.Tensor] | None
-    arrived: dict[MemberId, tuple[tuple[int, int], Sequence[Buffer]]] = field(default_factory=dict)
+    arrived: dict[MemberId, tuple[tuple[int, int], Buffer]] = field(default_factory=dict)
     lost: list[MemberId] = field(default_factory=list)
 
 
@@ -117,11 +127,12 @@ class Exchange:
         self._run = run
         self._add = add
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
+        self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = Staging(store)
         self._incoming = Staging(store)
         self._round = 0
         self._outstanding: dict[int, _Outstanding] = {}
-        self._early: dict[int, dict[MemberId, tuple[Frame, Sequence[Buffer]]]] = {}
+        self._early: dict[int, dict[MemberId, tuple[Frame, Buffer]]] = {}
         self._early_bytes = 0
         self._dropped: set[tuple[int, MemberId]] = set()
         self._skipped: list[range] = []
@@ -146,21 +157,19 @@ class Exchange:
         if number > self._round + 1:
             self._skip(range(self._round + 1, number))
         self._round = number
-        values = self._outgoing.take(len(staged.send))
+        values = self._outgoing.take(len(staged.plan.send.indices))
         self._store.gather(staged.send, values)
-        views = [as_bytes(vector) for vector in values]
+        memory, sizes = self._outgoing.memory, self._item_bytes
         plan = staged.plan
         header = headers.encode(
-            Frame(self._run, self._me, self.epoch, number, len(views), share, plan.fingerprint)
+            Frame(self._run, self._me, self.epoch, number, len(sizes), share, plan.fingerprint)
         )
-        sizes = self._item_bytes
-        scalar_bytes = sum(sizes)
         for position, begin, end in plan.send.parts:
             peer = self._members[position]
             if self._absent(peer, number):
                 continue
-            parts = [view[begin * s : end * s] for view, s in zip(views, sizes, strict=True)]
-            self._transport.ledger.expect(peer, (end - begin) * scalar_bytes)
+            parts = [view[begin * s : end * s] for view, s in zip(memory, sizes, strict=True)]
+            self._transport.ledger.expect(peer, (end - begin) * self._scalar_bytes)
             self._transport.send(peer, Kind.EXCHANGE, header, parts)
         missing = {
             self._members[position]: (begin, end)
@@ -172,15 +181,18 @@ class Exchange:
             own = [torch.empty(len(staged.receive), dtype=v.dtype) for v in values]
             self._store.gather(staged.receive, own)
         self._outstanding[number] = round_ = _Outstanding(staged, missing, own)
-        for frame, buffers in self._early.pop(number, {}).values():
-            self._early_bytes -= _size(buffers)
-            self._match(round_, frame, buffers)
+        for frame, payload in self._early.pop(number, {}).values():
+            self._early_bytes -= payload.nbytes
+            self._match(round_, frame, payload)
         for sender in [s for s in missing if (number, s) in self._dropped]:
             self._dropped.remove((number, sender))
             self._lose(round_, sender, count=False)
 
-    def accept(self, frame: Frame, buffers: Sequence[Buffer]) -> None:
-        """Take an arriving frame. Raises ProtocolError if it cannot be one."""
+    def accept(self, frame: Frame, payload: Buffer) -> None:
+        """Take an arriving frame. Raises ProtocolError if it cannot be one.
+
+        `payload` has every slot's values, one slot after the other; it is kept until applied.
+        """
         number, sender = frame.round, frame.sender
         if frame.epoch != self.epoch or sender not in self._members:
             raise ProtocolError(
@@ -191,13 +203,13 @@ class Exchange:
         self.last_share = frame.waits
         self._lose_before(sender, number)
         if number > self._round:
-            self._hold(frame, buffers)
+            self._hold(frame, payload)
         elif number in self._outstanding:
-            self._match(self._outstanding[number], frame, buffers)
+            self._match(self._outstanding[number], frame, payload)
         elif (number, sender) in self._dropped:
             self._dropped.remove((number, sender))
         elif any(number in skipped for skipped in self._skipped):
-            self.expired_values += self._count(buffers)
+            self.expired_values += payload.nbytes // self._scalar_bytes
         else:
             raise ProtocolError(f"frame of round {number} from member {sender} again")
 
@@ -206,7 +218,7 @@ class Exchange:
         header = headers.encode(End(self._run, self._me, self.epoch, last))
         for peer in self._members:
             if peer != self._me:
-                self._transport.send(peer, Kind.AVERAGE, header, ())
+                self._transport.send(peer, Kind.AVERAGE, header)
 
     def ended(self, end: End) -> None:
         """A peer takes part in no round after `end.last`, and has sent all it will send."""
@@ -264,14 +276,18 @@ class Exchange:
         if not count:
             return ()
         values = self._incoming.take(count)
-        views = [np.asarray(as_bytes(vector)) for vector in values]
+        everything = count == len(staged.plan.receive.indices)
         at = 0
-        for (begin, end), buffers in arrived.values():
-            for view, buffer, size in zip(views, buffers, self._item_bytes, strict=True):
-                view[at * size : (at + end - begin) * size] = np.frombuffer(buffer, np.uint8)
+        for (begin, end), payload in arrived.values():
+            at = begin if everything else at
+            first = 0
+            for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
+                last = first + (end - begin) * size
+                view[at * size : (at + end - begin) * size] = payload[first:last]
+                first = last
             at += end - begin
         self.applied_values += count
-        spans = [span for span, _ in arrived.values()]
+        spans = [] if everything else [span for span, _ in arrived.values()]
         indices = _pick(staged.receive, spans)
         if self._add:
             assert round_.own is not None
@@ -293,7 +309,7 @@ class Exchange:
         self._store.scatter(indices, values)
         return tuple(arrived)
 
-    def _match(self, round_: _Outstanding, frame: Frame, buffers: Sequence[Buffer]) -> None:
+    def _match(self, round_: _Outstanding, frame: Frame, payload: Buffer) -> None:
         sender, plan = frame.sender, round_.staged.plan
         span = round_.missing.get(sender)
         if span is None:
@@ -312,35 +328,35 @@ class Exchange:
                 f"{frame.fingerprint:016x}, here {plan.fingerprint:016x}; expected the same plan "
                 "everywhere: run the same version on the same kind of platform, or report this"
             )
-        sizes = [(span[1] - span[0]) * s for s in self._item_bytes]
-        got = [buffer.nbytes for buffer in buffers]
-        if got != sizes or frame.slots != len(sizes):
+        size = (span[1] - span[0]) * self._scalar_bytes
+        if payload.nbytes != size or frame.slots != len(self._item_bytes):
             raise ProtocolError(
-                f"member {sender} sent {got} bytes in round {frame.round}; the plan says "
-                f"{sizes}: run the same version everywhere, or report this"
+                f"member {sender} sent {payload.nbytes} bytes of {frame.slots} slots in round "
+                f"{frame.round}; the plan says {size} of {len(self._item_bytes)}: run the same "
+                "version everywhere, or report this"
             )
         del round_.missing[sender]
-        round_.arrived[sender] = (span, buffers)
+        round_.arrived[sender] = (span, payload)
 
-    def _hold(self, frame: Frame, buffers: Sequence[Buffer]) -> None:
+    def _hold(self, frame: Frame, payload: Buffer) -> None:
         held = self._early.setdefault(frame.round, {})
         if frame.sender in held:
             raise ProtocolError(f"frame of round {frame.round} from member {frame.sender} again")
-        size = _size(buffers)
+        size = payload.nbytes
         if self._early_bytes + size > HELD_BYTES:
             self._dropped.add((frame.round, frame.sender))
-            self.expired_values += self._count(buffers)
+            self.expired_values += payload.nbytes // self._scalar_bytes
             return
-        held[frame.sender] = (frame, buffers)
+        held[frame.sender] = (frame, payload)
         self._early_bytes += size
 
     def _skip(self, rounds: range) -> None:
         """Leave out `rounds`: what was sent to this member in them expires."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
         for number in [number for number in self._early if number in rounds]:
-            for _, buffers in self._early.pop(number).values():
-                self._early_bytes -= _size(buffers)
-                self.expired_values += self._count(buffers)
+            for _, payload in self._early.pop(number).values():
+                self._early_bytes -= payload.nbytes
+                self.expired_values += payload.nbytes // self._scalar_bytes
 
     def _lose_before(self, sender: MemberId, number: int) -> None:
         """Messages come in order: what `sender` has not sent before round `number` never comes."""
@@ -358,16 +374,7 @@ class Exchange:
     def _absent(self, peer: MemberId, number: int) -> bool:
         return self._last.get(peer, number) < number
 
-    def _count(self, buffers: Sequence[Buffer]) -> int:
-        return buffers[0].nbytes // self._item_bytes[0] if buffers else 0
-
-
-def _size(buffers: Sequence[Buffer]) -> int:
-    return sum(buffer.nbytes for buffer in buffers)
-
 
 def _pick(vector: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """The values of `vector` in `spans`; the vector itself, if they are all of it in order."""
-    if sum(end - begin for begin, end in spans) == len(vector) and sorted(spans) == list(spans):
-        return vector
-    return torch.cat([vector[begin:end] for begin, end in spans])
+    """The values of `vector` in `spans`; the vector itself if there are none."""
+    return torch.cat([vector[begin:end] for begin, end in spans]) if spans else vector

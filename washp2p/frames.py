@@ -1,7 +1,7 @@
 """What a data-plane message looks like: pure encoding and validation, no sockets.
 
-A message is a record of at most 64 bytes, its header, and raw buffers; docs/protocol.md has every
-byte. The dtype of a buffer is not repeated: it is the slot's, in the layout all members agreed on.
+A message is a record of at most 64 bytes, its header, and raw values; docs/protocol.md has every
+byte. The dtype of a value is not repeated: it is the slot's, in the layout all members agreed on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RUN_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Values of one round from one sender; one raw buffer for each slot follows.
+    """Values of one round from one sender; they follow, one slot after the other.
 
     `waits` is how much of its time, per mille, the sender spends waiting for peers; `fingerprint`
     is the plan's: it differs if the two ends derived different plans.
@@ -35,7 +35,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for `length` bytes at `offset` of the blob `name`; no buffer follows."""
+    """Asks for `length` bytes at `offset` of the blob `name`; nothing follows."""
 
     run: bytes
     sender: int
@@ -46,7 +46,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Answers a Fetch: one raw buffer follows, whose `checksum` this is."""
+    """Answers a Fetch: the bytes follow, whose `checksum` this is."""
 
     run: bytes
     sender: int
@@ -57,7 +57,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The sender takes part in no round after `last`; no buffer follows."""
+    """The sender takes part in no round after `last`; nothing follows."""
 
     run: bytes
     sender: int
@@ -71,5 +71,5 @@ headers: Codec[Header] = Codec((Frame, Fetch, Chunk, End), limit=HEADER_LIMIT, p
 
 
 def checksum(data: memoryview) -> bytes:
-    """BLAKE2b-64 of a chunk's buffer."""
+    """BLAKE2b-64 of a chunk's bytes."""
     return hashlib.blake2b(data, digest_size=8).digest()

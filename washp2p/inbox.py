@@ -44,6 +44,7 @@ class Inbox:
         self._transfer = transfer
         self._exchange = exchange
         self._roster = roster
+        self._members = frozenset(roster.members)
         self._patient = False
 
     def end_rounds(self) -> None:
@@ -88,15 +89,15 @@ class Inbox:
         except ProtocolError as error:
             _log.warning("member %d ignored a message: %s", me, error)
             return
-        if header.run != self._connection.run or header.sender not in self._roster.members:
+        if header.run != self._connection.run or header.sender not in self._members:
             _log.warning("member %d ignored a message of another run", me)
             return
         match header:
             case Frame():
-                self._exchange.accept(header, message.buffers)
+                self._exchange.accept(header, message.payload)
             case End():
                 self._exchange.ended(header)
             case Fetch():
                 self._transfer.on_fetch(header)
             case Chunk():
-                self._transfer.on_chunk(header, message.buffers)
+                self._transfer.on_chunk(header, message.payload)

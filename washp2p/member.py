@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
+    from washp2p.layout import Layout
     from washp2p.rounds import MemberId, Roster
 
 State = dict[str, torch.Tensor]
@@ -144,6 +145,11 @@ class Member:
         return self._roster.members
 
     @property
+    def layout(self) -> Layout:
+        """The flat order of the model's trainable parameters, and the slots exchanged."""
+        return self._store.layout
+
+    @property
     def round(self) -> int:
         """The last round this member took part in: the population's clock.
 
@@ -180,6 +186,7 @@ class Member:
         self._planner = Planner(
             lambda seed: stage(self._strategy.plan(seed), self._store.device),
             self._connection.seed_of,
+            lambda staged: staged.bytes if staged is not None else 0,
         )
         self._timeline = Timeline(
             connection=self._connection,

@@ -38,6 +38,7 @@ Indices = npt.NDArray[np.int64]
 _DARTS, _PERMUTATIONS, _GROUPS = 0, 1, 2
 _WORD = 1 << 64
 _HALF = np.uint64(32)
+_FEW = 512  # darts a stretch, below which one division of arrays beats many by a number
 _BLOCK = 1 << 14  # values handled at a time: what fits the cache, and GIL held for moments only
 
 
@@ -85,18 +86,22 @@ class Deriver:
         self._position = position
         self._group = group if group < n else 0
         self._stretches, mean = _stretches(layout, rates)
-        self._ends = np.array([s.end for s in self._stretches], dtype=np.uint64)
+        self._ends, self._begins, self._widths, self._offsets = (
+            np.array([getattr(s, name) for s in self._stretches], dtype=np.uint64)
+            for name in ("end", "begin", "width", "offset")
+        )
         self._certain = sum(s.size for s in self._stretches if s.certain)
         self._fewest, self._thresholds = _poisson_thresholds(mean)
         self._everyone = _Group(number=0, positions=np.arange(n), own=position)
+        self._philox = np.random.Philox(key=0)
         self._scratch = tuple(np.empty(0, dtype=np.uint64) for _ in range(2))
 
     def derive(self, seed: int) -> Plan:
         """The plan of the round whose seed is `seed` (64 bits). O(selected); does not block."""
         group = self._deal(seed) if self._group else self._everyone
-        indices = self._select(_philox(seed, _DARTS))
+        indices = self._select(self._stream(seed, _DARTS))
         count, n = len(indices), len(group.positions)
-        stream = _philox(seed, _PERMUTATIONS, group.number)
+        stream = self._stream(seed, _PERMUTATIONS, group.number)
         draws = self._scratch[0][:count]  # the darts are done with
         if n > LARGEST_TABLE:
             _fill(draws, stream)
@@ -119,9 +124,24 @@ class Deriver:
             fingerprint=fingerprint,
         )
 
+    def _stream(self, seed: int, stream: int, substream: int = 0) -> np.random.Philox:
+        """Philox with key (seed, 0) and counter (0, 0, substream, stream); the last one is lost."""
+        self._philox.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([0, 0, substream, stream], dtype=np.uint64),
+                "key": np.array([seed, 0], dtype=np.uint64),
+            },
+            "buffer": np.zeros(4, dtype=np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._philox
+
     def _deal(self, seed: int) -> _Group:
         """The member's group: the roster in the order of one raw word each, cut evenly."""
-        order = np.argsort(_philox(seed, _GROUPS).random_raw(self._n), kind="stable")
+        order = np.argsort(self._stream(seed, _GROUPS).random_raw(self._n), kind="stable")
         count = -(-self._n // self._group)
         place = int(np.flatnonzero(order == self._position)[0])
         number = ((place + 1) * count - 1) // self._n
@@ -134,28 +154,16 @@ class Deriver:
         count = self._fewest + int(np.searchsorted(self._thresholds, word, side="right"))
         most = count + self._certain
         if len(self._scratch[0]) < most:
-            self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
+            self._philox = np.random.Philox(key=0)
+        self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
         darts, found = self._scratch[0][:count], self._scratch[1]
         _fill(darts, stream)
         darts.sort()
-        cuts = np.searchsorted(darts, self._ends).tolist()
-        begin = at = 0
-        for stretch, end in zip(self._stretches, cuts, strict=True):
-            if stretch.certain:
-                size = stretch.size
-                found[at : at + size] = np.arange(
-                    stretch.offset, stretch.offset + size, dtype=np.uint64
-                )
-            else:
-                size = end - begin
-                if not size:
-                    continue
-                hit = found[at : at + size]
-                np.subtract(darts[begin:end], stretch.begin, out=hit)
-                np.floor_divide(hit, stretch.width, out=hit)
-                hit += stretch.offset
-            begin = end
-            at += size
+        cuts = np.searchsorted(darts, self._ends)
+        if self._certain or count > _FEW * len(cuts):
+            at = self._place_by_stretch(darts, cuts.tolist(), found)
+        else:
+            at = self._place_at_once(darts, cuts, found)
         hits = found[:at].view(np.int64)
         first = np.empty(at, dtype=bool)
         first[:1] = True
@@ -166,6 +174,32 @@ class Deriver:
             hits[size : size + len(kept)] = kept
             size += len(kept)
         return hits[:size]
+
+    def _place_at_once(self, darts: Words, cuts: npt.NDArray[np.intp], out: Words) -> int:
+        """Which scalars sorted darts hit: for few darts on many stretches."""
+        counts = np.diff(cuts, prepend=0)
+        hit = darts[: cuts[-1] if len(cuts) else 0]
+        hits = out[: len(hit)]
+        np.subtract(hit, self._begins.repeat(counts), out=hits)
+        np.floor_divide(hits, self._widths.repeat(counts), out=hits)
+        hits += self._offsets.repeat(counts)
+        return len(hits)
+
+    def _place_by_stretch(self, darts: Words, cuts: list[int], out: Words) -> int:
+        """The same, stretch by stretch, those with p_l = 1 filled: for many darts."""
+        begin = at = 0
+        for stretch, end in zip(self._stretches, cuts, strict=True):
+            size = stretch.size if stretch.certain else end - begin
+            hits = out[at : at + size]
+            if stretch.certain:
+                hits[:] = np.arange(stretch.offset, stretch.offset + size, dtype=np.uint64)
+            elif size:
+                np.subtract(darts[begin:end], stretch.begin, out=hits)
+                np.floor_divide(hits, stretch.width, out=hits)
+                hits += stretch.offset
+            begin = end
+            at += size
+        return at
 
 
 @dataclass(frozen=True)
@@ -291,10 +325,6 @@ def _permutation_rows(n: int, position: int) -> npt.NDArray[np.uint8]:
     """Where all permutations, lexicographic, and their inverses take `position`: shape (2, n!)."""
     forward = np.array(list(permutations(range(n))), dtype=np.uint8)
     return np.stack((forward[:, position], np.argmax(forward == position, axis=1).astype(np.uint8)))
-
-
-def _philox(seed: int, stream: int, substream: int = 0) -> np.random.Philox:
-    return np.random.Philox(key=seed, counter=stream << 192 | substream << 128)
 
 
 def _fill(out: Words, stream: np.random.Philox) -> None:

@@ -1,7 +1,8 @@
 """Plans ahead of need: derived on a background thread from the seeds that have arrived.
 
 NumPy does the work in blocks and gives the GIL up in between; the training thread finds its plan
-ready. Touches no parameter and no socket.
+ready. Plans are derived several at a time, because waking a thread costs about as much as a small
+plan. Touches no parameter and no socket.
 """
 
 from __future__ import annotations
@@ -14,40 +15,66 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 P = TypeVar("P")
-AHEAD = 4
-"""Plans that are kept ready."""
+MOST = 16
+"""Plans derived ahead."""
+ROOM = 2 << 20
+"""Bytes that plans derived ahead may take, except for the very next one."""
 
 
 class Planner(Generic[P]):
     """Keeps the next rounds' plans ready. All methods belong to the training thread.
 
     `derive` makes a plan of a seed, on the planner's thread; `seed_of` tells a round's seed, or
-    None if it has not arrived.
+    None if it has not arrived; `size_of` tells the bytes that a plan takes.
     """
 
-    def __init__(self, derive: Callable[[int], P], seed_of: Callable[[int], int | None]) -> None:
+    def __init__(
+        self,
+        derive: Callable[[int], P],
+        seed_of: Callable[[int], int | None],
+        size_of: Callable[[P], int],
+    ) -> None:
         self._derive = derive
         self._seed_of = seed_of
+        self._size_of = size_of
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="washp2p plans")
-        self._futures: dict[int, Future[P]] = {}
+        self._ready: dict[int, P] = {}
+        self._batches: list[tuple[range, Future[list[P]]]] = []
+        self._ahead = 1
 
     def take(self, number: int) -> P:
         """The plan of round `number`, whose seed has arrived. Blocks until it is derived."""
-        self._futures = {k: future for k, future in self._futures.items() if k >= number}
-        self._submit(number)
-        for ahead in range(number + 1, number + 1 + AHEAD):
-            self._submit(ahead)
-        return self._futures.pop(number).result()
+        while number not in self._ready and self._batches:
+            rounds, future = self._batches.pop(0)
+            if number < rounds.stop:
+                self._ready |= dict(zip(rounds, future.result(), strict=True))
+        if number not in self._ready:
+            self._ready = {}
+            self._submit(number, number + 1)
+            self._ready[number] = self._batches.pop(0)[1].result()[0]
+        plan = self._ready.pop(number)
+        self._ahead = max(1, min(MOST, ROOM // max(1, self._size_of(plan))))
+        last = self._batches[-1][0].stop if self._batches else number + 1 + len(self._ready)
+        if last <= number + 1 + self._ahead // 2:
+            self._submit(max(last, number + 1), number + 1 + self._ahead)
+        return plan
 
     def prepare(self) -> None:
-        """Begin with the first rounds' plans."""
-        for number in range(1, 1 + AHEAD):
-            self._submit(number)
+        """Begin with the first round's plan."""
+        self._submit(1, 2)
 
     def close(self) -> None:
         """End the thread. Harmless when called twice."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _submit(self, number: int) -> None:
-        if number not in self._futures and (seed := self._seed_of(number)) is not None:
-            self._futures[number] = self._thread.submit(self._derive, seed)
+    def _submit(self, first: int, stop: int) -> None:
+        """Have the plans of rounds from `first` on derived: as many as there are seeds for."""
+        seeds = []
+        for number in range(first, stop):
+            seed = self._seed_of(number)
+            if seed is None:
+                break
+            seeds.append(seed)
+        if seeds:
+            future = self._thread.submit(lambda: [self._derive(seed) for seed in seeds])
+            self._batches.append((range(first, first + len(seeds)), future))

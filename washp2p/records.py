@@ -7,7 +7,7 @@ code chosen by the sender: a record is one of the kinds its codec was made with,
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Generic, TypeVar, get_origin, get_type_hints
 
 import msgpack
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 R = TypeVar("R")
-_U64 = (1 << 64) - 1
 
 
 class Codec(Generic[R]):
@@ -30,11 +29,16 @@ class Codec(Generic[R]):
         self._kinds = list(kinds)
         self._limit = limit
         self._prefix = list(prefix)
-        self._fields: list[dict[str, Any]] = []
+        self._fields: list[list[str]] = []
+        self._types: list[list[type]] = []
+        self._integers: list[list[int]] = []
         for kind in kinds:
             hints = get_type_hints(kind)
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # dataclasses
-            self._fields.append({name: get_origin(hints[name]) or hints[name] for name in names})
+            types = [get_origin(hints[name]) or hints[name] for name in names]
+            self._fields.append(names)
+            self._types.append(types)
+            self._integers.append([place for place, type_ in enumerate(types) if type_ is int])
 
     def encode(self, record: R) -> bytes:
         """The record as it travels."""
@@ -59,13 +63,9 @@ class Codec(Generic[R]):
         number, *items = values[head:]
         if type(number) is not int or not 0 <= number < len(self._kinds):
             raise ProtocolError(f"record kind {number!r:.40}; expected 0 to {len(self._kinds) - 1}")
-        kind, expected = self._kinds[number], self._fields[number].values()
-        if len(items) != len(expected) or not all(map(_fits, items, expected)):
+        kind = self._kinds[number]
+        if list(map(type, items)) != self._types[number] or any(
+            items[place] < 0 for place in self._integers[number]
+        ):
             raise ProtocolError(f"fields of {kind.__name__} are {items!r:.200}")
         return kind(*items)
-
-
-def _fits(value: Any, expected: type) -> bool:
-    if type(value) is int:
-        return expected is int and 0 <= value <= _U64
-    return type(value) is expected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 MemberId = int
 SEED_BYTES = 8
@@ -63,7 +64,7 @@ class Roster:
     epoch: int
     peers: tuple[Peer, ...]
 
-    @property
+    @cached_property
     def members(self) -> tuple[MemberId, ...]:
         """MemberIds by position."""
         return tuple(peer.member for peer in self.peers)

@@ -15,8 +15,6 @@ from washp2p.errors import ProtocolError
 from washp2p.frames import Chunk, Fetch, checksum, headers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
     from washp2p.transports import Buffer, Transport
@@ -91,23 +89,21 @@ class Transfer:
         header = Chunk(self._run, self._me, fetch.name, fetch.offset, checksum(part))
         self._transport.send(fetch.sender, kind, headers.encode(header), (part,))
 
-    def on_chunk(self, chunk: Chunk, buffers: Sequence[Buffer]) -> None:
+    def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
         """A peer answers. Raises ProtocolError if it is not what was asked for."""
         download = self._downloads.get((chunk.sender, chunk.name))
-        sizes = [buffer.nbytes for buffer in buffers]
-        if download is None or sizes != [download.awaited.get(chunk.offset)]:
+        if download is None or payload.nbytes != download.awaited.get(chunk.offset):
             raise ProtocolError(
-                f"member {chunk.sender} sent {sizes} bytes at {chunk.offset} of {chunk.name}, "
-                "which nobody asked for"
+                f"member {chunk.sender} sent {payload.nbytes} bytes at {chunk.offset} of "
+                f"{chunk.name}, which nobody asked for"
             )
-        (buffer,) = buffers
-        if checksum(buffer) != chunk.checksum:
+        if checksum(payload) != chunk.checksum:
             raise ProtocolError(
-                f"{buffer.nbytes} bytes at {chunk.offset} of {chunk.name} from member "
+                f"{payload.nbytes} bytes at {chunk.offset} of {chunk.name} from member "
                 f"{chunk.sender} do not match their checksum"
             )
         at = chunk.offset - download.offset
-        download.into[at : at + buffer.nbytes] = buffer
+        download.into[at : at + payload.nbytes] = payload
         download.received += download.awaited.pop(chunk.offset)
         if download.done:
             del self._downloads[chunk.sender, chunk.name]
@@ -122,4 +118,4 @@ class Transfer:
         download.asked += length
         download.awaited[offset] = length
         header = Fetch(self._run, self._me, download.name, offset, length)
-        self._transport.send(download.peer, download.kind, headers.encode(header), ())
+        self._transport.send(download.peer, download.kind, headers.encode(header))

@@ -1,7 +1,7 @@
 """The contract that every transport keeps; tests/transports/conformance checks it.
 
 A transport moves whole messages between members and counts what it sends. It knows nothing of
-plans, strategies or models: a message is a header and raw buffers.
+plans, strategies or models: a message is a header and a payload.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Buffer = memoryview
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One received message. Its buffers belong to the receiver until it lets go of them."""
+    """One received message. Its memory belongs to the receiver until it lets go of it."""
 
     header: memoryview
-    buffers: tuple[Buffer, ...]
+    payload: memoryview
 
 
 class Transport(ABC):
@@ -48,8 +48,13 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def send(self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer]) -> None:
-        """Queue one message for `peer`. Does not block; `buffers` may be reused on return."""
+    def send(
+        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+    ) -> None:
+        """Queue one message for `peer`, whose payload is `buffers` end to end.
+
+        `header` has at most 255 bytes. Does not block; `buffers` may be reused on return.
+        """
 
     @abstractmethod
     def receive(self, timeout: float | None = None) -> Message | None:

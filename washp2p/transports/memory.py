@@ -42,13 +42,15 @@ class MemoryTransport(Transport):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
 
-    def send(self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer]) -> None:
+    def send(
+        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """See Transport. A message to a peer that is not there is lost, as on a network."""
-        copies = tuple(memoryview(bytes(buffer)) for buffer in buffers)
+        payload = b"".join(buffers)
         inbox = self._inboxes.get(self._peers[peer])
         if inbox is not None:
-            inbox.put(Message(memoryview(header), copies))
-        self.ledger.sent(peer, kind, len(header), sum(len(copy) for copy in copies))
+            inbox.put(Message(memoryview(header), memoryview(payload)))
+        self.ledger.sent(peer, kind, len(header), len(payload))
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""

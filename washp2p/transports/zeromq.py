@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from washp2p.rounds import MemberId
 
 _INTERRUPT = "inproc://interrupt"
+_LENGTHS = [bytes([length]) for length in range(256)]
 
 
 class ZeromqTransport(Transport):
-    """Messages over ZeroMQ; one multipart message each: header, then the buffers."""
+    """Messages over ZeroMQ, one ZeroMQ frame each: the header's length in a byte, header, payload.
+
+    One frame costs half of what a multipart message does, on the wire and in calls.
+    """
 
     def __init__(self, bind: str) -> None:
         """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot."""
@@ -37,6 +41,7 @@ class ZeromqTransport(Transport):
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, 0)
+        self._patience = -1
         self._pull.set(zmq.IPV6, "[" in bind)
         self._pull.bind(_INTERRUPT)
         self._interrupt = self._context.socket(zmq.PUSH)
@@ -68,29 +73,28 @@ class ZeromqTransport(Transport):
             ) from None
         self._push[peer] = push
 
-    def send(self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer]) -> None:
+    def send(
+        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+    ) -> None:
         """See Transport."""
-        push = self._push[peer]
-        last = len(buffers)
-        push.send(header, zmq.SNDMORE if last else 0)
-        size = 0
-        for number, buffer in enumerate(buffers, start=1):
-            push.send(buffer, zmq.SNDMORE if number < last else 0)
-            size += buffer.nbytes
-        self.ledger.sent(peer, kind, len(header), size)
+        message = b"".join((_LENGTHS[len(header)], header, *buffers))
+        self._push[peer].send(message)
+        self.ledger.sent(peer, kind, len(header), len(message) - len(header) - 1)
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """See Transport. Buffers are ZeroMQ's own memory, not copied."""
+        """See Transport."""
+        milliseconds = -1 if timeout is None else round(timeout * 1000)
+        if milliseconds != self._patience:
+            self._pull.set(zmq.RCVTIMEO, milliseconds)
+            self._patience = milliseconds
         try:
-            frames = self._pull.recv_multipart(zmq.NOBLOCK, copy=False)
+            message = memoryview(self._pull.recv())
         except zmq.Again:
-            if timeout == 0 or not self._pull.poll(
-                None if timeout is None else round(timeout * 1000)
-            ):
-                return None
-            frames = self._pull.recv_multipart(copy=False)
-        header, *buffers = (frame.buffer for frame in frames)
-        return Message(header, tuple(buffers)) if header.nbytes else None
+            return None
+        if not message:
+            return None
+        end = 1 + message[0]
+        return Message(message[1:end], message[end:])
 
     def interrupt(self) -> None:
         """See Transport."""

@@ -1,0 +1,72 @@
+"""Members of a benchmark: real processes that join a real coordinator on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import multiprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+@contextmanager
+def coordinator(*flags: str, bind: str = "tcp://127.0.0.1:*") -> Iterator[str]:
+    """A coordinator process while the block lasts; its address."""
+    ready, ready_fd = os.pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "coordinator", *flags, f"--bind={bind}"),
+                *(f"--run-dir={Path(folder) / 'run'}", f"--ready-fd={ready_fd}"),
+            ],
+            pass_fds=(ready_fd,),
+            stdout=subprocess.DEVNULL,
+        )
+        os.close(ready_fd)
+        try:
+            with os.fdopen(ready) as pipe:
+                yield pipe.readline().strip()
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def in_processes(n: int, work: Callable[..., object], *arguments: object) -> list[object]:
+    """`work(rank, *arguments)` in n new processes of one thread each; what rank k returned."""
+    context = multiprocessing.get_context("forkserver")
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=_call, args=(queue, rank, work, arguments)) for rank in range(n)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        results = dict(queue.get() for _ in processes)
+    finally:
+        for process in processes:
+            process.join(20)
+            process.kill()
+    failed = [error for error in results.values() if isinstance(error, Exception)]
+    if failed:
+        raise failed[0]
+    return [results[rank] for rank in range(n)]
+
+
+def _call(
+    queue: object, rank: int, work: Callable[..., object], arguments: Sequence[object]
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        queue.put((rank, work(rank, *arguments)))  # type: ignore[attr-defined]  # a SimpleQueue
+    except Exception as error:
+        queue.put((rank, error))  # type: ignore[attr-defined]
+        raise
