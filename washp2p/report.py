@@ -101,6 +101,27 @@ def comparison(summary: Summary) -> str:
     )
 
 
+def pace_table(summary: Summary) -> Table:
+    """Each worker's pace, and what became of the values it was sent.
+
+    `late by` is the bound on lateness it ended with; `expired` are values never applied.
+    """
+    table = _table(
+        "pace", "member", "steps", "steps/s", "waited, s", "late by", "applied", "expired"
+    )
+    for row in summary["bytes"]:
+        table.add_row(
+            str(row["member"]),
+            str(row["steps"]),
+            f"{row['steps'] / row['seconds']:.1f}" if row["seconds"] else "",
+            f"{row['waited']:.2f}",
+            row["max_delay"],
+            f"{row['applied_values']:,}",
+            f"{row['expired_values']:,}",
+        )
+    return table
+
+
 def links_table(summary: Summary) -> Table:
     """Bytes by worker, peer and kind."""
     table = _table(
@@ -133,6 +154,7 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     table = accuracy_table(summary)
     if table is not None:
         yield table
+    yield pace_table(summary)
     yield bytes_table(summary)
     yield comparison(summary)
     seconds = f"{summary['rounds']} rounds in {summary['seconds']:.1f} s"
