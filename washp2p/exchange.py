@@ -345,7 +345,7 @@ class Exchange:
         size = payload.nbytes
         if self._early_bytes + size > HELD_BYTES:
             self._dropped.add((frame.round, frame.sender))
-            self.expired_values += payload.nbytes // self._scalar_bytes
+            self.expired_values += size // self._scalar_bytes
             return
         held[frame.sender] = (frame, payload)
         self._early_bytes += size

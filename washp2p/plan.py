@@ -154,8 +154,7 @@ class Deriver:
         count = self._fewest + int(np.searchsorted(self._thresholds, word, side="right"))
         most = count + self._certain
         if len(self._scratch[0]) < most:
-            self._philox = np.random.Philox(key=0)
-        self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
+            self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
         darts, found = self._scratch[0][:count], self._scratch[1]
         _fill(darts, stream)
         darts.sort()
