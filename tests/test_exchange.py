@@ -13,8 +13,9 @@ from torch import nn
 
 from washp2p.config import RunConfig
 from washp2p.errors import ProtocolError
-from washp2p.exchange import Exchange, stage
+from washp2p.exchange import AHEAD, Exchange, stage
 from washp2p.frames import Frame, headers
+from washp2p.lanes import HostLane, Staging
 from washp2p.ledger import Kind
 from washp2p.reference import Reference
 from washp2p.rounds import Peer, Roster
@@ -39,11 +40,52 @@ def step(net, optimizer, seed):
     optimizer.step()
 
 
+class LazyLane(HostLane):
+    """A device whose copies to the host are late: they are made when somebody waits, or by `run`.
+
+    What is copied is what was there when the gather was asked for, as in a CUDA stream.
+    """
+
+    def __init__(self):
+        self.queue = deque()
+        self.waits = 0
+
+    def staging(self, dtypes):
+        return Staging(dtypes, reuse=False, pin=False)
+
+    def gather(self, vectors, places, out):
+        picked = self.keep(vectors, places)
+        for values in out:
+            values.fill_(float("nan"))
+        self.queue.append(LateCopy(self, picked, out))
+        return self.queue[-1]
+
+    def run(self, count):
+        for _ in range(min(count, len(self.queue))):
+            copy = self.queue.popleft()
+            for values, new in zip(copy.out, copy.picked, strict=True):
+                values.copy_(new)
+
+
+class LateCopy:
+    def __init__(self, lane, picked, out):
+        self.lane, self.picked, self.out = lane, picked, out
+
+    def done(self):
+        return self not in self.lane.queue
+
+    def wait(self):
+        self.lane.waits += 1
+        while not self.done():
+            self.lane.run(1)
+
+
 class Population:
     """Members of one process: model, optimizer, store, transport, exchange each."""
 
-    def __init__(self, config, address):
+    def __init__(self, config, address, lane=HostLane):
         self.strategies = []
+        self.stores = []
         self.models = [model(member) for member in range(config.n)]
         self.optimizers = [
             torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in self.models
@@ -61,7 +103,9 @@ class Population:
                 if peer.member != me:
                     transport.connect(peer.member, peer.endpoint)
             strategy = strategy_for(config)
-            store = Store(self.models[me], self.optimizers[me], strategy.slots(self.optimizers[me]))
+            slots = strategy.slots(self.optimizers[me])
+            store = Store(self.models[me], self.optimizers[me], slots, lane())
+            self.stores.append(store)
             self.exchanges.append(
                 Exchange(
                     store=store,
@@ -76,7 +120,7 @@ class Population:
             self.strategies.append(strategy)
 
     def post(self, me, number, seed):
-        staged = stage(self.strategies[me].plan(seed), torch.device("cpu"))
+        staged = stage(self.strategies[me].plan(seed), self.stores[me].lane)
         if staged is not None:
             self.exchanges[me].post(number, staged, 0)
 
@@ -84,7 +128,7 @@ class Population:
         """Hand a member what has arrived, `count` messages at most."""
         while count and (message := self.transports[me].receive(0)) is not None:
             count -= 1
-            self.exchanges[me].accept(headers.decode(message.header), message.payload)
+            self.exchanges[me].arrivals.accept(headers.decode(message.header), message.payload)
 
     def round(self, number, seed):
         """A lockstep round of everyone; what each member applied."""
@@ -93,7 +137,7 @@ class Population:
             self.post(me, number, seed)
         for me in everyone:
             self.deliver(me)
-            assert self.exchanges[me].complete(number)
+            assert self.exchanges[me].arrivals.complete(number)
         return [self.exchanges[me].apply() for me in everyone]
 
 
@@ -101,8 +145,8 @@ class Population:
 def population(memory_address):
     made = []
 
-    def make(config):
-        made.append(Population(config, memory_address))
+    def make(config, lane=HostLane):
+        made.append(Population(config, memory_address, lane))
         return made[-1]
 
     yield make
@@ -176,7 +220,7 @@ def test_frames_the_plan_did_not_foresee_are_named_and_not_applied(
     frame = replace(headers.decode(message.header), **change)
     peers.post(1, 1, 5)
     with pytest.raises(ProtocolError, match=words):
-        peers.exchanges[1].accept(frame, message.payload if payload is None else payload)
+        peers.exchanges[1].arrivals.accept(frame, message.payload if payload is None else payload)
     assert peers.exchanges[1].apply() == []
     assert all(map(torch.equal, before, peers.models[1].parameters()))
 
@@ -188,17 +232,17 @@ def test_frames_of_other_epochs_strangers_and_the_past_are_refused(population):
     frame = Frame(RUN, 1, 0, 3, 1, 0, 0)
     for wrong in (replace(frame, epoch=1), replace(frame, sender=5), replace(frame, round=1)):
         with pytest.raises(ProtocolError):
-            peers.exchanges[0].accept(wrong, memoryview(b""))
-    peers.exchanges[0].accept(frame, memoryview(b""))
+            peers.exchanges[0].arrivals.accept(wrong, memoryview(b""))
+    peers.exchanges[0].arrivals.accept(frame, memoryview(b""))
     with pytest.raises(ProtocolError, match="again"):
-        peers.exchanges[0].accept(frame, memoryview(b""))
+        peers.exchanges[0].arrivals.accept(frame, memoryview(b""))
 
 
 def test_values_that_the_plan_does_not_foresee_are_named(population):
     peers = population(RunConfig.resolve(n=2, p=0.0))
     peers.post(0, 1, 1)
     with pytest.raises(ProtocolError, match="does not foresee"):
-        peers.exchanges[0].accept(Frame(RUN, 1, 0, 1, 1, 0, 0), memoryview(b"1234"))
+        peers.exchanges[0].arrivals.accept(Frame(RUN, 1, 0, 1, 1, 0, 0), memoryview(b"1234"))
 
 
 class LateRounds:
@@ -207,10 +251,10 @@ class LateRounds:
     Whatever is done is done to the reference, too.
     """
 
-    def __init__(self, population, config):
+    def __init__(self, population, config, lane=HostLane):
         n = config.n
         self.config = config
-        self.peers = population(config)
+        self.peers = population(config, lane)
         self.models = [model(member) for member in range(n)]
         self.optimizers = [
             torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in self.models
@@ -247,13 +291,15 @@ class LateRounds:
                 self.links[header.sender, receiver_].append((header, message.payload))
         link = self.links[sender, receiver]
         for _ in range(min(count, len(link))):
-            self.peers.exchanges[receiver].accept(*link.popleft())
+            self.peers.exchanges[receiver].arrivals.accept(*link.popleft())
 
     def apply(self, member):
         for number, senders, _ in self.peers.exchanges[member].apply():
             self.reference.apply(member, number, senders)
 
     def let_everything_through(self):
+        for exchange in self.peers.exchanges:
+            exchange.flush(wait=True)
         for sender, receiver in self.links:
             self.deliver(sender, receiver, 10**6)
         for member in range(self.config.n):
@@ -284,6 +330,7 @@ schedules = st.lists(
 )
 
 
+@pytest.mark.parametrize("lane", [HostLane, LazyLane])
 @pytest.mark.parametrize("late", ["overwrite", "difference"])
 @pytest.mark.parametrize("method", ["wash", "wash-opt"])
 @settings(
@@ -292,13 +339,13 @@ schedules = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(2, 6), st.sampled_from([0.2, 1.0]), st.sampled_from([0, 2, 3]), schedules)
-def test_any_schedule_of_arrivals(population, method, late, n, p, group, schedule):
+def test_any_schedule_of_arrivals(population, method, late, lane, n, p, group, schedule):
     """Late values by both rules, for every slot: bit for bit what the dense reference does.
 
     And by the difference the population's mean moves only by what the optimizers did.
     """
     config = RunConfig.resolve(n=n, p=p, method=method, late=late, group=group, max_delay="none")
-    late_rounds = LateRounds(population, config)
+    late_rounds = LateRounds(population, config, lane)
     moved = torch.zeros_like(late_rounds.mean())
     for member in range(n):
         before = late_rounds.mean()
@@ -310,6 +357,9 @@ def test_any_schedule_of_arrivals(population, method, late, n, p, group, schedul
         before = late_rounds.mean()
         late_rounds.step(member)
         moved += late_rounds.mean() - before
+        if lane is LazyLane:
+            late_rounds.peers.stores[sender].lane.run(count)
+            late_rounds.peers.exchanges[sender].flush()
         if sender != member:
             late_rounds.deliver(sender, member, count)
         late_rounds.apply(member)
@@ -322,13 +372,32 @@ def test_any_schedule_of_arrivals(population, method, late, n, p, group, schedul
     late_rounds.let_everything_through()
     late_rounds.assert_equal_to_the_reference()
     exchanges = late_rounds.peers.exchanges
-    assert all(exchange.complete(last) and not exchange.expired_values for exchange in exchanges)
+    assert all(e.arrivals.complete(last) and not e.arrivals.expired_values for e in exchanges)
     sent = sum(t.ledger.total(Kind.EXCHANGE).payload for t in late_rounds.peers.transports)
     slots = 2 if method == "wash-opt" else 1
     assert sum(exchange.applied_values for exchange in exchanges) * 4 * slots == sent
     if late == "difference":
         drift = (late_rounds.mean() - start - moved).abs().max()
         assert drift < 1e-5
+
+
+def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
+    """Values leave when the device has delivered them, in order; at most AHEAD rounds are due."""
+    late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"), LazyLane)
+    lane, ledger = late.peers.stores[0].lane, late.peers.transports[0].ledger
+    for _ in range(AHEAD):
+        late.step(0)
+    assert lane.waits == 0
+    assert ledger.total(Kind.EXCHANGE).messages == 0
+    lane.run(1)
+    late.peers.exchanges[0].flush()
+    assert ledger.total(Kind.EXCHANGE).messages == 1
+    for _ in range(2):
+        late.step(0)
+    assert lane.waits == 1
+    assert ledger.total(Kind.EXCHANGE).messages == 2
+    late.peers.exchanges[0].end(AHEAD + 2)
+    assert ledger.total(Kind.EXCHANGE).messages == AHEAD + 2
 
 
 def test_a_member_that_jumps_counts_what_expires_and_so_do_its_peers(population):
@@ -339,17 +408,17 @@ def test_a_member_that_jumps_counts_what_expires_and_so_do_its_peers(population)
     late.step(1)
     late.deliver(0, 1, 10)
     slow, fast = late.peers.exchanges[1], late.peers.exchanges[0]
-    assert slow.newest == 10
+    assert slow.arrivals.newest == 10
     late.step(1, skip=8)  # rounds 2 to 9 are left out
     late.deliver(1, 0, 10)
     late.apply(0)
     late.apply(1)
     late.assert_equal_to_the_reference()
     sizes = [late.peers.transports[0].ledger.total(Kind.EXCHANGE).payload // 4 for _ in "x"]
-    assert slow.applied_values + slow.expired_values == sizes[0]
+    assert slow.applied_values + slow.arrivals.expired_values == sizes[0]
     assert slow.applied_values == fast.applied_values
-    assert slow.expired_values == fast.expired_values
-    assert fast.complete(10)
+    assert slow.arrivals.expired_values == fast.arrivals.expired_values
+    assert fast.arrivals.complete(10)
 
 
 def test_what_is_given_up_is_counted_once_even_if_it_arrives(population):
@@ -359,13 +428,13 @@ def test_what_is_given_up_is_counted_once_even_if_it_arrives(population):
             late.step(member)
     exchange = late.peers.exchanges[0]
     late.deliver(1, 0, 10)
-    exchange.give_up(4)
-    expired = exchange.expired_values
+    exchange.arrivals.give_up(4)
+    expired = exchange.arrivals.expired_values
     assert expired > 0
     assert [lost for _, _, lost in exchange.apply()] == [(2,), (2,), (2,), ()]
     late.deliver(2, 0, 10)
     assert [(n, senders) for n, senders, _ in exchange.apply()] == [(4, (2,))]
-    assert exchange.expired_values == expired
+    assert exchange.arrivals.expired_values == expired
     total = sum(
         link.payload
         for transport in late.peers.transports[1:]
@@ -383,28 +452,28 @@ def test_a_peer_that_ended_is_absent(population):
     late.deliver(1, 0, 1)
     message = late.peers.transports[0].receive(0) or late.links[1, 0].popleft()
     header = message[0] if isinstance(message, tuple) else headers.decode(message.header)
-    late.peers.exchanges[0].ended(header)
-    assert late.peers.exchanges[0].complete(1)
+    late.peers.exchanges[0].arrivals.ended(header)
+    assert late.peers.exchanges[0].arrivals.complete(1)
     sent = late.peers.transports[0].ledger.total(Kind.EXCHANGE).messages
     late.step(0)
-    assert late.peers.exchanges[0].complete(2)
+    assert late.peers.exchanges[0].arrivals.complete(2)
     assert late.peers.transports[0].ledger.total(Kind.EXCHANGE).messages == sent
-    assert late.peers.exchanges[0].expired_values == 0
+    assert late.peers.exchanges[0].arrivals.expired_values == 0
 
 
 def test_early_frames_are_bounded_in_bytes(population, monkeypatch):
-    monkeypatch.setattr("washp2p.exchange.HELD_BYTES", 1000)
+    monkeypatch.setattr("washp2p.arrivals.HELD_BYTES", 1000)
     late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"))
     for _ in range(6):
         late.step(0)
     late.deliver(0, 1, 10)
     exchange = late.peers.exchanges[1]
-    dropped = exchange.expired_values
+    dropped = exchange.arrivals.expired_values
     assert dropped > 0
     for _ in range(6):
         late.step(1)
     late.apply(1)
-    assert exchange.complete(6)
-    assert exchange.expired_values == dropped
+    assert exchange.arrivals.complete(6)
+    assert exchange.arrivals.expired_values == dropped
     sent = late.peers.transports[0].ledger.total(Kind.EXCHANGE).payload // 4
     assert exchange.applied_values + dropped == sent

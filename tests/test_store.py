@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from washp2p.errors import UsageError
+from washp2p.lanes import HostLane
 from washp2p.store import Store, optimizer_slots
+
+
+def at(*places):
+    return HostLane().upload(np.array(places, dtype=np.int64))
 
 
 def small_model():
@@ -45,7 +51,7 @@ def test_training_goes_on_bit_for_bit(make):
     before = list(flat.parameters())
     store = Store(flat, flat_optimizer, optimizer_slots(flat_optimizer))
     assert all(a is b for a, b in zip(before, flat.parameters(), strict=True))
-    everything = torch.arange(store.layout.size)
+    everything = at(*range(store.layout.size))
     out = [torch.empty(store.layout.size) for _ in store.layout.slots]
     for seed in range(4):
         step(plain, plain_optimizer, seed)
@@ -63,7 +69,7 @@ def test_gather_and_scatter_address_values_and_their_momentum():
     optimizer = sgd(model)
     store = Store(model, optimizer, ("momentum_buffer",))
     entry = next(e for e in store.layout.entries if e.name == "4.weight")
-    places = torch.tensor([entry.offset + 7, entry.offset + 100])
+    places = at(entry.offset + 7, entry.offset + 100)
     out = [torch.empty(2), torch.empty(2)]
     store.gather(places, out)
     assert torch.equal(out[0], model[4].weight.detach().view(-1)[[7, 100]])
@@ -85,7 +91,7 @@ def test_state_that_does_not_exist_is_created_by_its_first_write(make):
     store = Store(model, optimizer, optimizer_slots(optimizer))
     entry = store.layout.entries[0]
     values = [torch.full((1,), 0.5) for _ in store.layout.slots]
-    store.scatter(torch.tensor([entry.offset]), values)
+    store.scatter(at(entry.offset), values)
     parameter = next(model.parameters())
     for slot in store.layout.slots[1:]:
         state = optimizer.state[parameter][slot.name]
@@ -150,7 +156,7 @@ def test_moving_the_model_after_joining_is_noticed():
     store = Store(model, sgd(model))
     model.double()
     with pytest.raises(UsageError, match="moved or converted after joining"):
-        store.gather(torch.tensor([0]), [torch.empty(1)])
+        store.gather(at(0), [torch.empty(1)])
 
 
 def test_a_loaded_optimizer_state_is_taken_over():
@@ -158,7 +164,7 @@ def test_a_loaded_optimizer_state_is_taken_over():
     optimizer = sgd(model)
     store = Store(model, optimizer, ("momentum_buffer",))
     out = [torch.empty(store.layout.size) for _ in range(2)]
-    everything = torch.arange(store.layout.size)
+    everything = at(*range(store.layout.size))
     step(model, optimizer, 0)
     store.gather(everything, out)
     checkpoint = copy.deepcopy(optimizer.state_dict())
@@ -167,7 +173,7 @@ def test_a_loaded_optimizer_state_is_taken_over():
     optimizer.load_state_dict(checkpoint)
     store.gather(everything, out)
     assert torch.equal(out[1], saved)
-    store.scatter(torch.tensor([0]), [torch.zeros(1), torch.full((1,), 7.0)])
+    store.scatter(at(0), [torch.zeros(1), torch.full((1,), 7.0)])
     assert optimizer.state[model[0].weight]["momentum_buffer"].view(-1)[0] == 7.0
 
 
@@ -175,7 +181,7 @@ def test_parameters_that_the_optimizer_does_not_own_have_no_state():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = sgd(model[1])
     store = Store(model, optimizer, ("momentum_buffer",))
-    store.scatter(torch.arange(4), [torch.zeros(4), torch.ones(4)])
+    store.scatter(at(0, 1, 2, 3), [torch.zeros(4), torch.ones(4)])
     assert not optimizer.state
     optimizer.state_dict()
 

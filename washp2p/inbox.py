@@ -15,8 +15,8 @@ from washp2p.frames import Chunk, End, Fetch, Frame, headers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from washp2p.arrivals import Arrivals
     from washp2p.connection import Connection
-    from washp2p.exchange import Exchange
     from washp2p.rounds import Roster
     from washp2p.transfer import Transfer
     from washp2p.transports import Message, Transport
@@ -28,7 +28,7 @@ _log = logging.getLogger("washp2p")
 
 
 class Inbox:
-    """Hands arriving messages to the exchange and to state transfer."""
+    """Hands arriving messages to the round they belong to, or to state transfer."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class Inbox:
         connection: Connection,
         transport: Transport,
         transfer: Transfer,
-        exchange: Exchange,
+        arrivals: Arrivals,
         roster: Roster,
     ) -> None:
         self._connection = connection
         self._transport = transport
         self._transfer = transfer
-        self._exchange = exchange
+        self._arrivals = arrivals
         self._roster = roster
         self._members = frozenset(roster.members)
         self._patient = False
@@ -94,9 +94,9 @@ class Inbox:
             return
         match header:
             case Frame():
-                self._exchange.accept(header, message.payload)
+                self._arrivals.accept(header, message.payload)
             case End():
-                self._exchange.ended(header)
+                self._arrivals.ended(header)
             case Fetch():
                 self._transfer.on_fetch(header)
             case Chunk():

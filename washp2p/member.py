@@ -16,8 +16,9 @@ from washp2p.delay import delay_for
 from washp2p.endpoints import advertised, require_loopback, where_to_listen
 from washp2p.errors import UsageError
 from washp2p.evaluation.average import average_peer_to_peer
-from washp2p.exchange import Exchange, Staged, as_bytes, stage
+from washp2p.exchange import Exchange, Staged, stage
 from washp2p.inbox import Inbox
+from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
@@ -179,12 +180,12 @@ class Member:
             connection=self._connection,
             transport=self._transport,
             transfer=self._transfer,
-            exchange=self._exchange,
+            arrivals=self._exchange.arrivals,
             roster=roster,
         )
         self._strategy.prepare(self._store.layout, len(roster.peers), roster.position(self.id))
         self._planner = Planner(
-            lambda seed: stage(self._strategy.plan(seed), self._store.device),
+            lambda seed: stage(self._strategy.plan(seed), self._store.lane),
             self._connection.seed_of,
             lambda staged: staged.bytes if staged is not None else 0,
         )
@@ -317,7 +318,7 @@ class Member:
                 waited=timeline.waited,
                 max_delay=timeline.max_delay,
                 applied_values=self._exchange.applied_values,
-                expired_values=self._exchange.expired_values,
+                expired_values=self._exchange.arrivals.expired_values,
                 theory={
                     "parameters": layout.values,
                     "wash": self._strategy.expected_payload(layout, n) * self.round,

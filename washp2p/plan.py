@@ -219,17 +219,26 @@ def _route(
     """Group `indices` by peer, a block at a time: no large memory but the result's."""
     room = scratch[: len(indices)].view(np.int64)
     size = len(group.positions)
-    limits = np.arange(size + 1)
     pieces: list[list[Indices]] = [[] for _ in range(size)]
     for begin in range(0, len(indices), _BLOCK):
-        block = peers[begin : begin + _BLOCK]
-        order = block.argsort(kind="stable")
+        part, block = indices[begin : begin + _BLOCK], peers[begin : begin + _BLOCK]
         ordered = room[begin : begin + _BLOCK]
-        indices[begin : begin + _BLOCK].take(order, out=ordered, mode="clip")
-        bounds = np.searchsorted(block.take(order), limits).tolist()
-        for piece, (first, end) in zip(pieces, pairwise(bounds), strict=True):
-            if first < end:
-                piece.append(ordered[first:end])
+        if size <= LARGEST_TABLE:  # one pass a peer costs less than to sort
+            first = 0
+            for peer in range(size):
+                if peer != group.own:
+                    mine = np.flatnonzero(block == peer)
+                    end = first + len(mine)
+                    part.take(mine, out=ordered[first:end], mode="clip")
+                    pieces[peer].append(ordered[first:end])
+                    first = end
+        else:
+            order = block.argsort(kind="stable")
+            part.take(order, out=ordered, mode="clip")
+            bounds = np.searchsorted(block.take(order), np.arange(size + 1)).tolist()
+            for piece, (first, end) in zip(pieces, pairwise(bounds), strict=True):
+                if first < end:
+                    piece.append(ordered[first:end])
     pieces[group.own] = []
     parts = []
     at = 0

@@ -30,14 +30,14 @@ class Codec(Generic[R]):
         self._limit = limit
         self._prefix = list(prefix)
         self._fields: list[list[str]] = []
-        self._types: list[list[type]] = []
+        self._types: list[tuple[type, ...]] = []
         self._integers: list[list[int]] = []
         for kind in kinds:
             hints = get_type_hints(kind)
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # dataclasses
             types = [get_origin(hints[name]) or hints[name] for name in names]
             self._fields.append(names)
-            self._types.append(types)
+            self._types.append(tuple(types))
             self._integers.append([place for place, type_ in enumerate(types) if type_ is int])
 
     def encode(self, record: R) -> bytes:
@@ -64,8 +64,8 @@ class Codec(Generic[R]):
         if type(number) is not int or not 0 <= number < len(self._kinds):
             raise ProtocolError(f"record kind {number!r:.40}; expected 0 to {len(self._kinds) - 1}")
         kind = self._kinds[number]
-        if list(map(type, items)) != self._types[number] or any(
-            items[place] < 0 for place in self._integers[number]
+        if tuple(map(type, items)) != self._types[number] or (
+            min([items[place] for place in self._integers[number]], default=0) < 0
         ):
             raise ProtocolError(f"fields of {kind.__name__} are {items!r:.200}")
         return kind(*items)

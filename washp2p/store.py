@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from washp2p.errors import UsageError
+from washp2p.lanes import Staging, lane_for
 from washp2p.layout import ITEM_BYTES, Entry, Layout, Slot, aligned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from washp2p.lanes import Lane, Mark, Places, Vectors
 
 PARAM = "param"
 
@@ -41,11 +45,16 @@ def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 class Store:
     """Flat access to a model's trainable parameters, its optimizer state and its buffers.
 
-    `slots` names the optimizer state to exchange besides the parameters.
+    `slots` names the optimizer state to exchange besides the parameters; `lane` is how values
+    come and go (default: what the parameters' device calls for).
     """
 
     def __init__(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, slots: Sequence[str] = ()
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        slots: Sequence[str] = (),
+        lane: Lane | None = None,
     ) -> None:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
         self._model = model
@@ -56,42 +65,46 @@ class Store:
             (Slot(name=PARAM, dtype=dtype), *(Slot(name=s, dtype=dtype) for s in slots)),
         )
         self._flat = {PARAM: self._flatten_parameters()}
-        self._ends = torch.tensor([e.offset + e.size for e in entries])
+        self._ends = np.array([e.offset + e.size for e in entries])
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned}
         self._missing = set(self._stateful) if slots else set()
         for slot in self.layout.slots[1:]:
             self._flat[slot.name] = torch.zeros_like(self._flat[PARAM])
+        self._vectors = list(self._flat.values())
+        self.lane = lane or lane_for(self._flat[PARAM].device)
+        """How values come and go."""
+        last = entries[-1]
+        self._last_views = {name: _view(flat, last).data_ptr() for name, flat in self._flat.items()}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the flat vectors live."""
-        return self._flat[PARAM].device
+    def staging(self) -> Staging:
+        """Host memory for the values of all slots in one direction."""
+        return self.lane.staging([getattr(torch, slot.dtype) for slot in self.layout.slots])
 
-    def gather(self, indices: torch.Tensor, out: Sequence[torch.Tensor]) -> None:
-        """Write the values at `indices` (int64, on `device`) of slot k into `out[k]`.
+    def gather(self, places: Places, out: Vectors) -> Mark:
+        """Copy the values of slot k at `places` into `out[k]`, which holds them from the mark on.
 
-        `out[k]` has as many values as `indices`, the slot's dtype, and belongs to the caller; it
-        lies on `device` or on the host.
-        State that does not exist yet reads as zeros. Raises UsageError if the model's parameters
-        are no longer the ones that were attached.
+        `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
+        reads as zeros. Raises UsageError if the model's parameters are no longer the ones that
+        were attached.
         """
         self._check_views()
         self._adopt_state()
-        for slot, values in zip(self._flat.values(), out, strict=True):
-            if values.device == slot.device:
-                torch.index_select(slot, 0, indices, out=values)
-            else:
-                values.copy_(slot.index_select(0, indices))
+        return self.lane.gather(self._vectors, places, out)
 
-    def scatter(self, indices: torch.Tensor, values: Sequence[torch.Tensor]) -> None:
-        """Assign `values[k]` to slot k at `indices`; state that did not exist is created."""
-        for slot, new in zip(self._flat.values(), values, strict=True):
-            slot.index_copy_(0, indices, new.to(slot.device, non_blocking=True))
-        if self._missing and len(indices):
-            hit = torch.searchsorted(self._ends, indices.cpu(), right=True).unique().tolist()
-            for number in self._missing.intersection(hit):
-                self._create_state(number)
+    def keep(self, places: Places) -> Vectors:
+        """A copy of the values at `places`, for `add`."""
+        return self.lane.keep(self._vectors, places)
+
+    def scatter(self, places: Places, values: Vectors) -> None:
+        """Assign `values[k]` to slot k at `places`; state that did not exist is created."""
+        self.lane.assign(self._vectors, places, values)
+        self._create_state(places)
+
+    def add(self, places: Places, values: Vectors, own: Vectors) -> None:
+        """Add `values[k] - own[k]` to slot k at `places`; state that did not exist is created."""
+        self.lane.add(self._vectors, places, values, own)
+        self._create_state(places)
 
     def sections(self) -> dict[str, torch.Tensor]:
         """Everything that is a member's model, as one-dimensional contiguous CPU tensors.
@@ -158,18 +171,15 @@ class Store:
 
     def _check_views(self) -> None:
         """Notice whoever moved or replaced what was attached: one look at one parameter."""
-        parameter, entry = self._parameters[-1], self.layout.entries[-1]
-        if parameter.data_ptr() != _view(self._flat[PARAM], entry).data_ptr():
+        parameter = self._parameters[-1]
+        if parameter.data_ptr() != self._last_views[PARAM]:
             raise UsageError(
                 "the model's parameters were moved or converted after joining; do .to(), .half() "
                 "and the like before"
             )
         for slot in self.layout.slots[1:]:
             state = self._optimizer.state.get(parameter, {}).get(slot.name)
-            if (
-                state is not None
-                and state.data_ptr() != _view(self._flat[slot.name], entry).data_ptr()
-            ):
+            if state is not None and state.data_ptr() != self._last_views[slot.name]:
                 self._missing = set(self._stateful)  # optimizer.load_state_dict made new tensors
 
     def _adopt_state(self) -> None:
@@ -185,7 +195,14 @@ class Store:
                 state[slot.name] = view
             self._missing.remove(number)
 
-    def _create_state(self, number: int) -> None:
+    def _create_state(self, places: Places) -> None:
+        """Have the optimizer find the state that `places` have just been given."""
+        if self._missing and len(places):
+            hit = np.unique(np.searchsorted(self._ends, places.host, side="right")).tolist()
+            for number in self._missing.intersection(hit):
+                self._create_state_of(number)
+
+    def _create_state_of(self, number: int) -> None:
         parameter, entry = self._parameters[number], self.layout.entries[number]
         state = self._optimizer.state[parameter]
         if not isinstance(self._optimizer, torch.optim.SGD):  # Adam counts its steps

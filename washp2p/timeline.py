@@ -3,7 +3,8 @@
     seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
 
 All of it on the training thread, which only gathers, hands over and scatters: ZeroMQ's own thread
-sends and receives, the planner's derives plans, and both need the GIL hardly or not at all.
+sends and receives, the planner's derives plans, and both need the GIL hardly or not at all. Nothing
+waits for a device, except to keep it from lagging behind (`Exchange.flush`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Timeline:
         self._connection = connection
         self._inbox = inbox
         self._exchange = exchange
+        self._arrivals = exchange.arrivals
         self._planner = planner
         self._delay = delay
         self._expire = expire
@@ -82,7 +84,7 @@ class Timeline:
             )
         self._inbox.drain()
         number = self.round + 1
-        newest, bound = self._exchange.newest, self._delay.bound
+        newest, bound = self._arrivals.newest, self._delay.bound
         jumps = bound is None and newest - number > self._expire
         if jumps:
             number = newest
@@ -101,7 +103,7 @@ class Timeline:
     def finish(self) -> None:
         """Take no further step: tell the peers, and apply what is still to come. Blocks."""
         self._exchange.end(self.round)
-        self._inbox.wait_until(lambda: self._exchange.complete(self.round))
+        self._inbox.wait_until(lambda: self._arrivals.complete(self.round))
         self._write(self._exchange.apply())
 
     def _await_seed(self, number: int) -> None:
@@ -111,13 +113,14 @@ class Timeline:
 
     def _wait(self, number: int, bound: int | None) -> float:
         if bound is None:
-            self._exchange.give_up(number - self._expire)
+            self._arrivals.give_up(number - self._expire)
             return 0.0
         due = number - bound
-        if self._exchange.complete(due):
+        if self._arrivals.complete(due):
             return 0.0
         began = time.monotonic()
-        self._inbox.wait_until(lambda: self._exchange.complete(due))
+        self._exchange.flush(wait=True)
+        self._inbox.wait_until(lambda: self._arrivals.complete(due))
         return time.monotonic() - began
 
     def _apply(self, *, jumped: bool, waited: float) -> None:
@@ -129,7 +132,7 @@ class Timeline:
         self._delay.observe(
             waited=waited,
             elapsed=elapsed,
-            useful=self._exchange.last_share > 1000 * WORTH_WAITING,
+            useful=self._arrivals.last_share > 1000 * WORTH_WAITING,
             lateness=max((self.round - one.round for one in applied if one.senders), default=0),
         )
 

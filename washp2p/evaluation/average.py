@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from washp2p.exchange import as_bytes
+from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ class ZeromqTransport(Transport):
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, 0)
-        self._patience = -1
+        self._patience: float | None = None
         self._pull.set(zmq.IPV6, "[" in bind)
         self._pull.bind(_INTERRUPT)
         self._interrupt = self._context.socket(zmq.PUSH)
@@ -83,10 +83,12 @@ class ZeromqTransport(Transport):
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
-        milliseconds = -1 if timeout is None else round(timeout * 1000)
-        if milliseconds != self._patience:
-            self._pull.set(zmq.RCVTIMEO, milliseconds)
-            self._patience = milliseconds
+        if timeout == 0:
+            if not int(self._pull.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
+                return None
+        elif timeout != self._patience:
+            self._pull.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
+            self._patience = timeout
         try:
             message = memoryview(self._pull.recv())
         except zmq.Again:

@@ -1,0 +1,213 @@
+"""Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
+
+Pure bookkeeping of one member in one epoch: no tensors, no sockets, no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from washp2p.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from washp2p.frames import End, Frame
+    from washp2p.rounds import MemberId
+    from washp2p.transports import Buffer
+
+HELD_BYTES = 64 << 20
+"""What early frames may take; one that would be too much is dropped and counts as expired."""
+
+Span = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Round:
+    """A round that this member has gathered: what is to come of it, and what has come.
+
+    A span is what a sender's values have as their part of the plan's receive route.
+    """
+
+    number: int
+    fingerprint: int
+    missing: dict[MemberId, Span]
+    arrived: dict[MemberId, tuple[Span, Buffer]] = field(default_factory=dict)
+    lost: list[MemberId] = field(default_factory=list)
+
+
+class Arrivals:
+    """Matches frames with rounds. `item_bytes` has the size of each slot's values."""
+
+    def __init__(self, members: Sequence[MemberId], epoch: int, item_bytes: Sequence[int]) -> None:
+        self._members = members
+        self._epoch = epoch
+        self._slots = len(item_bytes)
+        self._scalar_bytes = sum(item_bytes)
+        self._round = 0
+        self._outstanding: dict[int, Round] = {}
+        self._early: dict[int, dict[MemberId, tuple[Frame, Buffer]]] = {}
+        self._early_bytes = 0
+        self._dropped: dict[MemberId, set[int]] = {}
+        self._skipped: list[range] = []
+        self._last: dict[MemberId, int] = {}
+        self.newest = 0
+        """The newest round of which any frame has arrived."""
+        self.last_share = 0
+        """Per mille of its time that the sender of the last frame says it waits."""
+        self.expired_values = 0
+        """Scalars this member should have received and never will apply."""
+
+    def __iter__(self) -> Iterator[Round]:
+        """The outstanding rounds, oldest first."""
+        return iter(list(self._outstanding.values()))
+
+    def absent(self, peer: MemberId, number: int) -> bool:
+        """Whether `peer` has said that it takes no part in round `number`."""
+        return bool(self._last) and self._last.get(peer, number) < number
+
+    def expect(self, number: int, fingerprint: int, spans: dict[MemberId, Span]) -> None:
+        """Round `number` is gathered; rounds between the last one and it are left out.
+
+        Raises ProtocolError if an early frame of the round cannot be one.
+        """
+        if number > self._round + 1:
+            self._skip(range(self._round + 1, number))
+        self._round = number
+        self._outstanding[number] = round_ = Round(number, fingerprint, spans)
+        for frame, payload in self._early.pop(number, {}).values():
+            self._early_bytes -= payload.nbytes
+            self._match(round_, frame, payload)
+        if self._dropped:
+            for sender in [s for s in spans if number in self._dropped.get(s, ())]:
+                self._dropped[sender].remove(number)
+                self._lose(round_, sender, count=False)
+
+    def accept(self, frame: Frame, payload: Buffer) -> None:
+        """Take an arriving frame. Raises ProtocolError if it cannot be one.
+
+        `payload` has every slot's values, one slot after the other; it is kept until applied.
+        """
+        number, sender = frame.round, frame.sender
+        if frame.epoch != self._epoch or sender not in self._members:
+            raise ProtocolError(
+                f"frame of epoch {frame.epoch} from member {sender}; expected epoch "
+                f"{self._epoch} and one of {self._members}"
+            )
+        self.newest = max(self.newest, number)
+        self.last_share = frame.waits
+        self._lose_before(sender, number)
+        round_ = self._outstanding.get(number)
+        if round_ is not None:
+            self._match(round_, frame, payload)
+        elif number > self._round:
+            self._hold(frame, payload)
+        elif number in self._dropped.get(sender, ()):
+            self._dropped[sender].remove(number)
+        elif any(number in skipped for skipped in self._skipped):
+            self.expired_values += payload.nbytes // self._scalar_bytes
+        else:
+            raise ProtocolError(f"frame of round {number} from member {sender} again")
+
+    def ended(self, end: End) -> None:
+        """A peer takes part in no round after `end.last`, and has sent all it will send."""
+        self._last[end.sender] = end.last
+        self._lose_before(end.sender, end.last + 1)
+        for round_ in self._outstanding.values():
+            round_.missing.pop(end.sender, None)
+
+    def complete(self, upto: int) -> bool:
+        """Whether nothing is to come any more of rounds up to `upto`."""
+        for number, round_ in self._outstanding.items():
+            if number > upto:
+                return True
+            if round_.missing:
+                return False
+        return True
+
+    def give_up(self, before: int) -> None:
+        """Wait no longer for what is missing of rounds before `before`."""
+        for number, round_ in self._outstanding.items():
+            if number >= before:
+                return
+            for sender in tuple(round_.missing):
+                self._dropped.setdefault(sender, set()).add(number)
+                self._lose(round_, sender)
+
+    def settle(self, round_: Round) -> None:
+        """What has arrived of `round_`, and what is lost, is dealt with."""
+        round_.arrived.clear()
+        round_.lost.clear()
+        if not round_.missing:
+            del self._outstanding[round_.number]
+
+    @property
+    def oldest(self) -> int:
+        """The oldest outstanding round; the next one if there is none."""
+        return next(iter(self._outstanding), self._round + 1)
+
+    def _match(self, round_: Round, frame: Frame, payload: Buffer) -> None:
+        sender = frame.sender
+        span = round_.missing.get(sender)
+        if span is None:
+            if frame.round in self._dropped.get(sender, ()):
+                self._dropped[sender].remove(frame.round)
+                return
+            if sender in round_.arrived:
+                raise ProtocolError(f"frame of round {frame.round} from member {sender} again")
+            raise ProtocolError(
+                f"member {sender} sent values in round {frame.round} that the plan here does not "
+                "foresee; expected the same plan everywhere: run the same version, or report this"
+            )
+        if frame.fingerprint != round_.fingerprint:
+            raise ProtocolError(
+                f"member {sender} derived another plan for round {frame.round}: fingerprint "
+                f"{frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected the same plan "
+                "everywhere: run the same version on the same kind of platform, or report this"
+            )
+        size = (span[1] - span[0]) * self._scalar_bytes
+        if payload.nbytes != size or frame.slots != self._slots:
+            raise ProtocolError(
+                f"member {sender} sent {payload.nbytes} bytes of {frame.slots} slots in round "
+                f"{frame.round}; the plan says {size} of {self._slots}: run the same version "
+                "everywhere, or report this"
+            )
+        del round_.missing[sender]
+        round_.arrived[sender] = (span, payload)
+
+    def _hold(self, frame: Frame, payload: Buffer) -> None:
+        held = self._early.setdefault(frame.round, {})
+        if frame.sender in held or frame.round in self._dropped.get(frame.sender, ()):
+            raise ProtocolError(f"frame of round {frame.round} from member {frame.sender} again")
+        size = payload.nbytes
+        if self._early_bytes + size > HELD_BYTES:
+            self._dropped.setdefault(frame.sender, set()).add(frame.round)
+            self.expired_values += size // self._scalar_bytes
+            return
+        held[frame.sender] = (frame, payload)
+        self._early_bytes += size
+
+    def _skip(self, rounds: range) -> None:
+        """Leave out `rounds`: what was sent to this member in them expires."""
+        self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
+        for number in [number for number in self._early if number in rounds]:
+            for _, payload in self._early.pop(number).values():
+                self._early_bytes -= payload.nbytes
+                self.expired_values += payload.nbytes // self._scalar_bytes
+
+    def _lose_before(self, sender: MemberId, number: int) -> None:
+        """Messages come in order: what `sender` has not sent before round `number` never comes."""
+        for earlier, round_ in self._outstanding.items():
+            if earlier >= number:
+                break
+            if sender in round_.missing:
+                self._lose(round_, sender)
+        if self._dropped.get(sender):
+            done = min(number, self._round)  # a dropped early frame is yet to be reckoned with
+            self._dropped[sender] = {n for n in self._dropped[sender] if n >= done}
+
+    def _lose(self, round_: Round, sender: MemberId, *, count: bool = True) -> None:
+        begin, end = round_.missing.pop(sender)
+        self.expired_values += (end - begin) * count
+        round_.lost.append(sender)

@@ -1,0 +1,228 @@
+"""Lanes: how values move between a store's vectors and the host, beside training.
+
+On the CPU at once. On CUDA in a stream of its own and through pinned memory, ordered against the
+training stream by events: the host never waits for the device unless it asks to. No sockets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+Vectors = list[torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The same indices (int64) on the host and where the store's vectors are."""
+
+    host: npt.NDArray[np.int64]
+    device: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def part(self, begin: int, end: int) -> Places:
+        """Some of them, memory shared."""
+        return Places(self.host[begin:end], self.device[begin:end])
+
+
+class Mark(Protocol):
+    """A point in a lane's work."""
+
+    def done(self) -> bool:
+        """Whether the lane has come so far. Does not block."""
+
+    def wait(self) -> None:
+        """Block until it has."""
+
+
+class Staging:
+    """Host memory for the values of one direction, a vector a dtype.
+
+    Reused by the next `take` where `reuse` says that copies are over when they return.
+    `memory` are the vectors' bytes, as long as they are.
+    """
+
+    def __init__(self, dtypes: Sequence[torch.dtype], *, reuse: bool, pin: bool) -> None:
+        self._dtypes = dtypes
+        self._reuse = reuse
+        self._pin = pin
+        self._vectors: Vectors = []
+        self._room = 0
+        self.memory: list[memoryview] = []
+
+    def take(self, count: int) -> Vectors:
+        """`count` values of every slot."""
+        if not self._reuse or not self._vectors or self._room < count:
+            self._room = count + count // 4 if self._reuse else count
+            self._vectors = [
+                torch.empty(self._room, dtype=dtype, pin_memory=self._pin) for dtype in self._dtypes
+            ]
+            self.memory = [as_bytes(vector) for vector in self._vectors]
+        return [vector[:count] for vector in self._vectors]
+
+
+def as_bytes(values: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, shared, whatever its dtype."""
+    return values.view(torch.uint8).numpy().data
+
+
+class Lane(ABC):
+    """Gathers and scatters. `vectors` are a store's slots, `values` as many on the host."""
+
+    @abstractmethod
+    def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
+        """Host memory that this lane's copies can use."""
+
+    @abstractmethod
+    def upload(self, indices: npt.NDArray[np.int64]) -> Places:
+        """Bring indices to where the vectors are. Any thread may."""
+
+    @abstractmethod
+    def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
+        """Copy the values at `places`, as training has left them, to `out` until the mark."""
+
+    @abstractmethod
+    def keep(self, vectors: Vectors, places: Places) -> Vectors:
+        """A copy of the values at `places`, as training has left them, for `add`."""
+
+    @abstractmethod
+    def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
+        """vector[places] = values, before what training does next."""
+
+    @abstractmethod
+    def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
+        """vector[places] += values - own, before what training does next."""
+
+
+class _Done:
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass
+
+
+DONE = _Done()
+
+
+class HostLane(Lane):
+    """Vectors in host memory: everything is done on return."""
+
+    def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
+        """See Lane."""
+        return Staging(dtypes, reuse=True, pin=False)
+
+    def upload(self, indices: npt.NDArray[np.int64]) -> Places:
+        """See Lane: memory is shared."""
+        return Places(indices, torch.from_numpy(indices))
+
+    def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
+        """See Lane."""
+        for vector, values in zip(vectors, out, strict=True):
+            torch.index_select(vector, 0, places.device, out=values)
+        return DONE
+
+    def keep(self, vectors: Vectors, places: Places) -> Vectors:
+        """See Lane."""
+        return [vector.index_select(0, places.device) for vector in vectors]
+
+    def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
+        """See Lane."""
+        for vector, new in zip(vectors, values, strict=True):
+            vector.index_put_((places.device,), new)
+
+    def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
+        """See Lane."""
+        for vector, new, old in zip(vectors, values, own, strict=True):
+            now = vector.index_select(0, places.device)
+            vector.index_put_((places.device,), (new - old).add_(now))
+
+
+class CudaLane(HostLane):
+    """Vectors on a GPU: the same operations, in a stream beside the training stream.
+
+    The training stream waits for gathers and scatters to be over, never for copies to the host.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
+        """See Lane. Pinned; torch's allocator hands it out again when the copy is over."""
+        return Staging(dtypes, reuse=False, pin=True)
+
+    def upload(self, indices: npt.NDArray[np.int64]) -> Places:
+        """See Lane."""
+        with torch.cuda.stream(self._stream):
+            pinned = torch.from_numpy(indices).pin_memory()
+            return Places(indices, pinned.to(self._device, non_blocking=True))
+
+    def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
+        """See Lane."""
+        with self._beside_training():
+            picked = super().keep(vectors, places)
+        with torch.cuda.stream(self._stream):
+            for values, new in zip(out, picked, strict=True):
+                values.copy_(new, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)
+            event.record(self._stream)
+        return _Event(event)
+
+    def keep(self, vectors: Vectors, places: Places) -> Vectors:
+        """See Lane."""
+        with self._beside_training():
+            return super().keep(vectors, places)
+
+    def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
+        """See Lane."""
+        uploaded = self._upload(values)
+        with self._beside_training():
+            super().assign(vectors, places, uploaded)
+
+    def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
+        """See Lane."""
+        uploaded = self._upload(values)
+        with self._beside_training():
+            super().add(vectors, places, uploaded, own)
+
+    def _upload(self, values: Vectors) -> Vectors:
+        with torch.cuda.stream(self._stream):
+            return [vector.to(self._device, non_blocking=True) for vector in values]
+
+    @contextmanager
+    def _beside_training(self) -> Iterator[None]:
+        """What is queued inside follows what training has queued, and training follows it."""
+        training = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(training)
+        with torch.cuda.stream(self._stream):
+            yield
+        training.wait_stream(self._stream)
+
+
+class _Event:
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self._event = event
+
+    def done(self) -> bool:
+        return bool(self._event.query())
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+def lane_for(device: torch.device) -> Lane:
+    """The lane for vectors on `device`."""
+    return CudaLane(device) if device.type == "cuda" else HostLane()
