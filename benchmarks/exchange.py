@@ -11,15 +11,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from importlib.util import find_spec
+from itertools import cycle
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-import zmq
 
 import washp2p
+from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
 from washp2p.plan import Deriver
@@ -30,64 +30,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 N = 4
-SETTINGS = {"resnet18": (0.001, 50, 12), "resnet50": (0.05, 6, 8)}
+SETTINGS = {"resnet18": (0.001, 50, 16), "resnet50": (0.05, 6, 8)}
 """By model: p, WASH rounds in a block, blocks."""
+PAUSE, READY = 0.1, 8
+"""Seconds in which the planner derives its plans ahead; rounds for which they then last."""
 
 
-def timed(work: Callable[[], object], repeat: int) -> float:
-    """Milliseconds that one call takes, all ranks together."""
+def timed(work: Callable[[], object], repeat: int) -> tuple[float, float]:
+    """Milliseconds that one call takes, all ranks together; and of this process's CPU."""
     dist.barrier()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeat):
         work()
+    cpu = time.process_time() - cpu
     dist.barrier()
-    return 1e3 * (time.perf_counter() - began) / repeat
+    return 1e3 * (time.perf_counter() - began) / repeat, 1e3 * cpu / repeat
 
 
-class Floor:
-    """Bare ZeroMQ: messages of a round's sizes in its pattern, and nothing else."""
+class Nothing(torch.optim.SGD):
+    """An optimizer whose step costs nothing, so that what is timed is the round."""
 
-    def __init__(self, rank: int, scheme: str, sizes: list[int]) -> None:
-        context = zmq.Context.instance()
-        self._pull = context.socket(zmq.PULL)
-        address = "tcp://127.0.0.1:*" if scheme == "tcp" else f"ipc:///tmp/floor-{os.getpid()}"
-        self._pull.bind(address)
-        endpoints: list[str] = [""] * N
-        dist.all_gather_object(endpoints, self._pull.get_string(zmq.LAST_ENDPOINT))
-        self._peers = []
-        for peer, endpoint in enumerate(endpoints):
-            if peer != rank:
-                push = context.socket(zmq.PUSH)
-                push.connect(endpoint)
-                self._peers.append((push, bytes(sizes[peer])))
-
-    def round(self) -> None:
-        """Send one message to each peer, take one of each."""
-        for push, message in self._peers:
-            push.send(message)
-        for _ in self._peers:
-            self._pull.recv()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        """Leave the parameters as they are."""
 
 
-def sparta(parameters: list[torch.Tensor], p: float, generator: torch.Generator) -> None:
-    """One exchange of SPARTA: for every tensor a mask from rank 0, then an all-reduce of it."""
-    for parameter in parameters:
-        mask = torch.rand(parameter.shape, generator=generator) < p
-        dist.broadcast(mask, 0)
-        values = parameter[mask]
-        dist.all_reduce(values)
-        parameter[mask] = values / N
-
-
-def work(rank: int, address: str, store: str, name: str) -> dict[str, list[float]]:
+def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple[float, float]]]:
     """One rank; what each block took."""
     p, rounds, blocks = SETTINGS[name]
+    small = name == "resnet18"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=N)
     torch.manual_seed(0)
-    model = build_model(name, (3, 32, 32), 10 if name == "resnet18" else 1000)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    found: dict[str, list[float]] = {}
+    model = build_model(name, (3, 32, 32), 10 if small else 1000)
+    values = sum(parameter.numel() for parameter in model.parameters())
+    hivemind = Hivemind(rank, N, values) if HIVEMIND and small else None
+    optimizer = Nothing(model.parameters(), lr=0.1)
+    found: dict[str, list[tuple[float, float]]] = {}
     with washp2p.join(address, model, optimizer) as member:
         layout = member.layout
         deriver = Deriver(layout, layer_rates("decreasing", p, layout.layers), N, member.id)
@@ -99,29 +77,47 @@ def work(rank: int, address: str, store: str, name: str) -> dict[str, list[float
         dist.all_gather_object(ids, member.id)
         by_rank = [sizes[i] for i in ids]
         floors = {scheme: Floor(rank, scheme, by_rank) for scheme in ("tcp", "ipc")}
-        flat = torch.zeros(layout.values)
+        flat = torch.zeros(values)
         tensors = [torch.zeros(e.shape) for e in layout.entries]
         generator = torch.Generator().manual_seed(0)
         seed = iter(range(10**9))
-        sides: dict[str, tuple[Callable[[], object], int]] = {
-            "wash": (optimizer.step, rounds),
-            "plan": (lambda: deriver.derive(next(seed)), rounds),
-            "floor tcp": (floors["tcp"].round, 200),
-            "floor ipc": (floors["ipc"].round, 200),
-            "all-reduce": (lambda: dist.all_reduce(flat), 1),
+        plans = [deriver.derive(next(seed)) for _ in range(rounds)]
+        places = cycle([[torch.from_numpy(r.indices) for r in (p.send, p.receive)] for p in plans])
+
+        def touch() -> None:
+            send, receive = next(places)
+            flat.index_put_((receive,), flat.index_select(0, send))
+
+        nothing = lambda: None  # noqa: E731
+        sides: dict[str, tuple[Callable[[], object], Callable[[], object], int]] = {
+            "wash": (nothing, optimizer.step, rounds),
+            "plan": (nothing, lambda: deriver.derive(next(seed)), rounds),
+            "gather, scatter": (nothing, touch, rounds),
+            "floor tcp": (nothing, floors["tcp"].round, 200),
+            "floor ipc": (nothing, floors["ipc"].round, 200),
+            "all-reduce": (nothing, lambda: dist.all_reduce(flat), 1),
         }
-        if name == "resnet18":
-            sides["SPARTA"] = (lambda: sparta(tensors, p, generator), 1)
-        for side, (call, repeat) in sides.items():
-            timed(call, min(repeat, 20))
-            found[side] = []
-        for _ in range(blocks):
-            for side, (call, repeat) in sides.items():
-                found[side].append(timed(call, repeat))
-        found["values"] = [float(len(plan.send.indices))]
-        found["d"] = [float(layout.values)]
+        if small:
+            sides["wash, plans ahead"] = (lambda: time.sleep(PAUSE), optimizer.step, READY)
+            sides["SPARTA"] = (nothing, lambda: sparta(tensors, p, generator), 1)
+        if hivemind is not None:
+            sides["hivemind"] = (hivemind.prepare, hivemind.average, 1)
+        for block in range(blocks + 1):
+            for side, (prepare, call, repeat) in sides.items():
+                prepare()
+                took = timed(call, repeat)
+                if block:  # the first is to get warm
+                    found.setdefault(side, []).append(took)
+    if hivemind is not None:
+        hivemind.close()
     dist.destroy_process_group()
     return found
+
+
+SIDES = (
+    *("wash", "wash, plans ahead", "plan", "gather, scatter", "floor tcp", "floor ipc"),
+    *("all-reduce", "SPARTA", "hivemind"),
+)
 
 
 def main() -> None:
@@ -132,34 +128,35 @@ def main() -> None:
         with coordinator(f"--n={N}", f"--p={p}", "--max-delay=0") as address:
             found = in_processes(N, work, address, store, name)[0]
         assert isinstance(found, dict)
-        wash = found["wash"]
-        for side in ("wash", "plan", "floor tcp", "floor ipc", "all-reduce", "SPARTA"):
-            if side not in found:
-                continue
-            ratios = [b / a for a, b in zip(wash, found[side], strict=True)]
-            low, _, high = quantiles(ratios, n=4)
-            rows.append(
-                [
-                    f"{name}, {found['d'][0] / 1e6:.1f} M, p = {p}",
-                    side,
-                    f"{median(found[side]):.3f}",
-                    f"{median(ratios):.3g}x",
-                    f"{low:.3g} to {high:.3g}",
-                    f"{blocks}",
-                ]
-            )
-    hivemind = "installed" if find_spec("hivemind") else "not installed here, not measured"
+        for side in (side for side in SIDES if side in found):
+            wall, cpu = (median(column) for column in zip(*found[side], strict=True))
+            rows.append([f"{name}, p = {p}", side, f"{wall:.3f}", f"{cpu:.3f}"])
+            for reference in ("wash", "wash, plans ahead"):
+                if reference in found and side != reference:
+                    pairs = zip(found[reference], found[side], strict=True)
+                    ratios = [b / a for (a, _), (b, _) in pairs]
+                    low, middle, high = quantiles(ratios, n=4)
+                    rows[-1].append(f"{middle:.3g}x ({low:.3g} to {high:.3g})")
+                else:
+                    rows[-1].append("")
+            rows[-1].append(f"{blocks}")
+    hivemind = "found and measured" if HIVEMIND else "not installed here, not measured"
     record(
         "exchange",
         "A lockstep round of WASH against other exchanges",
-        ["model", "what", "ms, median", "against wash, median", "quartiles", "blocks"],
+        ["model", "what", "ms", "CPU ms", "against wash", "against wash, plans ahead", "blocks"],
         rows,
-        f"N = {N} processes on loopback, one torch thread each, schedule decreasing. `wash` is a "
-        "whole lockstep round (optimizer hook, plan taken from the planner's thread, which derives "
-        "the next ones meanwhile on the same cores, gather, send, receive, scatter); `plan` is "
-        "what deriving one costs, all four at once; `floor` is bare ZeroMQ with messages of the "
-        "same sizes in the same pattern; `all-reduce` and `SPARTA` (a mask broadcast and an "
-        f"all-reduce a tensor) are torch.distributed's gloo. hivemind: {hivemind}.",
+        f"N = {N} processes on loopback, one torch thread each, schedule decreasing, optimizer "
+        "steps that do nothing. Medians; ratios of blocks in turn, with quartiles; CPU of one of "
+        f"the {N} processes, all its threads. `wash` is "
+        "a steady run of lockstep rounds: plan taken from the planner's thread, which derives the "
+        "next ones meanwhile on the same cores, gather, send, receive, scatter. `wash, plans "
+        f"ahead` is {READY} rounds after a pause of {PAUSE} s, as a training step would leave it; "
+        "`plan` and `gather, scatter` are what these parts of it cost, all four at once; `floor` is "
+        "bare ZeroMQ with messages of the same sizes in the same pattern; `all-reduce` and "
+        "`SPARTA` (a mask broadcast and an all-reduce a tensor) are torch.distributed's gloo; "
+        "`hivemind` is DecentralizedAverager without compression, finding its group not counted: "
+        f"{hivemind}.",
     )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +56,9 @@ def in_processes(n: int, work: Callable[..., object], *arguments: object) -> lis
         for process in processes:
             process.join(20)
             process.kill()
-    failed = [error for error in results.values() if isinstance(error, Exception)]
+    failed = [result for result in results.values() if isinstance(result, _Failure)]
     if failed:
-        raise failed[0]
+        raise RuntimeError(f"a benchmark's process failed: {failed[0].reason}")
     return [results[rank] for rank in range(n)]
 
 
@@ -68,5 +69,10 @@ def _call(
     try:
         queue.put((rank, work(rank, *arguments)))  # type: ignore[attr-defined]  # a SimpleQueue
     except Exception as error:
-        queue.put((rank, error))  # type: ignore[attr-defined]
+        queue.put((rank, _Failure(repr(error))))  # type: ignore[attr-defined]
         raise
+
+
+@dataclass
+class _Failure:
+    reason: str
