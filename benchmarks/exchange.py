@@ -152,7 +152,7 @@ def main() -> None:
         "a steady run of lockstep rounds: plan taken from the planner's thread, which derives the "
         "next ones meanwhile on the same cores, gather, send, receive, scatter. `wash, plans "
         f"ahead` is {READY} rounds after a pause of {PAUSE} s, as a training step would leave it; "
-        "`plan` and `gather, scatter` are what these parts of it cost, all four at once; `floor` is "
+        "`plan` and `gather, scatter` are what these parts cost, all four at once; `floor` is "
         "bare ZeroMQ with messages of the same sizes in the same pattern; `all-reduce` and "
         "`SPARTA` (a mask broadcast and an all-reduce a tensor) are torch.distributed's gloo; "
         "`hivemind` is DecentralizedAverager without compression, finding its group not counted: "

@@ -19,13 +19,31 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def coordinator(*flags: str, bind: str = "tcp://127.0.0.1:*") -> Iterator[str]:
-    """A coordinator process while the block lasts; its address."""
+def coordinator(*flags: str, host: tuple[str, str] | None = None) -> Iterator[str]:
+    """A coordinator process while the block lasts; its address. See `coordinator_process`."""
+    with coordinator_process(*flags, host=host) as (address, _):
+        yield address
+
+
+@contextmanager
+def coordinator_process(
+    *flags: str, host: tuple[str, str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """A coordinator process while the block lasts; its address and process id.
+
+    `host` is the network namespace it runs in and the address there (default: loopback here).
+    """
+    where: list[str] = []
+    bind = "--bind=tcp://127.0.0.1:*"
+    if host is not None:
+        where = ["ip", "netns", "exec", host[0]]
+        bind = f"--bind=tcp://{host[1]}:*"
+        flags = (*flags, "--insecure")
     ready, ready_fd = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "coordinator", *flags, f"--bind={bind}"),
+                *(*where, sys.executable, "-m", "coordinator", *flags, bind),
                 *(f"--run-dir={Path(folder) / 'run'}", f"--ready-fd={ready_fd}"),
             ],
             pass_fds=(ready_fd,),
@@ -34,7 +52,7 @@ def coordinator(*flags: str, bind: str = "tcp://127.0.0.1:*") -> Iterator[str]:
         os.close(ready_fd)
         try:
             with os.fdopen(ready) as pipe:
-                yield pipe.readline().strip()
+                yield pipe.readline().strip(), process.pid
             process.wait(60)
         finally:
             process.kill()

@@ -94,7 +94,9 @@ class Membership:
         self._key = run_key(config.seed)
         self._next_id = 0
         self._windows = SeedWindows(0)
+        self._training = False
         self._started_at = 0.0
+        self._fastest = 0
 
     def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
         """A worker's message. `now` is in seconds, of any steady clock."""
@@ -111,7 +113,8 @@ class Membership:
                 yield from self._synced(member, now)
             case Progress(rounds):
                 member.rounds = max(member.rounds, rounds)
-                if self._all(Phase.SYNCED):
+                if self._training and rounds > self._fastest:
+                    self._fastest = rounds
                     yield from self._seeds(now)
             case Metrics(values):
                 yield Record(values)
@@ -237,9 +240,12 @@ class Membership:
             epoch=0,
             peers=tuple(Peer(member=m.id, endpoint=m.endpoint, host=m.host) for m in ordered),
         )
-        peers = [[peer.member, peer.endpoint, peer.host] for peer in self.roster.peers]
+        roster = NewRoster(
+            self.roster.epoch,
+            [[peer.member, peer.endpoint, peer.host] for peer in self.roster.peers],
+        )
         for member in ordered:
-            yield Send(member.identity, NewRoster(self.roster.epoch, peers))
+            yield Send(member.identity, roster)
         yield Started(tuple(ordered))
         yield Event(
             f"all {self.config.n} members are here and fetch member {ordered[0].id}'s state"
@@ -247,16 +253,16 @@ class Membership:
 
     def _synced(self, member: Member, now: float) -> Iterator[Command]:
         member.phase = max(member.phase, Phase.SYNCED)
-        if self._all(Phase.SYNCED):
+        if not self._training and self._all(Phase.SYNCED):
+            self._training = True
             self._started_at = now
             yield Event("training begins")
             yield from self._seeds(now)
 
     def _seeds(self, now: float) -> Iterator[Command]:
-        fastest = max(member.rounds for member in self.members.values())
         elapsed = now - self._started_at
-        rate = fastest / elapsed if elapsed > 0 else 0.0
-        while window := self._windows.due(fastest, rate):
+        rate = self._fastest / elapsed if elapsed > 0 else 0.0
+        while window := self._windows.due(self._fastest, rate):
             seeds = pack_seeds([round_seed(self._key, number) for number in window])
             message = Seeds(self.roster.epoch, self.roster.digest(), window.start, seeds)
             for identity in self.members:

@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from coordinator.display import Display
     from coordinator.membership import Member
     from washp2p.config import RunConfig
+    from washp2p.control import Message
 
 PING_SECONDS = 0.5
+AT_ONCE = 1000
+"""Messages taken in before anything else gets its turn."""
 
 
 class Server:
@@ -64,7 +67,7 @@ class Server:
         Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
         UsageError if it cannot listen.
         """
-        context = zmq.asyncio.Context()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = context.socket(zmq.ROUTER)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
         self._router.set(zmq.SNDHWM, 0)
@@ -124,34 +127,44 @@ class Server:
 
     async def _loop(self) -> None:
         ping_at = time.monotonic()
+        poller = zmq.asyncio.Poller()
+        poller.register(self._router, zmq.POLLIN)
         interrupted = asyncio.ensure_future(self._interrupted.wait())
         while self._end is None:
-            arrival = asyncio.ensure_future(self._router.poll(round(PING_SECONDS * 1000)))
+            arrival = asyncio.ensure_future(poller.poll(round(PING_SECONDS * 1000)))
             await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             if interrupted.done():
                 arrival.cancel()
-                await self._carry_out(
+                self._carry_out(
                     self._membership.stop("the coordinator was interrupted", INTERRUPTED)
                 )
                 return
-            if arrival.result():
-                await self._receive()
+            for _ in range(AT_ONCE):
+                if self._end is not None or not self._arrived():
+                    break
+                self._receive()
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + PING_SECONDS
-                await self._carry_out([Send(i, Ping()) for i in self._membership.members])
-            await self._bury()
-            self._display.progress(self._membership.members.values(), self._membership.total_rounds)
+                ping = Ping()
+                self._carry_out([Send(i, ping) for i in self._membership.members])
+                self._display.progress(
+                    self._membership.members.values(), self._membership.total_rounds
+                )
+            self._bury()
         interrupted.cancel()
 
-    async def _bury(self) -> None:
-        """Give up workers whose connection is closed, after hearing out their last words."""
-        while self._unreachable and await self._router.poll(0):
-            await self._receive()
-        while self._unreachable:
-            await self._carry_out(self._membership.gone(self._unreachable.pop()))
+    def _arrived(self) -> bool:
+        return bool(int(self._router.get(zmq.EVENTS)) & zmq.POLLIN)
 
-    async def _receive(self) -> None:
-        identity, *parts = await self._router.recv_multipart()
+    def _bury(self) -> None:
+        """Give up workers whose connection is closed, after hearing out their last words."""
+        while self._unreachable and self._arrived():
+            self._receive()
+        while self._unreachable:
+            self._carry_out(self._membership.gone(self._unreachable.pop()))
+
+    def _receive(self) -> None:
+        identity, *parts = self._router.recv_multipart()
         data = b"".join(parts)
         self._control_bytes[identity] += len(data)
         try:
@@ -159,15 +172,18 @@ class Server:
         except ProtocolError as error:
             self._display.event(f"ignored a message: {error}")
             return
-        await self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+        self._carry_out(self._membership.receive(identity, message, time.monotonic()))
 
-    async def _carry_out(self, commands: Iterable[Command]) -> None:
+    def _carry_out(self, commands: Iterable[Command]) -> None:
+        encoded: Message | None = None
+        data = b""
         for command in commands:
             match command:
                 case Send(identity, message):
-                    data = messages.encode(message)
+                    if message is not encoded:  # what all are sent is encoded once
+                        data, encoded = messages.encode(message), message
                     try:
-                        await self._router.send_multipart((identity, data))
+                        self._router.send_multipart((identity, data))
                     except zmq.ZMQError as error:
                         if error.errno != zmq.EHOSTUNREACH:
                             raise

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from washp2p.layout import Layout
+    from washp2p.ledger import Ledger
     from washp2p.rounds import MemberId, Roster
 
 State = dict[str, torch.Tensor]
@@ -158,6 +159,16 @@ class Member:
         that it jumped. A loop that ends, and sets its learning rate, by it keeps with its peers.
         """
         return self._timeline.round
+
+    @property
+    def ledger(self) -> Ledger:
+        """What this member has sent so far, by peer and kind; to be read only."""
+        return self._transport.ledger
+
+    @property
+    def max_delay(self) -> str:
+        """By how many rounds values may be late now: what `auto` has settled on, or "none"."""
+        return self._timeline.max_delay
 
     def begin(self, rounds: int) -> None:
         """Wait for the population, take over member 0's state, hook into the optimizer. Blocks."""

@@ -152,11 +152,15 @@ class Store:
 
     def _flatten_parameters(self) -> torch.Tensor:
         first = self._parameters[0]
-        flat = torch.zeros(self.layout.size, dtype=first.dtype, device=first.device)
+        flat = torch.empty(self.layout.size, dtype=first.dtype, device=first.device)
+        end = 0
         for parameter, entry in zip(self._parameters, self.layout.entries, strict=True):
+            flat[end : entry.offset].zero_()
+            end = entry.offset + entry.size
             view = _view(flat, entry)
             view.copy_(parameter.detach())
-            parameter.data = view
+            parameter.data = view  # and the memory it had is free: never two models at once
+        flat[end:].zero_()
         return flat
 
     def _buffers(self) -> dict[str, list[torch.Tensor]]:
