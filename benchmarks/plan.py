@@ -13,6 +13,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from benchmarks.record import record
 from washp2p.layout import Entry, Layout, Slot, aligned
@@ -51,8 +52,8 @@ def timed(work: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def main() -> None:
-    """Measure and record."""
+def against_a_mask() -> None:
+    """Pairs at two sizes."""
     generator = np.random.default_rng(0)
     rows = []
     for size, parameters in ((11_000_000, 62), (138_000_000, 32)):
@@ -83,6 +84,52 @@ def main() -> None:
         f"p = {P}, N = {N}, {REPEATS} pairs, alternating in one run; one member's whole plan (both "
         "routes, fingerprint) against the mask and the permutations alone.",
     )
+
+
+def against_growth() -> None:
+    """Nanoseconds a selected value: over how many there are, over N, and at d = 1e9."""
+    rows = []
+
+    def measure(what: str, size: int, p: float, n: int) -> tuple[float, Deriver]:
+        deriver = Deriver(layout(size, 62), layer_rates("constant", p, 1), n, 2)
+        selected = deriver.derive(0).selected
+        took = median(timed(lambda s=s: deriver.derive(s)) for s in range(1, REPEATS + 1))
+        each = 1e6 * took / selected
+        rows.append([what, f"{size / 1e6:.0f} M", p, n, selected, f"{took:.2f}", f"{each:.0f}"])
+        return each, deriver
+
+    for p in (0.0001, 0.001, 0.01, 0.05):
+        measure("linear in selected", 11_000_000, p, N)
+    few, _ = measure("members", 11_000_000, 0.01, 16)
+    many, _ = measure("members", 11_000_000, 0.01, 1024)
+    size = 1_000_000_000
+    each, deriver = measure("a large model", size, P, N)
+    flat = torch.zeros(size)
+    touched = []
+    for seed in range(5):
+        plan = deriver.derive(seed)
+        send, receive = (torch.from_numpy(r.indices) for r in (plan.send, plan.receive))
+        touched.append(
+            timed(lambda s=send, r=receive: flat.index_put_((r,), flat.index_select(0, s)))
+        )
+    ours = each * plan.selected / 1e6
+    record(
+        "plan-growth",
+        "What a plan costs as things grow",
+        ["what", "d", "p", "N", "selected", "ms", "ns a selected value"],
+        rows,
+        f"Medians of {REPEATS}. N = 1,024 against N = 16: {many / few:.2f}x a value (bar 2x). At "
+        f"d = 1e9 gathering and scattering float32 at the plan's indices takes "
+        f"{median(touched):.1f} ms: the plan is {ours / median(touched):.2f}x that (bar 3x). Up to "
+        "7 members all permutations are in a table; beyond, a permutation is a keyed shuffle.",
+    )
+
+
+def main() -> None:
+    """Measure and record both."""
+    torch.set_num_threads(1)
+    against_a_mask()
+    against_growth()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.conftest import make_layout
-from washp2p.plan import Deriver, _keyed
+from washp2p.permutations import keyed
+from washp2p.plan import Deriver
 from washp2p.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.reference import Selection, deal, permutations_of
 from washp2p.version import DERIVATION
@@ -162,7 +163,7 @@ def test_permutations_are_uniform(n):
 def test_keyed_permutations_are_uniform(n):
     """The derivation for more than seven members, on rosters small enough to count them all."""
     words = np.random.Philox(key=n).random_raw(200_000)
-    images = [_keyed(words, n, position, inverse=False) for position in range(n)]
+    images = [keyed(words, n, position)[0] for position in range(n)]
     codes = sum(image.astype(int) * n**k for k, image in enumerate(images))
     _, counts = np.unique(codes, return_counts=True)
     assert len(counts) == {3: 6, 4: 24, 5: 120}[n]

@@ -16,12 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
-from itertools import pairwise, permutations
-from math import factorial, isqrt
+from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from washp2p.permutations import LARGEST_TABLE, source_and_target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +30,11 @@ if TYPE_CHECKING:
 
     from washp2p.layout import Layout
 
-LARGEST_TABLE = 7  # members; a table of all N! permutations has 5,040 rows there
-KEYED_ROUNDS = 24  # a position is still where it began with probability 2**-24
-
 Words = npt.NDArray[np.uint64]
 Indices = npt.NDArray[np.int64]
 
 _DARTS, _PERMUTATIONS, _GROUPS = 0, 1, 2
 _WORD = 1 << 64
-_HALF = np.uint64(32)
 _FEW = 512  # darts a stretch, below which one division of arrays beats many by a number
 _BLOCK = 1 << 14  # values handled at a time: what fits the cache, and GIL held for moments only
 
@@ -105,18 +102,10 @@ class Deriver:
         draws = self._scratch[0][:count]  # the darts are done with
         if n > LARGEST_TABLE:
             _fill(draws, stream)
-            fingerprint = _fingerprint(indices, draws)
-            sources = _keyed(draws, n, group.own, inverse=False)
-            targets = _keyed(draws, n, group.own, inverse=True)
         else:
             _fill_halves(draws, stream)
-            fingerprint = _fingerprint(indices, draws)
-            draws *= np.uint64(factorial(n))
-            draws >>= _HALF
-            forward, backward = _permutation_rows(n, group.own)
-            numbers = draws.view(np.int64)
-            sources = forward.take(numbers, mode="clip")
-            targets = backward.take(numbers, mode="clip")
+        fingerprint = _fingerprint(indices, draws)
+        sources, targets = source_and_target(draws, n, group.own)
         return Plan(
             send=_route(indices, targets, group, draws),
             receive=_route(indices, sources, group, draws),
@@ -216,39 +205,56 @@ class _Group:
 def _route(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """Group `indices` by peer, a block at a time: no large memory but the result's."""
-    room = scratch[: len(indices)].view(np.int64)
+    """Group `indices` by peer, the member's own left out."""
     size = len(group.positions)
+    if size <= LARGEST_TABLE:
+        grouped, bounds = _group_few(indices, peers, size, group.own, scratch)
+    else:
+        order = peers.argsort(kind="stable")
+        bounds = np.searchsorted(peers.take(order), np.arange(size + 1))
+        first, end = bounds[group.own : group.own + 2]
+        grouped = np.concatenate((indices.take(order[:first]), indices.take(order[end:])))
+        bounds[group.own + 1 :] -= end - first
+    some = np.flatnonzero(np.diff(bounds))
+    return Route(
+        grouped,
+        tuple(
+            zip(
+                group.positions[some].tolist(),
+                bounds[some].tolist(),
+                bounds[some + 1].tolist(),
+                strict=True,
+            )
+        ),
+    )
+
+
+def _group_few(
+    indices: Indices,
+    peers: npt.NDArray[np.unsignedinteger],
+    size: int,
+    own: int,
+    scratch: Words,
+) -> tuple[Indices, npt.NDArray[np.intp]]:
+    """The same among few peers: a pass a peer costs less than to sort. Block by block, because
+    large memory that is new costs more than the work on it.
+    """
     pieces: list[list[Indices]] = [[] for _ in range(size)]
+    room = scratch[: len(indices)].view(np.int64)
+    at = 0
     for begin in range(0, len(indices), _BLOCK):
         part, block = indices[begin : begin + _BLOCK], peers[begin : begin + _BLOCK]
-        ordered = room[begin : begin + _BLOCK]
-        if size <= LARGEST_TABLE:  # one pass a peer costs less than to sort
-            first = 0
-            for peer in range(size):
-                if peer != group.own:
-                    mine = np.flatnonzero(block == peer)
-                    end = first + len(mine)
-                    part.take(mine, out=ordered[first:end], mode="clip")
-                    pieces[peer].append(ordered[first:end])
-                    first = end
-        else:
-            order = block.argsort(kind="stable")
-            part.take(order, out=ordered, mode="clip")
-            bounds = np.searchsorted(block.take(order), np.arange(size + 1)).tolist()
-            for piece, (first, end) in zip(pieces, pairwise(bounds), strict=True):
-                if first < end:
-                    piece.append(ordered[first:end])
-    pieces[group.own] = []
-    parts = []
-    at = 0
-    for position, piece in zip(group.positions.tolist(), pieces, strict=True):
-        count = sum(map(len, piece))
-        if count:
-            parts.append((position, at, at + count))
-            at += count
-    flat = [part for piece in pieces for part in piece]
-    return Route(np.concatenate(flat) if flat else indices[:0].copy(), tuple(parts))
+        for peer in range(size):
+            if peer != own:
+                mine = np.flatnonzero(block == peer)
+                piece = room[at : at + len(mine)]
+                part.take(mine, out=piece, mode="clip")
+                pieces[peer].append(piece)
+                at += len(mine)
+    flat = [piece for of_peer in pieces for piece in of_peer]
+    bounds = np.zeros(size + 1, dtype=np.intp)
+    np.cumsum([sum(map(len, of_peer)) for of_peer in pieces], out=bounds[1:])
+    return np.concatenate(flat) if flat else indices[:0].copy(), bounds
 
 
 @dataclass(frozen=True)
@@ -328,13 +334,6 @@ def _poisson_thresholds(mean: Decimal) -> tuple[int, Words]:
     return low, np.array(thresholds, dtype=np.uint64)
 
 
-@lru_cache(maxsize=64)
-def _permutation_rows(n: int, position: int) -> npt.NDArray[np.uint8]:
-    """Where all permutations, lexicographic, and their inverses take `position`: shape (2, n!)."""
-    forward = np.array(list(permutations(range(n))), dtype=np.uint8)
-    return np.stack((forward[:, position], np.argmax(forward == position, axis=1).astype(np.uint8)))
-
-
 def _fill(out: Words, stream: np.random.Philox) -> None:
     """The stream's next words, a few at a time: no large memory but the caller's."""
     for begin in range(0, len(out), _BLOCK):
@@ -354,29 +353,3 @@ def _fingerprint(indices: Indices, draws: Words) -> int:
     """The sum of (index + 1) * draw, modulo 2**64."""
     products = int(np.dot(indices.view(np.uint64), draws))
     return (products + int(draws.sum(dtype=np.uint64))) % _WORD
-
-
-def _keyed(keys: Words, n: int, position: int, *, inverse: bool) -> npt.NDArray[np.uint16]:
-    """Where the permutation of each key takes `position`: its own column, or its own row.
-
-    A swap-or-not shuffle (Hoang, Morris, Rogaway 2012): in each round x may be exchanged with
-    k - x (mod n), k and the coin being functions of the key, the round and the pair. Each round is
-    its own inverse, so the inverse runs the rounds backwards. Cost per value independent of n.
-    """
-    size = np.uint64(n)
-    x = np.full(len(keys), position, dtype=np.uint64)
-    rounds = range(KEYED_ROUNDS)
-    for number in reversed(rounds) if inverse else rounds:
-        mixed = _mix(keys + np.uint64((number + 1) * 0x9E3779B97F4A7C15 % _WORD))
-        partner = ((mixed >> _HALF) * size >> _HALF) + size - x
-        partner[partner >= size] -= size
-        coin = _mix(mixed ^ (np.maximum(x, partner) + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03))
-        x = np.where(coin >> np.uint64(63), partner, x)
-    return x.astype(np.uint16)
-
-
-def _mix(z: Words) -> Words:
-    """The finaliser of splitmix64."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
