@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def coordinator(*flags: str, host: tuple[str, str] | None = None) -> Iterator[str]:
+def coordinator(
+    *flags: str, host: tuple[str, str] | None = None, folder: Path | None = None
+) -> Iterator[str]:
     """A coordinator process while the block lasts; its address. See `coordinator_process`."""
-    with coordinator_process(*flags, host=host) as (address, _):
+    with coordinator_process(*flags, host=host, folder=folder) as (address, _):
         yield address
 
 
 @contextmanager
 def coordinator_process(
-    *flags: str, host: tuple[str, str] | None = None
+    *flags: str, host: tuple[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[tuple[str, int]]:
     """A coordinator process while the block lasts; its address and process id.
 
-    `host` is the network namespace it runs in and the address there (default: loopback here).
+    `host` is the network namespace it runs in and the address there (default: loopback here);
+    `folder` is for the run's files (default: one that is gone afterwards).
     """
     where: list[str] = []
     bind = "--bind=tcp://127.0.0.1:*"
@@ -40,11 +43,11 @@ def coordinator_process(
         bind = f"--bind=tcp://{host[1]}:*"
         flags = (*flags, "--insecure")
     ready, ready_fd = os.pipe()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         process = subprocess.Popen(
             [
                 *(*where, sys.executable, "-m", "coordinator", *flags, bind),
-                *(f"--run-dir={Path(folder) / 'run'}", f"--ready-fd={ready_fd}"),
+                *(f"--run-dir={folder or Path(temporary) / 'run'}", f"--ready-fd={ready_fd}"),
             ],
             pass_fds=(ready_fd,),
             stdout=subprocess.DEVNULL,
