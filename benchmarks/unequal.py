@@ -92,7 +92,7 @@ def main() -> None:
     rows = []
     for setting, (max_delay, slowed) in SETTINGS.items():
         found = [summary(max_delay, slowed, seed) for seed in SEEDS]
-        by_steps = [
+        by_speed = [
             sorted(s["bytes"], key=lambda row: -row["steps"] / row["seconds"]) for s in found
         ]
         for who, place in (("fastest", 0), ("slowest", N - 1)):
