@@ -110,9 +110,7 @@ def cell(n: int, group: int | None, seed: int) -> dict[str, float]:
     messages = 0
     for number in range(1, rounds + 1):
         if (number - 1) % batches == 0:
-            orders = torch.stack(
-                [torch.randperm(len(images), generator=generator) for _ in range(n)]
-            )
+            orders = [torch.randperm(len(images), generator=generator) for _ in range(n)]
         at = (number - 1) % batches * BATCH
         chosen = torch.stack(orders)[:, at : at + BATCH]
         lr = LR / 2 * (1 + cos(pi * (number - 1) / (rounds - 1)))
