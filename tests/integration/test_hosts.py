@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks.hosts import DEVICE, far_apart, missing, on_a_switch
 from tests.integration.conftest import ROOT
 
-NEAR, FAR = "10.77.0.1", "10.77.0.2"
-
-
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture
-def hosts():
-    """The names of two namespaces, at NEAR and FAR; gone afterwards."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs root and iproute2 to make network namespaces")
-    names = [f"wash-{os.getpid()}-{side}" for side in "ab"]
-    try:
-        ip("netns", "add", names[0])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"cannot make network namespaces here: {error.stderr.decode().strip()}")
-    ip("netns", "add", names[1])
-    ip(
-        "-n",
-        names[0],
-        "link",
-        "add",
-        "wash",
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "wash",
-        "netns",
-        names[1],
-    )
-    for name, address in zip(names, (NEAR, FAR), strict=True):
-        ip("-n", name, "address", "add", f"{address}/24", "dev", "wash")
-        ip("-n", name, "link", "set", "wash", "up")
-        ip("-n", name, "link", "set", "lo", "up")
-    yield names
-    for name in names:
-        ip("netns", "delete", name)
+pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 
 
 def start(host, *arguments):
@@ -65,30 +26,41 @@ def start(host, *arguments):
 
 def sent_on_wire(host):
     shown = subprocess.run(
-        ["ip", "-n", host, "-j", "-s", "link", "show", "wash"], check=True, capture_output=True
+        ["ip", "-n", host, "-j", "-s", "link", "show", DEVICE], check=True, capture_output=True
     )
     return json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]
 
 
-def test_two_hosts(hosts, tmp_path):
-    near, far = hosts
-    address = f"tcp://{NEAR}:5555"
-    flags = ["--n=2", "--epochs=2", "--p=0.2", f"--run-dir={tmp_path / 'c'}"]
-    processes = [start(near, "coordinator", f"--bind=tcp://{NEAR}:5555", "--insecure", *flags)]
+def run_population(hosts, tmp_path, *flags):
+    """A coordinator on the first of two hosts, a worker on each; the coordinator's summary."""
+    (near, address), (far, _) = hosts
+    flags = ["--n=2", *flags, f"--run-dir={tmp_path / 'c'}"]
+    processes = [start(near, "coordinator", f"--bind=tcp://{address}:5555", "--insecure", *flags)]
     for number, host in enumerate((near, far)):
         processes.append(
             start(
                 host,
                 "workers",
-                f"--coordinator={address}",
+                f"--coordinator=tcp://{address}:5555",
                 "--insecure",
+                "--threads=1",
                 f"--run-dir={tmp_path / str(number)}",
                 *(["--bind=tcp://0.0.0.0:*"] if host == far else []),
             )
         )
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    summary = json.loads((tmp_path / "c" / "summary.json").read_text())
+    return json.loads((tmp_path / "c" / "summary.json").read_text())
+
+
+def test_two_hosts(tmp_path):
+    with on_a_switch(2) as hosts:
+        summary = run_population(hosts, tmp_path, "--epochs=2", "--p=0.2")
+        wire = sum(sent_on_wire(name) for name, _ in hosts)
     # The coordinator writes what it knows, each host its own member, the first member the average.
     assert {path.name for path in (tmp_path / "c").iterdir()} == {
         "config.json",
@@ -105,14 +77,27 @@ def test_two_hosts(hosts, tmp_path):
     data = sum(
         link["payload"] + link["header"] for row in summary["bytes"] for link in row["links"]
     )
-    wire = sent_on_wire(near) + sent_on_wire(far)
     assert data < wire < 2.5 * data + 100_000  # small messages: TCP/IP headers weigh on them
     # No parameter passes through the coordinator: workers sent it next to nothing.
     assert all(row["control"] < 10_000 for row in summary["bytes"])
 
 
-def test_plain_text_between_hosts_needs_the_users_word(hosts):
-    near, _ = hosts
-    process = start(near, "coordinator", "--n=2", f"--bind=tcp://{NEAR}:5555")
-    assert "add --insecure" in process.communicate(timeout=30)[0]
-    assert process.returncode == 2
+def test_hosts_far_apart_do_not_wait_for_each_other(tmp_path):
+    """A round trip of 100 ms: `auto` finds how late rounds must be, and lockstep pays for it."""
+    with far_apart(0.05) as hosts:
+        summary = run_population(hosts, tmp_path, "--epochs=10", "--p=0.05", "--batch-size=8")
+    rows = summary["bytes"]
+    rounds = summary["rounds"]
+    for row in rows:
+        step = row["seconds"] / rounds
+        assert step < 0.05  # in lockstep a round would take that and the step itself
+        assert 0.8 * 0.05 / step <= int(row["max_delay"]) <= 32
+        assert row["expired_values"] == 0
+    assert rows[0]["applied_values"] == rows[1]["applied_values"] > 0
+
+
+def test_plain_text_between_hosts_needs_the_users_word():
+    with on_a_switch(2) as ((near, address), _):
+        process = start(near, "coordinator", "--n=2", f"--bind=tcp://{address}:5555")
+        assert "add --insecure" in process.communicate(timeout=30)[0]
+        assert process.returncode == 2
