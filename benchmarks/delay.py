@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -102,7 +103,8 @@ def main() -> None:
         cells = []
         for column in COLUMNS:
             values = [result[column] for result in results]
-            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}")
+            finite = all(map(isfinite, values))
+            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}" if finite else "diverged")
         rows.append([delay, late if delay else "(assignment)", *cells])
     record(
         "delay",

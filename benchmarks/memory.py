@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 import washp2p
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
+from washp2p.ledger import Kind
+from washp2p.transports import listen
 from workers.models import build_model
 
 N = 2
@@ -25,6 +27,7 @@ P = 0.001
 STEPS = 40
 REPEATS = 3
 BAR = 0.05
+PEERS = 200
 
 
 def resident() -> tuple[float, float]:
@@ -54,6 +57,23 @@ def work(rank: int, address: str | None) -> list[float]:
     return [trained, peak, averaging]
 
 
+def of_a_peer(_: int) -> float:
+    """KB that a link to a peer and one from it take at one end, by 200 of them in one process."""
+    hub, *others = (listen("tcp://127.0.0.1:*") for _ in range(PEERS + 1))
+    before, _ = resident()
+    for number, other in enumerate(others):
+        for sender, receiver, peer in ((hub, other, number), (other, hub, 0)):
+            sender.connect(peer, receiver.endpoint)
+            sender.send(peer, Kind.EXCHANGE, b"header", [memoryview(bytes(2000))])
+    for transport in (hub, *others):
+        for _ in others if transport is hub else (hub,):
+            transport.receive(10)
+    after, _ = resident()
+    for transport in (hub, *others):
+        transport.close()
+    return 1e3 * (after - before) / PEERS / 2
+
+
 def main() -> None:
     """Measure and record."""
     alone, members = [], []
@@ -64,6 +84,7 @@ def main() -> None:
     plain, member = (
         [median(column) for column in zip(*found, strict=True)] for found in (alone, members)
     )
+    peer = in_processes(1, of_a_peer)[0]
     parameters = 4e-6 * sum(
         p.numel() for p in build_model("resnet50", (3, 32, 32), 1000).parameters()
     )
@@ -84,7 +105,7 @@ def main() -> None:
         f"ResNet-50, {parameters:.1f} MB of parameters, {STEPS} steps of SGD with momentum, batch "
         f"8 at 32x32, N = {N}, p = {P}, --max-delay 4; medians of {REPEATS} runs of each in turn. "
         f"The bar while training is {BAR:.0%}. Averaging, at the end, makes the averaged model "
-        "beside one's own.",
+        f"beside one's own. Each peer takes {peer:.0f} kB for a link each way ({PEERS} peers).",
     )
 
 

@@ -127,7 +127,7 @@ class Membership:
             case Leave(reason, code):
                 yield from self._lost(member, f"left: {reason}", code or 1)
             case _:
-                yield from self._lost(member, f"sent an unexpected {type(message).__name__}", 1)
+                yield from self._dismiss(member, f"sent an unexpected {type(message).__name__}")
 
     def gone(self, identity: bytes) -> Iterator[Command]:
         """The connection to a worker is closed."""
@@ -178,13 +178,13 @@ class Membership:
 
     def _attach(self, member: Member, attach: Attach) -> Iterator[Command]:
         if member.phase is not Phase.WELCOMED:
-            yield from self._lost(member, "attached twice", 1)
+            yield from self._dismiss(member, "attached twice")
             return
         try:
             layout = Layout.from_wire(attach.layout)
             split_tcp(attach.endpoint)
         except ValueError as error:
-            yield from self._lost(member, f"cannot be attached: {error}", 1)
+            yield from self._dismiss(member, f"cannot be attached: {error}")
             return
         reference = next((m for m in self.members.values() if m.layout is not None), None)
         if reference is not None and reference.layout is not None:
@@ -282,6 +282,11 @@ class Membership:
         if self._all(Phase.ACCOUNTED):
             self.ended = True
             yield End("all members finished", 0)
+
+    def _dismiss(self, member: Member, what: str) -> Iterator[Command]:
+        """A member that does not keep to the protocol is told so, and lost."""
+        yield Send(member.identity, Refuse(f"{member} {what}; run the same version everywhere"))
+        yield from self._lost(member, what, 1)
 
     def _lost(self, member: Member, what: str, code: int) -> Iterator[Command]:
         del self.members[member.identity]

@@ -158,8 +158,12 @@ class Server:
 
     def _bury(self) -> None:
         """Give up workers whose connection is closed, after hearing out their last words."""
-        while self._unreachable and self._arrived():
+        for _ in range(AT_ONCE):
+            if not self._unreachable or not self._arrived():
+                break
             self._receive()
+        else:
+            return
         while self._unreachable:
             self._carry_out(self._membership.gone(self._unreachable.pop()))
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from washp2p.transports import Buffer
 
 HELD_BYTES = 64 << 20
-"""What early frames may take; one that would be too much is dropped and counts as expired."""
+"""What early frames may take, those of the very next round always being held: in lockstep there are
+no others. One that would be too much is dropped and counts as expired."""
 
 Span = tuple[int, int]
 
@@ -49,7 +50,8 @@ class Arrivals:
         self._outstanding: dict[int, Round] = {}
         self._early: dict[int, dict[MemberId, tuple[Frame, Buffer]]] = {}
         self._early_bytes = 0
-        self._dropped: dict[MemberId, set[int]] = {}
+        self._dropped: set[tuple[int, MemberId]] = set()
+        self._given_up: dict[MemberId, int] = {}
         self._skipped: list[range] = []
         self._last: dict[MemberId, int] = {}
         self.newest = 0
@@ -80,8 +82,8 @@ class Arrivals:
             self._early_bytes -= payload.nbytes
             self._match(round_, frame, payload)
         if self._dropped:
-            for sender in [s for s in spans if number in self._dropped.get(s, ())]:
-                self._dropped[sender].remove(number)
+            for sender in [s for s in spans if (number, s) in self._dropped]:
+                self._dropped.remove((number, sender))
                 self._lose(round_, sender, count=False)
 
     def accept(self, frame: Frame, payload: Buffer) -> None:
@@ -103,8 +105,8 @@ class Arrivals:
             self._match(round_, frame, payload)
         elif number > self._round:
             self._hold(frame, payload)
-        elif number in self._dropped.get(sender, ()):
-            self._dropped[sender].remove(number)
+        elif number < self._given_up.get(sender, 0):
+            return
         elif any(number in skipped for skipped in self._skipped):
             self.expired_values += payload.nbytes // self._scalar_bytes
         else:
@@ -132,7 +134,7 @@ class Arrivals:
             if number >= before:
                 return
             for sender in tuple(round_.missing):
-                self._dropped.setdefault(sender, set()).add(number)
+                self._given_up[sender] = number + 1
                 self._lose(round_, sender)
 
     def settle(self, round_: Round) -> None:
@@ -151,8 +153,7 @@ class Arrivals:
         sender = frame.sender
         span = round_.missing.get(sender)
         if span is None:
-            if frame.round in self._dropped.get(sender, ()):
-                self._dropped[sender].remove(frame.round)
+            if frame.round < self._given_up.get(sender, 0):
                 return
             if sender in round_.arrived:
                 raise ProtocolError(f"frame of round {frame.round} from member {sender} again")
@@ -178,11 +179,11 @@ class Arrivals:
 
     def _hold(self, frame: Frame, payload: Buffer) -> None:
         held = self._early.setdefault(frame.round, {})
-        if frame.sender in held or frame.round in self._dropped.get(frame.sender, ()):
+        if frame.sender in held or (frame.round, frame.sender) in self._dropped:
             raise ProtocolError(f"frame of round {frame.round} from member {frame.sender} again")
         size = payload.nbytes
-        if self._early_bytes + size > HELD_BYTES:
-            self._dropped.setdefault(frame.sender, set()).add(frame.round)
+        if frame.round > self._round + 1 and self._early_bytes + size > HELD_BYTES:
+            self._dropped.add((frame.round, frame.sender))
             self.expired_values += size // self._scalar_bytes
             return
         held[frame.sender] = (frame, payload)
@@ -195,6 +196,7 @@ class Arrivals:
             for _, payload in self._early.pop(number).values():
                 self._early_bytes -= payload.nbytes
                 self.expired_values += payload.nbytes // self._scalar_bytes
+        self._dropped = {pair for pair in self._dropped if pair[0] not in rounds}
 
     def _lose_before(self, sender: MemberId, number: int) -> None:
         """Messages come in order: what `sender` has not sent before round `number` never comes."""
@@ -203,9 +205,6 @@ class Arrivals:
                 break
             if sender in round_.missing:
                 self._lose(round_, sender)
-        if self._dropped.get(sender):
-            done = min(number, self._round)  # a dropped early frame is yet to be reckoned with
-            self._dropped[sender] = {n for n in self._dropped[sender] if n >= done}
 
     def _lose(self, round_: Round, sender: MemberId, *, count: bool = True) -> None:
         begin, end = round_.missing.pop(sender)

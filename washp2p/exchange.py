@@ -9,11 +9,11 @@ in arriving frames and does the waiting; nothing here touches a socket's receivi
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
 from washp2p.arrivals import Arrivals
 from washp2p.frames import End, Frame, headers
@@ -21,6 +21,8 @@ from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from washp2p.arrivals import Round, Span
     from washp2p.lanes import Lane, Mark, Places, Vectors
     from washp2p.plan import Plan
@@ -61,8 +63,8 @@ class Applied(NamedTuple):
     lost: tuple[MemberId, ...]
 
 
-class _Unsent(NamedTuple):
-    """A round's messages, to be sent when `mark` is reached: (peer, bytes planned, parts)."""
+class _Gathered(NamedTuple):
+    """A round's messages, complete when `mark` is reached: (peer, bytes planned, parts)."""
 
     mark: Mark
     header: bytes
@@ -96,7 +98,8 @@ class Exchange:
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()
         self._incoming = store.staging()
-        self._unsent: deque[_Unsent] = deque()
+        self._sender: ThreadPoolExecutor | None = None
+        self._unsent: deque[Future[None]] = deque()
         self._gathered: dict[int, tuple[Staged, Vectors]] = {}
         self._newest_writes = NewestWrites()
         self.epoch = roster.epoch
@@ -106,11 +109,11 @@ class Exchange:
         """Scalars received and applied."""
 
     def post(self, number: int, staged: Staged, share: int) -> None:
-        """Gather round `number`, and send it when it has left the device: `flush` sees to that.
+        """Gather round `number`, and send it as soon as it has left the device.
 
         Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
-        this member waits. Does not block on peers. Raises ProtocolError if a peer has sent what
-        its plan cannot have been.
+        this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
+        Raises ProtocolError if a peer has sent what its plan cannot have been.
         """
         plan, sizes = staged.plan, self._item_bytes
         values = self._outgoing.take(len(staged.send))
@@ -131,29 +134,22 @@ class Exchange:
             if not self.arrivals.absent(self._members[position], number)
         }
         self._gathered[number] = staged, self._store.keep(staged.receive) if self._add else []
-        self._unsent.append(_Unsent(mark, header, messages))
-        self.flush()
+        self._hand_over(_Gathered(mark, header, messages))
         self.arrivals.expect(number, plan.fingerprint, spans)
 
-    def flush(self, *, wait: bool = False) -> None:
-        """Send what has left the device, in order; with `wait`, once all has.
-
-        Does not block else, unless the device lags behind by more than AHEAD rounds.
-        """
+    def flush(self) -> None:
+        """Block until all that was posted has left the device and is sent."""
         while self._unsent:
-            mark, header, messages = self._unsent[0]
-            if not mark.done():
-                if not wait and len(self._unsent) <= AHEAD:
-                    return
-                mark.wait()
-            self._unsent.popleft()
-            for peer, planned, parts in messages:
-                self._transport.ledger.expect(peer, planned)
-                self._transport.send(peer, Kind.EXCHANGE, header, parts)
+            self._unsent.popleft().result()
+
+    def close(self) -> None:
+        """Send nothing any more. Harmless when called twice."""
+        if self._sender is not None:
+            self._sender.shutdown(cancel_futures=True)
 
     def end(self, last: int) -> None:
         """Tell all peers that this member takes part in no round after `last`."""
-        self.flush(wait=True)
+        self.flush()
         header = headers.encode(End(self._run, self._me, self.epoch, last))
         for peer in self._members:
             if peer != self._me:
@@ -175,6 +171,21 @@ class Exchange:
         if len(self._newest_writes):
             self._newest_writes.forget(self.arrivals.oldest)
         return done
+
+    def _hand_over(self, gathered: _Gathered) -> None:
+        """Send at once, or on a thread of its own if values are still on their way, in order."""
+        while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
+            self._unsent.popleft().result()
+        if not self._unsent and gathered.mark.done():
+            self._send(gathered)
+        else:
+            self._sender = self._sender or ThreadPoolExecutor(1, "washp2p sender")
+            self._unsent.append(self._sender.submit(self._send, gathered))
+
+    def _send(self, gathered: _Gathered) -> None:
+        gathered.mark.wait()
+        for peer, planned, parts in gathered.messages:
+            self._transport.send(peer, Kind.EXCHANGE, gathered.header, parts, expected=planned)
 
     def _scatter(self, round_: Round, *, newer_matter: bool) -> None:
         """Merge what has arrived of a round: at once if nothing is missing, or by sender.
@@ -230,7 +241,7 @@ class Exchange:
         if len(self._newest_writes):
             free = np.flatnonzero(self._newest_writes.free(places.host, number))
             if len(free) < len(places):
-                values = [vector[torch.from_numpy(free)] for vector in values]
+                values = self._store.lane.select(values, free)
                 places = self._store.lane.upload(places.host[free])
         if newer_matter:
             self._newest_writes.note(places.host, number)

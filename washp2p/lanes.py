@@ -28,13 +28,15 @@ class Places:
 
     host: npt.NDArray[np.int64]
     device: torch.Tensor
+    ready: torch.cuda.Event | None = None
+    """On CUDA: when `device` holds them."""
 
     def __len__(self) -> int:
         return len(self.host)
 
     def part(self, begin: int, end: int) -> Places:
         """Some of them, memory shared."""
-        return Places(self.host[begin:end], self.device[begin:end])
+        return Places(self.host[begin:end], self.device[begin:end], self.ready)
 
 
 class Mark(Protocol):
@@ -67,7 +69,8 @@ class Staging:
         if not self._reuse or not self._vectors or self._room < count:
             self._room = count + count // 4 if self._reuse else count
             self._vectors = [
-                torch.empty(self._room, dtype=dtype, pin_memory=self._pin) for dtype in self._dtypes
+                torch.empty(self._room, dtype=dtype, device="cpu", pin_memory=self._pin)
+                for dtype in self._dtypes
             ]
             self.memory = [as_bytes(vector) for vector in self._vectors]
         return [vector[:count] for vector in self._vectors]
@@ -96,6 +99,10 @@ class Lane(ABC):
     @abstractmethod
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
         """A copy of the values at `places`, as training has left them, for `add`."""
+
+    @abstractmethod
+    def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
+        """Some of the values that `assign` would take, in memory that it can use."""
 
     @abstractmethod
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
@@ -138,6 +145,10 @@ class HostLane(Lane):
         """See Lane."""
         return [vector.index_select(0, places.device) for vector in vectors]
 
+    def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
+        """See Lane."""
+        return [vector.index_select(0, torch.from_numpy(kept)) for vector in values]
+
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
         """See Lane."""
         for vector, new in zip(vectors, values, strict=True):
@@ -153,12 +164,14 @@ class HostLane(Lane):
 class CudaLane(HostLane):
     """Vectors on a GPU: the same operations, in a stream beside the training stream.
 
-    The training stream waits for gathers and scatters to be over, never for copies to the host.
+    The training stream waits for gathers and scatters to be over, never for values that go to the
+    host or indices that come from it: those have a stream of their own.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        self._copies = torch.cuda.Stream(device)
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
         """See Lane. Pinned; torch's allocator hands it out again when the copy is over."""
@@ -166,36 +179,48 @@ class CudaLane(HostLane):
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
         """See Lane."""
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._copies):
             pinned = torch.from_numpy(indices).pin_memory()
-            return Places(indices, pinned.to(self._device, non_blocking=True))
+            places = pinned.to(self._device, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record(self._copies)
+        places.record_stream(self._stream)
+        return Places(indices, places, ready)
 
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
         """See Lane."""
-        with self._beside_training():
-            picked = super().keep(vectors, places)
-        with torch.cuda.stream(self._stream):
+        picked = self.keep(vectors, places)
+        self._copies.wait_stream(self._stream)
+        with torch.cuda.stream(self._copies):
             for values, new in zip(out, picked, strict=True):
                 values.copy_(new, non_blocking=True)
+                new.record_stream(self._copies)
             event = torch.cuda.Event(blocking=True)
-            event.record(self._stream)
+            event.record(self._copies)
         return _Event(event)
 
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
         """See Lane."""
-        with self._beside_training():
+        with self._beside_training(places):
             return super().keep(vectors, places)
+
+    def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
+        """See Lane: pinned, too, for copies from other memory make the host wait."""
+        selected = self.staging([vector.dtype for vector in values]).take(len(kept))
+        for vector, out in zip(values, selected, strict=True):
+            torch.index_select(vector, 0, torch.from_numpy(kept), out=out)
+        return selected
 
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
         """See Lane."""
         uploaded = self._upload(values)
-        with self._beside_training():
+        with self._beside_training(places):
             super().assign(vectors, places, uploaded)
 
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
         """See Lane."""
         uploaded = self._upload(values)
-        with self._beside_training():
+        with self._beside_training(places):
             super().add(vectors, places, uploaded, own)
 
     def _upload(self, values: Vectors) -> Vectors:
@@ -203,10 +228,12 @@ class CudaLane(HostLane):
             return [vector.to(self._device, non_blocking=True) for vector in values]
 
     @contextmanager
-    def _beside_training(self) -> Iterator[None]:
+    def _beside_training(self, places: Places) -> Iterator[None]:
         """What is queued inside follows what training has queued, and training follows it."""
         training = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(training)
+        if places.ready is not None:
+            self._stream.wait_event(places.ready)
         with torch.cuda.stream(self._stream):
             yield
         training.wait_stream(self._stream)

@@ -34,21 +34,20 @@ class Count:
 
 
 class Ledger:
-    """What one member has sent. Not locked: one thread sends."""
+    """What one member has sent. Not locked: its transport sends one message at a time."""
 
     def __init__(self) -> None:
         self.counts: defaultdict[tuple[MemberId, Kind], Count] = defaultdict(Count)
 
-    def sent(self, peer: MemberId, kind: Kind, header: int, payload: int) -> None:
-        """Count one message of `header` + `payload` bytes."""
+    def sent(
+        self, peer: MemberId, kind: Kind, header: int, payload: int, *, expected: int = 0
+    ) -> None:
+        """Count one message of `header` + `payload` bytes; the plan says `expected` of payload."""
         count = self.counts[peer, kind]
         count.header += header
         count.payload += payload
         count.messages += 1
-
-    def expect(self, peer: MemberId, payload: int) -> None:
-        """Add what the plan says this member will send to `peer` in an exchange."""
-        self.counts[peer, Kind.EXCHANGE].expected += payload
+        count.expected += expected
 
     def total(self, kind: Kind) -> Count:
         """The sum over peers."""

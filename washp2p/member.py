@@ -305,6 +305,7 @@ class Member:
             self._unhook()
             if self._planner is not None:
                 self._planner.close()
+                self._exchange.close()
             if error is not None:
                 self._connection.leave(error)
             self._transport.close(linger=0.0 if error else 1.0)

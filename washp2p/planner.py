@@ -53,6 +53,8 @@ class Planner(Generic[P]):
             self._submit(number, number + 1)
             self._ready[number] = self._batches.pop(0)[1].result()[0]
         plan = self._ready.pop(number)
+        if next(iter(self._ready), number) < number:  # the member has jumped
+            self._ready = {later: kept for later, kept in self._ready.items() if later > number}
         self._ahead = max(1, min(MOST, ROOM // max(1, self._size_of(plan))))
         last = self._batches[-1][0].stop if self._batches else number + 1 + len(self._ready)
         if last <= number + 1 + self._ahead // 2:

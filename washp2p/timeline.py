@@ -3,8 +3,7 @@
     seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
 
 All of it on the training thread, which only gathers, hands over and scatters: ZeroMQ's own thread
-sends and receives, the planner's derives plans, and both need the GIL hardly or not at all. Nothing
-waits for a device, except to keep it from lagging behind (`Exchange.flush`).
+sends and receives, the planner's derives plans, and both need the GIL hardly or not at all.
 """
 
 from __future__ import annotations
@@ -119,7 +118,6 @@ class Timeline:
         if self._arrivals.complete(due):
             return 0.0
         began = time.monotonic()
-        self._exchange.flush(wait=True)
         self._inbox.wait_until(lambda: self._arrivals.complete(due))
         return time.monotonic() - began
 

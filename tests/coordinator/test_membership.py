@@ -241,9 +241,13 @@ def test_unknown_senders_and_messages_out_of_place():
     run = Run()
     assert run.tell(9, Progress(3)) == []
     run.start()
-    commands = run.tell(1, run.attach(1))
-    assert "attached twice" in commands[0].text
+    told, event, *commands = run.tell(1, run.attach(1))
+    assert isinstance(told.message, Refuse)
+    assert "attached twice" in told.message.reason
+    assert "attached twice" in event.text
     assert isinstance(commands[-1], End)
     run = Run()
     run.tell(0, hello())
-    assert "not a layout" in run.tell(0, Attach([], "tcp://x:1", 3, {}))[0].text
+    told, event, *_ = run.tell(0, Attach([], "tcp://x:1", 3, {}))
+    assert "not a layout" in told.message.reason
+    assert "not a layout" in event.text

@@ -30,8 +30,8 @@ class Message:
 class Transport(ABC):
     """Point-to-point messages among members.
 
-    Messages from one member to another arrive whole, once and in order. All methods but
-    `interrupt` belong to one thread.
+    Messages from one member to another arrive whole, once and in order. `send` and `interrupt`
+    may be called by any thread, all else belongs to one.
     """
 
     endpoint: str
@@ -49,11 +49,18 @@ class Transport(ABC):
 
     @abstractmethod
     def send(
-        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+        self,
+        peer: MemberId,
+        kind: Kind,
+        header: bytes,
+        buffers: Sequence[Buffer] = (),
+        *,
+        expected: int = 0,
     ) -> None:
         """Queue one message for `peer`, whose payload is `buffers` end to end.
 
-        `header` has at most 255 bytes. Does not block; `buffers` may be reused on return.
+        `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
+        ledger. Does not block; `buffers` may be reused on return.
         """
 
     @abstractmethod

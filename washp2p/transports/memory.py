@@ -30,6 +30,7 @@ class MemoryTransport(Transport):
         self.endpoint = endpoint
         self.ledger = Ledger()
         self._inbox: _Inbox = SimpleQueue()
+        self._sending = Lock()
         self._peers: dict[MemberId, str] = {}
         with self._lock:
             if endpoint in self._inboxes:
@@ -43,21 +44,31 @@ class MemoryTransport(Transport):
         self._peers[peer] = endpoint
 
     def send(
-        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+        self,
+        peer: MemberId,
+        kind: Kind,
+        header: bytes,
+        buffers: Sequence[Buffer] = (),
+        *,
+        expected: int = 0,
     ) -> None:
         """See Transport. A message to a peer that is not there is lost, as on a network."""
         payload = b"".join(buffers)
         inbox = self._inboxes.get(self._peers[peer])
-        if inbox is not None:
-            inbox.put(Message(memoryview(header), memoryview(payload)))
-        self.ledger.sent(peer, kind, len(header), len(payload))
+        with self._sending:
+            if inbox is not None:
+                inbox.put(Message(memoryview(header), memoryview(payload)))
+            self.ledger.sent(peer, kind, len(header), len(payload), expected=expected)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
         try:
-            return self._inbox.get(timeout != 0, timeout or None)
+            message = self._inbox.get(timeout != 0, timeout or None)
+            while message is None and timeout == 0:  # an interrupt that came too late
+                message = self._inbox.get_nowait()
         except Empty:
             return None
+        return message
 
     def interrupt(self) -> None:
         """See Transport."""

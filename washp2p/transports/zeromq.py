@@ -7,6 +7,7 @@ sending and receiving, so a message moves on while the caller computes.
 from __future__ import annotations
 
 import socket
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import zmq
@@ -37,6 +38,7 @@ class ZeromqTransport(Transport):
         if bind.startswith("ipc://") and _in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         self.ledger = Ledger()
+        self._sending = Lock()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
@@ -74,29 +76,41 @@ class ZeromqTransport(Transport):
         self._push[peer] = push
 
     def send(
-        self, peer: MemberId, kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()
+        self,
+        peer: MemberId,
+        kind: Kind,
+        header: bytes,
+        buffers: Sequence[Buffer] = (),
+        *,
+        expected: int = 0,
     ) -> None:
         """See Transport."""
         message = b"".join((_LENGTHS[len(header)], header, *buffers))
-        self._push[peer].send(message)
-        self.ledger.sent(peer, kind, len(header), len(message) - len(header) - 1)
+        payload = len(message) - len(header) - 1
+        with self._sending:
+            self._push[peer].send(message)
+            self.ledger.sent(peer, kind, len(header), payload, expected=expected)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
+        message = b""
         if timeout == 0:
-            if not int(self._pull.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
+            while not message:  # an interrupt that came too late is one
+                if not int(self._pull.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
+                    return None
+                message = self._pull.recv()
+        else:
+            if timeout != self._patience:
+                self._pull.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
+                self._patience = timeout
+            try:
+                message = self._pull.recv()
+            except zmq.Again:
                 return None
-        elif timeout != self._patience:
-            self._pull.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
-            self._patience = timeout
-        try:
-            message = memoryview(self._pull.recv())
-        except zmq.Again:
-            return None
         if not message:
             return None
-        end = 1 + message[0]
-        return Message(message[1:end], message[end:])
+        view, end = memoryview(message), 1 + message[0]
+        return Message(view[1:end], view[end:])
 
     def interrupt(self) -> None:
         """See Transport."""
