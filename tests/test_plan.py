@@ -18,7 +18,9 @@ from washp2p.permutations import keyed
 from washp2p.plan import Deriver
 from washp2p.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.reference import Selection, deal, permutations_of
+from washp2p.selection import Selection
 from washp2p.version import DERIVATION
+from washp2p.words import RoundWords
 
 GOLDEN = Path(__file__).parent / "golden" / "plans.json"
 
@@ -125,13 +127,15 @@ def test_selection_rates_by_layer(p, schedule):
 
 
 class Selected:
-    """All selected places, from the plans: with two members about half of them move."""
+    """All selected places of one round after another."""
 
     def __init__(self, layout, rates):
-        self._derivers = [Deriver(layout, rates, 2, position) for position in range(2)]
+        self._selection = Selection(layout, rates)
+        self._words = RoundWords()
 
     def draw(self, seed):
-        return self._derivers[0]._select(np.random.Philox(key=seed, counter=0)).copy()
+        self._words.begin(seed, 0)
+        return self._selection.select(self._words).copy()
 
 
 def test_selections_of_neighbours_are_independent():

@@ -1,0 +1,54 @@
+"""Random words: the raw output of Philox4x64-10, keyed by a round's seed.
+
+The only source of randomness in a plan. NumPy promises these words to all its builds, and nothing
+that its `Generator` makes of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
+
+BLOCK = 1 << 14
+"""Values handled at a time: what fits the cache, and the GIL held for moments only."""
+
+
+class RoundWords:
+    """The streams of one round after another; one stream at a time."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+
+    def begin(self, seed: int, stream: int, substream: int = 0) -> None:
+        """Go on with the stream of key (seed, 0) and counter (0, 0, substream, stream)."""
+        self._philox.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([0, 0, substream, stream], dtype=np.uint64),
+                "key": np.array([seed, 0], dtype=np.uint64),
+            },
+            "buffer": np.zeros(4, dtype=np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
+    def take(self, count: int) -> Words:
+        """The next words."""
+        words: Words = self._philox.random_raw(count)
+        return words
+
+    def fill(self, out: Words) -> None:
+        """The next words, a block at a time: no large memory but the caller's."""
+        for begin in range(0, len(out), BLOCK):
+            part = out[begin : begin + BLOCK]
+            part[:] = self.take(len(part))
+
+    def fill_halves(self, out: Words) -> None:
+        """The next words in halves of 32 bits, the low half first."""
+        for begin in range(0, len(out), 2 * BLOCK):
+            part = out[begin : begin + 2 * BLOCK]
+            words = self.take((len(part) + 1) // 2).astype("<u8", copy=False)
+            part[:] = words.view("<u4")[: len(part)]
