@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.conftest import make_layout
+from washp2p import selection
 from washp2p.permutations import keyed
 from washp2p.plan import Deriver
 from washp2p.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.reference import Selection, deal, permutations_of
-from washp2p.selection import Selection
 from washp2p.version import DERIVATION
 from washp2p.words import RoundWords
 
@@ -130,7 +130,7 @@ class Selected:
     """All selected places of one round after another."""
 
     def __init__(self, layout, rates):
-        self._selection = Selection(layout, rates)
+        self._selection = selection.Selection(layout, rates)
         self._words = RoundWords()
 
     def draw(self, seed):
