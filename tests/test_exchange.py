@@ -16,7 +16,7 @@ from torch import nn
 from washp2p.config import RunConfig
 from washp2p.errors import ProtocolError
 from washp2p.exchange import AHEAD, Exchange, stage
-from washp2p.frames import Frame, headers
+from washp2p.frames import End, Frame, headers
 from washp2p.lanes import HostLane, Staging
 from washp2p.ledger import Kind
 from washp2p.reference import Reference
@@ -299,7 +299,11 @@ class LateRounds:
                 self.links[header.sender, receiver_].append((header, message.payload))
         link = self.links[sender, receiver]
         for _ in range(min(count, len(link))):
-            self.peers.exchanges[receiver].arrivals.accept(*link.popleft())
+            header, payload = link.popleft()
+            if isinstance(header, End):
+                self.peers.exchanges[receiver].arrivals.ended(header)
+            else:
+                self.peers.exchanges[receiver].arrivals.accept(header, payload)
 
     def apply(self, member):
         for number, senders, _ in self.peers.exchanges[member].apply():
@@ -422,6 +426,45 @@ def test_the_next_round_is_held_whatever_its_size(population, monkeypatch):
         peers.post(1, number, number)
         peers.deliver(0)
         assert [e.apply()[0].lost for e in peers.exchanges] == [(), ()]
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.integers(2, 4),
+    st.lists(
+        st.tuples(*(st.integers(0, 3) for _ in range(4)), st.booleans()), min_size=5, max_size=40
+    ),
+)
+def test_any_schedule_with_jumps(population, n, schedule):
+    """Whoever jumps over rounds, and whenever: nobody waits in vain, and the bits are right."""
+    config = RunConfig.resolve(n=n, p=0.5, method="wash", max_delay="none")
+    late_rounds = LateRounds(population, config)
+    for member in range(n):
+        late_rounds.step(member)
+    for who, whom, count, skip, gives_up in schedule:
+        member, sender = who % n, whom % n
+        late_rounds.step(member, skip)
+        if sender != member:
+            late_rounds.deliver(sender, member, count)
+        if gives_up:
+            late_rounds.peers.exchanges[member].arrivals.give_up(late_rounds.rounds[member] - 1)
+        late_rounds.apply(member)
+    for member, exchange in enumerate(late_rounds.peers.exchanges):
+        exchange.end(late_rounds.rounds[member])
+        for other in range(member + 1, n):
+            late_rounds.deliver(member, other, 10**6)
+            while late_rounds.rounds[other] < late_rounds.rounds[member]:
+                late_rounds.step(other)
+                late_rounds.apply(other)
+    late_rounds.let_everything_through()
+    late_rounds.assert_equal_to_the_reference()
+    exchanges = late_rounds.peers.exchanges
+    assert all(e.arrivals.complete(max(late_rounds.rounds)) for e in exchanges)
+    assert not any(list(e.arrivals) for e in exchanges)
 
 
 def test_a_member_that_jumps_counts_what_expires_and_so_do_its_peers(population):

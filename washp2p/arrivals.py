@@ -53,6 +53,7 @@ class Arrivals:
         self._dropped: set[tuple[int, MemberId]] = set()
         self._given_up: dict[MemberId, int] = {}
         self._skipped: list[range] = []
+        self._heard: dict[MemberId, int] = {}
         self._last: dict[MemberId, int] = {}
         self.newest = 0
         """The newest round of which any frame has arrived."""
@@ -85,6 +86,8 @@ class Arrivals:
             for sender in [s for s in spans if (number, s) in self._dropped]:
                 self._dropped.remove((number, sender))
                 self._lose(round_, sender, count=False)
+        for sender in [s for s in round_.missing if number < self._heard.get(s, 0)]:
+            self._lose(round_, sender)  # it has jumped over this round, and is heard no more
 
     def accept(self, frame: Frame, payload: Buffer) -> None:
         """Take an arriving frame. Raises ProtocolError if it cannot be one.
@@ -200,6 +203,7 @@ class Arrivals:
 
     def _lose_before(self, sender: MemberId, number: int) -> None:
         """Messages come in order: what `sender` has not sent before round `number` never comes."""
+        self._heard[sender] = number
         for earlier, round_ in self._outstanding.items():
             if earlier >= number:
                 break
