@@ -27,7 +27,7 @@ from washp2p.rounds import round_seed, run_key
 from washp2p.store import Store
 from workers.data import load_data
 
-SIZES = {8: (0, 2, 4), 32: (0, 2, 4, 7), 128: (0, 2, 4, 7), 256: (0, 2, 4, 7)}
+SIZES = {8: (0, 2, 4), 32: (0, 2, 4, 7), 128: (0, 2, 4, 7), 256: (0, 4)}
 """By N: the largest group, 0 for all in one."""
 SEEDS = range(2)
 P, EPOCHS, BATCH, LR = 0.05, 12, 32, 0.1
