@@ -129,55 +129,48 @@ def _route(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
     """Group `indices` by peer, the member's own left out."""
+    if len(group.positions) <= LARGEST_TABLE:
+        return _route_among_few(indices, peers, group, scratch)
     size = len(group.positions)
-    if size <= LARGEST_TABLE:
-        grouped, bounds = _group_few(indices, peers, size, group.own, scratch)
-    else:
-        order = peers.argsort(kind="stable")
-        bounds = np.searchsorted(peers.take(order), np.arange(size + 1))
-        first, end = bounds[group.own : group.own + 2]
-        grouped = np.concatenate((indices.take(order[:first]), indices.take(order[end:])))
-        bounds[group.own + 1 :] -= end - first
+    order = peers.argsort(kind="stable")
+    bounds = np.searchsorted(peers.take(order), np.arange(size + 1))
+    first, end = bounds[group.own : group.own + 2]
+    grouped = np.concatenate((indices.take(order[:first]), indices.take(order[end:])))
+    bounds[group.own + 1 :] -= end - first
     some = np.flatnonzero(np.diff(bounds))
-    return Route(
-        grouped,
-        tuple(
-            zip(
-                group.positions[some].tolist(),
-                bounds[some].tolist(),
-                bounds[some + 1].tolist(),
-                strict=True,
-            )
-        ),
-    )
+    positions, begins, ends = group.positions[some], bounds[some], bounds[some + 1]
+    parts = zip(positions.tolist(), begins.tolist(), ends.tolist(), strict=True)
+    return Route(grouped, tuple(parts))
 
 
-def _group_few(
-    indices: Indices,
-    peers: npt.NDArray[np.unsignedinteger],
-    size: int,
-    own: int,
-    scratch: Words,
-) -> tuple[Indices, npt.NDArray[np.intp]]:
-    """The same among few peers: a pass a peer costs less than to sort. Block by block, because
-    large memory that is new costs more than the work on it.
+def _route_among_few(
+    indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
+) -> Route:
+    """The same: a pass a peer costs less than to sort.
+
+    Block by block, because large memory that is new costs more than the work on it.
     """
-    pieces: list[list[Indices]] = [[] for _ in range(size)]
+    others = [peer for peer in range(len(group.positions)) if peer != group.own]
+    pieces: list[list[Indices]] = [[] for _ in others]
     room = scratch[: len(indices)].view(np.int64)
     at = 0
     for begin in range(0, len(indices), BLOCK):
         part, block = indices[begin : begin + BLOCK], peers[begin : begin + BLOCK]
-        for peer in range(size):
-            if peer != own:
-                mine = np.flatnonzero(block == peer)
-                piece = room[at : at + len(mine)]
-                part.take(mine, out=piece, mode="clip")
-                pieces[peer].append(piece)
-                at += len(mine)
+        for peer, of_peer in zip(others, pieces, strict=True):
+            mine = (block == peer).nonzero()[0]
+            piece = room[at : at + len(mine)]
+            part.take(mine, out=piece, mode="clip")
+            of_peer.append(piece)
+            at += len(mine)
+    parts = []
+    at = 0
+    for peer, of_peer in zip(others, pieces, strict=True):
+        count = sum(map(len, of_peer))
+        if count:
+            parts.append((int(group.positions[peer]), at, at + count))
+            at += count
     flat = [piece for of_peer in pieces for piece in of_peer]
-    bounds = np.zeros(size + 1, dtype=np.intp)
-    np.cumsum([sum(map(len, of_peer)) for of_peer in pieces], out=bounds[1:])
-    return np.concatenate(flat) if flat else indices[:0].copy(), bounds
+    return Route(np.concatenate(flat) if flat else indices[:0].copy(), tuple(parts))
 
 
 def _fingerprint(indices: Indices, draws: Words) -> int:
