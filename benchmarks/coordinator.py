@@ -57,7 +57,6 @@ class Worker:
         self._number = number
         self.seeds = 0
         self.seed_bytes = 0
-        self.welcome = self.roster = False
         self.tell(Hello(PROTOCOL, DERIVATION, VERSION, "host", number))
 
     def tell(self, message: object) -> None:
@@ -70,11 +69,9 @@ class Worker:
             data = self._dealer.recv()
             match messages.decode(data):
                 case Welcome():
-                    self.welcome = True
                     endpoint = f"tcp://127.0.0.1:{10_000 + self._number}"
                     self.tell(Attach(LAYOUT.to_wire(), endpoint, 0, {}))
                 case NewRoster():
-                    self.roster = True
                     self.tell(Synced())
                 case Seeds(seeds=seeds):
                     self.seeds += len(seeds) // SEED_BYTES
@@ -108,7 +105,7 @@ def work(_: int, address: str, process: int, n: int) -> tuple[float, float, floa
     for number in range(n):
         workers.append(Worker(context, address, number))
         if number % 50 == 0:
-            time.sleep(0.01)
+            time.sleep(0.01)  # a listening socket has room for a hundred at a time
     while not all(worker.seeds for worker in workers):
         for worker in workers:
             worker.listen()

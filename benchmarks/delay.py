@@ -7,15 +7,14 @@ Fashion-MNIST, simulated in one process. Resumes: finished cells are kept in run
 
 from __future__ import annotations
 
-import json
-import tempfile
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
-from benchmarks.record import record
+from benchmarks.record import kept, record
 from washp2p.config import RunConfig
 from workers.data import load_data
 from workers.evaluate import evaluate_population
@@ -79,27 +78,16 @@ def cell(delay: int, late: str, seed: int) -> dict[str, float]:
     }
 
 
-def kept(delay: int, late: str, seed: int) -> dict[str, float]:
-    """The cell's result, computed now unless it was before."""
-    path = CELLS / f"{delay}-{late}-{seed}.json"
-    if not path.exists():
-        CELLS.mkdir(parents=True, exist_ok=True)
-        result = cell(delay, late, seed)
-        with tempfile.NamedTemporaryFile("w", dir=CELLS, delete=False) as file:
-            json.dump(result, file)
-        Path(file.name).replace(path)
-        print(path, result, flush=True)
-    found: dict[str, float] = json.loads(path.read_text())
-    return found
-
-
 def main() -> None:
     """Run what is missing and record the table."""
     rows = []
     settings = [(0, "overwrite")]
     settings += [(d, rule) for d in DELAYS if d for rule in ("overwrite", "difference")]
     for delay, late in settings:
-        results = [kept(delay, late, seed) for seed in SEEDS]
+        results = [
+            kept(CELLS / f"{delay}-{late}-{seed}.json", partial(cell, delay, late, seed))
+            for seed in SEEDS
+        ]
         cells = []
         for column in COLUMNS:
             values = [result[column] for result in results]

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 import washp2p
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
+from benchmarks.throughput import MEMBERS
 from washp2p.lanes import lane_for
 from washp2p.plan import Deriver
 from washp2p.rates import layer_rates
@@ -38,11 +39,6 @@ P = 0.001
 MODELS = {"resnet18": 256, "resnet50": 64}
 """Batch size by model; images of 32x32, bf16 autocast, channels_last."""
 STEPS, BLOCKS = 40, 8
-MEMBERS = {
-    "none": ("--method=none",),
-    "auto": ("--max-delay=auto",),
-    "lockstep": ("--max-delay=0",),
-}
 SYNCHRONISING = (
     "cudaDeviceSynchronize",
     "cudaStreamSynchronize",

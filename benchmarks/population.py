@@ -16,6 +16,7 @@ from torch import multiprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.queues import SimpleQueue
 
 
 @contextmanager
@@ -84,13 +85,16 @@ def in_processes(n: int, work: Callable[..., object], *arguments: object) -> lis
 
 
 def _call(
-    queue: object, rank: int, work: Callable[..., object], arguments: Sequence[object]
+    queue: SimpleQueue[tuple[int, object]],
+    rank: int,
+    work: Callable[..., object],
+    arguments: Sequence[object],
 ) -> None:
     torch.set_num_threads(1)
     try:
-        queue.put((rank, work(rank, *arguments)))  # type: ignore[attr-defined]  # a SimpleQueue
+        queue.put((rank, work(rank, *arguments)))
     except Exception as error:
-        queue.put((rank, _Failure(repr(error))))  # type: ignore[attr-defined]
+        queue.put((rank, _Failure(repr(error))))
         raise
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 from washp2p.version import installed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,6 +47,19 @@ def record(
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def kept(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `compute` gave, now or, if it has finished before, then: it is kept at `path`."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result = compute()
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(result, file)
+        Path(file.name).replace(path)
+        print(path, result, flush=True)
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 def _processor() -> str:

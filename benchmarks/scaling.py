@@ -8,7 +8,7 @@ it receives is what it gets. Resumes: finished cells are kept in runs/scaling/.
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.record import record
+from benchmarks.record import kept, record
 from washp2p.config import RunConfig
 from washp2p.plan import Deriver
 from washp2p.rates import layer_rates
@@ -130,22 +130,15 @@ def cell(n: int, group: int | None, seed: int) -> dict[str, float]:
     }
 
 
-def kept(n: int, group: int | None, seed: int) -> dict[str, float]:
-    """The cell's result, computed now unless it was before."""
-    path = CELLS / f"{n}-{group}-{seed}.json"
-    if not path.exists():
-        CELLS.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cell(n, group, seed)))
-    found: dict[str, float] = json.loads(path.read_text())
-    return found
-
-
 def main() -> None:
     """Run what is missing and record the table."""
     rows = []
     for n, groups in SIZES.items():
         for group in (*groups, None):
-            found = [kept(n, group, seed) for seed in SEEDS]
+            found = [
+                kept(CELLS / f"{n}-{group}-{seed}.json", partial(cell, n, group, seed))
+                for seed in SEEDS
+            ]
             column = {key: mean(one[key] for one in found) for key in found[0]}
             rows.append(
                 [

@@ -134,13 +134,11 @@ def measure(setting: str) -> list[list[str]]:
             )
             for name, flags in MEMBERS.items()
         }
-        rendezvous = (
-            f"tcp://{hosts[0][1]}:29500"
-            if hosts
-            else f"file:///tmp/throughput-{os.getpid()}-{apart}"
-        )
-        if not hosts:
-            rendezvous += setting.replace(" ", "-").replace(",", "")
+        if hosts:
+            rendezvous = f"tcp://{hosts[0][1]}:29500"
+        else:
+            name = setting.replace(" ", "-").replace(",", "")
+            rendezvous = f"file:///tmp/throughput-{os.getpid()}-{name}"
         names = [name for name, _ in hosts]
         found = in_processes(N, work, addresses, rendezvous, names, setting)[0]
     assert isinstance(found, dict)

@@ -63,12 +63,12 @@ class Applied(NamedTuple):
     lost: tuple[MemberId, ...]
 
 
-class _Gathered(NamedTuple):
+class _Messages(NamedTuple):
     """A round's messages, complete when `mark` is reached: (peer, bytes planned, parts)."""
 
     mark: Mark
     header: bytes
-    messages: list[tuple[MemberId, int, list[memoryview]]]
+    parts: list[tuple[MemberId, int, list[memoryview]]]
 
 
 class Exchange:
@@ -134,7 +134,7 @@ class Exchange:
             if not self.arrivals.absent(self._members[position], number)
         }
         self._gathered[number] = staged, self._store.keep(staged.receive) if self._add else []
-        self._hand_over(_Gathered(mark, header, messages))
+        self._hand_over(_Messages(mark, header, messages))
         self.arrivals.expect(number, plan.fingerprint, spans)
 
     def flush(self) -> None:
@@ -172,20 +172,20 @@ class Exchange:
             self._newest_writes.forget(self.arrivals.oldest)
         return done
 
-    def _hand_over(self, gathered: _Gathered) -> None:
+    def _hand_over(self, messages: _Messages) -> None:
         """Send at once, or on a thread of its own if values are still on their way, in order."""
         while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
             self._unsent.popleft().result()
-        if not self._unsent and gathered.mark.done():
-            self._send(gathered)
+        if not self._unsent and messages.mark.done():
+            self._send(messages)
         else:
             self._sender = self._sender or ThreadPoolExecutor(1, "washp2p sender")
-            self._unsent.append(self._sender.submit(self._send, gathered))
+            self._unsent.append(self._sender.submit(self._send, messages))
 
-    def _send(self, gathered: _Gathered) -> None:
-        gathered.mark.wait()
-        for peer, planned, parts in gathered.messages:
-            self._transport.send(peer, Kind.EXCHANGE, gathered.header, parts, expected=planned)
+    def _send(self, messages: _Messages) -> None:
+        messages.mark.wait()
+        for peer, planned, parts in messages.parts:
+            self._transport.send(peer, Kind.EXCHANGE, messages.header, parts, expected=planned)
 
     def _scatter(self, round_: Round, *, newer_matter: bool) -> None:
         """Merge what has arrived of a round: at once if nothing is missing, or by sender.

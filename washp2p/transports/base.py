@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
+
+from washp2p.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.ledger import Kind, Ledger
+    from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
 
 Buffer = memoryview
@@ -40,6 +43,10 @@ class Transport(ABC):
     ledger: Ledger
     """Counts every message handed to `send`."""
 
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._sending = Lock()
+
     @abstractmethod
     def connect(self, peer: MemberId, endpoint: str) -> None:
         """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
@@ -47,7 +54,6 @@ class Transport(ABC):
         Raises UsageError if `endpoint` is not an address of this transport.
         """
 
-    @abstractmethod
     def send(
         self,
         peer: MemberId,
@@ -62,6 +68,13 @@ class Transport(ABC):
         `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
         ledger. Does not block; `buffers` may be reused on return.
         """
+        with self._sending:
+            payload = self._put(peer, header, buffers)
+            self.ledger.sent(peer, kind, len(header), payload, expected=expected)
+
+    @abstractmethod
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
+        """Queue a message, one at a time, as `send` says; return its payload's bytes."""
 
     @abstractmethod
     def receive(self, timeout: float | None = None) -> Message | None:

@@ -7,13 +7,11 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.ledger import Ledger
 from washp2p.transports.base import Buffer, Message, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
 
 _Inbox = SimpleQueue[Message | None]
@@ -28,9 +26,8 @@ class MemoryTransport(Transport):
     def __init__(self, endpoint: str) -> None:
         """Take the name `endpoint` (`memory://NAME`). Raises UsageError if it is in use."""
         self.endpoint = endpoint
-        self.ledger = Ledger()
+        super().__init__()
         self._inbox: _Inbox = SimpleQueue()
-        self._sending = Lock()
         self._peers: dict[MemberId, str] = {}
         with self._lock:
             if endpoint in self._inboxes:
@@ -43,22 +40,13 @@ class MemoryTransport(Transport):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
 
-    def send(
-        self,
-        peer: MemberId,
-        kind: Kind,
-        header: bytes,
-        buffers: Sequence[Buffer] = (),
-        *,
-        expected: int = 0,
-    ) -> None:
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
         """See Transport. A message to a peer that is not there is lost, as on a network."""
         payload = b"".join(buffers)
         inbox = self._inboxes.get(self._peers[peer])
-        with self._sending:
-            if inbox is not None:
-                inbox.put(Message(memoryview(header), memoryview(payload)))
-            self.ledger.sent(peer, kind, len(header), len(payload), expected=expected)
+        if inbox is not None:
+            inbox.put(Message(memoryview(header), memoryview(payload)))
+        return len(payload)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""

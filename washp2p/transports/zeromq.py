@@ -7,20 +7,17 @@ sending and receiving, so a message moves on while the caller computes.
 from __future__ import annotations
 
 import socket
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import zmq
 
 from washp2p.errors import UsageError
-from washp2p.ledger import Ledger
 from washp2p.liveness import watch
 from washp2p.transports.base import Buffer, Message, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
 
 _INTERRUPT = "inproc://interrupt"
@@ -37,8 +34,7 @@ class ZeromqTransport(Transport):
         """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot."""
         if bind.startswith("ipc://") and _in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
-        self.ledger = Ledger()
-        self._sending = Lock()
+        super().__init__()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
@@ -75,21 +71,11 @@ class ZeromqTransport(Transport):
             ) from None
         self._push[peer] = push
 
-    def send(
-        self,
-        peer: MemberId,
-        kind: Kind,
-        header: bytes,
-        buffers: Sequence[Buffer] = (),
-        *,
-        expected: int = 0,
-    ) -> None:
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
         """See Transport."""
         message = b"".join((_LENGTHS[len(header)], header, *buffers))
-        payload = len(message) - len(header) - 1
-        with self._sending:
-            self._push[peer].send(message)
-            self.ledger.sent(peer, kind, len(header), payload, expected=expected)
+        self._push[peer].send(message)
+        return len(message) - len(header) - 1
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
