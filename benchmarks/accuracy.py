@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from benchmarks.record import record
+from benchmarks.record import record, spread
 
 SETTINGS = {
     "digits": (["--n=5"], range(5)),
@@ -56,7 +56,7 @@ def main() -> None:
                 columns["ensemble"][-1] - columns["averaged"][-1]
             )
         cells = [
-            f"{mean(columns[key]):.2f} ± {stdev(columns[key]):.2f}"
+            spread(columns[key])
             for key in ("members", "ensemble", "averaged", "greedy_soup", "short")
         ]
         rows.append([method, *cells])

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import zmq
+from washp2p.liveness import watch
 
 from benchmarks.population import coordinator_process, in_processes
 from benchmarks.record import record
@@ -29,7 +30,6 @@ from washp2p.control import (
     messages,
 )
 from washp2p.layout import Entry, Layout, Slot
-from washp2p.liveness import watch
 from washp2p.rounds import SEED_BYTES
 from washp2p.version import DERIVATION, VERSION
 

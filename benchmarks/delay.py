@@ -10,11 +10,11 @@ from __future__ import annotations
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
-from benchmarks.record import kept, record
+from benchmarks.record import kept, record, spread
 from washp2p.config import RunConfig
 from workers.data import load_data
 from workers.evaluate import evaluate_population
@@ -92,7 +92,7 @@ def main() -> None:
         for column in COLUMNS:
             values = [result[column] for result in results]
             finite = all(map(isfinite, values))
-            cells.append(f"{mean(values):.2f} ± {stdev(values):.2f}" if finite else "diverged")
+            cells.append(spread(values) if finite else "diverged")
         rows.append([delay, late if delay else "(assignment)", *cells])
     record(
         "delay",

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import multiprocessing
@@ -17,6 +17,9 @@ from torch import multiprocessing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.queues import SimpleQueue
+
+
+LOOPBACK = "tcp://127.0.0.1:*"
 
 
 @contextmanager
@@ -38,29 +41,45 @@ def coordinator_process(
     `folder` is for the run's files (default: one that is gone afterwards).
     """
     where: list[str] = []
-    bind = "--bind=tcp://127.0.0.1:*"
+    bind = LOOPBACK
     if host is not None:
         where = ["ip", "netns", "exec", host[0]]
-        bind = f"--bind=tcp://{host[1]}:*"
+        bind = f"tcp://{host[1]}:*"
         flags = (*flags, "--insecure")
-    ready, ready_fd = os.pipe()
     with tempfile.TemporaryDirectory() as temporary:
-        process = subprocess.Popen(
-            [
-                *(*where, sys.executable, "-m", "coordinator", *flags, bind),
-                *(f"--run-dir={folder or Path(temporary) / 'run'}", f"--ready-fd={ready_fd}"),
-            ],
-            pass_fds=(ready_fd,),
+        process, address = start_coordinator(
+            *flags,
+            folder=folder or Path(temporary) / "run",
+            bind=bind,
+            where=where,
             stdout=subprocess.DEVNULL,
         )
-        os.close(ready_fd)
         try:
-            with os.fdopen(ready) as pipe:
-                yield pipe.readline().strip(), process.pid
+            yield address, process.pid
             process.wait(60)
         finally:
             process.kill()
             process.wait()
+
+
+def start_coordinator(
+    *flags: str, folder: Path, bind: str = LOOPBACK, where: Sequence[str] = (), **options: Any
+) -> tuple[subprocess.Popen[str], str]:
+    """Start a coordinator; the process, and its address once it listens (empty if it cannot).
+
+    `where` is a command to run it with; `options` are subprocess.Popen's.
+    """
+    ready, ready_fd = os.pipe()
+    command = [*where, sys.executable, "-m", "coordinator", *flags, f"--bind={bind}"]
+    process = subprocess.Popen(
+        [*command, f"--run-dir={folder}", f"--ready-fd={ready_fd}"],
+        pass_fds=(ready_fd,),
+        text=True,
+        **options,
+    )
+    os.close(ready_fd)
+    with os.fdopen(ready) as pipe:
+        return process, pipe.readline().strip()
 
 
 def in_processes(n: int, work: Callable[..., object], *arguments: object) -> list[object]:

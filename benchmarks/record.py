@@ -10,6 +10,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
 from washp2p.version import installed
@@ -47,6 +48,11 @@ def record(
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, as tables have them."""
+    return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
 def kept(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 
 import washp2p
 from benchmarks.population import coordinator, in_processes
-from benchmarks.record import record
+from benchmarks.record import record, spread
 from workers.data import load_data
 from workers.evaluate import evaluate_population
 from workers.trainer import Trainer
@@ -104,8 +104,8 @@ def main() -> None:
                     f"{mean(m['steps'] for m in members):.0f}",
                     f"{mean(m['applied_values'] for m in members):,.0f}",
                     f"{mean(m['expired_values'] for m in members):,.0f}",
-                    f"{mean(ensemble):.2f} ± {stdev(ensemble):.2f}" if not place else "",
-                    f"{mean(averaged):.2f} ± {stdev(averaged):.2f}" if not place else "",
+                    spread(ensemble) if not place else "",
+                    spread(averaged) if not place else "",
                 ]
             )
     record(

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the coordinator; return its exit code."""
     parser = Parser(prog="python -m coordinator", description=__doc__)
-    add_options(parser)
+    add_options(parser, required=False)
     local = parser.add_argument_group("this process")
     local.add_argument(
-        "--bind", default="tcp://127.0.0.1:5555", help="where to listen (default: %(default)s)"
+        "--bind", help="where to listen (default: tcp://127.0.0.1:5555, or as before)"
     )
     local.add_argument(
         "--insecure", action="store_true", help="allow plain text on a network you trust"
     )
     local.add_argument(
-        "--run-dir", type=Path, help="folder for the run's files (default: runs/<timestamp>)"
+        "--run-dir",
+        type=Path,
+        help="folder for the run's files (default: runs/<timestamp>); where a coordinator has "
+        "died in it, this one takes its place, with no other flag needed",
     )
     local.add_argument(
         "--ready-fd",
@@ -37,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with report_errors("coordinator"):
         options = parser.parse_args(arguments)
-        config = config_from(options)
-        require_loopback(options.bind, insecure=options.insecure)
         folder = options.run_dir or rundir.default()
+        known = rundir.read_config(folder) if rundir.unfinished(folder) else None
+        config = config_from(options, known)
+        if options.bind:
+            require_loopback(options.bind, insecure=options.insecure)
         from coordinator.display import Display
         from coordinator.server import Server
 

@@ -1,4 +1,7 @@
-"""What the membership state machine may order; `server.py` carries it out."""
+"""What the membership state machine may order; `server.py` carries it out, in order.
+
+What is to be kept comes before what is sent because of it: on disk before it is published.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordinator.membership import Member
+    from coordinator.members import Departed, Member
     from washp2p.control import Message
+    from washp2p.rounds import Roster
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class Record:
     """Append a line to metrics.jsonl."""
 
     values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Put this into the journal: a member as it is now, one dropped, a new roster, or a fact."""
+
+    what: Member | Departed | Roster | tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,4 +58,4 @@ class End:
     code: int
 
 
-Command = Send | Record | Started | Event | End
+Command = Send | Record | Keep | Started | Event | End

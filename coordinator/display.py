@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.table import Table
 
-    from coordinator.membership import Member
+    from coordinator.members import Member
 
 
 class Display:

@@ -1,77 +1,59 @@
 """Membership: who is in the run and how far it has come. A pure state machine.
 
 Events and the clock go in, commands come out; no sockets, no files, no printing. `server.py`
-carries the commands out. In this lockstep mode a member lost after the start ends the run.
+carries the commands out. Who is lost after the start is dropped: a new roster, without it, holds
+from the first round whose seed is not out yet, so that all change at the same round.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from coordinator.commands import End, Event, Record, Send, Started
+from coordinator.admission import mismatch, objection, unreachable
+from coordinator.commands import End, Event, Keep, Record, Send, Started
+from coordinator.members import Departed, Member, Phase
 from coordinator.seeds import SeedWindows
 from washp2p.control import (
-    PROTOCOL,
     Accounts,
     Attach,
+    Averaged,
+    Back,
+    Diverged,
+    Donor,
+    Dropped,
+    Evaluated,
     Finish,
     Finished,
+    Guest,
     Hello,
     Leave,
     Message,
     Metrics,
     NewRoster,
     Progress,
+    Ready,
     Refuse,
     Result,
     Seeds,
+    Settled,
+    Stalled,
     Stop,
     Synced,
     Welcome,
 )
-from washp2p.endpoints import is_loopback, split_tcp
+from washp2p.endpoints import split_tcp
 from washp2p.errors import INTERRUPTED
 from washp2p.layout import Layout
-from washp2p.rounds import MemberId, Peer, Roster, pack_seeds, round_seed, run_key
+from washp2p.patience import Patience
+from washp2p.rounds import MemberId, Peer, Roster, by_roster, pack_seeds, round_seed, run_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from coordinator.commands import Command
+    from coordinator.members import Past
     from washp2p.config import RunConfig
-
-
-class Phase(IntEnum):
-    """How far a member has come; each phase includes those before it."""
-
-    WELCOMED = 0
-    ATTACHED = 1
-    SYNCED = 2
-    FINISHED = 3
-    ACCOUNTED = 4
-
-
-@dataclass
-class Member:
-    """What is known of one worker."""
-
-    id: MemberId
-    identity: bytes
-    host: str
-    pid: int
-    phase: Phase = Phase.WELCOMED
-    layout: Layout | None = None
-    endpoint: str = ""
-    versions: dict[str, Any] = field(default_factory=dict)
-    rounds: int = 0
-    finished: Finished | None = None
-    counts: list[Any] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        """How messages to people name it."""
-        return f"member {self.id} ({self.host}, process {self.pid})"
 
 
 class Membership:
@@ -82,11 +64,14 @@ class Membership:
     ) -> None:
         self.config = config
         self.members: dict[bytes, Member] = {}
+        self.departed: list[Departed] = []
         self.total_rounds = 0
-        self.started = False
         self.ended = False
         self.accuracy: dict[str, Any] = {}
-        self.roster = Roster(epoch=0, peers=())
+        self.rosters: list[Roster] = []
+        self.settled: Roster | None = None
+        """The roster over which the members were averaged."""
+        self._patience = Patience(config.patience)
         self._run = run
         self._name = name
         self._version = version
@@ -95,211 +80,439 @@ class Membership:
         self._next_id = 0
         self._windows = SeedWindows(0)
         self._training = False
-        self._started_at = 0.0
+        self._pace = (0, 0.0)
         self._fastest = 0
+        self._now = self._latest_arrival = 0.0
+        self._stalled: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
-    def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
+    def go_on(self, past: Past, now: float) -> Iterator[Command]:
+        """Be the coordinator of a run that had one before: wait for its members to come back."""
+        self._now = now
+        self.members = {member.identity: member for member in past.members}
+        self.departed = list(past.departed)
+        self.rosters = list(past.rosters)
+        self.total_rounds = past.total_rounds
+        self.settled, self.accuracy = past.settled, past.accuracy
+        self._next_id = past.next_id
+        self._windows = SeedWindows(past.total_rounds, past.published)
+        self._fastest = max((member.rounds for member in past.members), default=0)
+        if past.published:
+            self._begin_training()
+        for member in past.members:
+            if member.phase < Phase.ACCOUNTED:
+                member.away_until = self._now + self._patience.back
+        away = sum(not member.connected for member in past.members)
+        yield Event(f"back after round {past.published}'s seed: {away} members are waited for")
+
+    @property
+    def roster(self) -> Roster:
+        """The newest; of nobody before the start."""
+        return self.rosters[-1] if self.rosters else Roster(epoch=-1, peers=())
+
+    @property
+    def published(self) -> int:
+        """The last round whose seed is out."""
+        return self._windows.published
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a roster."""
+        return bool(self.rosters)
+
+    def receive(  # noqa: PLR0912 - a case a message
+        self, identity: bytes, message: Message, now: float
+    ) -> Iterator[Command]:
         """A worker's message. `now` is in seconds, of any steady clock."""
+        self._now = now
         if isinstance(message, Hello):
             yield from self._hello(identity, message)
             return
         member = self.members.get(identity)
-        if member is None or self.ended:
+        if member is None:
+            if isinstance(message, Back) and not self.ended:
+                yield Send(identity, Dropped("this coordinator does not count it as a member"))
+            return
+        if self.ended:
             return
         match message:
+            case Back(epochs, seeds):
+                yield from self._back(member, epochs, seeds)
             case Attach():
                 yield from self._attach(member, message)
-            case Synced():
-                yield from self._synced(member, now)
+            case Synced(epoch):
+                member.synced = max(member.synced, epoch)
+                yield from self._move_on()
+            case Ready():
+                yield from self._ready(member)
             case Progress(rounds):
-                member.rounds = max(member.rounds, rounds)
-                if self._training and rounds > self._fastest:
-                    self._fastest = rounds
-                    yield from self._seeds(now)
+                yield from self._progress(member, rounds)
+            case Stalled(slow):
+                yield from self._report(member, slow)
+            case Diverged(sick):
+                yield from self._diverged(sick)
             case Metrics(values):
                 yield Record(values)
+            case Averaged(epoch):
+                member.averaged = max(member.averaged, epoch)
+                yield from self._move_on()
             case Result(values):
                 self.accuracy = values
-            case Finished():
-                yield from self._finished(member, message)
+                yield Keep(("accuracy", values))
+                yield from self.tell(Evaluated())
+            case Finished(rounds):
+                member.finished, member.rounds = message, rounds
+                yield from self._advance(member, Phase.FINISHED)
             case Accounts(counts):
-                yield from self._accounted(member, counts)
+                member.counts = counts
+                yield from self._advance(member, Phase.ACCOUNTED)
             case Leave(reason, code):
-                yield from self._lost(member, f"left: {reason}", code or 1)
+                yield from self._drop(member, f"left: {reason}", code or 1)
             case _:
-                yield from self._dismiss(member, f"sent an unexpected {type(message).__name__}")
+                what = f"sent an unexpected {type(message).__name__}"
+                yield from self._dismiss(member, what)
 
-    def gone(self, identity: bytes) -> Iterator[Command]:
+    def gone(self, identity: bytes, now: float) -> Iterator[Command]:
         """The connection to a worker is closed."""
+        self._now = now
         member = self.members.get(identity)
-        if member is not None and member.phase < Phase.ACCOUNTED and not self.ended:
-            yield from self._lost(member, "died: its connection is closed", 1)
+        if member is None or self.ended or not member.connected:
+            return
+        if [m for m in self._enrolled() if m.connected] == [member]:
+            member.away_until = self._now + self._patience.back
+            yield Event(f"{member} is not connected, nor is any other: it is waited for")
+            return
+        if member.phase < Phase.ACCOUNTED:
+            yield from self._drop(member, "died: its connection is closed")
+
+    def tick(self, now: float) -> Iterator[Command]:
+        """Time has passed. To be called every now and then."""
+        self._now = now
+        for member in list(self.members.values()):
+            if member.away_until is not None and now >= member.away_until and not self.ended:
+                what = f"did not come back within {self._patience.back:g} s"
+                yield from self._drop(member, what)
+        if not self.started and self.config.min_n and not self.ended:
+            attached = self._of_phase(Phase.ATTACHED)
+            waited = now - self._latest_arrival >= self._patience.seconds
+            if waited and len(attached) >= self.config.min_n:
+                yield Event(f"going on with {len(attached)} of {self.config.n} members")
+                yield from self._start()
 
     def stop(self, reason: str, code: int) -> Iterator[Command]:
         """End the run for everyone."""
         if self.ended:
             return
         self.ended = True
-        for identity in self.members:
-            yield Send(identity, Stop(reason, code))
+        yield from self.tell(Stop(reason, code))
         yield End(reason, code)
 
+    # Joining
+
     def _hello(self, identity: bytes, hello: Hello) -> Iterator[Command]:
-        reason = self._objection(hello)
+        known = self.members.get(identity)
+        if known is not None:  # the answer was lost with the connection
+            known.away_until = None
+            yield Send(identity, self._welcome(known))
+            return
+        reason = objection(hello, self._version, self._derivation) or self._closed()
         if reason:
             yield Event(f"refused {hello.host}, process {hello.pid}: {reason}")
             yield Send(identity, Refuse(reason))
             return
         member = Member(id=self._next_id, identity=identity, host=hello.host, pid=hello.pid)
         self._next_id += 1
+        self._latest_arrival = self._now
         self.members[identity] = member
+        yield Keep(member)
         yield Event(f"{member} joined ({len(self.members)} of {self.config.n})")
-        yield Send(identity, Welcome(member.id, self._run, self._name, self.config.to_wire()))
+        yield Send(identity, self._welcome(member))
 
-    def _objection(self, hello: Hello) -> str:
-        for what, theirs, ours in (
-            ("protocol version", hello.protocol, PROTOCOL),
-            ("version of washp2p", hello.version, self._version),
-            ("plan derivation", hello.derivation, self._derivation),
-        ):
-            if theirs != ours:
-                return (
-                    f"{what} {theirs} on {hello.host}, {ours} at the coordinator; "
-                    "install the same version of washp2p on both"
-                )
+    def _welcome(self, member: Member) -> Welcome:
+        return Welcome(member.id, self._run, self._name, self.config.to_wire())
+
+    def _closed(self) -> str:
+        """Why nobody more can join; empty if one can."""
         if self.ended:
             return "the run has ended; start a new coordinator"
-        if self.started or len(self.members) >= self.config.n:
+        if len(self.members) >= self.config.n:
             return (
                 f"the run has its {self.config.n} members; start the coordinator with a larger "
                 "--n to have more"
             )
+        if self._ending():
+            return "the run is ending: its last rounds are on; start a new coordinator"
         return ""
+
+    def _ending(self) -> bool:
+        """Whether the seeds of all rounds are out, or members have left them behind."""
+        over = self.total_rounds and self.published >= self.total_rounds
+        return bool(over) or any(member.averaged >= 0 for member in self.members.values())
 
     def _attach(self, member: Member, attach: Attach) -> Iterator[Command]:
         if member.phase is not Phase.WELCOMED:
-            yield from self._dismiss(member, "attached twice")
-            return
+            return  # said again after a lost connection
         try:
             layout = Layout.from_wire(attach.layout)
             split_tcp(attach.endpoint)
         except ValueError as error:
             yield from self._dismiss(member, f"cannot be attached: {error}")
             return
-        reference = next((m for m in self.members.values() if m.layout is not None), None)
-        if reference is not None and reference.layout is not None:
-            reason = self._mismatch(member, layout, attach.rounds, reference, reference.layout)
-            if reason:
-                del self.members[member.identity]
-                yield Event(f"refused: {reason}")
-                yield Send(member.identity, Refuse(reason))
-                yield self._waiting()
-                return
-        self.total_rounds = attach.rounds
+        others = [m for m in self.members.values() if m.layout is not None]
+        reason = mismatch(member, layout, attach.rounds, others, self.total_rounds)
+        if self.started and self._ending():
+            reason = reason or f"{member} came too late: the last rounds of the run are on"
+        if reason:
+            yield Event(f"refused: {reason}")
+            yield from self._turn_away(member, reason)
+            yield self._waiting()
+            return
+        if not self.started:
+            self.total_rounds = attach.rounds
+            yield Keep(("total_rounds", attach.rounds))
         member.layout, member.endpoint, member.phase = layout, attach.endpoint, Phase.ATTACHED
         member.versions = attach.versions
-        if self._all(Phase.ATTACHED):
+        self._latest_arrival = self._now
+        yield Keep(member)
+        if self.started:
+            yield from self._find_donor(member)
+        elif len(self._of_phase(Phase.ATTACHED)) == self.config.n:
             yield from self._start()
 
-    def _mismatch(
-        self, member: Member, layout: Layout, rounds: int, reference: Member, expected: Layout
-    ) -> str:
-        difference = layout.difference(expected)
-        if difference:
-            return (
-                f"the model of {member} does not fit that of {reference}: {difference}; "
-                "build the same model, on the same kind of device, with the same optimizer"
-            )
-        if rounds != self.total_rounds:
-            return (
-                f"{member} will take part in {rounds} rounds, {reference} in "
-                f"{self.total_rounds}; give both the same data and the same number of steps"
-            )
-        return ""
-
-    def _unreachable(self) -> str:
-        """Why some member's data plane cannot be reached by the others; empty if all can."""
-        hosts = sorted({member.host for member in self.members.values()})
-        for member in self.members.values():
-            if len(hosts) > 1 and is_loopback(member.endpoint):
-                return (
-                    f"{member} listens at {member.endpoint}, which other hosts "
-                    f"({', '.join(hosts)}) cannot reach; start it with --bind or --advertise and "
-                    "an address of its host"
-                )
-        return ""
+    def _turn_away(self, member: Member, reason: str) -> Iterator[Command]:
+        """One that was welcome cannot be a member after all."""
+        del self.members[member.identity]
+        yield Keep(Departed(member.id, member.host, reason, 0))
+        yield Send(member.identity, Refuse(reason))
 
     def _start(self) -> Iterator[Command]:
-        if reason := self._unreachable():
+        present = sorted(self._of_phase(Phase.ATTACHED), key=lambda m: m.id)
+        if reason := unreachable(present):
             yield from self.stop(reason, 2)
             return
-        self.started = True
         self._windows = SeedWindows(self.total_rounds)
-        ordered = sorted(self.members.values(), key=lambda m: m.id)
-        self.roster = Roster(
-            epoch=0,
+        yield from self._enrol(present)
+        yield Started(tuple(present))
+        yield Event(f"{len(present)} members are here and fetch member {present[0].id}'s state")
+        yield from self._move_on()
+
+    def _find_donors(self, lost: MemberId | None = None) -> Iterator[Command]:
+        """Find one for each newcomer that has none, or has the one `lost`."""
+        for newcomer in self._of_phase(Phase.ATTACHED) if self.started else ():
+            if newcomer.donor in {None, lost}:
+                yield from self._find_donor(newcomer)
+
+    def _find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
+        """Have a newcomer fetch a snapshot from the member that has come furthest."""
+        able = [m for m in self._enrolled() if m.connected and m.id != without]
+        newcomer.donor = None
+        if not able:
+            return
+        donor = max(able, key=lambda m: (m.rounds, -m.id))
+        newcomer.donor = donor.id
+        yield Send(donor.identity, Guest(newcomer.id, newcomer.endpoint))
+        yield Send(newcomer.identity, Donor(donor.id, donor.endpoint))
+        yield Event(f"{newcomer} fetches a snapshot from member {donor.id}")
+
+    def _ready(self, member: Member) -> Iterator[Command]:
+        if member.phase is not Phase.ATTACHED:
+            return
+        if self._ending():
+            yield from self._turn_away(member, "the run is ending: its last rounds are on")
+            return
+        member.donor = None
+        yield from self._enrol([*self._enrolled(), member])
+        yield Event(f"{member} takes part from round {self.roster.first} on")
+
+    # The roster, and what follows from it
+
+    def _enrol(self, members: Iterable[Member]) -> Iterator[Command]:
+        """The next epoch has these members."""
+        ordered = sorted(members, key=lambda m: m.id)
+        roster = Roster(
+            epoch=self.roster.epoch + 1,
             peers=tuple(Peer(member=m.id, endpoint=m.endpoint, host=m.host) for m in ordered),
+            first=self.published + 1,
         )
-        roster = NewRoster(
-            self.roster.epoch,
-            [[peer.member, peer.endpoint, peer.host] for peer in self.roster.peers],
-        )
+        self.rosters.append(roster)
+        self._stalled.clear()
+        yield Keep(roster)
         for member in ordered:
-            yield Send(member.identity, roster)
-        yield Started(tuple(ordered))
+            if member.phase < Phase.ENROLLED:
+                member.phase = Phase.ENROLLED
+                yield Keep(member)
+        yield from self.tell(_message(roster), ordered)
+
+    def _drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
+        del self.members[member.identity]
+        first = self.published + 1 if self.started else 0
+        departed = Departed(member.id, member.host, what, first)
+        yield Keep(departed)
+        yield Event(f"{member} {what}")
+        if not self.started:
+            if code == INTERRUPTED:
+                yield from self.stop(f"{member} {what}", code)
+            else:
+                yield self._waiting()
+            return
+        if member.phase < Phase.ENROLLED:
+            return
+        self.departed.append(departed)
+        left = self._enrolled()
+        if not left:
+            yield from self.stop(f"{member} {what}; no member is left", code)
+            return
+        yield from self._enrol(left)
+        yield from self._find_donors(member.id)
         yield Event(
-            f"all {self.config.n} members are here and fetch member {ordered[0].id}'s state"
+            f"going on with {len(left)} of {self.config.n} members, from round {first} on in "
+            f"epoch {self.roster.epoch}"
         )
-
-    def _synced(self, member: Member, now: float) -> Iterator[Command]:
-        member.phase = max(member.phase, Phase.SYNCED)
-        if not self._training and self._all(Phase.SYNCED):
-            self._training = True
-            self._started_at = now
-            yield Event("training begins")
-            yield from self._seeds(now)
-
-    def _seeds(self, now: float) -> Iterator[Command]:
-        elapsed = now - self._started_at
-        rate = self._fastest / elapsed if elapsed > 0 else 0.0
-        while window := self._windows.due(self._fastest, rate):
-            seeds = pack_seeds([round_seed(self._key, number) for number in window])
-            message = Seeds(self.roster.epoch, self.roster.digest(), window.start, seeds)
-            for identity in self.members:
-                yield Send(identity, message)
-
-    def _finished(self, member: Member, finished: Finished) -> Iterator[Command]:
-        member.finished = finished
-        member.phase = Phase.FINISHED
-        member.rounds = finished.rounds
-        if self._all(Phase.FINISHED):
-            for identity in self.members:
-                yield Send(identity, Finish())
-
-    def _accounted(self, member: Member, counts: list[Any]) -> Iterator[Command]:
-        member.counts = counts
-        member.phase = Phase.ACCOUNTED
-        if self._all(Phase.ACCOUNTED):
-            self.ended = True
-            yield End("all members finished", 0)
+        yield from self._move_on()
 
     def _dismiss(self, member: Member, what: str) -> Iterator[Command]:
         """A member that does not keep to the protocol is told so, and lost."""
-        yield Send(member.identity, Refuse(f"{member} {what}; run the same version everywhere"))
-        yield from self._lost(member, what, 1)
+        answer = Refuse(f"{member} {what}; run the same version everywhere")
+        yield from self._expel(member, what, answer)
 
-    def _lost(self, member: Member, what: str, code: int) -> Iterator[Command]:
-        del self.members[member.identity]
-        yield Event(f"{member} {what}")
-        if self.started or code == INTERRUPTED:
-            yield from self.stop(f"{member} {what}", code)
+    def _expel(
+        self, member: Member, what: str, answer: Refuse | Dropped | None = None
+    ) -> Iterator[Command]:
+        """Drop a member that is still there, and tell it so: by default, that it may come again."""
+        yield Send(member.identity, answer or Dropped(f"it {what}"))
+        yield from self._drop(member, what)
+
+    def _report(self, member: Member, slow: MemberId) -> Iterator[Command]:
+        """Drop whom most of the others have waited for too long; of two, each other: the later."""
+        enrolled = {m.id: m for m in self._enrolled()}
+        if member.phase is Phase.ATTACHED and member.donor == slow:
+            yield from self._find_donor(member, without=slow)
+        if slow not in enrolled or member.id not in enrolled:
+            return
+        self._stalled[slow].add(member.id)
+        if 2 * len(self._stalled[slow]) > len(enrolled) - 1:
+            offender, reason = enrolled[slow], "kept most others waiting too long"
+        elif slow in self._stalled[member.id]:
+            offender = enrolled[max(slow, member.id)]
+            reason = f"and member {min(slow, member.id)} kept each other waiting too long"
         else:
-            yield self._waiting()
+            return
+        yield from self._expel(offender, reason)
+
+    def _diverged(self, sick: MemberId) -> Iterator[Command]:
+        """Somebody has been sent values that are not finite: `--on-divergence` says what to do."""
+        member = next((m for m in self._enrolled() if m.id == sick), None)
+        if member is None:
+            return
+        what = "sent values that are not finite"
+        match self.config.on_divergence:
+            case "stop":
+                yield from self.stop(f"{member} {what}; lower --lr, or see --on-divergence", 1)
+            case "drop":
+                reason = f"{member} {what}, and was dropped by --on-divergence=drop"
+                yield from self._expel(member, what, Refuse(reason))
+            case _:
+                yield from self._expel(member, what)
+
+    def _back(self, member: Member, epochs: int, seeds: int) -> Iterator[Command]:
+        """A member is connected again: it gets what it missed."""
+        member.away_until = None
+        yield Event(f"{member} is back")
+        its = [roster for roster in self.rosters if member.id in roster.members]
+        for roster in its:
+            if roster.epoch >= epochs:
+                yield Send(member.identity, _message(roster))
+        if its:
+            first = max(its[0].first, seeds + 1)
+            for message in self._seed_messages(range(first, self.published + 1)):
+                yield Send(member.identity, message)
+        if self.settled is not None:
+            yield Send(member.identity, Settled(self.settled.epoch))
+        if self.accuracy:
+            yield Send(member.identity, Evaluated())
+        if self._finishing():
+            yield Send(member.identity, Finish())
+        if self.started and member.phase is Phase.ATTACHED:
+            yield from self._find_donor(member)
+        else:
+            yield from self._find_donors(member.id)
+
+    def _advance(self, member: Member, phase: Phase) -> Iterator[Command]:
+        if member.phase >= Phase.ENROLLED:
+            member.phase = max(member.phase, phase)
+            yield Keep(member)
+            yield from self._move_on()
+
+    def _move_on(self) -> Iterator[Command]:
+        """Do what all members together have come far enough for."""
+        enrolled = self._enrolled()
+        epoch = self.roster.epoch
+        if not self._training and all(m.synced == epoch for m in enrolled):
+            self._begin_training()
+            yield Event("training begins")
+            yield from self._publish()
+        if self.settled is None and all(m.averaged == epoch for m in enrolled):
+            self.settled = self.roster
+            yield Keep(("settled", epoch))
+            yield from self.tell(Settled(epoch), enrolled)
+        if self._finishing() and not self.ended:
+            if all(m.phase is Phase.FINISHED for m in enrolled):
+                yield from self.tell(Finish(), enrolled)
+            if all(m.phase is Phase.ACCOUNTED for m in enrolled):
+                self.ended = True
+                yield End("all members finished", 0)
+
+    def _finishing(self) -> bool:
+        """Whether all members have all they need."""
+        enrolled = self._enrolled()
+        return bool(enrolled) and all(m.phase >= Phase.FINISHED for m in enrolled)
+
+    # Seeds
+
+    def _begin_training(self) -> None:
+        self._training = True
+        self._pace = (self._fastest, self._now)
+
+    def _progress(self, member: Member, rounds: int) -> Iterator[Command]:
+        member.rounds = max(member.rounds, rounds)
+        if self._training and rounds > self._fastest:
+            if not self._fastest:
+                self._pace = (rounds, self._now)  # of a run gone on with: where it is now
+            self._fastest = rounds
+            yield from self._publish()
+
+    def _publish(self) -> Iterator[Command]:
+        rounds, since = self._pace
+        elapsed = self._now - since
+        rate = (self._fastest - rounds) / elapsed if elapsed > 0 else 0.0
+        enrolled = self._enrolled()
+        while window := self._windows.due(self._fastest, rate):
+            yield Keep(("published", window.stop - 1))
+            for message in self._seed_messages(window):
+                yield from self.tell(message, enrolled)
+
+    def _seed_messages(self, rounds: range) -> Iterator[Seeds]:
+        """The seeds of `rounds`, a message for each epoch."""
+        for roster, numbers in by_roster(self.rosters, rounds):
+            seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
+            yield Seeds(roster.epoch, roster.digest(), numbers.start, seeds)
+
+    # Small things
+
+    def tell(self, message: Message, members: Iterable[Member] | None = None) -> Iterator[Command]:
+        """Send a message to `members`, or to all that are connected."""
+        for member in self.members.values() if members is None else members:
+            if member.connected:
+                yield Send(member.identity, message)
+
+    def _enrolled(self) -> list[Member]:
+        return [m for m in self.members.values() if m.phase >= Phase.ENROLLED]
+
+    def _of_phase(self, phase: Phase) -> list[Member]:
+        return [m for m in self.members.values() if m.phase is phase]
 
     def _waiting(self) -> Event:
         return Event(f"waiting for {self.config.n - len(self.members)} of {self.config.n} members")
 
-    def _all(self, phase: Phase) -> bool:
-        return len(self.members) == self.config.n and all(
-            member.phase >= phase for member in self.members.values()
-        )
+
+def _message(roster: Roster) -> NewRoster:
+    return NewRoster(roster.epoch, roster.first, roster.rows)

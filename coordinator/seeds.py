@@ -15,9 +15,9 @@ AHEAD = 2
 class SeedWindows:
     """What has been published so far. `rounds` is the length of the run, 0 if not known."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, published: int = 0) -> None:
         self._rounds = rounds
-        self.published = 0
+        self.published = published
 
     def due(self, fastest: int, rounds_per_second: float) -> range:
         """Rounds to publish now: one window, or nothing. Call again until it is empty."""

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.asyncio
 
-from coordinator.commands import End, Event, Record, Send, Started
+from coordinator.commands import End, Event, Keep, Record, Send, Started
+from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
 from washp2p.control import Ping, Seeds, messages
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
-from washp2p.liveness import FAREWELL_MS, watch
+from washp2p.patience import FAREWELL_MS, Patience
 from washp2p.report import final_tables
 from washp2p.version import DERIVATION, VERSION, installed
 
@@ -34,24 +35,35 @@ if TYPE_CHECKING:
 
     from coordinator.commands import Command
     from coordinator.display import Display
-    from coordinator.membership import Member
+    from coordinator.members import Member
     from washp2p.config import RunConfig
     from washp2p.control import Message
 
-PING_SECONDS = 0.5
+DEFAULT_BIND = "tcp://127.0.0.1:5555"
 AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
 
 
 class Server:
-    """Runs one population from the first hello to the summary."""
+    """Runs one population from the first hello to the summary.
+
+    Where the run folder has the journal of a run that has not finished, it goes on with that.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, display: Display) -> None:
         self._folder = folder
         self._display = display
+        self._patience = Patience(config.patience)
+        self._goes_on = rundir.unfinished(folder)
+        self._journal = Journal(rundir.create(folder, go_on=True) / rundir.JOURNAL)
+        if ended := self._journal.fact("ended"):
+            raise UsageError(f"the run in {folder} has ended: {ended}; choose another --run-dir")
+        run = self._journal.fact("run") or os.urandom(8)
+        self._journal.keep(("run", run))
+        self._journal.commit()
         self._membership = Membership(
             config,
-            run=os.urandom(8),
+            run=run,
             name=rundir.check_name(folder.name),
             version=VERSION,
             derivation=DERIVATION,
@@ -61,8 +73,10 @@ class Server:
         self._unreachable: set[bytes] = set()
         self._end: End | None = None
 
-    async def serve(self, bind: str, *, ready_fd: int | None = None) -> int:
+    async def serve(self, bind: str | None, *, ready_fd: int | None = None) -> int:
         """Listen at `bind` until the run is over; return the exit code.
+
+        None is where the run's coordinator listened before, else loopback's port 5555.
 
         Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
         UsageError if it cannot listen.
@@ -70,15 +84,20 @@ class Server:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = context.socket(zmq.ROUTER)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
+        self._router.set(zmq.ROUTER_HANDOVER, 1)
         self._router.set(zmq.SNDHWM, 0)
-        watch(self._router)
+        self._patience.watch(self._router)
         try:
-            self._listen(bind, ready_fd)
-            self._catch_signals()
+            self._catch_signals()  # before anybody is told that it is ready
+            self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
+            if self._goes_on:
+                past = self._journal.read()
+                self._carry_out(self._membership.go_on(past, time.monotonic()))
             await self._loop()
         finally:
             self._router.close(linger=FAREWELL_MS)
             context.term()
+            self._journal.close()
         return self._conclude()
 
     def _listen(self, bind: str, ready_fd: int | None) -> None:
@@ -92,8 +111,10 @@ class Server:
             ) from None
         address = self._router.get_string(zmq.LAST_ENDPOINT)
         config = self._membership.config
-        rundir.create(self._folder)
-        self._write_config(())
+        self._journal.keep(("address", address))
+        self._journal.commit()
+        if not self._goes_on:
+            self._write_config(())
         self._display.event(
             f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
         )
@@ -131,7 +152,7 @@ class Server:
         poller.register(self._router, zmq.POLLIN)
         interrupted = asyncio.ensure_future(self._interrupted.wait())
         while self._end is None:
-            arrival = asyncio.ensure_future(poller.poll(round(PING_SECONDS * 1000)))
+            arrival = asyncio.ensure_future(poller.poll(round(self._patience.ping * 1000)))
             await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             if interrupted.done():
                 arrival.cancel()
@@ -144,9 +165,9 @@ class Server:
                     break
                 self._receive()
             if time.monotonic() >= ping_at:
-                ping_at = time.monotonic() + PING_SECONDS
-                ping = Ping()
-                self._carry_out([Send(i, ping) for i in self._membership.members])
+                ping_at = time.monotonic() + self._patience.ping
+                self._carry_out(self._membership.tick(time.monotonic()))
+                self._carry_out(self._membership.tell(Ping()))
                 self._display.progress(
                     self._membership.members.values(), self._membership.total_rounds
                 )
@@ -165,7 +186,8 @@ class Server:
         else:
             return
         while self._unreachable:
-            self._carry_out(self._membership.gone(self._unreachable.pop()))
+            identity = self._unreachable.pop()
+            self._carry_out(self._membership.gone(identity, time.monotonic()))
 
     def _receive(self) -> None:
         identity, *parts = self._router.recv_multipart()
@@ -184,6 +206,7 @@ class Server:
         for command in commands:
             match command:
                 case Send(identity, message):
+                    self._journal.commit()  # before anybody hears of it
                     if message is not encoded:  # what all are sent is encoded once
                         data, encoded = messages.encode(message), message
                     try:
@@ -195,6 +218,8 @@ class Server:
                         continue
                     if isinstance(message, Seeds):
                         self._seed_bytes[identity] += len(data)
+                case Keep(what):
+                    self._journal.keep(what)
                 case Record(values):
                     self._display.metrics(values)
                     with (self._folder / rundir.METRICS).open("a") as file:
@@ -203,8 +228,10 @@ class Server:
                     self._write_config(members)
                 case Event(text):
                     self._display.event(text)
-                case End():
+                case End(reason):
+                    self._journal.keep(("ended", reason))
                     self._end = command
+        self._journal.commit()
 
     def _conclude(self) -> int:
         assert self._end is not None
@@ -212,9 +239,7 @@ class Server:
             print(f"run ended: {self._end.reason}", file=sys.stderr)
             return self._end.code
         summary = summarise(
-            self._membership.config,
-            self._membership.members.values(),
-            self._membership.accuracy,
+            self._membership,
             self._control_bytes,
             self._seed_bytes,
         )

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
-    from coordinator.membership import Member
-    from washp2p.config import RunConfig
+    from coordinator.membership import Membership
 
 
 def summarise(
-    config: RunConfig,
-    members: Iterable[Member],
-    accuracy: Mapping[str, Any],
+    run: Membership,
     control_bytes: Mapping[bytes, int],
     seed_bytes: Mapping[bytes, int],
 ) -> dict[str, Any]:
@@ -23,7 +20,10 @@ def summarise(
     By identity, `control_bytes` is what each worker sent on the control plane and `seed_bytes`
     what it was sent in seed windows.
     """
-    done = [(m, m.finished) for m in sorted(members, key=lambda m: m.id) if m.finished is not None]
+    config = run.config
+    members = sorted(run.members.values(), key=lambda m: m.id)
+    done = [(m, m.finished) for m in members if m.finished is not None]
+    assert run.settled is not None
     rounds = max(finished.rounds for _, finished in done)
     seconds = max(finished.seconds for _, finished in done)
     rows = []
@@ -43,6 +43,7 @@ def summarise(
                 "max_delay": finished.max_delay,
                 "applied_values": finished.applied_values,
                 "expired_values": finished.expired_values,
+                "refused_values": finished.refused_values,
                 "payload": total["payload"],
                 "header": total["header"],
                 "messages": total["messages"],
@@ -64,9 +65,18 @@ def summarise(
         "rounds_per_second": round(rounds / seconds, 2) if seconds else 0.0,
         "parameters": done[0][1].theory["parameters"],
         "accuracy": {
-            key: accuracy.get(key) for key in ("members", "ensemble", "averaged", "greedy_soup")
+            key: run.accuracy.get(key)
+            for key in ("over", "members", "ensemble", "averaged", "greedy_soup")
         },
-        "averaged_over": [member.id for member, _ in done],
+        "averaged_over": list(run.settled.members),
+        "epochs": [
+            {"epoch": roster.epoch, "first_round": roster.first, "members": list(roster.members)}
+            for roster in run.rosters
+        ],
+        "departed": [
+            {"member": gone.member, "host": gone.host, "reason": gone.reason, "round": gone.round}
+            for gone in run.departed
+        ],
         "bytes": rows,
         "lost_values": sum(finished.expired_values for _, finished in done),
     }

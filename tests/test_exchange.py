@@ -26,6 +26,7 @@ from washp2p.strategies import strategy_for
 from washp2p.transports import listen
 
 RUN = b"exchange"
+PEERS = range(9)
 
 
 def model(member):
@@ -100,6 +101,7 @@ class Population:
                 Peer(member=m, endpoint=t.endpoint, host="") for m, t in enumerate(self.transports)
             ),
         )
+        self.roster = roster
         self.exchanges = []
         for me, transport in enumerate(self.transports):
             for peer in roster.peers:
@@ -113,7 +115,6 @@ class Population:
                 Exchange(
                     store=store,
                     transport=transport,
-                    roster=roster,
                     me=me,
                     run=RUN,
                     add=config.late == "difference" and config.max_delay != "0",
@@ -123,7 +124,7 @@ class Population:
             self.strategies.append(strategy)
 
     def post(self, me, number, seed):
-        staged = stage(self.strategies[me].plan(seed), self.stores[me].lane)
+        staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].lane)
         if staged is not None:
             self.exchanges[me].post(number, staged, 0)
 
@@ -201,6 +202,47 @@ def test_payload_is_the_plans_to_the_byte_and_wash_opt_doubles_it(population):
     assert min(totals["wash"]) > 0
 
 
+@pytest.mark.parametrize("late", ["overwrite", "difference"])
+def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_named(
+    population, late
+):
+    """One diverged member does not poison the others, one round late or not."""
+    config = RunConfig.resolve(n=3, p=1.0, method="wash-opt", late=late, max_delay="1")
+    late_rounds = LateRounds(population, config)
+    for member in range(3):
+        late_rounds.step(member)
+    late_rounds.let_everything_through()
+    for net, optimizer in (
+        (late_rounds.peers.models[2], late_rounds.peers.optimizers[2]),
+        (late_rounds.models[2], late_rounds.optimizers[2]),
+    ):
+        first, _, last, *_ = net.parameters()
+        first.data.view(-1)[::2] = float("nan")
+        first.data.view(-1)[1] = float("inf")
+        optimizer.state[last]["momentum_buffer"].view(-1)[3] = float("nan")
+    number = 2
+    for member in range(3):
+        late_rounds.rounds[member] = number
+        late_rounds.reference.gather(member, number, number)
+        late_rounds.peers.post(member, number, number)
+    late_rounds.let_everything_through()
+    for member in (0, 1):
+        exchange = late_rounds.peers.exchanges[member]
+        assert exchange.diverged == {2}
+        assert exchange.refused_values > 0
+        state = late_rounds.peers.optimizers[member].state
+        for parameter in late_rounds.peers.models[member].parameters():
+            assert parameter.isfinite().all()
+            assert state[parameter]["momentum_buffer"].isfinite().all()
+        for mine, theirs in zip(
+            late_rounds.peers.models[member].parameters(),
+            late_rounds.models[member].parameters(),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)
+    assert late_rounds.peers.exchanges[2].diverged == set()
+
+
 def test_it_says_what_was_applied(population):
     peers = population(RunConfig.resolve(n=3, p=1.0))
     for number in range(1, 4):
@@ -230,14 +272,13 @@ def test_frames_the_plan_did_not_foresee_are_named_and_not_applied(
     assert all(map(torch.equal, before, peers.models[1].parameters()))
 
 
-def test_frames_of_other_epochs_strangers_and_the_past_are_refused(population):
+def test_frames_of_the_past_and_twice_the_same_are_refused(population):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     peers.round(1, 1)
     peers.round(2, 2)
     frame = Frame(RUN, 1, 0, 3, 1, 0, 0)
-    for wrong in (replace(frame, epoch=1), replace(frame, sender=5), replace(frame, round=1)):
-        with pytest.raises(ProtocolError):
-            peers.exchanges[0].arrivals.accept(wrong, memoryview(b""))
+    with pytest.raises(ProtocolError, match="again"):
+        peers.exchanges[0].arrivals.accept(replace(frame, round=1), memoryview(b""))
     peers.exchanges[0].arrivals.accept(frame, memoryview(b""))
     with pytest.raises(ProtocolError, match="again"):
         peers.exchanges[0].arrivals.accept(frame, memoryview(b""))
@@ -248,6 +289,66 @@ def test_values_that_the_plan_does_not_foresee_are_named(population):
     peers.post(0, 1, 1)
     with pytest.raises(ProtocolError, match="does not foresee"):
         peers.exchanges[0].arrivals.accept(Frame(RUN, 1, 0, 1, 1, 0, 0), memoryview(b"1234"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [({"epoch": 1}, "in epoch 1"), ({"sender": 5}, "does not foresee")]
+)
+def test_early_frames_of_other_epochs_and_strangers_are_refused_in_their_round(
+    population, change, words
+):
+    peers = population(RunConfig.resolve(n=2, p=1.0))
+    peers.post(0, 1, 5)
+    message = peers.transports[1].receive(5)
+    frame = replace(headers.decode(message.header), **change)
+    peers.exchanges[1].arrivals.accept(frame, message.payload)
+    with pytest.raises(ProtocolError, match=words):
+        peers.post(1, 1, 5)
+
+
+def test_a_frame_that_a_newer_connection_overtook_is_refused_and_its_loss_counted_once(population):
+    peers = population(RunConfig.resolve(n=2, p=1.0))
+    for number in (1, 2):
+        peers.post(0, number, number)
+        peers.post(1, number, number)
+    first, second = (peers.transports[0].receive(5) for _ in range(2))
+    arrivals = peers.exchanges[0].arrivals
+    arrivals.accept(headers.decode(second.header), second.payload)
+    lost = arrivals.expired_values
+    assert lost > 0
+    arrivals.accept(headers.decode(first.header), first.payload)
+    assert (arrivals.expired_values, arrivals.refused) == (lost, 1)
+    assert arrivals.complete(2)
+    arrivals.posted(1, 2)
+    assert arrivals.expired_values == lost
+
+
+@pytest.mark.parametrize("leaves", ["silence", "remove"])
+def test_whoever_falls_silent_is_waited_for_no_longer(population, leaves):
+    peers = population(RunConfig.resolve(n=3, p=1.0))
+    arrivals = peers.exchanges[0].arrivals
+    for me in range(3):
+        peers.post(me, 1, 1)
+    early = [peers.transports[0].receive(5) for _ in range(2)]
+    getattr(arrivals, leaves)(2)
+    assert arrivals.waits_for(1) == {1}
+    lost = arrivals.expired_values
+    assert lost > 0
+    for message in early:
+        arrivals.accept(headers.decode(message.header), message.payload)
+    assert arrivals.refused == 1
+    ((_, senders, missing),) = peers.exchanges[0].apply()
+    assert (senders, missing) == ((1,), (2,))
+    for me in range(3):
+        peers.post(me, 2, 2)
+    peers.deliver(0)
+    again = leaves == "silence"  # it is heard again
+    assert arrivals.complete(2)
+    ((_, senders, missing),) = peers.exchanges[0].apply()
+    assert set(missing) == (set() if again else {2})
+    for me in range(3):
+        peers.post(me, 3, 3)
+    assert arrivals.waits_for(3) == ({1, 2} if again else {1})
 
 
 class LateRounds:
@@ -412,7 +513,7 @@ def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
         lane.run(1)
         posted.result(5)
     lane.run(AHEAD + 1)
-    peers.exchanges[0].end(AHEAD + 3)
+    peers.exchanges[0].end(AHEAD + 3, PEERS)
     rounds = [headers.decode(peers.transports[1].receive(5).header) for _ in range(AHEAD + 3)]
     assert [getattr(header, "round", "end") for header in rounds] == [*range(2, AHEAD + 4), "end"]
 
@@ -454,7 +555,7 @@ def test_any_schedule_with_jumps(population, n, schedule):
             late_rounds.peers.exchanges[member].arrivals.give_up(late_rounds.rounds[member] - 1)
         late_rounds.apply(member)
     for member, exchange in enumerate(late_rounds.peers.exchanges):
-        exchange.end(late_rounds.rounds[member])
+        exchange.end(late_rounds.rounds[member], PEERS)
         for other in range(member + 1, n):
             late_rounds.deliver(member, other, 10**6)
             while late_rounds.rounds[other] < late_rounds.rounds[member]:
@@ -515,7 +616,7 @@ def test_a_peer_that_ended_is_absent(population):
     late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"))
     late.step(0)
     late.step(1)
-    late.peers.exchanges[1].end(1)
+    late.peers.exchanges[1].end(1, PEERS)
     late.deliver(1, 0, 1)
     message = late.peers.transports[0].receive(0) or late.links[1, 0].popleft()
     header = message[0] if isinstance(message, tuple) else headers.decode(message.header)

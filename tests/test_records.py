@@ -13,7 +13,9 @@ from washp2p.errors import ProtocolError
 ids = st.integers(0, 2**16)
 u64 = st.integers(0, 2**64 - 1)
 run = st.binary(min_size=8, max_size=8)
-names = st.sampled_from(["start:buffer:bfloat16", "final:param", "mean:buffer:int64"])
+names = st.sampled_from(
+    ["start:buffer:bfloat16", "final:param", "mean65535:buffer:int64", "snapshot:65535"]
+)
 data_headers = st.one_of(
     st.builds(
         frames.Frame,
@@ -26,8 +28,9 @@ data_headers = st.one_of(
         u64,
     ),
     st.builds(frames.Fetch, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**20)),
-    st.builds(frames.Chunk, run, ids, names, st.integers(0, 2**48), run),
+    st.builds(frames.Chunk, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**48), run),
     st.builds(frames.End, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
+    st.builds(frames.Posted, run, ids, st.integers(0, 2**32 - 1)),
 )
 plain = st.recursive(
     st.none() | st.integers(0, 9) | st.text(max_size=5) | st.floats(allow_nan=False),
@@ -47,9 +50,9 @@ control_messages = st.one_of(
 
 
 @given(data_headers)
-def test_data_headers_round_trip_within_64_bytes(header):
+def test_data_headers_round_trip_within_96_bytes(header):
     data = frames.headers.encode(header)
-    assert len(data) < 64
+    assert len(data) < 96
     assert frames.headers.decode(data) == header
 
 
@@ -85,14 +88,14 @@ def test_damaged_headers_are_refused_or_are_headers(header, data):
     ("values", "words"),
     [
         ([1, 0], "version"),
-        ([2, 77], "kind 77"),
-        ([2, True, b"12345678", 1, "x", 0, 1], "kind True"),
-        ([2, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
-        ([2, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
-        ([2, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
+        ([3, 77], "kind 77"),
+        ([3, True, b"12345678", 1, "x", 0, 1], "kind True"),
+        ([3, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
+        ([3, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
+        ([3, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
         ({}, "not an array"),
         ([], "not an array"),
-        ([2, 1, b"x" * 64, 1, "x", 0, 1], "at most 64"),
+        ([3, 1, b"x" * 96, 1, "x", 0, 1], "at most 96"),
     ],
 )
 def test_wrong_headers_say_what_is_wrong(values, words):

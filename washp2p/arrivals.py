@@ -1,11 +1,13 @@
 """Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
 
-Pure bookkeeping of one member in one epoch: no tensors, no sockets, no clock.
+Pure bookkeeping of one member, over all epochs: no tensors, no sockets, no clock. A value that
+never comes is counted once, here at the receiver.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError
@@ -32,6 +34,7 @@ class Round:
     """
 
     number: int
+    epoch: int
     fingerprint: int
     missing: dict[MemberId, Span]
     arrived: dict[MemberId, tuple[Span, Buffer]] = field(default_factory=dict)
@@ -41,9 +44,7 @@ class Round:
 class Arrivals:
     """Matches frames with rounds. `item_bytes` has the size of each slot's values."""
 
-    def __init__(self, members: Sequence[MemberId], epoch: int, item_bytes: Sequence[int]) -> None:
-        self._members = members
-        self._epoch = epoch
+    def __init__(self, item_bytes: Sequence[int]) -> None:
         self._slots = len(item_bytes)
         self._scalar_bytes = sum(item_bytes)
         self._round = 0
@@ -55,12 +56,16 @@ class Arrivals:
         self._skipped: list[range] = []
         self._heard: dict[MemberId, int] = {}
         self._last: dict[MemberId, int] = {}
+        self._silent: set[MemberId] = set()
+        self._gone: set[MemberId] = set()
         self.newest = 0
         """The newest round of which any frame has arrived."""
         self.last_share = 0
         """Per mille of its time that the sender of the last frame says it waits."""
         self.expired_values = 0
         """Scalars this member should have received and never will apply."""
+        self.refused = 0
+        """Frames of members that are gone, or that came after they were given up."""
 
     def __iter__(self) -> Iterator[Round]:
         """The outstanding rounds, oldest first."""
@@ -70,7 +75,35 @@ class Arrivals:
         """Whether `peer` has said that it takes no part in round `number`."""
         return bool(self._last) and self._last.get(peer, number) < number
 
-    def expect(self, number: int, fingerprint: int, spans: dict[MemberId, Span]) -> None:
+    def begin_after(self, number: int) -> None:
+        """The first round of this member is the one after `number`."""
+        self._round = number
+        for early in [early for early in self._early if early <= number]:
+            for _, payload in self._early.pop(early).values():
+                self._early_bytes -= payload.nbytes
+
+    def waits_for(self, upto: int) -> set[MemberId]:
+        """From whom something is missing of rounds up to `upto`."""
+        return {s for n, r in self._outstanding.items() if n <= upto for s in r.missing}
+
+    def silence(self, peer: MemberId) -> None:
+        """Wait for nothing from `peer` until a frame of it arrives: the link to it is broken."""
+        self._silent.add(peer)
+        self._give_up_on(peer)
+
+    def remove(self, peer: MemberId) -> None:
+        """`peer` is no member any more: nothing more is taken from it."""
+        self._gone.add(peer)
+        self.silence(peer)
+
+    def posted(self, sender: MemberId, last: int) -> None:
+        """What has not come of `sender`'s rounds up to `last` was lost with a connection."""
+        if sender not in self._gone:
+            self._lose_before(sender, last + 1)
+
+    def expect(
+        self, number: int, epoch: int, fingerprint: int, spans: dict[MemberId, Span]
+    ) -> None:
         """Round `number` is gathered; rounds between the last one and it are left out.
 
         Raises ProtocolError if an early frame of the round cannot be one.
@@ -78,7 +111,7 @@ class Arrivals:
         if number > self._round + 1:
             self._skip(range(self._round + 1, number))
         self._round = number
-        self._outstanding[number] = round_ = Round(number, fingerprint, spans)
+        self._outstanding[number] = round_ = Round(number, epoch, fingerprint, spans)
         for frame, payload in self._early.pop(number, {}).values():
             self._early_bytes -= payload.nbytes
             self._match(round_, frame, payload)
@@ -88,6 +121,9 @@ class Arrivals:
                 self._lose(round_, sender, count=False)
         for sender in [s for s in round_.missing if number < self._heard.get(s, 0)]:
             self._lose(round_, sender)  # it has jumped over this round, and is heard no more
+        if self._silent:
+            for sender in self._silent.intersection(round_.missing):
+                self._lose(round_, sender)
 
     def accept(self, frame: Frame, payload: Buffer) -> None:
         """Take an arriving frame. Raises ProtocolError if it cannot be one.
@@ -95,11 +131,11 @@ class Arrivals:
         `payload` has every slot's values, one slot after the other; it is kept until applied.
         """
         number, sender = frame.round, frame.sender
-        if frame.epoch != self._epoch or sender not in self._members:
-            raise ProtocolError(
-                f"frame of epoch {frame.epoch} from member {sender}; expected epoch "
-                f"{self._epoch} and one of {self._members}"
-            )
+        if self._silent:
+            if sender in self._gone:
+                self.refused += 1
+                return
+            self._silent.discard(sender)
         self.newest = max(self.newest, number)
         self.last_share = frame.waits
         self._lose_before(sender, number)
@@ -109,7 +145,7 @@ class Arrivals:
         elif number > self._round:
             self._hold(frame, payload)
         elif number < self._given_up.get(sender, 0):
-            return
+            self.refused += 1
         elif any(number in skipped for skipped in self._skipped):
             self.expired_values += payload.nbytes // self._scalar_bytes
         else:
@@ -137,7 +173,6 @@ class Arrivals:
             if number >= before:
                 return
             for sender in tuple(round_.missing):
-                self._given_up[sender] = number + 1
                 self._lose(round_, sender)
 
     def settle(self, round_: Round) -> None:
@@ -146,6 +181,11 @@ class Arrivals:
         round_.lost.clear()
         if not round_.missing:
             del self._outstanding[round_.number]
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether there is a round of which something is missing, or not applied."""
+        return bool(self._outstanding)
 
     @property
     def oldest(self) -> int:
@@ -157,12 +197,18 @@ class Arrivals:
         span = round_.missing.get(sender)
         if span is None:
             if frame.round < self._given_up.get(sender, 0):
+                self.refused += 1
                 return
             if sender in round_.arrived:
                 raise ProtocolError(f"frame of round {frame.round} from member {sender} again")
             raise ProtocolError(
                 f"member {sender} sent values in round {frame.round} that the plan here does not "
                 "foresee; expected the same plan everywhere: run the same version, or report this"
+            )
+        if frame.epoch != round_.epoch:
+            raise ProtocolError(
+                f"member {sender} is in epoch {frame.epoch} in round {frame.round}, here it is "
+                f"{round_.epoch}; expected the same roster everywhere: report this"
             )
         if frame.fingerprint != round_.fingerprint:
             raise ProtocolError(
@@ -179,6 +225,13 @@ class Arrivals:
             )
         del round_.missing[sender]
         round_.arrived[sender] = (span, payload)
+
+    def _give_up_on(self, peer: MemberId, before: float = inf) -> None:
+        for number, round_ in self._outstanding.items():
+            if number >= before:
+                break
+            if peer in round_.missing:
+                self._lose(round_, peer)
 
     def _hold(self, frame: Frame, payload: Buffer) -> None:
         held = self._early.setdefault(frame.round, {})
@@ -204,13 +257,11 @@ class Arrivals:
     def _lose_before(self, sender: MemberId, number: int) -> None:
         """Messages come in order: what `sender` has not sent before round `number` never comes."""
         self._heard[sender] = number
-        for earlier, round_ in self._outstanding.items():
-            if earlier >= number:
-                break
-            if sender in round_.missing:
-                self._lose(round_, sender)
+        self._give_up_on(sender, before=number)
 
     def _lose(self, round_: Round, sender: MemberId, *, count: bool = True) -> None:
         begin, end = round_.missing.pop(sender)
+        after = round_.number + 1  # of a link that broke, old messages may come after new ones
+        self._given_up[sender] = max(self._given_up.get(sender, 0), after)
         self.expired_values += (end - begin) * count
         round_.lost.append(sender)

@@ -93,7 +93,7 @@ def _simulate(options: argparse.Namespace) -> int:
         console.print(table)
     if replay is None:
         return 0
-    if wrong := differences(folder, replay, config.n):
+    if wrong := differences(folder, replay):
         console.print(f"not equal to {replay}: {', '.join(wrong)}")
         return 1
     console.print(f"all models equal those of {replay} bit for bit")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import argparse
 
 LATE = ("overwrite", "difference")
+ON_DIVERGENCE = ("reset", "drop", "stop")
 METHODS = ("wash", "wash-opt", "none")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
@@ -41,6 +42,7 @@ class RunConfig:
     """Every choice that all members share. Build it with `resolve`, which knows the presets."""
 
     n: int = field(metadata={"help": "members of the population, at least 2", "choices": None})
+    min_n: int = _option(0, "members with which the run may start, others coming later; 0: all n")
     method: str = _option("wash", "what members do with a round", METHODS)
     p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
     schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
@@ -60,6 +62,10 @@ class RunConfig:
     weight_decay: float = _option(1e-4, "weight decay")
     holdout: float = _option(0.02, "share of the training data held out for GreedySoup")
     train_limit: int = _option(0, "take the first K training images only; 0 takes all")
+    on_divergence: str = _option(
+        "reset", "what becomes of a member that sends values that are not finite", ON_DIVERGENCE
+    )
+    patience: float = _option(5.0, "seconds; every other time of the fault model follows from it")
     seed: int = _option(0, "seed of everything that is drawn in the run")
 
     def __post_init__(self) -> None:
@@ -68,6 +74,7 @@ class RunConfig:
             ("method", METHODS),
             ("schedule", SCHEDULES),
             ("late", LATE),
+            ("on_divergence", ON_DIVERGENCE),
             ("model", MODELS),
         ):
             _expect_known(name, getattr(self, name), known)
@@ -85,7 +92,9 @@ class RunConfig:
             raise UsageError(f"--p is {self.p}; expected 0, or {SMALLEST_P} to 1")
         for name, low, high in (
             ("n", 2, 65535),
+            ("min_n", 0, self.n),
             ("group", 0, 65535),
+            ("patience", 0.1, 86400.0),
             ("expire", 1, 10**9),
             ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6),
@@ -153,9 +162,21 @@ def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         )
 
 
-def config_from(options: argparse.Namespace) -> RunConfig:
-    """The configuration that parsed flags describe. Raises UsageError."""
-    return RunConfig.resolve(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
+def config_from(options: argparse.Namespace, known: RunConfig | None = None) -> RunConfig:
+    """The configuration that parsed flags describe, or the one `known` if they agree with it.
+
+    Raises UsageError.
+    """
+    given = {f.name: getattr(options, f.name) for f in fields(RunConfig)}
+    if known is None:
+        return RunConfig.resolve(**given)
+    for name, value in given.items():
+        if value is not None and value != getattr(known, name):
+            raise UsageError(
+                f"--{_flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
+                "flag out to go on with it, or choose another --run-dir"
+            )
+    return known
 
 
 def _flag(name: str) -> str:

@@ -1,7 +1,8 @@
 """A worker's end of the control plane: a background thread and what it has learnt.
 
-The thread owns the control socket, so that seeds, and word that the run has ended, arrive while the
-member computes. It touches no parameter.
+The thread owns the control socket, so that seeds, rosters, and word that the run has ended, arrive
+while the member computes. It outlives the coordinator: a new one at the same address is told what
+it may have missed. It touches no parameter.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import socket as sockets
 import threading
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -19,17 +22,27 @@ from washp2p.control import (
     PROTOCOL,
     Accounts,
     Attach,
+    Averaged,
+    Back,
+    Diverged,
+    Donor,
+    Dropped,
+    Evaluated,
     Finish,
     Finished,
+    Guest,
     Hello,
     Leave,
     Message,
     Metrics,
     NewRoster,
     Progress,
+    Ready,
     Refuse,
     Result,
     Seeds,
+    Settled,
+    Stalled,
     Stop,
     Synced,
     Welcome,
@@ -38,6 +51,7 @@ from washp2p.control import (
 from washp2p.endpoints import split_tcp
 from washp2p.errors import (
     INTERRUPTED,
+    DroppedError,
     JoinRefusedError,
     ProtocolError,
     RunStoppedError,
@@ -45,8 +59,8 @@ from washp2p.errors import (
     UsageError,
     WashError,
 )
-from washp2p.liveness import FAREWELL_MS, watch
-from washp2p.rounds import MemberId, Peer, Roster, unpack_seeds
+from washp2p.patience import FAREWELL_MS, Patience
+from washp2p.rounds import MemberId, Peer, Roster, roster_at, unpack_seeds
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
@@ -54,6 +68,8 @@ if TYPE_CHECKING:
 
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
+
+_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Connection:
@@ -78,6 +94,27 @@ class Connection:
     config: RunConfig
     """The run's whole configuration."""
 
+    patience: Patience
+    """How long to wait for whom."""
+
+    rosters: list[Roster]
+    """All that are known, by epoch; only added to."""
+
+    settled: int | None = None
+    """The epoch whose average stands, once one does."""
+
+    evaluated: bool = False
+    """Whether some member has reported what evaluation found."""
+
+    donor: Peer | None = None
+    """Of a newcomer: whose snapshot to fetch."""
+
+    _welcome: Welcome | None = None
+    _failure: WashError | None = None
+    _last_progress = Progress(0)
+    _finish = False
+    _closing = False
+
     def __init__(self, address: str, wait: float) -> None:
         """Say hello and wait for the answer. See `washp2p.connect`."""
         host, port = split_tcp(address)
@@ -87,11 +124,16 @@ class Connection:
         self._changed = threading.Condition()
         self._on_change: Callable[[], None] = lambda: None
         self._on_stop: Callable[[WashError], None] = lambda _: None
-        self._welcome: Welcome | None = None
-        self._roster: Roster | None = None
-        self._failure: WashError | None = None
-        self._finish = False
-        self._closing = False
+        self._hello = messages.encode(
+            Hello(PROTOCOL, DERIVATION, VERSION, sockets.gethostname(), os.getpid())
+        )
+        self._milestones: list[bytes] = []
+        self._guests: deque[Peer] = deque()
+        self._seeds_until = 0
+        self.patience = Patience()
+        self.rosters = []
+        self.changes = 0
+        """Grows whenever a roster, a guest or a donor is new."""
         self._seeds: dict[int, int] = {}
         self._window = 1
         self._reached = 0
@@ -107,7 +149,7 @@ class Connection:
         )
         self._thread.start()
         try:
-            self._send(Hello(PROTOCOL, DERIVATION, VERSION, sockets.gethostname(), os.getpid()))
+            self._outbox.send(self._hello)
             with self._changed:
                 self._changed.wait_for(lambda: self._welcome or self._failure, wait)
         except BaseException:
@@ -127,6 +169,7 @@ class Connection:
         except UsageError as error:
             self.leave(error)
             raise
+        self.patience = Patience(self.config.patience)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, on the control thread, whenever anything was learnt."""
@@ -143,34 +186,67 @@ class Connection:
             if self._failure is not None:
                 callback(self._failure)
 
-    def attach(self, layout: Layout, endpoint: str, rounds: int) -> Roster:
-        """Present the model and wait until the population is complete; return its roster.
+    def attach(self, layout: Layout, endpoint: str, rounds: int) -> None:
+        """Present the model and wait until there is a roster with this member, or a `donor`.
 
         Raises JoinRefusedError if the model does not fit the population's, RunStoppedError.
         """
-        self._send(Attach(layout.to_wire(), endpoint, rounds, installed()))
+        self._reach(Attach(layout.to_wire(), endpoint, rounds, installed()))
         with self._changed:
-            self._changed.wait_for(lambda: self._roster or self._failure)
+            self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()
-        assert self._roster is not None
-        return self._roster
+
+    @property
+    def roster(self) -> Roster:
+        """The newest."""
+        return self.rosters[-1]
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether this member is in the newest roster."""
+        return bool(self.rosters) and self.member in self.rosters[-1].members
+
+    def take_guests(self) -> list[Peer]:
+        """Newcomers that will ask for a snapshot, each told once."""
+        return [self._guests.popleft() for _ in range(len(self._guests))]
 
     def check(self) -> None:
         """Raise RunStoppedError (or why the coordinator refused) if this member's run is over."""
         if self._failure is not None:
             raise self._failure
 
-    def synced(self) -> None:
-        """Report that this member holds the initial state."""
-        self._send(Synced())
+    def synced(self, epoch: int) -> None:
+        """Report that this member holds the initial state of the epoch's first member."""
+        self._reach(Synced(epoch))
+
+    def ready(self) -> None:
+        """Report that this newcomer holds a snapshot."""
+        self._reach(Ready())
+
+    def averaged(self, epoch: int) -> None:
+        """Report that this member holds the average over the members of `epoch`."""
+        self._reach(Averaged(epoch))
+
+    def stalled(self, member: MemberId) -> None:
+        """Report that this member has waited too long for another."""
+        self._send(Stalled(member))
+
+    def diverged(self, member: MemberId) -> None:
+        """Report that another sends values that are not finite."""
+        self._send(Diverged(member))
 
     def has_seed(self, round_number: int) -> bool:
         """Whether the seed of a round has arrived."""
         return round_number in self._seeds
 
-    def seed_of(self, round_number: int) -> int | None:
-        """The seed of a round, or None if it has not arrived."""
-        return self._seeds.get(round_number)
+    def order_of(self, round_number: int) -> tuple[int, Roster] | None:
+        """The seed of a round and its roster, or None if it has not arrived."""
+        seed = self._seeds.get(round_number)
+        return None if seed is None else (seed, roster_at(self.rosters, round_number))
+
+    def start_from(self, round_number: int) -> None:
+        """The first round of this member is `round_number`."""
+        self._reached = round_number - 1
 
     def reached(self, round_number: int) -> None:
         """Say that a round begins: its seed and older ones are let go, and more are asked for."""
@@ -183,7 +259,8 @@ class Connection:
 
     def progress(self, rounds: int) -> None:
         """Report that `rounds` rounds are done."""
-        self._send(Progress(rounds))
+        self._last_progress = Progress(rounds)
+        self._send(self._last_progress)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Report one line of metrics.jsonl; plain values only."""
@@ -191,15 +268,15 @@ class Connection:
 
     def result(self, values: dict[str, Any]) -> None:
         """Report what evaluation found, for summary.json."""
-        self._send(Result(values))
+        self._reach(Result(values))
 
     def finished(self, message: Finished) -> None:
         """Report that this member has all it needs."""
-        self._send(message)
+        self._reach(message)
 
     def accounts(self, ledger: Ledger) -> None:
         """Report what this member has sent, once `over`."""
-        self._send(Accounts(ledger.to_wire()))
+        self._reach(Accounts(ledger.to_wire()))
 
     @property
     def over(self) -> bool:
@@ -229,11 +306,18 @@ class Connection:
     def _send(self, message: Message) -> None:
         self._outbox.send(messages.encode(message))
 
+    def _reach(self, milestone: Message) -> None:
+        """Send what a coordinator that comes back must hear again."""
+        data = messages.encode(milestone)
+        self._milestones.append(data)
+        self._outbox.send(data)
+
     def _serve(self, inner: zmq.Socket[bytes]) -> None:
         dealer = self._context.socket(zmq.DEALER)
+        dealer.set(zmq.IDENTITY, b"w" + os.urandom(15))
         dealer.set(zmq.IPV6, "[" in self.address)
-        watch(dealer)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.patience.watch(dealer)
+        monitor = dealer.get_monitor_socket(_EVENTS)
         try:
             try:
                 dealer.connect(self.address)
@@ -256,9 +340,9 @@ class Connection:
         poller = zmq.Poller()
         for socket in (inner, dealer, monitor):
             poller.register(socket, zmq.POLLIN)
-        lost = False
+        lost_at: float | None = None
         while True:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(None if lost_at is None else round(1000 * self.patience.ping)))
             if inner in ready:
                 data = inner.recv()
                 if not data:
@@ -267,17 +351,33 @@ class Connection:
             if dealer in ready:
                 self._receive(dealer.recv())
             elif monitor in ready:
-                recv_monitor_message(monitor)
-                lost = self._welcome is not None
-            if lost and not dealer.poll(0):
+                event = recv_monitor_message(monitor)["event"]
+                if event == zmq.EVENT_DISCONNECTED:
+                    lost_at = lost_at or time.monotonic()
+                elif lost_at is not None:
+                    lost_at = None
+                    self._return(dealer)
+            if lost_at is not None and time.monotonic() - lost_at > self.patience.away:
                 self._fail(
                     RunStoppedError(
-                        f"the coordinator at {self.address} is gone; what this member has "
-                        "written is kept: start the run again"
+                        f"the coordinator at {self.address} has been gone for "
+                        f"{self.patience.away:g} s; what this member has written is kept: start "
+                        "the coordinator again with the same --run-dir"
                     )
                 )
 
-    def _receive(self, data: bytes) -> None:
+    def _return(self, dealer: zmq.Socket[bytes]) -> None:
+        """There is a coordinator again: say what it may not know, ask for what it has said."""
+        if self._welcome is None:
+            dealer.send(self._hello)
+            return
+        epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
+        dealer.send(messages.encode(Back(epochs, self._seeds_until)))
+        for data in list(self._milestones):
+            dealer.send(data)
+        dealer.send(messages.encode(self._last_progress))
+
+    def _receive(self, data: bytes) -> None:  # noqa: PLR0912 - a case a message
         try:
             message = messages.decode(data)
         except ProtocolError as error:
@@ -286,27 +386,29 @@ class Connection:
         match message:
             case Welcome():
                 self._welcome = message
-            case NewRoster(epoch, peers):
-                self._roster = Roster(
-                    epoch=epoch,
-                    peers=tuple(Peer(member=m, endpoint=e, host=h) for m, e, h in peers),
-                )
-            case Seeds(roster=digest) if self._roster is None or digest != self._roster.digest():
-                self._fail(
-                    ProtocolError(
-                        f"the coordinator at {self.address} sent seeds for another roster; "
-                        "restart the run, and report this"
-                    )
-                )
-                return
-            case Seeds(first=first, seeds=packed):
-                seeds = unpack_seeds(packed)
-                self._window = len(seeds)
-                self._seeds.update(enumerate(seeds, start=first))
+            case NewRoster(epoch, first, peers):
+                if not self.rosters or epoch > self.rosters[-1].epoch:
+                    self._take_roster(epoch, first, peers)
+            case Seeds():
+                if not self._take_seeds(message):
+                    return
+            case Guest(member, endpoint):
+                self._guests.append(Peer(member=member, endpoint=endpoint, host=""))
+                self.changes += 1
+            case Donor(member, endpoint):
+                self.donor = Peer(member=member, endpoint=endpoint, host="")
+                self.changes += 1
+            case Settled(epoch):
+                self.settled = epoch
+            case Evaluated():
+                self.evaluated = True
             case Finish():
                 self._finish = True
             case Refuse(reason):
                 self._fail(JoinRefusedError(reason))
+                return
+            case Dropped(reason):
+                self._fail(DroppedError(f"the coordinator has dropped this member: {reason}"))
                 return
             case Stop(reason, code):
                 self._fail(RunStoppedError(reason, code))
@@ -314,6 +416,34 @@ class Connection:
             case _:
                 return
         self._announce()
+
+    def _take_roster(self, epoch: int, first: int, peers: list[Any]) -> None:
+        try:
+            roster = Roster.from_rows(epoch, first, peers)
+        except (ValueError, TypeError):
+            self._fail(ProtocolError(f"from the coordinator at {self.address}: {peers!r:.200}"))
+            return
+        self.rosters.append(roster)
+        self.changes += 1
+
+    def _take_seeds(self, message: Seeds) -> bool:
+        """Whether they are for the roster this member has; if not, its run is over."""
+        roster = next((r for r in reversed(self.rosters) if r.epoch == message.epoch), None)
+        if roster is None or roster.digest() != message.roster or message.first < roster.first:
+            self._fail(
+                ProtocolError(
+                    f"the coordinator at {self.address} sent seeds for another roster; "
+                    "restart the run, and report this"
+                )
+            )
+            return False
+        seeds = unpack_seeds(message.seeds)
+        self._window = len(seeds)
+        for number, seed in enumerate(seeds, start=message.first):
+            if number > self._reached:
+                self._seeds[number] = seed
+        self._seeds_until = max(self._seeds_until, message.first + len(seeds) - 1)
+        return True
 
     def _fail(self, error: WashError) -> None:
         if self._failure is None and not self._finish:

@@ -11,7 +11,7 @@ from typing import Any
 
 from washp2p.records import Codec
 
-PROTOCOL = 2
+PROTOCOL = 3
 MESSAGE_LIMIT = 16 << 20
 
 
@@ -58,15 +58,42 @@ class Attach:
 
 @dataclass(frozen=True)
 class NewRoster:
-    """Coordinator: the members of an epoch, in order, each [member, endpoint, host]."""
+    """Coordinator: from round `first` on these are the members, each [member, endpoint, host].
+
+    Who is missing is gone already: nobody waits for it in rounds before `first`, either.
+    """
 
     epoch: int
+    first: int
     peers: list[Any]
 
 
 @dataclass(frozen=True)
 class Synced:
-    """Worker: I hold the initial state."""
+    """Worker: I hold the initial state of the first member of this epoch."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Coordinator, to a member: this newcomer, who listens there, will ask you for a snapshot."""
+
+    member: int
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class Donor:
+    """Coordinator, to a newcomer: get a snapshot from this member; forget any other you asked."""
+
+    member: int
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Worker: I hold a snapshot and can take part. Answered by a NewRoster that has me."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +128,58 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Averaged:
+    """Worker: I hold the average over the members of this epoch."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Coordinator: all of this epoch hold its average, which stands whoever goes from now on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Coordinator: somebody has sent a Result; nobody need evaluate any more."""
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """Worker: I have waited too long for this member."""
+
+    member: int
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """Worker: this member sends values that are not finite."""
+
+    member: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Coordinator: you are no member any more, for this reason; you may join again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Back:
+    """Worker: the connection was lost and is here again.
+
+    I hold rosters of epochs below `epochs` and seeds up to round `seeds`. What I have said since
+    Welcome, I say again.
+    """
+
+    epochs: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """Worker: I have all I need. I keep serving my peers until Finish.
 
@@ -115,6 +194,7 @@ class Finished:
     max_delay: str
     applied_values: int
     expired_values: int
+    refused_values: int
     theory: dict[str, Any]
 
 
@@ -158,10 +238,20 @@ Message = (
     | Attach
     | NewRoster
     | Synced
+    | Guest
+    | Donor
+    | Ready
     | Seeds
     | Progress
     | Metrics
     | Result
+    | Averaged
+    | Settled
+    | Evaluated
+    | Stalled
+    | Diverged
+    | Dropped
+    | Back
     | Finished
     | Finish
     | Accounts
@@ -178,10 +268,20 @@ messages: Codec[Message] = Codec(
         Attach,
         NewRoster,
         Synced,
+        Guest,
+        Donor,
+        Ready,
         Seeds,
         Progress,
         Metrics,
         Result,
+        Averaged,
+        Settled,
+        Evaluated,
+        Stalled,
+        Diverged,
+        Dropped,
+        Back,
         Finished,
         Finish,
         Accounts,

@@ -40,5 +40,12 @@ class RunStoppedError(WashError):
         self.exit_code = exit_code
 
 
+class DroppedError(RunStoppedError):
+    """The coordinator counts this process as a member no more: it hung, or was cut off.
+
+    The run goes on. A fresh `join` takes part in it again, with the state of a live member.
+    """
+
+
 class ProtocolError(WashError):
     """A message that is malformed, of another version, or not what the plan says."""

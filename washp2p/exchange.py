@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
+from washp2p import points
 from washp2p.arrivals import Arrivals
-from washp2p.frames import End, Frame, headers
+from washp2p.frames import End, Frame, Posted, headers
 from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from concurrent.futures import Future
 
     from washp2p.arrivals import Round, Span
@@ -36,9 +40,10 @@ AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A plan and its indices where the store can use them."""
+    """A plan, of which roster it is, and its indices where the store can use them."""
 
     plan: Plan
+    roster: Roster
     send: Places
     receive: Places
 
@@ -48,11 +53,11 @@ class Staged:
         return self.send.host.nbytes + self.receive.host.nbytes
 
 
-def stage(plan: Plan | None, lane: Lane) -> Staged | None:
+def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
     """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
     if plan is None:
         return None
-    return Staged(plan, lane.upload(plan.send.indices), lane.upload(plan.receive.indices))
+    return Staged(plan, roster, lane.upload(plan.send.indices), lane.upload(plan.receive.indices))
 
 
 class Applied(NamedTuple):
@@ -72,7 +77,7 @@ class _Messages(NamedTuple):
 
 
 class Exchange:
-    """The rounds of one member in one epoch.
+    """The rounds of one member.
 
     With `add`, late values are applied by the difference to what this member held when it
     gathered; otherwise they overwrite, except where a newer round has written (section 4).
@@ -83,14 +88,12 @@ class Exchange:
         *,
         store: Store,
         transport: Transport,
-        roster: Roster,
         me: MemberId,
         run: bytes,
         add: bool,
     ) -> None:
         self._store = store
         self._transport = transport
-        self._members = roster.members
         self._me = me
         self._run = run
         self._add = add
@@ -102,11 +105,19 @@ class Exchange:
         self._unsent: deque[Future[None]] = deque()
         self._gathered: dict[int, tuple[Staged, Vectors]] = {}
         self._newest_writes = NewestWrites()
-        self.epoch = roster.epoch
-        self.arrivals = Arrivals(roster.members, roster.epoch, self._item_bytes)
+        self.posted = 0
+        """The last round posted."""
+        self._last: int | None = None
+        self.epoch = 0
+        """The epoch of the last round posted."""
+        self.arrivals = Arrivals(self._item_bytes)
         """What has come, and what is to come."""
         self.applied_values = 0
         """Scalars received and applied."""
+        self.refused_values = 0
+        """Scalars received and not applied because some value of theirs was not finite."""
+        self.diverged: set[MemberId] = set()
+        """Who has sent values that are not finite."""
 
     def post(self, number: int, staged: Staged, share: int) -> None:
         """Gather round `number`, and send it as soon as it has left the device.
@@ -115,7 +126,8 @@ class Exchange:
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
         Raises ProtocolError if a peer has sent what its plan cannot have been.
         """
-        plan, sizes = staged.plan, self._item_bytes
+        plan, sizes, members = staged.plan, self._item_bytes, staged.roster.members
+        self.epoch = staged.roster.epoch
         values = self._outgoing.take(len(staged.send))
         mark = self._store.gather(staged.send, values)
         memory = self._outgoing.memory
@@ -124,18 +136,20 @@ class Exchange:
         )
         messages = []
         for position, begin, end in plan.send.parts:
-            peer = self._members[position]
+            peer = members[position]
             if not self.arrivals.absent(peer, number):
                 parts = [view[begin * s : end * s] for view, s in zip(memory, sizes, strict=True)]
                 messages.append((peer, (end - begin) * self._scalar_bytes, parts))
         spans = {
-            self._members[position]: (begin, end)
+            members[position]: (begin, end)
             for position, begin, end in plan.receive.parts
-            if not self.arrivals.absent(self._members[position], number)
+            if not self.arrivals.absent(members[position], number)
         }
         self._gathered[number] = staged, self._store.keep(staged.receive) if self._add else []
+        points.reach(points.BEFORE_SEND, number)
         self._hand_over(_Messages(mark, header, messages))
-        self.arrivals.expect(number, plan.fingerprint, spans)
+        self.posted = number
+        self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
 
     def flush(self) -> None:
         """Block until all that was posted has left the device and is sent."""
@@ -147,13 +161,24 @@ class Exchange:
         if self._sender is not None:
             self._sender.shutdown(cancel_futures=True)
 
-    def end(self, last: int) -> None:
-        """Tell all peers that this member takes part in no round after `last`."""
+    def end(self, last: int, peers: Iterable[MemberId]) -> None:
+        """Tell `peers` that this member takes part in no round after `last`."""
         self.flush()
-        header = headers.encode(End(self._run, self._me, self.epoch, last))
-        for peer in self._members:
-            if peer != self._me:
-                self._transport.send(peer, Kind.AVERAGE, header)
+        self._last = last
+        for peer in peers:
+            self.greet(peer)
+
+    def greet(self, peer: MemberId) -> None:
+        """`peer` is new, or has not been told how far this member goes, if that is known."""
+        if self._last is not None:
+            header = headers.encode(End(self._run, self._me, self.epoch, self._last))
+            self._transport.send(peer, Kind.AVERAGE, header)
+
+    def resume(self, peer: MemberId) -> None:
+        """The link to `peer` was broken and holds again: what was lost is not to be waited for."""
+        self.flush()
+        header = headers.encode(Posted(self._run, self._me, self.posted))
+        self._transport.send(peer, Kind.EXCHANGE, header)
 
     def apply(self) -> list[Applied]:
         """Scatter what has arrived of all rounds, in ascending order."""
@@ -193,8 +218,8 @@ class Exchange:
         `newer_matter`: an older round is outstanding and must not overwrite what is written now.
         """
         staged, own = self._gathered[round_.number]
-        arrived = list(round_.arrived.values())
-        count = sum(end - begin for (begin, end), _ in arrived)
+        arrived = list(round_.arrived.items())
+        count = sum(end - begin for _, ((begin, end), _) in arrived)
         self.applied_values += count
         if count == len(staged.receive):
             self._merge(
@@ -207,7 +232,7 @@ class Exchange:
             )
             return
         for piece in arrived:
-            begin, end = piece[0]
+            begin, end = piece[1][0]
             self._merge(
                 round_.number,
                 staged.receive.part(begin, end),
@@ -221,7 +246,7 @@ class Exchange:
         self,
         number: int,
         places: Places,
-        pieces: list[tuple[Span, Buffer]],
+        pieces: list[tuple[MemberId, tuple[Span, Buffer]]],
         *,
         offset: int,
         own: Vectors,
@@ -229,12 +254,14 @@ class Exchange:
     ) -> None:
         """Scatter payloads whose spans, less `offset`, fill `places`."""
         values = self._incoming.take(len(places))
-        for (begin, end), payload in pieces:
+        for _, ((begin, end), payload) in pieces:
             first = 0
             for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
                 last = first + (end - begin) * size
                 view[(begin - offset) * size : (end - offset) * size] = payload[first:last]
                 first = last
+        if not all(isfinite(vector.sum()) for vector in values):
+            places, values, own = self._refuse(places, values, own, pieces, offset)
         if self._add:
             self._store.add(places, values, own)
             return
@@ -246,3 +273,27 @@ class Exchange:
         if newer_matter:
             self._newest_writes.note(places.host, number)
         self._store.scatter(places, values)
+
+    def _refuse(
+        self,
+        places: Places,
+        values: Vectors,
+        own: Vectors,
+        pieces: list[tuple[MemberId, tuple[Span, Buffer]]],
+        offset: int,
+    ) -> tuple[Places, Vectors, Vectors]:
+        """Leave out scalars of which some slot's value is not finite, and note who sent them."""
+        finite = np.ones(len(places), dtype=bool)
+        for vector in values:
+            finite &= vector.isfinite().numpy()
+        for sender, ((begin, end), _) in pieces:
+            if not finite[begin - offset : end - offset].all():
+                self.diverged.add(sender)
+        kept = np.flatnonzero(finite)
+        if len(kept) < len(places):
+            self.refused_values += len(places) - len(kept)
+            self.applied_values -= len(places) - len(kept)
+            lane = self._store.lane
+            own = [vector[torch.from_numpy(kept).to(vector.device)] for vector in own]
+            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
+        return places, values, own

@@ -1,6 +1,6 @@
 """What a data-plane message looks like: pure encoding and validation, no sockets.
 
-A message is a record of at most 64 bytes, its header, and raw values; docs/protocol.md has every
+A message is a record of at most 96 bytes, its header, and raw values; docs/protocol.md has every
 byte. The dtype of a value is not repeated: it is the slot's, in the layout all members agreed on.
 """
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from washp2p.records import Codec
 
-VERSION = 2
-HEADER_LIMIT = 64
+VERSION = 3
+HEADER_LIMIT = 96
 RUN_BYTES = 8
 
 
@@ -35,7 +35,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for `length` bytes at `offset` of the blob `name`; nothing follows."""
+    """Asks for `length` bytes at `offset` of the blob `name`, or as many as it has there."""
 
     run: bytes
     sender: int
@@ -46,12 +46,13 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Answers a Fetch: the bytes follow, whose `checksum` this is."""
+    """Answers a Fetch: the bytes follow, whose `checksum` this is; the whole blob has `size`."""
 
     run: bytes
     sender: int
     name: str
     offset: int
+    size: int
     checksum: bytes
 
 
@@ -65,9 +66,23 @@ class End:
     last: int
 
 
-Header = Frame | Fetch | Chunk | End
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A broken link is whole again: the sender has posted its rounds up to `last`.
 
-headers: Codec[Header] = Codec((Frame, Fetch, Chunk, End), limit=HEADER_LIMIT, prefix=(VERSION,))
+    What has not arrived of them never will; nothing follows.
+    """
+
+    run: bytes
+    sender: int
+    last: int
+
+
+Header = Frame | Fetch | Chunk | End | Posted
+
+headers: Codec[Header] = Codec(
+    (Frame, Fetch, Chunk, End, Posted), limit=HEADER_LIMIT, prefix=(VERSION,)
+)
 
 
 def checksum(data: memoryview) -> bytes:

@@ -7,6 +7,7 @@ sees to it that none of them outlives the run.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from asyncio import subprocess
 from typing import TYPE_CHECKING
 
 from washp2p.errors import INTERRUPTED, RunStoppedError
-from washp2p.rundir import create
+from washp2p.rundir import CONFIG, create
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -108,8 +109,13 @@ class Launch:
                 return INTERRUPTED
             for worker in [task for task in working if task.done()]:
                 log = working.pop(worker)
-                if worker.result():
+                if not worker.result():
+                    continue
+                if not self._started():
                     return await self._explain(worker.result(), log, end)
+                if not end.done():
+                    line = _last_line(worker.result(), log)
+                    print(f"{line} (log: {log}); the others go on", file=sys.stderr, flush=True)
         stop.cancel()
         if working and end.result() == 0:
             await asyncio.wait(working, timeout=END_SECONDS)
@@ -121,9 +127,11 @@ class Launch:
         done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
         if done:
             return end.result()
-        lines = log.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else f"worker: ended with code {code}"
-        raise RunStoppedError(f"{last} (log: {log})", code if code > 0 else 1)
+        raise RunStoppedError(f"{_last_line(code, log)} (log: {log})", code if code > 0 else 1)
+
+    def _started(self) -> bool:
+        """Whether the population was complete once: then it does not need all of its workers."""
+        return bool(json.loads((self._folder / CONFIG).read_text())["members"])
 
     async def _end(self) -> None:
         """Leave no process behind: ask, then insist."""
@@ -137,3 +145,11 @@ class Launch:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+def _last_line(code: int, log: Path) -> str:
+    """What a worker that ended badly had to say."""
+    if code < 0:
+        return f"worker: killed by {signal.Signals(-code).name}"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"worker: ended with code {code}"

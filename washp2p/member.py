@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
+from washp2p import points
 from washp2p.connection import Connection
 from washp2p.control import Finished
 from washp2p.delay import delay_for
 from washp2p.endpoints import advertised, require_loopback, where_to_listen
+from washp2p.entry import Entry
 from washp2p.errors import UsageError
-from washp2p.evaluation.average import average_peer_to_peer
 from washp2p.exchange import Exchange, Staged, stage
+from washp2p.finale import Finale
 from washp2p.inbox import Inbox
-from washp2p.lanes import as_bytes
-from washp2p.ledger import Kind
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
+from washp2p.rounds import by_roster
 from washp2p.runlog import RunLog
+from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.timeline import Timeline
@@ -30,16 +30,19 @@ from washp2p.transfer import Transfer
 from washp2p.transports import listen
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
+    import torch
     from torch.utils.hooks import RemovableHandle
 
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
     from washp2p.rounds import MemberId, Roster
 
-State = dict[str, torch.Tensor]
+    Order = tuple[int, Roster]
+    State = dict[str, torch.Tensor]
 
 
 def connect(address: str, *, wait: float = 60.0, insecure: bool = False) -> Connection:
@@ -67,15 +70,18 @@ def join(
     """Make `model` a member of a run and wait until the population is complete.
 
     `run` is the coordinator's address or what `connect` returned. On return all members hold
-    member 0's parameters and buffers; from then on each `optimizer.step()` ends with a round.
+    the first member's parameters and buffers; from then on each `optimizer.step()` ends with a
+    round. In a run that has begun this member takes a live one's whole state, optimizer included,
+    and goes on from `Member.round`.
     The model's trainable parameters become views into one vector (same `Parameter` objects, same
     values); move it to its device and dtype before.
 
-    `rounds` is how many steps will be made, if known. `bind` is where this member's data plane
+    `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
     listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
     `advertise` what peers are told instead (`tcp://HOST[:PORT]`). Plain text off loopback needs
     `insecure`. `log` is a file for the run log. Blocks. Raises UsageError, JoinRefusedError,
-    RunStoppedError.
+    RunStoppedError; the optimizer's step raises DroppedError once the population goes on without
+    this member, who may join anew.
     """
     connection = connect(run, insecure=insecure) if isinstance(run, str) else run
     try:
@@ -119,7 +125,7 @@ class Member:
         self._strategy = strategy_for(connection.config)
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
         self._log = RunLog(log) if log is not None else None
-        self._transport = listen(bind)
+        self._transport = listen(bind, connection.patience)
         try:
             self._endpoint = advertised(self._transport.endpoint, advertise, connection.address)
         except UsageError:
@@ -127,14 +133,29 @@ class Member:
             raise
         self._transfer = Transfer(self._transport, connection.run, connection.member)
         self._optimizer = optimizer
-        self._roster: Roster
-        self._exchange: Exchange
-        self._inbox: Inbox
+        self._exchange = Exchange(
+            store=self._store,
+            transport=self._transport,
+            me=self.id,
+            run=connection.run,
+            add=connection.config.late == "difference" and connection.config.max_delay != "0",
+        )
+        self._inbox = Inbox(
+            connection=connection,
+            transport=self._transport,
+            transfer=self._transfer,
+            exchange=self._exchange,
+        )
+        self._entry = Entry(
+            connection=connection, inbox=self._inbox, transfer=self._transfer, store=self._store
+        )
         self._timeline: Timeline
-        self._planner: Planner[Staged | None] | None = None
+        self._planner: Planner[Order, Staged | None] | None = None
+        self._prepared: Roster | None = None
         self._hook: RemovableHandle | None = None
-        self._sections: dict[str, torch.Tensor] = {}
-        self._averaged: dict[str, torch.Tensor] | None = None
+        self._finale: Finale | None = None
+        self._averaged: dict[str, torch.Tensor] = {}
+        self._averaged_over: Roster | None = None
 
     @property
     def id(self) -> MemberId:
@@ -143,8 +164,8 @@ class Member:
 
     @property
     def members(self) -> tuple[MemberId, ...]:
-        """All members of the current epoch, in order."""
-        return self._roster.members
+        """All members of the current epoch, in order; once averaged, all that the average is of."""
+        return (self._averaged_over or self._connection.roster).members
 
     @property
     def layout(self) -> Layout:
@@ -171,113 +192,97 @@ class Member:
         return self._timeline.max_delay
 
     def begin(self, rounds: int) -> None:
-        """Wait for the population, take over member 0's state, hook into the optimizer. Blocks."""
-        config = self._connection.config
-        self._connection.on_change(self._transport.interrupt)
-        roster = self._connection.attach(self._store.layout, self._endpoint, rounds)
-        self._roster = roster
-        for peer in roster.peers:
-            if peer.member != self.id:
-                self._transport.connect(peer.member, peer.endpoint)
-        self._exchange = Exchange(
-            store=self._store,
-            transport=self._transport,
-            roster=roster,
-            me=self.id,
-            run=self._connection.run,
-            add=config.late == "difference" and config.max_delay != "0",
-        )
-        self._inbox = Inbox(
-            connection=self._connection,
-            transport=self._transport,
-            transfer=self._transfer,
-            arrivals=self._exchange.arrivals,
-            roster=roster,
-        )
-        self._strategy.prepare(self._store.layout, len(roster.peers), roster.position(self.id))
+        """Wait for the population, take over its state, hook into the optimizer. Blocks."""
+        connection = self._connection
+        connection.on_change(self._transport.interrupt)
+        points.reach(points.JOINING)
+        connection.attach(self._store.layout, self._endpoint, rounds)
         self._planner = Planner(
-            lambda seed: stage(self._strategy.plan(seed), self._store.lane),
-            self._connection.seed_of,
+            self._derive,
+            connection.order_of,
             lambda staged: staged.bytes if staged is not None else 0,
         )
         self._timeline = Timeline(
-            connection=self._connection,
+            connection=connection,
             inbox=self._inbox,
             exchange=self._exchange,
             planner=self._planner,
-            delay=delay_for(config.max_delay),
-            expire=config.expire,
+            delay=delay_for(connection.config.max_delay),
+            expire=connection.config.expire,
             rounds=rounds,
             log=self._log,
         )
-        first = roster.members[0]
-        sections = self._store.sections()
-        if self.id == first:
-            for name, vector in sections.items():
-                self._transfer.offer(f"start:{name}", as_bytes(vector), Kind.STATE)
+        if connection.enrolled:
+            self._entry.start_together()
+            self._timeline.begin()
         else:
-            downloads = [
-                self._transfer.fetch(first, f"start:{name}", as_bytes(vector), kind=Kind.STATE)
-                for name, vector in sections.items()
-                if len(vector)
-            ]
-            self._inbox.wait_until(lambda: all(download.done for download in downloads))
-            self._store.load_sections(sections)
-        self._connection.synced()
-        self._inbox.wait_until(lambda: self._connection.has_seed(1))
-        self._transfer.withdraw("start:")
-        self._timeline.begin()
-        self._hook = self._optimizer.register_step_post_hook(lambda *_: self._timeline.step())
+            self._timeline.begin(self._entry.come_in())
+        self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
 
     def average(self) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
         Collective: every member takes part, here or when it leaves its block. Floating-point
         tensors are the mean in MemberId order, accumulated in float64; integer buffers the
-        maximum. No step may follow. Blocks. Raises RunStoppedError.
+        maximum. Over the members that are alive: whenever one is lost before all have the mean,
+        they begin anew. No step may follow. Blocks. Raises RunStoppedError.
         """
-        if self._averaged is None:
+        if self._finale is None:
             self._unhook()
-            self._inbox.end_rounds()
             self._timeline.finish()
             self._connection.progress(self.round)
-            self._sections = {name: v.clone() for name, v in self._store.sections().items()}
-            self._averaged = average_peer_to_peer(
-                self._sections,
+            self._finale = Finale(
+                {name: vector.clone() for name, vector in self._store.sections().items()},
+                connection=self._connection,
+                inbox=self._inbox,
                 transfer=self._transfer,
-                members=self.members,
-                me=self.id,
-                wait_until=self._inbox.wait_until,
             )
+            self._averaged, self._averaged_over = self._finale.average()
         return self._store.state_dict(self._averaged)
 
-    def model_of(self, member: MemberId) -> State:
-        """The final state dict of one member, fetched from it; after `average`. Blocks."""
-        assert self._averaged is not None
-        if member == self.id:
-            return self._store.state_dict(self._sections)
-        sections = {name: torch.empty_like(vector) for name, vector in self._sections.items()}
-        downloads = [
-            self._transfer.fetch(member, f"final:{name}", as_bytes(vector), kind=Kind.AVERAGE)
-            for name, vector in sections.items()
-            if len(vector)
-        ]
-        self._inbox.wait_until(lambda: all(download.done for download in downloads))
-        return self._store.state_dict(sections)
+    def leads(self) -> bool:
+        """Whether it falls to this member to evaluate the population, and call `result`.
+
+        One does, by custom the first that lives; the others wait until it has, or has died. After
+        `average`; blocks. Raises RunStoppedError.
+        """
+        assert self._finale is not None
+        return self._finale.leads()
+
+    def models(self) -> dict[MemberId, State]:
+        """The final state dicts of all averaged members, by id; of those that live still.
+
+        Fetched from them; after `average`. Blocks.
+        """
+        return {peer: state for peer in self.members if (state := self.model_of(peer)) is not None}
+
+    def model_of(self, member: MemberId) -> State | None:
+        """The final state dict of one member; None if it is gone. After `average`. Blocks."""
+        assert self._finale is not None
+        sections = self._finale.of(member)
+        return None if sections is None else self._store.state_dict(sections)
 
     def report(self, **values: Any) -> None:
         """Add a line to the run's metrics.jsonl: plain values, besides member and round."""
         self._connection.metrics({"member": self.id, "round": self.round, **values})
 
     def result(
-        self, *, members: list[float], ensemble: float, averaged: float, greedy_soup: float
+        self,
+        *,
+        members: list[float],
+        ensemble: float,
+        averaged: float,
+        greedy_soup: float,
+        over: Sequence[MemberId] | None = None,
     ) -> None:
         """Tell the coordinator what evaluation found, in per cent; it enters summary.json.
 
-        `members` are in the order of `self.members`. One member does this, by custom the first.
+        `members` are in the order of `over`, which is all averaged members if not given. One member
+        does this: the one that `leads`.
         """
         self._connection.result(
             {
+                "over": list(self.members if over is None else over),
                 "members": members,
                 "ensemble": ensemble,
                 "averaged": averaged,
@@ -305,12 +310,29 @@ class Member:
             self._unhook()
             if self._planner is not None:
                 self._planner.close()
-                self._exchange.close()
+            self._exchange.close()
             if error is not None:
                 self._connection.leave(error)
             self._transport.close(linger=0.0 if error else 1.0)
             if self._log is not None:
                 self._log.close()
+
+    def _round(self) -> None:
+        """What follows an optimizer step."""
+        self._timeline.step()
+        if self._inbox.guests or self._entry.serves:
+            self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+
+    def _derive(self, order: Order) -> Staged | None:
+        """The plan of a round, where the store can use it. On the planner's thread."""
+        seed, roster = order
+        if len(roster.members) < 2:
+            return None
+        if roster is not self._prepared:
+            position = roster.position(self.id)
+            self._strategy.prepare(self._store.layout, len(roster.members), position)
+            self._prepared = roster
+        return stage(self._strategy.plan(seed), roster, self._store.lane)
 
     def _unhook(self) -> None:
         if self._hook is not None:
@@ -319,9 +341,10 @@ class Member:
 
     def _finish(self) -> None:
         self.average()
-        n = len(self.members)
         layout = self._store.layout
         timeline = self._timeline
+        rosters = by_roster(self._connection.rosters, range(1, self.round + 1))
+        epochs = [(len(r.members), len(rounds)) for r, rounds in rosters if self.id in r.members]
         self._connection.finished(
             Finished(
                 rounds=timeline.round,
@@ -331,12 +354,15 @@ class Member:
                 max_delay=timeline.max_delay,
                 applied_values=self._exchange.applied_values,
                 expired_values=self._exchange.arrivals.expired_values,
+                refused_values=self._exchange.refused_values,
                 theory={
                     "parameters": layout.values,
-                    "wash": self._strategy.expected_payload(layout, n) * self.round,
-                    "paper": self._strategy.paper_payload(layout) * self.round,
-                    "papa": papa_payload(layout) * self.round,
-                    "papa_all_reduce": papa_all_reduce(layout, n) * self.round,
+                    "wash": sum(
+                        self._strategy.expected_payload(layout, n) * r for n, r in epochs if n > 1
+                    ),
+                    "paper": self._strategy.paper_payload(layout) * sum(r for _, r in epochs),
+                    "papa": papa_payload(layout) * sum(r for _, r in epochs),
+                    "papa_all_reduce": sum(papa_all_reduce(layout, n) * r for n, r in epochs),
                 },
             )
         )

@@ -15,23 +15,25 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 P = TypeVar("P")
+S = TypeVar("S")
 MOST = 16
 """Plans derived ahead."""
 ROOM = 2 << 20
 """Bytes that plans derived ahead may take, except for the very next one."""
 
 
-class Planner(Generic[P]):
+class Planner(Generic[S, P]):
     """Keeps the next rounds' plans ready. All methods belong to the training thread.
 
-    `derive` makes a plan of a seed, on the planner's thread; `seed_of` tells a round's seed, or
-    None if it has not arrived; `size_of` tells the bytes that a plan takes.
+    `derive` makes a plan of a seed, on the planner's thread and in the order of rounds; `seed_of`
+    tells a round's seed (and whatever else `derive` needs), or None if it has not arrived;
+    `size_of` tells the bytes that a plan takes.
     """
 
     def __init__(
         self,
-        derive: Callable[[int], P],
-        seed_of: Callable[[int], int | None],
+        derive: Callable[[S], P],
+        seed_of: Callable[[int], S | None],
         size_of: Callable[[P], int],
     ) -> None:
         self._derive = derive
@@ -61,9 +63,9 @@ class Planner(Generic[P]):
             self._submit(max(last, number + 1), number + 1 + self._ahead)
         return plan
 
-    def prepare(self) -> None:
-        """Begin with the first round's plan."""
-        self._submit(1, 2)
+    def prepare(self, number: int = 1) -> None:
+        """Begin with the plan of round `number`, the first."""
+        self._submit(number, number + 1)
 
     def close(self) -> None:
         """End the thread. Harmless when called twice."""

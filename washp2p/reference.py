@@ -132,15 +132,18 @@ class Selection:
 class _Round:
     """What a round's seed says, and what each member held at the selected scalars when it sent."""
 
-    def __init__(self, selected: list[int], sources: np.ndarray, slots: int) -> None:
+    def __init__(self, selected: list[int], sources: dict[int, np.ndarray]) -> None:
         self.selected = np.array(selected, dtype=np.int64)
         self.sources = sources
-        """Shape (members, selected): from whom each member's new value comes."""
-        self.held: list[list[np.ndarray | None]] = [[None] * slots for _ in sources]
+        """By member, for each selected scalar: from whom its new value comes."""
+        self.held: dict[int, list[np.ndarray]] = {}
 
 
 class Reference:
-    """N models in one process, shuffled as Algorithm 1 says, at once or late (section 4)."""
+    """Models in one process, shuffled as Algorithm 1 says, at once or late (section 4).
+
+    A member's number is its place in `models`; which of them take part in a round, its roster says.
+    """
 
     def __init__(
         self,
@@ -178,6 +181,7 @@ class Reference:
         )
         assert all(p.is_contiguous() for m in models for p in m.parameters())
         n = len(models)
+        self._everyone = range(n)
         self._rounds: dict[int, _Round] = {}
         size = sum(parameter.numel() for own in groups for parameter in own)
         self._newest = np.zeros((n, size), dtype=np.int64)
@@ -194,19 +198,23 @@ class Reference:
             self.apply(member, self._done)
         self.forget([self._done])
 
-    def gather(self, member: int, number: int, seed: int) -> None:
-        """The member sends: what it holds at round `number`'s scalars is what others will get."""
-        if not self._shuffles:
+    def gather(
+        self, member: int, number: int, seed: int, roster: Sequence[int] | None = None
+    ) -> None:
+        """The member sends: what it holds at round `number`'s scalars is what others will get.
+
+        `roster` has the members of the round, in order (default: all).
+        """
+        roster = self._everyone if roster is None else roster
+        if not self._shuffles or len(roster) < 2:
             return
         if number not in self._rounds:
-            self._rounds[number] = self._draw(seed)
+            self._rounds[number] = self._draw(seed, roster)
         this = self._rounds[number]
-        for k, slot in enumerate(self._slots):
-            this.held[member][k] = self._flat(member, slot)[this.selected]
-        receivers, counts = np.unique(np.nonzero(this.sources == member)[0], return_counts=True)
-        for receiver, count in zip(receivers.tolist(), counts.tolist(), strict=True):
+        this.held[member] = [self._flat(member, slot)[this.selected] for slot in self._slots]
+        for receiver, sources in this.sources.items():
             if receiver != member:
-                self.sent[member][receiver] += count
+                self.sent[member][receiver] += int((sources == member).sum())
 
     def apply(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
         """The member takes over what `senders` (all, if not given) sent it in round `number`."""
@@ -214,8 +222,11 @@ class Reference:
             return
         this = self._rounds[number]
         sources = this.sources[member]
-        others = senders if senders is not None else range(len(self._models))
+        others = this.sources if senders is None else senders
         chosen = np.isin(sources, [sender for sender in others if sender != member])
+        for sender, sent in this.held.items():  # what is not finite is refused, in all slots
+            finite = np.isfinite(sent).all(axis=0)
+            chosen &= (sources != sender) | finite
         if not self._adds:
             chosen &= self._newest[member][this.selected] <= number
         places, sources = this.selected[chosen], sources[chosen]
@@ -226,10 +237,8 @@ class Reference:
             arrived = np.empty(len(places), dtype=theta.dtype)
             for sender in set(sources.tolist()):
                 held = this.held[sender][k]
-                assert held is not None, f"round {number} of member {sender} before it was sent"
                 arrived[sources == sender] = held[chosen][sources == sender]
             own = this.held[member][k]
-            assert own is not None
             theta[places] = theta[places] + (arrived - own[chosen]) if self._adds else arrived
             self._put(member, slot, theta)
         self._newest[member][places] = number
@@ -238,24 +247,25 @@ class Reference:
         """Whether `senders` (all, if not given) have sent round `number`."""
         if not self._shuffles:
             return True
-        others = range(len(self._models)) if senders is None else senders
         this = self._rounds.get(number)
-        return this is not None and all(this.held[sender][0] is not None for sender in others)
+        if this is None:
+            return False
+        return this.held.keys() >= set(this.sources if senders is None else senders)
 
     def forget(self, numbers: Sequence[int]) -> None:
         """No member will send or apply these rounds again."""
         for number in numbers:
             self._rounds.pop(number, None)
 
-    def _draw(self, seed: int) -> _Round:
-        n = len(self._models)
+    def _draw(self, seed: int, roster: Sequence[int]) -> _Round:
         selected = self._selection.draw(seed)
-        sources = np.empty((n, len(selected)), dtype=np.int64)
-        for number, members in enumerate(deal(seed, n, self._group)):
+        sources = {}
+        for number, positions in enumerate(deal(seed, len(roster), self._group)):
+            members = [roster[position] for position in positions]
             images = permutations_of(seed, number, len(members), len(selected))
             for place, member in enumerate(members):
-                sources[member] = [members[image[place]] for image in images]
-        return _Round(selected, sources, len(self._slots))
+                sources[member] = np.array([members[image[place]] for image in images], dtype=int)
+        return _Round(selected, sources)
 
     def _flat(self, member: int, slot: str) -> np.ndarray:
         return np.concatenate([t.detach().numpy().ravel() for t in self._tensors(member, slot)])

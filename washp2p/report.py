@@ -25,8 +25,8 @@ def accuracy_table(summary: Summary) -> Table | None:
         return None
     members = accuracy["members"]
     table = _table("test accuracy", "model", "%")
-    for row, value in zip(summary["bytes"], members, strict=True):
-        table.add_row(f"member {row['member']}", f"{value:.2f}")
+    for member, value in zip(accuracy["over"], members, strict=True):
+        table.add_row(f"member {member}", f"{value:.2f}")
     table.add_section()
     table.add_row("mean member", f"{sum(members) / len(members):.2f}")
     table.add_row("best member", f"{max(members):.2f}")
@@ -92,10 +92,11 @@ def comparison(summary: Summary) -> str:
         f"PAPA (all {summary['parameters']:,} parameters every 10 steps) would have sent "
         f"{_size(row['papa'])} per worker, {_size(row['papa_all_reduce'])} as a ring all-reduce"
     )
-    if not sent:
+    theory = sum(r["theory"] for r in summary["bytes"]) / len(summary["bytes"])
+    if not sent or not theory:
         return text
     return (
-        f"theory is (N-1)/N * sum p_l d_l for this model's layers; {sent / row['theory']:.3f} of "
+        f"theory is (N-1)/N * sum p_l d_l for this model's layers; {sent / theory:.3f} of "
         f"it was sent. By the paper's rule for equal layers it would be {_size(row['paper'])}. "
         f"{text}: {row['papa'] / sent:.1f} and {row['papa_all_reduce'] / sent:.1f} times as much"
     )
@@ -157,6 +158,9 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     yield pace_table(summary)
     yield bytes_table(summary)
     yield comparison(summary)
+    for gone in summary.get("departed", []):
+        who = f"member {gone['member']} ({gone['host']})"
+        yield f"{who} {gone['reason']}; the roster is without it from round {gone['round']} on"
     seconds = f"{summary['rounds']} rounds in {summary['seconds']:.1f} s"
     yield f"{seconds} ({summary['rounds_per_second']:.1f} rounds/s)"
     if text := warning(summary):

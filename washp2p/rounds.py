@@ -9,6 +9,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 MemberId = int
 SEED_BYTES = 8
@@ -58,11 +63,24 @@ class Peer:
 class Roster:
     """The members of one epoch, in order; a *position* is an index into `peers`.
 
-    Permutations act on positions; frames and files carry MemberIds.
+    Permutations act on positions; frames and files carry MemberIds. The epoch begins with round
+    `first`.
     """
 
     epoch: int
     peers: tuple[Peer, ...]
+    first: int = 1
+
+    @classmethod
+    def from_rows(cls, epoch: int, first: int, rows: Sequence[Any]) -> Self:
+        """Inverse of `rows`. Raises ValueError or TypeError if they are not such rows."""
+        peers = tuple(Peer(member=m, endpoint=e, host=h) for m, e, h in rows)
+        return cls(epoch=epoch, first=first, peers=peers)
+
+    @property
+    def rows(self) -> list[Any]:
+        """Its peers as they travel and are kept: each [member, endpoint, host]."""
+        return [[peer.member, peer.endpoint, peer.host] for peer in self.peers]
 
     @cached_property
     def members(self) -> tuple[MemberId, ...]:
@@ -77,3 +95,17 @@ class Roster:
         """Eight bytes that differ when the epoch or its members do."""
         text = f"{self.epoch}:" + ",".join(map(str, self.members))
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:
+    """The roster of a round: the newest that begins no later."""
+    return next(roster for roster in reversed(rosters) if roster.first <= round_number)
+
+
+def by_roster(rosters: Sequence[Roster], rounds: range) -> Iterator[tuple[Roster, range]]:
+    """Those of `rounds` in which each roster holds, as `roster_at` says; none are left out."""
+    for roster, following in zip_longest(rosters, rosters[1:]):
+        stop = rounds.stop if following is None else min(following.first, rounds.stop)
+        its = range(max(rounds.start, roster.first), stop)
+        if its:
+            yield roster, its

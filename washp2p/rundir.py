@@ -1,7 +1,7 @@
 """The run folder: what lies where, and writing it so that a reader never sees half a file.
 
-config.json, metrics.jsonl, summary.json, averaged.safetensors, members/<id>.safetensors, and
-log/<id>.msgpack (the run log). Others rely on these names.
+config.json, metrics.jsonl, summary.json, averaged.safetensors, members/<id>.safetensors,
+log/<id>.msgpack (the run log) and journal.sqlite (the coordinator's). Others rely on these names.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 
-CONFIG, METRICS, SUMMARY, AVERAGED = (
+CONFIG, METRICS, SUMMARY, AVERAGED, JOURNAL = (
     "config.json",
     "metrics.jsonl",
     "summary.json",
     "averaged.safetensors",
+    "journal.sqlite",
 )
 
 
@@ -48,15 +49,23 @@ def default() -> Path:
     return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-def create(folder: Path) -> Path:
-    """Make a run folder that holds no run yet. Raises UsageError."""
+def unfinished(folder: Path) -> bool:
+    """Whether a folder holds a run that a new coordinator can go on with."""
+    return (folder / JOURNAL).exists() and not (folder / SUMMARY).exists()
+
+
+def create(folder: Path, *, go_on: bool = False) -> Path:
+    """Make a run folder that holds no run yet, or with `go_on` one that has not finished.
+
+    Raises UsageError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another --run-dir"
         ) from None
-    if (folder / CONFIG).exists():
+    if (folder / CONFIG).exists() and not (go_on and unfinished(folder)):
         state = "a run" if (folder / SUMMARY).exists() else "a run that has not finished"
         raise UsageError(f"{folder} already holds {state}; choose another --run-dir or remove it")
     return folder

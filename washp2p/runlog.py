@@ -3,8 +3,9 @@
 With the seeds it is all that a replay needs. A record is written after its values were applied and
 before the member's next gather, straight to the kernel: what a member passed on is always explained
 by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
-[own step, epoch, round, senders applied, senders lost], or [own step, epoch, round] where the
-member's clock jumped: that step belongs to `round`, not to the one after the last.
+[own step, epoch, round, senders applied, senders lost]; [own step, epoch, round] where the
+member's clock jumped: that step belongs to `round`, not to the one after the last; and, first of
+all, [epoch, round, donor, donor's own step] where it came in mid-run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,17 @@ class Jump(NamedTuple):
     round: int
 
 
+class Joined(NamedTuple):
+    """The member began with the state of `donor` after its own step `step`; `round` was the last
+    without it.
+    """
+
+    epoch: int
+    round: int
+    donor: MemberId
+    step: int
+
+
 class RunLog:
     """Appends records to a file. Each `append` is one unbuffered write."""
 
@@ -53,7 +65,7 @@ class RunLog:
                 f"cannot write {path}: {error.strerror}; choose another --run-dir"
             ) from None
 
-    def append(self, records: Sequence[Record | Jump]) -> None:
+    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
         """Write records, all at once."""
         if records:
             self._file.write(b"".join(map(msgpack.packb, records)))
@@ -63,11 +75,14 @@ class RunLog:
         self._file.close()
 
 
-def read_log(path: Path) -> Iterator[Record | Jump]:
+def read_log(path: Path) -> Iterator[Record | Jump | Joined]:
     """Records in the order they were written; a last one cut short by a kill is left out."""
     with path.open("rb") as file:
-        for step, epoch, round_number, *senders in msgpack.Unpacker(file):
-            if senders:
-                yield Record(step, epoch, round_number, *map(tuple, senders))
-            else:
-                yield Jump(step, epoch, round_number)
+        for values in msgpack.Unpacker(file):
+            match values:
+                case [step, epoch, round_number, applied, lost]:
+                    yield Record(step, epoch, round_number, tuple(applied), tuple(lost))
+                case [_, _, _]:
+                    yield Jump(*values)
+                case [_, _, _, _]:
+                    yield Joined(*values)

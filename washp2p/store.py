@@ -8,7 +8,7 @@ Optimizer state follows when it first exists. No sockets, no plans.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -130,6 +130,47 @@ class Store:
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
+    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The optimizer's state: copies of its tensors on the CPU, and the rest as plain values.
+
+        Tensors are named `<number of the parameter in the layout>.<name>`; the plain values are
+        other state by the same names, and each parameter group's numbers.
+        """
+        tensors, plain = {}, {}
+        for number, parameter in enumerate(self._parameters):
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    copy = value.detach().to("cpu", copy=True)
+                    tensors[f"{number}.{name}"] = copy.contiguous()
+                elif isinstance(value, (int, float, bool)):
+                    plain[f"{number}.{name}"] = value
+        groups = [
+            {
+                name: value
+                for name, value in group.items()
+                if isinstance(value, (int, float, bool))
+                or (isinstance(value, tuple) and all(isinstance(v, float) for v in value))
+            }
+            for group in self._optimizer.param_groups
+        ]
+        return tensors, {"state": plain, "groups": groups}
+
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+        """Make the optimizer's state what `optimizer_state` of an equal member returned."""
+        self._optimizer.state.clear()
+        for key, value in (*tensors.items(), *plain["state"].items()):
+            number, _, name = key.partition(".")
+            parameter = self._parameters[int(number)]
+            own = _as_state_of(parameter, value) if isinstance(value, torch.Tensor) else value
+            self._optimizer.state[parameter][name] = own
+        for group, values in zip(self._optimizer.param_groups, plain["groups"], strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        if len(self.layout.slots) > 1:
+            self._missing = set(self._stateful)
+            for slot in self.layout.slots[1:]:
+                self._flat[slot.name].zero_()
+            self._adopt_state()
+
     def state_dict(self, sections: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The state dict of the model that `sections` describes: fresh contiguous CPU tensors."""
         state = {}
@@ -214,6 +255,13 @@ class Store:
         for slot in self.layout.slots[1:]:
             state[slot.name] = _view(self._flat[slot.name], entry)
         self._missing.remove(number)
+
+
+def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    """A copy laid out like the parameter, or as it is; counters stay on the CPU, as Adam's do."""
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter).copy_(value)
+    return value.to(parameter.device if value.dim() else torch.device("cpu"), copy=True)
 
 
 def _view(flat: torch.Tensor, entry: Entry) -> torch.Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from washp2p import points
 from washp2p.delay import RECENT, WORTH_WAITING
 from washp2p.errors import UsageError
 from washp2p.runlog import Jump, Record
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from washp2p.exchange import Applied, Exchange, Staged
     from washp2p.inbox import Inbox
     from washp2p.planner import Planner
-    from washp2p.runlog import RunLog
+    from washp2p.rounds import MemberId, Roster
+    from washp2p.runlog import Joined, RunLog
 
 
 class Timeline:
-    """One member's rounds in one epoch. `rounds` is how many it announced, 0 if not known."""
+    """One member's rounds. `rounds` is the population's last one, 0 if not known."""
 
     def __init__(
         self,
@@ -35,7 +37,7 @@ class Timeline:
         connection: Connection,
         inbox: Inbox,
         exchange: Exchange,
-        planner: Planner[Staged | None],
+        planner: Planner[tuple[int, Roster], Staged | None],
         delay: Delay,
         expire: int,
         rounds: int,
@@ -58,15 +60,25 @@ class Timeline:
         """Seconds spent waiting for peers."""
         self.began = self.ended = time.monotonic()
         self._share = 0.0
+        self._entered = 0
+        self._reported: set[MemberId] = set()
 
     @property
     def max_delay(self) -> str:
         """The bound S on lateness that holds now, or "none"."""
         return "none" if self._delay.bound is None else str(self._delay.bound)
 
-    def begin(self) -> None:
-        """The first step may follow: derive plans, start the clock. The first seeds are here."""
-        self._planner.prepare()
+    def begin(self, joined: Joined | None = None) -> None:
+        """The first step may follow: derive plans, start the clock. The first seeds are here.
+
+        `joined` says how the member came in, unless it was there from the start.
+        """
+        if joined is not None:
+            self.round = self._entered = joined.round
+            self._arrivals.begin_after(joined.round)
+            if self._log is not None:
+                self._log.append([joined])
+        self._planner.prepare(self.round + 1)
         self.began = self.ended = time.monotonic()
 
     def step(self) -> None:
@@ -75,7 +87,7 @@ class Timeline:
         Raises UsageError beyond the announced number of steps, RunStoppedError, ProtocolError.
         """
         self.steps += 1
-        if self._rounds and self.steps > self._rounds:
+        if self._rounds and self._entered + self.steps > self._rounds:
             raise UsageError(
                 f"step {self.steps} of member {self._connection.member}, which joined for "
                 f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
@@ -95,14 +107,20 @@ class Timeline:
         self.round = number
         if staged is not None:
             self._exchange.post(number, staged, round(1000 * self._share))
+        if staged is not None or self._arrivals.outstanding:
+            points.reach(points.AFTER_SEND, number)
             waited = self._wait(number, bound)
+            points.reach(points.APPLYING, number)
             self._apply(jumped=jumps, waited=waited)
         self.ended = time.monotonic()
 
     def finish(self) -> None:
         """Take no further step: tell the peers, and apply what is still to come. Blocks."""
-        self._exchange.end(self.round)
-        self._inbox.wait_until(lambda: self._arrivals.complete(self.round))
+        self._exchange.end(self.round, self._connection.roster.members)
+        self._inbox.wait_until(
+            lambda: self._arrivals.complete(self.round),
+            lambda: self._arrivals.waits_for(self.round),
+        )
         self._write(self._exchange.apply())
 
     def _await_seed(self, number: int) -> None:
@@ -118,12 +136,18 @@ class Timeline:
         if self._arrivals.complete(due):
             return 0.0
         began = time.monotonic()
-        self._inbox.wait_until(lambda: self._arrivals.complete(due))
+        self._inbox.wait_until(
+            lambda: self._arrivals.complete(due), lambda: self._arrivals.waits_for(due)
+        )
         return time.monotonic() - began
 
     def _apply(self, *, jumped: bool, waited: float) -> None:
         applied = self._exchange.apply()
         self._write(applied, jumped=jumped)
+        if self._exchange.diverged:
+            for member in self._exchange.diverged - self._reported:
+                self._connection.diverged(member)
+            self._reported |= self._exchange.diverged
         elapsed = time.monotonic() - self.ended
         self.waited += waited
         self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0

@@ -1,8 +1,8 @@
 """State transfer: named blobs of bytes, fetched from a peer in checksummed chunks.
 
-One protocol for the initial state, the final average and whatever a later joiner needs. A blob is
-served straight from the memory it was offered from and lands straight in the memory it is wanted
-in. A request for a blob not offered yet waits until it is.
+One protocol for the initial state, a newcomer's snapshot and the final average. A blob is served
+straight from the memory it was offered from and lands straight in the memory it is wanted in. A
+request for a blob not offered yet waits until it is.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ AHEAD = 4
 
 @dataclass
 class Download:
-    """A part of a peer's blob on its way into `into`, which the caller owns."""
+    """A part of a peer's blob on its way into `into`.
+
+    The caller owns `into`; where it gave none, it is made when the blob's size is known.
+    """
 
     peer: MemberId
     name: str
     offset: int
-    into: memoryview
+    into: memoryview | None
     kind: Kind
     asked: int = 0
     received: int = 0
@@ -40,7 +43,7 @@ class Download:
     @property
     def done(self) -> bool:
         """Whether every byte has arrived and its checksum was right."""
-        return self.received == self.into.nbytes
+        return self.into is not None and self.received == self.into.nbytes
 
 
 class Transfer:
@@ -53,6 +56,8 @@ class Transfer:
         self._blobs: dict[str, tuple[memoryview, Kind]] = {}
         self._early: defaultdict[str, list[Fetch]] = defaultdict(list)
         self._downloads: dict[tuple[MemberId, str], Download] = {}
+        self.unasked = 0
+        """Chunks that came twice, or after nobody wanted them any more."""
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
         """Serve `data` as the blob `name`; it must not change until withdrawn."""
@@ -65,14 +70,33 @@ class Transfer:
         self._blobs = {k: v for k, v in self._blobs.items() if not k.startswith(prefix)}
 
     def fetch(
-        self, peer: MemberId, name: str, into: memoryview, *, kind: Kind, offset: int = 0
+        self, peer: MemberId, name: str, into: memoryview | None, *, kind: Kind, offset: int = 0
     ) -> Download:
-        """Begin to fill `into` with the peer's blob `name` from byte `offset` on."""
+        """Begin to fill `into` with the peer's blob `name` from byte `offset` on.
+
+        None takes the whole blob, whatever its size.
+        """
         download = Download(peer, name, offset, into, kind)
-        self._downloads[peer, name] = download
-        for _ in range(AHEAD):
-            self._ask(download)
+        if not download.done:
+            self._downloads[peer, name] = download
+            for _ in range(AHEAD if into is not None else 1):
+                self._ask(download)
         return download
+
+    def cancel(self) -> None:
+        """Want none of what is still being fetched any more."""
+        self._downloads.clear()
+
+    def again(self, peer: MemberId) -> None:
+        """A link to or from `peer` was broken: ask again for what has not come."""
+        for download in self._downloads.values():
+            if download.peer == peer:
+                for offset, length in download.awaited.items():
+                    self._request(download, offset, length)
+
+    def peers(self) -> set[MemberId]:
+        """From whom something is still to come."""
+        return {peer for peer, _ in self._downloads}
 
     def on_fetch(self, fetch: Fetch) -> None:
         """A peer asks. Raises ProtocolError if it asks for what is not there."""
@@ -80,42 +104,65 @@ class Transfer:
             self._early[fetch.name].append(fetch)
             return
         data, kind = self._blobs[fetch.name]
-        if fetch.length > CHUNK_BYTES or fetch.offset + fetch.length > data.nbytes:
+        if fetch.length > CHUNK_BYTES or fetch.offset > data.nbytes:
             raise ProtocolError(
                 f"member {fetch.sender} asked for {fetch.length} bytes at {fetch.offset} of "
                 f"{fetch.name}, which has {data.nbytes}; expected at most {CHUNK_BYTES} within it"
             )
         part = data[fetch.offset : fetch.offset + fetch.length]
-        header = Chunk(self._run, self._me, fetch.name, fetch.offset, checksum(part))
+        header = Chunk(self._run, self._me, fetch.name, fetch.offset, data.nbytes, checksum(part))
         self._transport.send(fetch.sender, kind, headers.encode(header), (part,))
 
     def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
-        """A peer answers. Raises ProtocolError if it is not what was asked for."""
+        """A peer answers; what nobody waits for is ignored.
+
+        Raises ProtocolError if it is not what was asked for.
+        """
         download = self._downloads.get((chunk.sender, chunk.name))
-        if download is None or payload.nbytes != download.awaited.get(chunk.offset):
+        if download is None or chunk.offset not in download.awaited:
+            self.unasked += 1
+            return
+        length = min(download.awaited[chunk.offset], max(0, chunk.size - chunk.offset))
+        if payload.nbytes != length or (download.into is not None and _short(download, chunk)):
             raise ProtocolError(
                 f"member {chunk.sender} sent {payload.nbytes} bytes at {chunk.offset} of "
-                f"{chunk.name}, which nobody asked for"
+                f"{chunk.name}, which has {chunk.size}; expected {download.awaited[chunk.offset]}"
             )
         if checksum(payload) != chunk.checksum:
             raise ProtocolError(
                 f"{payload.nbytes} bytes at {chunk.offset} of {chunk.name} from member "
                 f"{chunk.sender} do not match their checksum"
             )
+        del download.awaited[chunk.offset]
+        if download.into is None:
+            download.into = memoryview(bytearray(chunk.size))
+            download.asked = length
+            for _ in range(AHEAD - 1):
+                self._ask(download)
         at = chunk.offset - download.offset
-        download.into[at : at + payload.nbytes] = payload
-        download.received += download.awaited.pop(chunk.offset)
+        download.into[at : at + length] = payload
+        download.received += length
         if download.done:
             del self._downloads[chunk.sender, chunk.name]
         else:
             self._ask(download)
 
     def _ask(self, download: Download) -> None:
-        length = min(CHUNK_BYTES, download.into.nbytes - download.asked)
+        left = CHUNK_BYTES if download.into is None else download.into.nbytes - download.asked
+        length = min(CHUNK_BYTES, left)
         if not length:
             return
         offset = download.offset + download.asked
         download.asked += length
         download.awaited[offset] = length
+        self._request(download, offset, length)
+
+    def _request(self, download: Download, offset: int, length: int) -> None:
         header = Fetch(self._run, self._me, download.name, offset, length)
         self._transport.send(download.peer, download.kind, headers.encode(header))
+
+
+def _short(download: Download, chunk: Chunk) -> bool:
+    """Whether the peer's blob ends before what is wanted of it does."""
+    assert download.into is not None
+    return chunk.size < download.offset + download.into.nbytes

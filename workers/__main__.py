@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from washp2p.commandline import Parser, report_errors
-from washp2p.errors import UsageError
+from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
 from workers.options import add_data_options, add_process_options
 
 if TYPE_CHECKING:
@@ -47,9 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Join, train, average, and write what belongs to this member."""
+    """Be a member, and another one whenever the population has gone on without this process."""
     import torch
 
+    device = pick_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dropped: DroppedError | None = None
+    while True:
+        try:
+            take_part(options, device)
+        except DroppedError as error:
+            dropped = error.with_traceback(None)  # which holds on to the whole former life
+            print(f"worker: {error}; joining again", file=sys.stderr, flush=True)
+        except JoinRefusedError as refusal:
+            if dropped is None:
+                raise
+            raise RunStoppedError(f"{dropped}, and cannot join again: {refusal}") from None
+        else:
+            print("finished", flush=True)
+            return 0
+
+
+def take_part(options: argparse.Namespace, device: torch.device) -> None:
+    """Join, train, average, and write what belongs to this member. Raises WashError."""
     import washp2p
     from washp2p import rundir
     from workers.checkpoint import save_model
@@ -57,9 +78,6 @@ def work(options: argparse.Namespace) -> int:
     from workers.evaluate import evaluate_population
     from workers.trainer import Trainer
 
-    device = pick_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     connection = washp2p.connect(options.coordinator, wait=options.wait, insecure=options.insecure)
     connection.on_stop(_exit_soon)
     print(f"member {connection.member} of run {connection.name}", flush=True)
@@ -80,19 +98,23 @@ def work(options: argparse.Namespace) -> int:
         insecure=options.insecure,
         log=rundir.log_file(folder, connection.member),
     ) as member:
+        trainer.round = member.round
         with trainer.streams.active():
             for epoch in trainer.train():
                 trainer.round = member.round
                 if epoch is not None:
                     member.report(**epoch.to_metrics())
         averaged = member.average()
-        save_model(rundir.member_file(folder, member.id), member.model_of(member.id))
-        if member.id == member.members[0]:
+        own = member.model_of(member.id)
+        assert own is not None
+        save_model(rundir.member_file(folder, member.id), own)
+        if member.leads():
             save_model(folder / rundir.AVERAGED, averaged)
-            states = [member.model_of(peer) for peer in member.members]
-            member.result(**evaluate_population(trainer.model, states, averaged, data, device))
-    print("finished", flush=True)
-    return 0
+            states = member.models()
+            found = evaluate_population(
+                trainer.model, list(states.values()), averaged, data, device
+            )
+            member.result(**found, over=list(states))
 
 
 def pick_device(name: str) -> torch.device:
@@ -110,6 +132,8 @@ def pick_device(name: str) -> torch.device:
 
 def _exit_soon(error: WashError) -> None:
     """End the process even if the training thread is deep in a long step."""
+    if isinstance(error, DroppedError):
+        return  # it will join again
 
     def end() -> None:
         print(f"worker: {error}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ from washp2p import rundir
 from washp2p.errors import UsageError
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
-from washp2p.rounds import round_seed, run_key
-from washp2p.runlog import Jump, read_log
+from washp2p.rosterbook import read_rosters
+from washp2p.rounds import Peer, Roster, roster_at, round_seed, run_key
+from washp2p.runlog import Joined, Jump, read_log
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.version import installed
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.config import RunConfig
+    from washp2p.rounds import MemberId
     from workers.data import Data
 
 Application = tuple[int, tuple[int, ...] | None]
@@ -44,11 +47,23 @@ class Script:
     """What one member does after each of its own steps, counted from 1.
 
     `applies` tells what it applies after which step, in order; `jumps` to which round a step
-    belongs where that is not the one after the last.
+    belongs where that is not the one after the last. `joined` says with whose state it begins where
+    that is not the population's first. Its part ends after `last_step`, if it did not see the end.
     """
 
     applies: dict[int, list[Application]] = field(default_factory=dict)
     jumps: dict[int, int] = field(default_factory=dict)
+    joined: Joined | None = None
+    last_step: int | None = None
+
+    def step_of(self, number: int) -> int:
+        """Which own step belongs to a round."""
+        step, at = 0, self.joined.round if self.joined else 0
+        for jump, to in sorted(self.jumps.items()):
+            if to > number:
+                break
+            step, at = jump, to
+        return step + number - at
 
 
 def exactly_late(rounds: int, delay: int) -> Script:
@@ -65,9 +80,34 @@ def from_log(path: Path) -> Script:
     for record in read_log(path):
         if isinstance(record, Jump):
             script.jumps[record.step] = record.round
+        elif isinstance(record, Joined):
+            script.joined = record
         elif record.applied:
             script.applies.setdefault(record.step, []).append((record.round, record.applied))
     return script
+
+
+def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[MemberId]]:
+    """What a distributed run did: its rosters, everyone's part, and over whom it was averaged.
+
+    Raises UsageError if the folder has not the whole of it.
+    """
+    rosters = read_rosters(run / rundir.JOURNAL)
+    final = rundir.read_summary(run)["averaged_over"]
+    members = sorted({member for roster in rosters for member in roster.members})
+    scripts = {member: _script(run, member) for member in members}
+    needed = dict.fromkeys(members, 0)
+    for script in scripts.values():
+        if script.joined is not None:
+            donor = script.joined.donor
+            needed[donor] = max(needed[donor], script.joined.step)
+        for number, senders in (a for applies in script.applies.values() for a in applies):
+            for sender in senders or ():
+                needed[sender] = max(needed[sender], scripts[sender].step_of(number))
+    for member in members:
+        if member not in final:
+            scripts[member].last_step = needed[member]
+    return rosters, scripts, final
 
 
 def simulate(
@@ -94,12 +134,15 @@ def simulate(
             "versions": installed(),
         },
     )
-    population = Population(config, data)
     if replay is not None:
-        scripts = [_script(replay, member) for member in range(config.n)]
+        rosters, scripts, final = from_logs(replay)
+        population = Population(config, data, rosters)
     else:
+        final = list(range(config.n))
+        peers = tuple(Peer(member=member, endpoint="", host="") for member in final)
+        population = Population(config, data, [Roster(epoch=0, peers=peers)])
         delay = int(config.max_delay) if config.max_delay.isdecimal() else 0
-        scripts = [exactly_late(population.trainers[0].steps, delay)] * config.n
+        scripts = dict.fromkeys(final, exactly_late(population.steps_in_all, delay))
     began = time.monotonic()
     with (folder / rundir.METRICS).open("w") as metrics:
 
@@ -109,33 +152,43 @@ def simulate(
 
         population.train(scripts, report)
     seconds = time.monotonic() - began
-    states = [
-        {name: value.clone() for name, value in trainer.model.state_dict().items()}
-        for trainer in population.trainers
-    ]
-    for member, state in enumerate(states):
-        save_model(rundir.member_file(folder, member), state)
+    states = []
+    for member in final:
+        state = population.trainers[member].model.state_dict()
+        states.append({name: value.clone() for name, value in state.items()})
+        save_model(rundir.member_file(folder, member), states[-1])
     averaged = plain_average(states)
     save_model(folder / rundir.AVERAGED, averaged)
-    summary = _summary(config, population, seconds)
-    summary["accuracy"] = evaluate_population(
-        population.trainers[0].model, states, averaged, data, torch.device("cpu")
+    summary = _summary(config, population, final, seconds)
+    found = evaluate_population(
+        population.trainers[final[0]].model, states, averaged, data, torch.device("cpu")
     )
+    summary["accuracy"] = {"over": final, **found}
     rundir.write_json(folder / rundir.SUMMARY, summary)
     return summary
 
 
 class Population:
-    """All members of a run, and the reference that shuffles them."""
+    """All members that a run ever had, and the reference that shuffles them.
 
-    def __init__(self, config: RunConfig, data: Data) -> None:
+    They begin with the state of the first in the first round's roster; `joined` ones take theirs
+    over later.
+    """
+
+    def __init__(self, config: RunConfig, data: Data, rosters: Sequence[Roster]) -> None:
         cpu = torch.device("cpu")
-        self.trainers = [Trainer(config, data, member, cpu) for member in range(config.n)]
-        for trainer in self.trainers[1:]:
-            trainer.model.load_state_dict(self.trainers[0].model.state_dict())
+        self._rosters = rosters
+        self.members = sorted({member for roster in rosters for member in roster.members})
+        self.trainers = {member: Trainer(config, data, member, cpu) for member in self.members}
+        first = self.trainers[roster_at(rosters, 1).members[0]]
+        self.steps_in_all = first.steps
+        for trainer in self.trainers.values():
+            trainer.model.load_state_dict(first.model.state_dict())
+        numbered = {member: number for number, member in enumerate(self.members)}
+        self._number_of = numbered
         self.reference = Reference(
-            [trainer.model for trainer in self.trainers],
-            [trainer.optimizer for trainer in self.trainers],
+            [trainer.model for trainer in self.trainers.values()],
+            [trainer.optimizer for trainer in self.trainers.values()],
             method=config.method,
             schedule=config.schedule,
             p=config.p,
@@ -143,14 +196,25 @@ class Population:
             late="overwrite" if config.max_delay == "0" else config.late,
         )
         self._key = run_key(config.seed)
-        self.steps = [0] * config.n
+        self.steps = dict.fromkeys(self.members, 0)
+        self._guests: dict[tuple[MemberId, int], list[MemberId]] = {}
+        self._waiting: set[MemberId] = set()
 
-    def train(self, scripts: Sequence[Script], on_epoch: Callable[[dict[str, Any]], None]) -> None:
+    def train(
+        self, scripts: dict[MemberId, Script], on_epoch: Callable[[dict[str, Any]], None]
+    ) -> None:
         """Train everyone to the end, each by its script. Raises UsageError if they do not fit."""
-        uses = Counter(r for s in scripts for done in s.applies.values() for r, _ in done)
-        runs = {
-            member: self._member(member, script, on_epoch) for member, script in enumerate(scripts)
-        }
+        every = scripts.values()
+        uses = Counter(r for s in every for done in s.applies.values() for r, _ in done)
+        runs = {}
+        for member, script in scripts.items():
+            runs[member] = self._member(member, script, on_epoch)
+            if script.joined is not None:
+                self._waiting.add(member)
+                donation = (script.joined.donor, script.joined.step)
+                self._guests.setdefault(donation, []).append(member)
+        for member in scripts:
+            self._give(member)
         while runs:
             moved = False
             for member, run in list(runs.items()):
@@ -163,7 +227,7 @@ class Population:
                     del runs[member]
             if not moved:
                 raise UsageError("the run's logs do not fit each other; is one cut short?")
-            slowest = min(trainer.round for trainer in self.trainers)
+            slowest = min((self.trainers[member].round for member in runs), default=0)
             self.reference.forget([n for n, left in uses.items() if left <= 0 and n < slowest])
 
     def _member(
@@ -171,8 +235,12 @@ class Population:
     ) -> Iterator[list[int] | None]:
         """Train one member: yields the rounds applied after each step, None while it must wait."""
         trainer = self.trainers[member]
+        while member in self._waiting:
+            yield None
+        if script.joined is not None:
+            trainer.round = script.joined.round
         training = trainer.train()
-        while True:
+        while script.last_step is None or self.steps[member] < script.last_step:
             with trainer.streams.active():
                 event = next(training, False)
             if event is False:
@@ -182,13 +250,26 @@ class Population:
                 continue
             self.steps[member] += 1
             trainer.round = script.jumps.get(self.steps[member], trainer.round)
-            self.reference.gather(member, trainer.round, round_seed(self._key, trainer.round))
+            own = self._number_of[member]
+            roster = [self._number_of[m] for m in roster_at(self._rosters, trainer.round).members]
+            seed = round_seed(self._key, trainer.round)
+            self.reference.gather(own, trainer.round, seed, roster)
             applies = script.applies.get(self.steps[member], [])
             for number, senders in applies:
-                while not self.reference.ready(number, senders):
+                numbers = None if senders is None else [self._number_of[m] for m in senders]
+                while not self.reference.ready(number, numbers):
                     yield None
-                self.reference.apply(member, number, senders)
+                self.reference.apply(own, number, numbers)
+            self._give(member)
             yield [number for number, _ in applies]
+
+    def _give(self, donor: MemberId) -> None:
+        """Copy the donor's state to those who begin with it as it is now."""
+        for guest in self._guests.pop((donor, self.steps[donor]), []):
+            self._waiting.remove(guest)
+            here, there = self.trainers[donor], self.trainers[guest]
+            there.model.load_state_dict(here.model.state_dict())
+            there.optimizer.load_state_dict(deepcopy(here.optimizer.state_dict()))
 
 
 def _script(run: Path, member: int) -> Script:
@@ -202,9 +283,10 @@ def _script(run: Path, member: int) -> Script:
         ) from None
 
 
-def differences(folder: Path, run: Path, members: int) -> list[str]:
-    """Which models of two run folders are not equal bit for bit."""
-    files = [rundir.member_file(Path(), member) for member in range(members)]
+def differences(folder: Path, run: Path) -> list[str]:
+    """Which models of a run folder are not equal, bit for bit, to those of the run it repeats."""
+    final = rundir.read_summary(run)["averaged_over"]
+    files = [rundir.member_file(Path(), member) for member in final]
     return [
         str(file)
         for file in (*files, Path(rundir.AVERAGED))
@@ -212,13 +294,15 @@ def differences(folder: Path, run: Path, members: int) -> list[str]:
     ]
 
 
-def _summary(config: RunConfig, population: Population, seconds: float) -> dict[str, Any]:
-    trainer = population.trainers[0]
+def _summary(
+    config: RunConfig, population: Population, final: list[MemberId], seconds: float
+) -> dict[str, Any]:
+    trainer = population.trainers[final[0]]
     rounds = trainer.steps
     strategy = strategy_for(config)
     layout = Store(trainer.model, trainer.optimizer, strategy.slots(trainer.optimizer)).layout
     rows = []
-    for member, sent in enumerate(population.reference.sent):
+    for member, sent in zip(population.members, population.reference.sent, strict=True):
         links = [
             {
                 "peer": peer,
@@ -228,7 +312,7 @@ def _summary(config: RunConfig, population: Population, seconds: float) -> dict[
                 "messages": 0,
                 "expected": scalars * layout.scalar_bytes,
             }
-            for peer, scalars in enumerate(sent)
+            for peer, scalars in zip(population.members, sent, strict=True)
             if peer != member
         ]
         payload = sum(sent) * layout.scalar_bytes
@@ -240,8 +324,11 @@ def _summary(config: RunConfig, population: Population, seconds: float) -> dict[
                 "seconds": round(seconds, 3),
                 "waited": 0.0,
                 "max_delay": config.max_delay if config.max_delay.isdecimal() else "0",
-                "applied_values": sum(row[member] for row in population.reference.sent),
+                "applied_values": sum(
+                    row[population.members.index(member)] for row in population.reference.sent
+                ),
                 "expired_values": 0,
+                "refused_values": 0,
                 "payload": payload,
                 "header": 0,
                 "messages": 0,
@@ -262,7 +349,7 @@ def _summary(config: RunConfig, population: Population, seconds: float) -> dict[
         "seconds": round(seconds, 3),
         "rounds_per_second": round(rounds / seconds, 2),
         "parameters": layout.values,
-        "averaged_over": list(range(config.n)),
+        "averaged_over": final,
         "bytes": rows,
         "lost_values": 0,
     }

@@ -64,8 +64,9 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.round = 0
-        """Steps done, by the population's clock. Who knows better sets it after a step: a member
-        that jumped goes on with the learning rate of its peers, and ends when they do."""
+        """Steps done, by the population's clock. Who knows better sets it, before the first step or
+        after one: a member that came late, or jumped, goes on with the learning rate of its peers,
+        and ends when they do. Its first pass over the data is as long as what is left of theirs."""
 
     def train(self) -> Iterator[Epoch | None]:
         """Train to the end: yields None after each step, and the Epoch after its last.
@@ -73,7 +74,8 @@ class Trainer:
         To be advanced while `streams` are active.
         """
         self.model.train()
-        number = 0
+        length = len(self._batches)
+        number, begun = divmod(self.round, length)
         while self.round < self.steps:
             number += 1
             total = torch.zeros((), device=self._device)
@@ -90,8 +92,9 @@ class Trainer:
                 taken += 1
                 self.round += 1
                 yield None
-                if self.round >= self.steps:
+                if self.round >= self.steps or (begun and begun + taken == length):
                     break
+            begun = 0
             yield Epoch(number, float(total) / taken, lr, self._held_out_accuracy())
 
     def _learning_rate(self) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from coordinator.commands import End, Event, Record, Send
+from coordinator.commands import End, Event, Keep, Record, Send
+from coordinator.members import Past
 from coordinator.membership import Membership
 from tests.conftest import make_layout
 from washp2p.config import RunConfig
@@ -12,16 +15,26 @@ from washp2p.control import (
     PROTOCOL,
     Accounts,
     Attach,
+    Averaged,
+    Back,
+    Diverged,
+    Donor,
+    Dropped,
+    Evaluated,
     Finish,
     Finished,
+    Guest,
     Hello,
     Leave,
     Metrics,
     NewRoster,
     Progress,
+    Ready,
     Refuse,
     Result,
     Seeds,
+    Settled,
+    Stalled,
     Stop,
     Synced,
     Welcome,
@@ -39,9 +52,9 @@ def hello(pid=1, **changes):
 class Run:
     """A Membership with shorthands: `tell` returns the commands of one event."""
 
-    def __init__(self, n=3, rounds=40, seed=0):
+    def __init__(self, n=3, rounds=40, seed=0, **options):
         self.machine = Membership(
-            RunConfig.resolve(n=n, seed=seed),
+            RunConfig.resolve(n=n, seed=seed, **options),
             run=b"12345678",
             name="x",
             version="1.2",
@@ -52,6 +65,12 @@ class Run:
 
     def tell(self, who, message):
         return list(self.machine.receive(b"%d" % who, message, self.now))
+
+    def gone(self, who):
+        return list(self.machine.gone(b"%d" % who, self.now))
+
+    def tick(self):
+        return list(self.machine.tick(self.now))
 
     def start(self):
         for who in range(self.machine.config.n):
@@ -65,7 +84,7 @@ class Run:
 
     def sync(self):
         for who in range(self.machine.config.n):
-            commands = self.tell(who, Synced())
+            commands = self.tell(who, Synced(0))
         return commands
 
 
@@ -77,6 +96,10 @@ def sent(commands, kind):
     ]
 
 
+def events(commands):
+    return [command.text for command in commands if isinstance(command, Event)]
+
+
 def finished():
     return Finished(
         rounds=40,
@@ -86,6 +109,7 @@ def finished():
         max_delay="0",
         applied_values=10,
         expired_values=0,
+        refused_values=0,
         theory={},
     )
 
@@ -108,7 +132,7 @@ def test_the_roster_goes_out_when_all_have_attached():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 9}, "protocol version 9 on a, 2 at the coordinator"),
+        ({"protocol": 9}, "protocol version 9 on a, 3 at the coordinator"),
         ({"version": "9.9"}, "version of washp2p 9.9 on a, 1.2 at the coordinator"),
         ({"derivation": 9}, "plan derivation 9 on a, 1 at the coordinator"),
     ],
@@ -152,9 +176,9 @@ def test_a_worker_that_leaves_before_the_start_frees_its_place():
     run = Run()
     run.tell(0, hello())
     commands = run.tell(0, Leave("no data", 2))
-    assert commands == [
-        Event("member 0 (a, process 1) left: no data"),
-        Event("waiting for 3 of 3 members"),
+    assert events(commands) == [
+        "member 0 (a, process 1) left: no data",
+        "waiting for 3 of 3 members",
     ]
     assert not run.machine.members
 
@@ -173,9 +197,9 @@ def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
                 held.extend(unpack_seeds(seeds.seeds))
 
     assert run.tell(0, Progress(0)) == []
-    assert not sent(run.tell(0, Synced()), Seeds)
-    assert not sent(run.tell(1, Synced()), Seeds)
-    take(run.tell(2, Synced()))
+    assert not sent(run.tell(0, Synced(0)), Seeds)
+    assert not sent(run.tell(1, Synced(0)), Seeds)
+    take(run.tell(2, Synced(0)))
     assert len(held) == 16
     while len(held) < 1000:
         run.now += 0.1
@@ -197,18 +221,24 @@ def test_the_run_finishes_when_all_have():
     run = Run()
     run.start()
     run.sync()
-    run.tell(0, Result({"ensemble": 99.0}))
-    assert run.tell(0, finished()) == []
-    assert run.tell(1, finished()) == []
+    for who in range(3):
+        commands = run.tell(who, Averaged(0))
+    assert sent(commands, Settled) == [(b"%d" % who, Settled(0)) for who in range(3)]
+    commands = run.tell(0, Result({"ensemble": 99.0}))
+    assert [identity for identity, _ in sent(commands, Evaluated)] == [b"0", b"1", b"2"]
+    assert not sent(run.tell(0, finished()), Finish)
+    assert not sent(run.tell(1, finished()), Finish)
     commands = run.tell(2, finished())
     assert [identity for identity, _ in sent(commands, Finish)] == [b"0", b"1", b"2"]
     assert not any(isinstance(command, End) for command in commands)
     links = [{"peer": 1, "kind": "exchange", "payload": 5}]
-    assert run.tell(0, Accounts(links)) == run.tell(1, Accounts([])) == []
-    assert list(run.machine.gone(b"0")) == []  # it has said its last word
-    assert run.tell(2, Accounts([])) == [End("all members finished", 0)]
+    assert not sent(run.tell(0, Accounts(links)), Finish)
+    run.tell(1, Accounts([]))
+    assert run.gone(0) == []  # it has said its last word
+    assert run.tell(2, Accounts([]))[-1] == End("all members finished", 0)
     assert run.machine.members[b"0"].counts == links
     assert run.machine.accuracy == {"ensemble": 99.0}
+    assert run.machine.settled.members == (0, 1, 2)
     ((_, refusal),) = sent(run.tell(5, hello()), Refuse)
     assert "the run has ended" in refusal.reason
 
@@ -222,32 +252,217 @@ def test_an_interrupt_before_the_start_ends_the_run_too():
     assert commands[-1] == End("member 0 (a, process 0) left: it was interrupted", 130)
 
 
-@pytest.mark.parametrize("phase", ["syncing", "training", "finishing"])
-def test_a_member_lost_after_the_start_ends_the_run_and_is_named(phase):
+def test_who_is_lost_in_training_is_missing_from_the_next_round_not_published():
+    run = Run(rounds=400)
+    run.start()
+    run.sync()
+    published = 16
+    commands = run.gone(1)
+    kept = [command.what for command in commands if isinstance(command, Keep)]
+    rosters = sent(commands, NewRoster)
+    assert [identity for identity, _ in rosters] == [b"0", b"2"]
+    for _, roster in rosters:
+        assert (roster.epoch, roster.first) == (1, published + 1)
+        assert [member for member, *_ in roster.peers] == [0, 2]
+    assert run.machine.rosters[-1] in kept
+    assert commands.index(Keep(run.machine.rosters[-1])) < commands.index(Send(*rosters[0]))
+    seeds = sent(run.tell(0, Progress(10)), Seeds)
+    assert {identity for identity, _ in seeds} == {b"0", b"2"}
+    assert all(m.epoch == 1 and m.first > published for _, m in seeds)
+    assert all(m.roster == run.machine.roster.digest() for _, m in seeds)
+    assert run.gone(1) == []
+
+
+def test_who_is_lost_while_the_first_state_is_fetched_is_left_out_and_all_fetch_again():
     run = Run()
     run.start()
-    if phase != "syncing":
-        run.sync()
-    if phase == "finishing":
-        run.tell(0, finished())
-    commands = list(run.machine.gone(b"1"))
-    reason = "member 1 (a, process 1) died: its connection is closed"
-    assert sent(commands, Stop) == [(b"0", Stop(reason, 1)), (b"2", Stop(reason, 1))]
-    assert commands[-1] == End(reason, 1)
-    assert list(run.machine.gone(b"0")) == []
+    run.tell(1, Synced(0))
+    run.tell(2, Synced(0))
+    commands = run.gone(0)
+    assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [1, 2]
+    assert not sent(commands, Seeds)
+    assert not sent(run.tell(1, Synced(0)), Seeds)  # the old state's
+    assert not sent(run.tell(1, Synced(1)), Seeds)
+    seeds = sent(run.tell(2, Synced(1)), Seeds)
+    assert {identity for identity, _ in seeds} == {b"1", b"2"}
+    assert seeds[0][1].first == 1
+
+
+def test_a_loss_before_all_hold_the_average_means_another_average():
+    run = Run()
+    run.start()
+    run.sync()
+    run.tell(0, Averaged(0))
+    run.tell(1, Averaged(0))
+    commands = run.gone(2)
+    assert not sent(commands, Settled)
+    assert not sent(run.tell(0, Averaged(1)), Settled)
+    assert sent(run.tell(1, Averaged(1)), Settled) == [(b"0", Settled(1)), (b"1", Settled(1))]
+    assert sent(run.gone(0), NewRoster)[0][1].peers[0][0] == 1  # who evaluates now
+    assert run.machine.settled.members == (0, 1)
+    run.tell(1, finished())
+    assert run.tell(1, Accounts([]))[-1] == End("all members finished", 0)
+
+
+def test_the_last_member_lost_ends_the_run():
+    run = Run()
+    run.start()
+    run.sync()
+    run.gone(0)
+    run.gone(1)
+    commands = run.tell(2, Leave("out of memory", 1))
+    assert commands[-1] == End("member 2 (a, process 2) left: out of memory; no member is left", 1)
+    assert [gone.member for gone in run.machine.departed] == [0, 1, 2]
+
+
+def test_a_newcomer_gets_a_donor_and_then_a_place():
+    run = Run(rounds=400)
+    run.start()
+    run.sync()
+    run.gone(1)
+    run.tell(2, Progress(5))
+    assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 3
+    commands = run.tell(7, run.attach(7))
+    assert sent(commands, Guest) == [(b"2", Guest(3, "tcp://127.0.0.1:9007"))]
+    assert sent(commands, Donor) == [(b"7", Donor(2, "tcp://127.0.0.1:9002"))]
+    commands = run.gone(2)
+    assert sent(commands, Donor) == [(b"7", Donor(0, "tcp://127.0.0.1:9000"))]
+    assert [i for i, _ in sent(commands, NewRoster)] == [b"0"]
+    commands = run.tell(7, Ready())
+    assert [i for i, _ in sent(commands, NewRoster)] == [b"0", b"7"]
+    roster = sent(commands, NewRoster)[0][1]
+    assert [m for m, *_ in roster.peers] == [0, 3]
+    seeds = sent(run.tell(0, Progress(roster.first)), Seeds)
+    assert {identity for identity, _ in seeds} == {b"0", b"7"}
+    assert seeds[0][1].first == roster.first
+
+
+def test_nobody_joins_a_run_whose_last_seeds_are_out():
+    run = Run(rounds=16)
+    run.start()
+    run.sync()
+    run.gone(1)
+    ((_, refusal),) = sent(run.tell(7, hello(7)), Refuse)
+    assert "the run is ending" in refusal.reason
+
+
+def test_a_run_may_start_with_fewer():
+    run = Run(min_n=2)
+    for who in (0, 1):
+        run.tell(who, hello(who))
+        run.tell(who, run.attach(who))
+    run.now = 4.9
+    assert run.tick() == []
+    run.now = 5.1
+    assert [i for i, _ in sent(run.tick(), NewRoster)] == [b"0", b"1"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "answer"), [("reset", Dropped), ("drop", Refuse), ("stop", Stop)]
+)
+def test_who_diverges_is_reset_or_dropped_or_the_run_stops(policy, answer):
+    run = Run(on_divergence=policy)
+    run.start()
+    run.sync()
+    commands = run.tell(0, Diverged(2))
+    assert (b"2", True) in [(i, "not finite" in m.reason) for i, m in sent(commands, answer)]
+    if policy == "stop":
+        assert isinstance(commands[-1], End)
+        return
+    assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1]
+    assert run.tell(1, Diverged(2)) == []
+
+
+def test_whom_most_others_wait_for_is_dropped():
+    run = Run(n=4)
+    run.start()
+    run.sync()
+    assert run.tell(0, Stalled(3)) == run.tell(0, Stalled(3)) == []
+    assert run.tell(3, Stalled(1)) == []
+    commands = run.tell(1, Stalled(3))
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"3"]
+    assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 2]
+    ((_, answer),) = sent(run.tell(3, Back(1, 16)), Dropped)
+    assert "does not count it as a member" in answer.reason
+
+
+def test_of_two_that_wait_for_each_other_the_later_is_dropped():
+    run = Run(n=4)
+    run.start()
+    run.sync()
+    assert run.tell(2, Stalled(1)) == []
+    commands = run.tell(1, Stalled(2))
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"2"]
+    assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 3]
+
+
+def past_of(machine):
+    return Past(
+        members=tuple(replace(member) for member in machine.members.values()),
+        departed=tuple(machine.departed),
+        rosters=tuple(machine.rosters),
+        published=machine.published,
+        total_rounds=machine.total_rounds,
+        next_id=10,
+        settled=machine.settled,
+        accuracy=machine.accuracy,
+    )
+
+
+def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
+    first = Run(rounds=400, seed=3)
+    first.start()
+    first.sync()
+    first.gone(1)
+    first.tell(0, Progress(12))
+    run = Run(rounds=400, seed=3)
+    run.now = 100.0
+    list(run.machine.go_on(past_of(first.machine), run.now))
+    commands = run.tell(0, Back(1, 16))
+    assert [m.epoch for _, m in sent(commands, NewRoster)] == [1]
+    ((_, seeds),) = sent(commands, Seeds)
+    assert (seeds.epoch, seeds.first) == (1, 17)
+    key = run_key(3)
+    assert unpack_seeds(seeds.seeds) == [
+        round_seed(key, 17 + k) for k in range(first.machine.published - 16)
+    ]
+    assert run.gone(2) == []  # it has not come back yet
+    run.now = 109.0
+    assert run.tick() == []
+    run.now = 111.0
+    commands = run.tick()
+    assert [i for i, _ in sent(commands, NewRoster)] == [b"0"]
+    assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 10
+    ((_, again),) = sent(run.tell(7, hello(7)), Welcome)
+    assert again.member == 10
+
+
+def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():
+    run = Run(rounds=400)
+    run.start()
+    run.sync()
+    run.gone(1)
+    run.tell(7, hello(7))
+    run.tell(7, run.attach(7))
+    commands = run.tell(7, Back(0, 0))
+    assert not sent(commands, NewRoster)
+    assert not sent(commands, Seeds)
+    assert sent(commands, Donor)
+    run.tell(7, Ready())
+    run.tell(0, Progress(10))
+    commands = run.tell(7, Back(0, 0))
+    assert [m.epoch for _, m in sent(commands, NewRoster)] == [2]
+    ((_, seeds),) = sent(commands, Seeds)
+    assert (seeds.epoch, seeds.first) == (2, run.machine.roster.first)
 
 
 def test_unknown_senders_and_messages_out_of_place():
     run = Run()
     assert run.tell(9, Progress(3)) == []
     run.start()
-    told, event, *commands = run.tell(1, run.attach(1))
-    assert isinstance(told.message, Refuse)
-    assert "attached twice" in told.message.reason
-    assert "attached twice" in event.text
-    assert isinstance(commands[-1], End)
+    assert run.tell(1, run.attach(1)) == []  # said again
     run = Run()
     run.tell(0, hello())
-    told, event, *_ = run.tell(0, Attach([], "tcp://x:1", 3, {}))
+    told, *rest = run.tell(0, Attach([], "tcp://x:1", 3, {}))
     assert "not a layout" in told.message.reason
-    assert "not a layout" in event.text
+    assert "not a layout" in events(rest)[0]

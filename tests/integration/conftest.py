@@ -16,6 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.population import LOOPBACK, start_coordinator
+from washp2p.rundir import read_config
+from workers.data import load_data
+from workers.simulate import differences, simulate
+
 ROOT = Path(__file__).parents[2]
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
@@ -30,7 +35,8 @@ FORKSERVER.set_forkserver_preload(
 )
 
 
-def _work(arguments, output):
+def work(arguments, output):
+    """Be a worker whose output goes to the file `output`."""
     with Path(output).open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -40,48 +46,44 @@ def _work(arguments, output):
 
 
 class Worker:
-    """One worker process and what it has printed."""
+    """One worker process and what it has printed. `target` takes what `work` does, and `more`."""
 
-    def __init__(self, arguments, output):
+    def __init__(self, arguments, output, *more, target=work):
         self.output = output
-        self.process = FORKSERVER.Process(target=_work, args=(arguments, output))
+        self.process = FORKSERVER.Process(target=target, args=(arguments, output, *more))
         self.process.start()
 
     def wait(self, seconds=60):
         self.process.join(seconds)
-        assert self.process.exitcode is not None, "still running"
+        assert self.process.exitcode is not None, f"still running:\n{self.text}"
         return self.process.exitcode
 
     @property
     def text(self):
         return self.output.read_text()
 
+    def close(self):
+        """Leave nothing of it."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.process.close()
+
 
 class Coordinator:
     """One coordinator process; `address` once it listens, `lines()` as it prints."""
 
-    def __init__(self, arguments, folder, bind="tcp://127.0.0.1:*"):
+    def __init__(self, arguments, folder, bind=LOOPBACK, where=()):
         self.folder = folder
-        ready, ready_fd = os.pipe()
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "coordinator",
-                *arguments,
-                f"--bind={bind}",
-                f"--run-dir={folder}",
-                f"--ready-fd={ready_fd}",
-            ],
-            pass_fds=(ready_fd,),
+        self.process, self.address = start_coordinator(
+            *arguments,
+            folder=folder,
+            bind=bind,
+            where=where,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             cwd=ROOT,
         )
-        os.close(ready_fd)
-        with os.fdopen(ready) as pipe:
-            self.address = pipe.readline().strip()
         self.printed = []
 
     def until(self, words):
@@ -96,6 +98,13 @@ class Coordinator:
         output, _ = self.process.communicate(timeout=seconds)
         self.printed.extend(output.splitlines())
         return self.process.returncode
+
+    def kill(self):
+        """End it at once, if it runs, and leave nothing of it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        with contextlib.suppress(ValueError):  # it was waited for
+            self.process.communicate()
 
     @property
     def text(self):
@@ -131,15 +140,18 @@ class Runs:
 
     def close(self):
         for worker in self.workers:
-            if worker.process.is_alive():
-                worker.process.kill()
-            worker.process.join()
-            worker.process.close()
+            worker.close()
         for coordinator in self.coordinators:
-            if coordinator.process.poll() is None:
-                coordinator.process.kill()
-            with contextlib.suppress(ValueError):
-                coordinator.process.communicate()
+            coordinator.kill()
+
+
+def replay(run, tmp_path):
+    """Which models a replay of the run gets wrong."""
+    config = read_config(run)
+    folder = tmp_path / "replay"
+    data = load_data(config, tmp_path, download=False)
+    simulate(config, data, folder, on_epoch=lambda _: None, replay=run)
+    return differences(folder, run)
 
 
 @pytest.fixture

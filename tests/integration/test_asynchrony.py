@@ -8,23 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import FORKSERVER
+from tests.integration.conftest import FORKSERVER, replay
 from washp2p.cli import main
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.rundir import read_config
 from washp2p.runlog import Jump, read_log
-from workers.data import load_data
-from workers.simulate import differences, simulate
-
-
-def replay(run, tmp_path):
-    """Which models a replay of the run gets wrong."""
-    config = read_config(run)
-    folder = tmp_path / "replay"
-    data = load_data(config, tmp_path, download=False)
-    simulate(config, data, folder, on_epoch=lambda _: None, replay=run)
-    return differences(folder, run, config.n)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_two_hosts(tmp_path):
     # The coordinator writes what it knows, each host its own member, the first member the average.
     assert {path.name for path in (tmp_path / "c").iterdir()} == {
         "config.json",
+        "journal.sqlite",
         "metrics.jsonl",
         "summary.json",
     }

@@ -136,6 +136,7 @@ def test_one_command(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "averaged.safetensors",
         "config.json",
+        "journal.sqlite",
         "log",
         "members",
         "metrics.jsonl",

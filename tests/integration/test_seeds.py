@@ -13,12 +13,14 @@ from washp2p.config import RunConfig
 from washp2p.control import (
     Accounts,
     Attach,
+    Averaged,
     Finish,
     Finished,
     Leave,
     NewRoster,
     Progress,
     Seeds,
+    Settled,
     Synced,
     Welcome,
     messages,
@@ -54,13 +56,15 @@ class StingyCoordinator(threading.Thread):
             case Attach(endpoint=endpoint):
                 peer = Peer(member=0, endpoint=endpoint, host="h")
                 self.roster = Roster(epoch=0, peers=(peer,))
-                self.tell(NewRoster(0, [[0, endpoint, "h"]]))
+                self.tell(NewRoster(0, 1, [[0, endpoint, "h"]]))
             case Synced():
                 self.publish(1)
             case Progress(rounds):
                 self.progress.append(rounds)
                 if rounds % WINDOW == 0 and rounds == max(self.progress):
                     self.publish(rounds + 1)
+            case Averaged():
+                self.tell(Settled(0))
             case Finished():
                 self.tell(Finish())
             case Accounts():

@@ -50,16 +50,18 @@ def average_peer_to_peer(
     transfer: Transfer,
     members: Sequence[MemberId],
     me: MemberId,
+    attempt: int,
     wait_until: Callable[[Callable[[], bool]], None],
 ) -> Sections:
     """The mean over `members` (in their order) of everyone's `sections`; collective.
 
     `sections` are one-dimensional contiguous CPU tensors of equal names and sizes on all members;
     they are served to peers from where they are and must stay unchanged until all are done.
-    Blocks through `wait_until`. The result is the caller's.
+    `attempt` differs whenever `members` do, so that nothing late of one is taken for another's.
+    Blocks through `wait_until`; an exception from it leaves. The result is the caller's.
     """
     for name, vector in sections.items():
-        transfer.offer(f"final:{name}", as_bytes(vector), Kind.AVERAGE)
+        transfer.offer(f"final{attempt}:{name}", as_bytes(vector), Kind.AVERAGE)
     result = {name: torch.empty_like(vector) for name, vector in sections.items()}
     for name, vector in sections.items():
         bounds = [len(vector) * k // len(members) for k in range(len(members) + 1)]
@@ -71,16 +73,17 @@ def average_peer_to_peer(
         ]
         downloads = [
             transfer.fetch(
-                m, f"final:{name}", as_bytes(part), kind=Kind.AVERAGE, offset=begin * item
+                m, f"final{attempt}:{name}", as_bytes(part), kind=Kind.AVERAGE, offset=begin * item
             )
             for m, part in zip(members, parts, strict=True)
             if m != me and end > begin
         ]
         wait_until(_all_done(downloads))
         result[name][begin:end] = mean(parts)
-        transfer.offer(f"mean:{name}", as_bytes(result[name][begin:end]), Kind.AVERAGE)
+        blob = f"mean{attempt}:{name}"
+        transfer.offer(blob, as_bytes(result[name][begin:end]), Kind.AVERAGE)
         downloads = [
-            transfer.fetch(m, f"mean:{name}", as_bytes(result[name][a:b]), kind=Kind.AVERAGE)
+            transfer.fetch(m, blob, as_bytes(result[name][a:b]), kind=Kind.AVERAGE)
             for m, a, b in zip(members, bounds, bounds[1:], strict=False)
             if m != me and b > a
         ]

@@ -5,10 +5,15 @@ May import errors, rounds and the ledger; never plans or strategies.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from washp2p.errors import UsageError
 from washp2p.transports.base import Buffer, Message, Transport
 from washp2p.transports.memory import MemoryTransport
 from washp2p.transports.zeromq import ZeromqTransport
+
+if TYPE_CHECKING:
+    from washp2p.patience import Patience
 
 __all__ = [
     "SCHEMES",
@@ -27,12 +32,15 @@ SCHEMES: dict[str, type[MemoryTransport | ZeromqTransport]] = {
 }
 
 
-def listen(address: str) -> Transport:
-    """A transport that listens at `address`. Raises UsageError for an unknown scheme or address."""
+def listen(address: str, patience: Patience | None = None) -> Transport:
+    """A transport that listens at `address` and counts links as broken after some `patience`.
+
+    Raises UsageError for an unknown scheme or address.
+    """
     scheme = address.partition("://")[0]
     if scheme not in SCHEMES:
         raise UsageError(
             f"{address!r} has no known transport; expected one of "
             + ", ".join(f"{known}://" for known in SCHEMES)
         )
-    return SCHEMES[scheme](address)
+    return SCHEMES[scheme](address, patience)

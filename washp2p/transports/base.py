@@ -54,6 +54,21 @@ class Transport(ABC):
         Raises UsageError if `endpoint` is not an address of this transport.
         """
 
+    @abstractmethod
+    def disconnect(self, peer: MemberId) -> None:
+        """Let go of `peer`: what is queued for it is lost, what is sent to it later, too.
+
+        Harmless where it is not connected.
+        """
+
+    @abstractmethod
+    def broken(self, peer: MemberId) -> bool:
+        """Whether the link to `peer` is known to be down now. Does not block."""
+
+    @abstractmethod
+    def mended(self) -> list[MemberId]:
+        """Peers whose links were broken and hold again, each told once. Does not block."""
+
     def send(
         self,
         peer: MemberId,
@@ -65,16 +80,22 @@ class Transport(ABC):
     ) -> None:
         """Queue one message for `peer`, whose payload is `buffers` end to end.
 
+        Where the link to it is broken, or it was never connected, the message is lost.
+
         `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
         ledger. Does not block; `buffers` may be reused on return.
         """
         with self._sending:
             payload = self._put(peer, header, buffers)
-            self.ledger.sent(peer, kind, len(header), payload, expected=expected)
+            if payload is not None:
+                self.ledger.sent(peer, kind, len(header), payload, expected=expected)
 
     @abstractmethod
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
-        """Queue a message, one at a time, as `send` says; return its payload's bytes."""
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
+        """Queue a message, one at a time, as `send` says; return its payload's bytes.
+
+        None: there is no link.
+        """
 
     @abstractmethod
     def receive(self, timeout: float | None = None) -> Message | None:

@@ -12,6 +12,7 @@ from washp2p.transports.base import Buffer, Message, Transport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from washp2p.patience import Patience
     from washp2p.rounds import MemberId
 
 _Inbox = SimpleQueue[Message | None]
@@ -23,7 +24,7 @@ class MemoryTransport(Transport):
     _inboxes: dict[str, _Inbox] = {}  # noqa: RUF012 - the "network" all members of a process share
     _lock = Lock()
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, patience: Patience | None = None) -> None:
         """Take the name `endpoint` (`memory://NAME`). Raises UsageError if it is in use."""
         self.endpoint = endpoint
         super().__init__()
@@ -40,9 +41,23 @@ class MemoryTransport(Transport):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
 
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
+    def disconnect(self, peer: MemberId) -> None:
+        """See Transport."""
+        self._peers.pop(peer, None)
+
+    def broken(self, peer: MemberId) -> bool:
+        """See Transport: a link holds as long as its other end is there."""
+        return self._peers.get(peer) not in self._inboxes
+
+    def mended(self) -> list[MemberId]:
+        """See Transport: nothing breaks here."""
+        return []
+
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
         """See Transport. A message to a peer that is not there is lost, as on a network."""
         payload = b"".join(buffers)
+        if peer not in self._peers:
+            return None
         inbox = self._inboxes.get(self._peers[peer])
         if inbox is not None:
             inbox.put(Message(memoryview(header), memoryview(payload)))

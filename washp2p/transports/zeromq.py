@@ -10,9 +10,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from washp2p.errors import UsageError
-from washp2p.liveness import watch
+from washp2p.patience import Patience
 from washp2p.transports.base import Buffer, Message, Transport
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from washp2p.rounds import MemberId
 
+_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 _INTERRUPT = "inproc://interrupt"
 _LENGTHS = [bytes([length]) for length in range(256)]
 
@@ -30,8 +32,11 @@ class ZeromqTransport(Transport):
     One frame costs half of what a multipart message does, on the wire and in calls.
     """
 
-    def __init__(self, bind: str) -> None:
-        """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot."""
+    def __init__(self, bind: str, patience: Patience | None = None) -> None:
+        """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot.
+
+        `patience` says when a silent link counts as broken.
+        """
         if bind.startswith("ipc://") and _in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         super().__init__()
@@ -39,7 +44,11 @@ class ZeromqTransport(Transport):
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._pull = self._context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, 0)
-        self._patience: float | None = None
+        self._timeout: float | None = None
+        self._patience = patience or Patience()
+        self._patience.watch(self._pull)
+        self._monitors: dict[MemberId, zmq.Socket[bytes]] = {}
+        self._broken: set[MemberId] = set()
         self._pull.set(zmq.IPV6, "[" in bind)
         self._pull.bind(_INTERRUPT)
         self._interrupt = self._context.socket(zmq.PUSH)
@@ -60,21 +69,50 @@ class ZeromqTransport(Transport):
         push = self._context.socket(zmq.PUSH)
         push.set(zmq.SNDHWM, 0)
         push.set(zmq.IPV6, "[" in endpoint)
-        watch(push)
+        self._patience.watch(push)
+        monitor = push.get_monitor_socket(_EVENTS)
         try:
             push.connect(endpoint)
         except zmq.ZMQError as error:
-            push.close(linger=0)
+            _let_go(push, monitor)
             raise UsageError(
                 f"member {peer} is said to listen at {endpoint!r}: {error.strerror}; start it with "
                 "an --advertise address of the form tcp://HOST:PORT"
             ) from None
-        self._push[peer] = push
+        self.disconnect(peer)
+        self._push[peer], self._monitors[peer] = push, monitor
 
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int:
+    def disconnect(self, peer: MemberId) -> None:
         """See Transport."""
+        with self._sending:
+            push, monitor = self._push.pop(peer, None), self._monitors.pop(peer, None)
+            self._broken.discard(peer)
+            if push is not None and monitor is not None:
+                _let_go(push, monitor)
+
+    def broken(self, peer: MemberId) -> bool:
+        """See Transport."""
+        return peer in self._broken or peer not in self._push
+
+    def mended(self) -> list[MemberId]:
+        """See Transport."""
+        mended = []
+        for peer, monitor in self._monitors.items():
+            while int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+                if recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                    self._broken.add(peer)
+                elif peer in self._broken:
+                    self._broken.remove(peer)
+                    mended.append(peer)
+        return mended
+
+    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
+        """See Transport."""
+        push = self._push.get(peer)
+        if push is None or peer in self._broken:
+            return None
         message = b"".join((_LENGTHS[len(header)], header, *buffers))
-        self._push[peer].send(message)
+        push.send(message)
         return len(message) - len(header) - 1
 
     def receive(self, timeout: float | None = None) -> Message | None:
@@ -86,9 +124,9 @@ class ZeromqTransport(Transport):
                     return None
                 message = self._pull.recv()
         else:
-            if timeout != self._patience:
+            if timeout != self._timeout:
                 self._pull.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
-                self._patience = timeout
+                self._timeout = timeout
             try:
                 message = self._pull.recv()
             except zmq.Again:
@@ -106,11 +144,18 @@ class ZeromqTransport(Transport):
         """See Transport."""
         if self._context.closed:
             return
-        for push in self._push.values():
-            push.close(linger=round(linger * 1000))
+        for peer, push in self._push.items():
+            _let_go(push, self._monitors[peer], linger)
         self._interrupt.close(linger=0)
         self._pull.close(linger=0)
         self._context.term()
+
+
+def _let_go(push: zmq.Socket[bytes], monitor: zmq.Socket[bytes], linger: float = 0.0) -> None:
+    """Close a link's sockets; what is queued has `linger` seconds to leave."""
+    push.disable_monitor()
+    monitor.close(linger=0)
+    push.close(linger=round(linger * 1000))
 
 
 def _in_use(path: str) -> bool:

@@ -1,0 +1,62 @@
+"""Who may join: why a worker's version, model or address does not fit; empty if it does. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from washp2p.control import PROTOCOL, Hello
+from washp2p.endpoints import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coordinator.members import Member
+    from washp2p.layout import Layout
+
+
+def objection(hello: Hello, version: str, derivation: int) -> str:
+    """Why a worker of this version cannot be in a run of the coordinator's."""
+    for what, theirs, ours in (
+        ("protocol version", hello.protocol, PROTOCOL),
+        ("version of washp2p", hello.version, version),
+        ("plan derivation", hello.derivation, derivation),
+    ):
+        if theirs != ours:
+            return (
+                f"{what} {theirs} on {hello.host}, {ours} at the coordinator; "
+                "install the same version of washp2p on both"
+            )
+    return ""
+
+
+def mismatch(
+    member: Member, layout: Layout, rounds: int, others: Sequence[Member], total_rounds: int
+) -> str:
+    """Why a member's model or number of rounds is not that of `others`, who have attached."""
+    if not others or others[0].layout is None:
+        return ""
+    difference = layout.difference(others[0].layout)
+    if difference:
+        return (
+            f"the model of {member} does not fit that of {others[0]}: {difference}; "
+            "build the same model, on the same kind of device, with the same optimizer"
+        )
+    if rounds != total_rounds:
+        return (
+            f"{member} will take part in {rounds} rounds, {others[0]} in "
+            f"{total_rounds}; give both the same data and the same number of steps"
+        )
+    return ""
+
+
+def unreachable(members: Sequence[Member]) -> str:
+    """Why some member's data plane cannot be reached by the others."""
+    hosts = sorted({member.host for member in members})
+    for member in members:
+        if len(hosts) > 1 and is_loopback(member.endpoint):
+            return (
+                f"{member} listens at {member.endpoint}, which other hosts "
+                f"({', '.join(hosts)}) cannot reach; start it with --bind or --advertise and "
+                "an address of its host"
+            )
+    return ""

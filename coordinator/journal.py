@@ -1,0 +1,135 @@
+"""The journal: what a coordinator must remember to be replaced, in SQLite in the run folder.
+
+Written before it is acted upon. `Journal.read` gives it back as a `Past`; `read_rosters` is all
+that a replay needs. No sockets, no decisions.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from coordinator.members import Departed, Member, Past, Phase
+from washp2p.control import Finished
+from washp2p.errors import UsageError
+from washp2p.layout import Layout
+from washp2p.rosterbook import ROSTERS, keep_roster, rosters_in
+from washp2p.rounds import Roster
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS members (member INTEGER PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS departed (member INTEGER PRIMARY KEY, value BLOB NOT NULL);
+{ROSTERS}
+"""
+
+
+class Journal:
+    """One run's journal."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it. Raises UsageError if it cannot be written."""
+        self._path = path
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, timeout=1)
+            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # one coordinator a run
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(_TABLES)
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"cannot write {path}: {error}; end the coordinator that runs there, or choose "
+                "another --run-dir"
+            ) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self.commit()
+        self._database.close()
+
+    def commit(self) -> None:
+        """Have on disk what was kept since the last time: all of it or, after a crash, nothing."""
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+
+    def keep(self, what: Member | Departed | Roster | tuple[str, Any]) -> None:
+        """Write one thing down, in place of what was said of it before. `commit` makes it last."""
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN")
+        match what:
+            case Member():
+                self._put("members", what.id, _pack_member(what))
+            case Departed():
+                self._database.execute("DELETE FROM members WHERE member = ?", (what.member,))
+                if what.round:
+                    self._put("departed", what.member, msgpack.packb(asdict(what)))
+            case Roster():
+                keep_roster(self._database, what)
+            case (name, value):
+                self._database.execute(
+                    "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgpack.packb(value))
+                )
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """What was kept under a name."""
+        found = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return default if found is None else msgpack.unpackb(found[0])
+
+    def read(self) -> Past:
+        """All of it. Raises UsageError if it is not a journal of this version."""
+        try:
+            members = [_unpack_member(value) for value in self._values("members")]
+            rosters = tuple(rosters_in(self._database))
+            departed = [Departed(**msgpack.unpackb(value)) for value in self._values("departed")]
+        except (ValueError, TypeError, KeyError, sqlite3.Error) as error:
+            raise UsageError(
+                f"cannot read {self._path}: {error}; expected a journal of this version"
+            ) from None
+        settled = self.fact("settled")
+        return Past(
+            members=tuple(members),
+            departed=tuple(departed),
+            rosters=rosters,
+            published=self.fact("published", 0),
+            total_rounds=self.fact("total_rounds", 0),
+            next_id=self.fact("next_id", 0),
+            settled=None if settled is None else rosters[settled],
+            accuracy=self.fact("accuracy", {}),
+        )
+
+    def _put(self, table: str, member: int, value: bytes) -> None:
+        self._database.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (member, value))
+        if member >= self.fact("next_id", 0):
+            self.keep(("next_id", member + 1))
+
+    def _values(self, table: str) -> list[bytes]:
+        rows = self._database.execute(f"SELECT value FROM {table} ORDER BY member")
+        return [value for (value,) in rows]
+
+
+def _pack_member(member: Member) -> bytes:
+    values = {
+        name: getattr(member, name)
+        for name in ("id", "identity", "host", "pid", "endpoint", "versions", "rounds", "counts")
+    }
+    values["phase"] = int(member.phase)
+    values["layout"] = None if member.layout is None else member.layout.to_wire()
+    values["finished"] = None if member.finished is None else asdict(member.finished)
+    packed: bytes = msgpack.packb(values)
+    return packed
+
+
+def _unpack_member(data: bytes) -> Member:
+    values = msgpack.unpackb(data)
+    layout, finished = values.pop("layout"), values.pop("finished")
+    return Member(
+        **{**values, "phase": Phase(values["phase"])},
+        layout=None if layout is None else Layout.from_wire(layout),
+        finished=None if finished is None else Finished(**finished),
+    )

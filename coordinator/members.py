@@ -1,0 +1,82 @@
+"""What the coordinator knows of each worker. Pure values; `journal.py` keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from washp2p.control import Finished
+    from washp2p.layout import Layout
+    from washp2p.rounds import MemberId, Roster
+
+
+class Phase(IntEnum):
+    """How far a member has come; each phase includes those before it."""
+
+    WELCOMED = 0
+    ATTACHED = 1
+    ENROLLED = 2
+    """In the roster."""
+    FINISHED = 3
+    ACCOUNTED = 4
+
+
+@dataclass
+class Member:
+    """One worker that is in the run."""
+
+    id: MemberId
+    identity: bytes
+    host: str
+    pid: int
+    phase: Phase = Phase.WELCOMED
+    layout: Layout | None = None
+    endpoint: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 0
+    synced: int = -1
+    """The epoch whose initial state it holds."""
+    averaged: int = -1
+    """The epoch whose average it holds."""
+    donor: MemberId | None = None
+    """Whose snapshot it fetches."""
+    finished: Finished | None = None
+    counts: list[Any] = field(default_factory=list)
+    away_until: float | None = None
+    """It is not connected, and waited for until then."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can reach it, as far as is known."""
+        return self.away_until is None
+
+    def __str__(self) -> str:
+        """How messages to people name it."""
+        return f"member {self.id} ({self.host}, process {self.pid})"
+
+
+@dataclass(frozen=True)
+class Departed:
+    """One that was a member and was dropped."""
+
+    member: MemberId
+    host: str
+    reason: str
+    round: int
+    """From which on the roster is without it."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a journal says of a run: enough to go on with it."""
+
+    members: tuple[Member, ...]
+    departed: tuple[Departed, ...]
+    rosters: tuple[Roster, ...]
+    published: int
+    total_rounds: int
+    next_id: int
+    settled: Roster | None
+    accuracy: dict[str, Any]

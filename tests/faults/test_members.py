@@ -1,0 +1,290 @@
+"""Members that are killed, stopped and cut off, at every point of their lives.
+
+The same is asserted of each: the others finish, in a roster that changed at one round for all; what
+they lost is what their logs say, to the value; and a replay of the logs ends with their bits.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from multiprocessing.connection import wait
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.faults.conftest import Story
+from tests.integration.conftest import replay
+from washp2p import points
+from washp2p.layout import Layout
+from washp2p.runlog import Record
+from workers.data import load_data
+from workers.trainer import Trainer
+
+FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3")
+HELD_IN = 30
+"""The round in which a member is held, where the point is one of a round."""
+IN_TRAINING = (points.BEFORE_SEND, points.AFTER_SEND, points.APPLYING)
+AT_START = (points.JOINING, points.STARTING)
+FAULTS = ("SIGKILL", "SIGSTOP", "cut both ways", "cut one way")
+
+
+def layout_of(config, data):
+    import torch
+
+    from washp2p.store import Store
+
+    trainer = Trainer(config, data, 0, torch.device("cpu"))
+    return Store(trainer.model, trainer.optimizer).layout
+
+
+def check(population, tmp_path, survivors):
+    """What must hold of every run with a fault in it."""
+    story = Story(population.folder)
+    story.assert_rosters_agree()
+    data = load_data(story.config, tmp_path, download=False)
+    layout = layout_of(story.config, data)
+    assert isinstance(layout, Layout)
+    for row in story.summary["bytes"]:
+        assert row["expired_values"] == story.lost_values(row["member"], layout)
+    assert set(survivors) <= set(story.summary["averaged_over"])
+    assert replay(population.folder, tmp_path) == []
+    return story
+
+
+def strike(population, worker, fault):
+    """Do it to a worker that is held, which then goes on as far as it can."""
+    if fault == "SIGKILL":
+        worker.signal(signal.SIGKILL)
+    elif fault == "SIGSTOP":
+        worker.signal(signal.SIGSTOP)
+    else:
+        population.cut(worker, both_ways=fault == "cut both ways")
+    worker.let_go()
+
+
+def heal(population, worker, fault):
+    if fault == "SIGSTOP":
+        worker.signal(signal.SIGCONT)
+    elif fault != "SIGKILL":
+        population.restore(worker, both_ways=fault == "cut both ways")
+
+
+def victim_of(coordinator, worker):
+    """The MemberId of a worker, from what the coordinator has printed."""
+    pattern = rf"member (\d+) \(\S+, process {worker.process.pid}\)"
+    return int(re.search(pattern, coordinator.text)[1])
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("point", IN_TRAINING)
+def test_in_training(request, tmp_path, point, fault):
+    population = request.getfixturevalue("apart" if "cut" in fault else "here")
+    coordinator = population.coordinator(*FLAGS, f"--epochs={6 if fault == 'SIGKILL' else 9}")
+    workers = [population.worker() for _ in range(2)]
+    victim = population.worker((point, HELD_IN))
+    assert victim.wait_until_held() == HELD_IN
+    strike(population, victim, fault)
+    line = coordinator.until("going on with 2 of 3 members")
+    lost = victim_of(coordinator, victim)
+    first = int(re.search(r"from round (\d+) on", line)[1])
+    heal(population, victim, fault)
+    if fault == "SIGKILL":
+        assert victim.wait() == -signal.SIGKILL
+        expected = set(range(3)) - {lost}
+    else:
+        assert int(re.search(r"from round (\d+)", coordinator.until("takes part"))[1]) >= first
+        assert victim.wait() == 0
+        assert "joining again" in victim.text
+        expected = set(range(4)) - {lost}
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(population, tmp_path, expected)
+    assert set(story.summary["averaged_over"]) == expected
+    assert story.rosters[1].first == first
+    assert story.rosters[1].members == tuple(sorted(set(range(3)) - {lost}))
+    assert story.summary["rounds"] >= first + 50
+    assert story.joined().keys() == expected - set(range(3))
+    (departed,) = story.summary["departed"]
+    assert (departed["member"], departed["round"]) == (lost, first)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("point", AT_START)
+def test_at_the_start(request, tmp_path, point, fault):
+    """Lost before the start it frees its place; lost after it, the others begin without it."""
+    population = request.getfixturevalue("apart" if "cut" in fault else "here")
+    coordinator = population.coordinator(*FLAGS, "--epochs=8")
+    victim = population.worker((point, 0))
+    coordinator.until("joined (1 of 3)")
+    workers = [population.worker() for _ in range(2)]
+    victim.wait_until_held(20)
+    coordinator.until("joined (3 of 3)" if point == points.JOINING else "fetch member")
+    strike(population, victim, fault)
+    if point == points.JOINING:
+        coordinator.until("waiting for 1 of 3 members")
+        if fault == "SIGKILL":
+            workers.append(population.worker())
+    else:
+        coordinator.until("going on with 2 of 3 members")
+    heal(population, victim, fault)
+    assert victim.wait() == (-signal.SIGKILL if fault == "SIGKILL" else 0)
+    assert [worker.wait() for worker in workers] == [0] * len(workers)
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(population, tmp_path, {1, 2})
+    assert 0 not in story.summary["averaged_over"]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_while_it_gives_a_snapshot(request, tmp_path, fault):
+    """The newcomer turns to another donor."""
+    population = request.getfixturevalue("apart" if "cut" in fault else "here")
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=10")
+    workers = [population.worker((points.GIVING, 0)) for _ in range(3)]
+    coordinator.until("training begins")
+    newcomer = population.worker()
+    coordinator.until("fetches a snapshot from")
+    held = wait([worker.pipe for worker in workers], 20)
+    (donor,) = [worker for worker in workers if worker.pipe in held]
+    others = [worker for worker in workers if worker is not donor]
+    for other in others:
+        other.let_go()  # in advance
+    strike(population, donor, fault)
+    coordinator.until("fetches a snapshot from")
+    coordinator.until("takes part")
+    heal(population, donor, fault)
+    assert donor.wait() == (-signal.SIGKILL if fault == "SIGKILL" else 0)
+    assert [worker.wait() for worker in (*others, newcomer)] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(population, tmp_path, {3})
+    lost = victim_of(coordinator, donor)
+    joined = story.joined()
+    assert joined[3].donor != lost
+    assert joined[3].round >= 1
+    assert len(story.summary["averaged_over"]) == (3 if fault == "SIGKILL" else 4)
+    (row,) = [row for row in story.summary["bytes"] if row["member"] == joined[3].donor]
+    assert any(
+        link["kind"] == "state transfer" and link["peer"] == 3 and link["payload"] > 2 * 4 * 10_000
+        for link in row["links"]
+    )
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
+    """The others do not notice."""
+    population = request.getfixturevalue("apart" if "cut" in fault else "here")
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=10")
+    workers = [population.worker() for _ in range(3)]
+    coordinator.until("training begins")
+    newcomer = population.worker((points.RECEIVING, 0))
+    newcomer.wait_until_held(20)
+    strike(population, newcomer, fault)
+    coordinator.until(f"process {newcomer.process.pid}) died")
+    heal(population, newcomer, fault)
+    if fault == "SIGKILL":
+        assert newcomer.wait() == -signal.SIGKILL
+        newcomer = population.worker()
+    coordinator.until("takes part")
+    assert [worker.wait() for worker in (*workers, newcomer)] == [0] * 4
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(population, tmp_path, {0, 1, 2, 4})
+    assert story.summary["lost_values"] == 0
+    assert story.summary["departed"] == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_while_all_average(request, tmp_path, fault):
+    population = request.getfixturevalue("apart" if "cut" in fault else "here")
+    coordinator = population.coordinator(*FLAGS, "--epochs=2")
+    *workers, victim = [population.worker((points.AVERAGING, 0)) for _ in range(3)]
+    for worker in (*workers, victim):
+        worker.wait_until_held(30)
+    strike(population, victim, fault)
+    coordinator.until("going on with 2 of 3 members")
+    heal(population, victim, fault)
+    assert victim.wait() == (-signal.SIGKILL if fault == "SIGKILL" else 1)
+    for worker in workers:
+        worker.let_go()
+    assert [worker.wait() for worker in workers] == [0, 0], [worker.text for worker in workers]
+    assert coordinator.wait() == 0, coordinator.text
+    lost = victim_of(coordinator, victim)
+    story = check(population, tmp_path, set(range(3)) - {lost})
+    assert lost not in story.summary["averaged_over"]
+    assert lost in story.logs
+    assert story.summary["lost_values"] == 0
+    assert story.summary["accuracy"]["averaged"] > 50
+
+
+@pytest.mark.timeout(180)
+def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
+    """Both live and the coordinator sees both: nobody is dropped, each other's values are lost."""
+    coordinator = apart.coordinator(*FLAGS, "--epochs=9")
+    one, other = apart.worker((points.BEFORE_SEND, HELD_IN)), apart.worker()
+    third = apart.worker()
+    assert one.wait_until_held() == HELD_IN
+    apart.cut_between(one, other)
+    one.let_go()
+    coordinator.until("epoch 4")
+    apart.restore_between(one, other)
+    assert [worker.wait() for worker in (one, other, third)] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(apart, tmp_path, {0, 1, 2})
+    assert story.summary["departed"] == []
+    lost = {row["member"]: row["expired_values"] for row in story.summary["bytes"]}
+    assert lost[victim_of(coordinator, third)] == 0
+    for worker, peer in ((one, other), (other, one)):
+        me, it = victim_of(coordinator, worker), victim_of(coordinator, peer)
+        assert lost[me] > 0
+        rounds = [r for r in story.logs[me] if isinstance(r, Record)]
+        assert all(record.lost in {(), (it,)} for record in rounds)
+        assert sum(bool(record.lost) for record in rounds) > 50
+        assert it in rounds[-1].applied  # heard again
+        assert f"the link to member {it} is broken" in worker.text
+
+
+@pytest.mark.timeout(180)
+def test_a_link_between_two_members_that_stays_broken_in_the_average(apart, tmp_path):
+    coordinator = apart.coordinator(*FLAGS, "--epochs=2")
+    one, other = apart.worker((points.AVERAGING, 0)), apart.worker()
+    third = apart.worker()
+    one.wait_until_held()
+    apart.cut_between(one, other)
+    one.let_go()
+    coordinator.until("kept each other waiting too long")
+    codes = {worker: worker.wait() for worker in (one, other, third)}
+    assert sorted(codes.values()) == [0, 0, 1]
+    assert codes[third] == 0
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(apart, tmp_path, {victim_of(coordinator, third)})
+    assert len(story.summary["averaged_over"]) == 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("policy", ["reset", "drop", "stop"])
+def test_one_that_diverges_does_not_poison_the_others(here, policy):
+    coordinator = here.coordinator(*FLAGS, "--epochs=8", f"--on-divergence={policy}")
+    workers = [here.worker() for _ in range(2)]
+    sick = here.worker(("poisoned", HELD_IN))
+    if policy == "stop":
+        assert coordinator.wait() == 1
+        assert [worker.wait() for worker in (*workers, sick)] == [1, 1, 1]
+        assert "sent values that are not finite; lower --lr" in workers[0].text
+        return
+    coordinator.until("sent values that are not finite")
+    assert sick.wait() == (0 if policy == "reset" else 2)
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    story.assert_rosters_agree()
+    lost = victim_of(coordinator, sick)
+    joined = {3} if policy == "reset" else set()
+    assert set(story.summary["averaged_over"]) == set(range(3)) - {lost} | joined
+    assert sum(row["refused_values"] for row in story.summary["bytes"]) > 0
+    for file in here.folder.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    assert story.summary["accuracy"]["averaged"] > 90

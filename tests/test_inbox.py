@@ -1,0 +1,102 @@
+"""Following the roster: whom the inbox connects to, lets go of, and loses patience with."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from washp2p.inbox import Inbox
+from washp2p.patience import Patience
+from washp2p.rounds import Peer, Roster
+
+
+class Recorder:
+    """Writes down what is called on it; `broken` links are those named so."""
+
+    def __init__(self):
+        self.calls = []
+        self.broken_to = set()
+        self.waits = set()
+        self.posted = 1
+        self.arrivals = self
+
+    def receive(self, timeout):
+        return None
+
+    def mended(self):
+        return []
+
+    def broken(self, peer):
+        return peer in self.broken_to
+
+    def waits_for(self, upto):
+        return self.waits
+
+    def __getattr__(self, name):
+        return lambda *values: self.calls.append((name, *values))
+
+
+def roster(epoch, *members):
+    peers = tuple(Peer(member=m, endpoint=f"memory://{m}", host="") for m in members)
+    return Roster(epoch=epoch, peers=peers)
+
+
+@pytest.fixture
+def scene():
+    connection = SimpleNamespace(
+        patience=Patience(0.1),
+        member=0,
+        rosters=[roster(0, 0, 1, 2)],
+        changes=1,
+        check=lambda: None,
+        take_guests=list,
+    )
+    connection.reported = []
+    connection.stalled = connection.reported.append
+    wire = Recorder()
+    inbox = Inbox(connection=connection, transport=wire, transfer=wire, exchange=wire)
+    inbox.drain()
+    return connection, wire, inbox
+
+
+def calls(wire, name):
+    return [values for called, *values in wire.calls if called == name]
+
+
+def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
+    connection, wire, inbox = scene
+    assert calls(wire, "connect") == [[1, "memory://1"], [2, "memory://2"]]
+    connection.rosters.append(roster(1, 0, 2, 3))
+    connection.changes += 1
+    inbox.drain()
+    assert calls(wire, "connect")[2:] == [[3, "memory://3"]]
+    assert calls(wire, "remove") == [[1]]
+    assert calls(wire, "disconnect") == [[1]]
+
+
+def test_who_came_and_went_between_two_looks_is_given_up_too(scene):
+    connection, wire, inbox = scene
+    connection.rosters += [roster(1, 0, 1, 2, 3), roster(2, 0, 1, 2)]
+    connection.changes += 2
+    inbox.drain()
+    assert calls(wire, "remove") == [[3]]
+
+
+def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twelve(scene):
+    connection, wire, inbox = scene
+    wire.broken_to = {1}
+    wire.waits = {1, 2}
+    seen = []
+
+    def condition():
+        seen.append((calls(wire, "silence"), list(connection.reported)))
+        return bool(connection.reported)
+
+    def whom():
+        return wire.waits - {peer for (peer,) in calls(wire, "silence")}
+
+    inbox._patience = Patience(0.02)
+    inbox.wait_until(condition, whom)
+    assert calls(wire, "silence") == [[1]]
+    assert connection.reported == [2]

@@ -1,0 +1,129 @@
+"""How a member comes by the state it begins with, and gives its own to those who come later.
+
+At the start all take over the parameters of the roster's first member; in mid-run a newcomer takes
+over the whole state of one that lives. Both by state transfer, on the training thread.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p import points
+from washp2p.lanes import as_bytes
+from washp2p.ledger import Kind
+from washp2p.rounds import roster_at
+from washp2p.runlog import Joined
+from washp2p.snapshot import restore, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from washp2p.connection import Connection
+    from washp2p.inbox import Inbox
+    from washp2p.rounds import MemberId, Peer
+    from washp2p.snapshot import Snapshot
+    from washp2p.store import Store
+    from washp2p.transfer import Transfer
+
+
+class Entry:
+    """One member's entry into the population, and that of its guests."""
+
+    def __init__(
+        self, *, connection: Connection, inbox: Inbox, transfer: Transfer, store: Store
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._transfer = transfer
+        self._store = store
+        self._served: set[MemberId] = set()
+
+    def start_together(self) -> None:
+        """Take over the parameters and buffers of the roster's first member, as all others do.
+
+        Should that one be lost before training begins, the next one's, and so on. Blocks until
+        training begins. Raises RunStoppedError.
+        """
+        own = self._store.sections()
+        taken = own
+        begun = False
+        while not begun:
+            self._inbox.drain()  # peers are connected to before anything is sent to them
+            epoch = self._connection.roster.epoch
+            first = self._connection.roster.members[0]
+            points.reach(points.STARTING)
+            if first == self._connection.member:
+                taken = own
+                for name, vector in own.items():
+                    self._transfer.offer(f"start:{name}", as_bytes(vector), Kind.STATE)
+            else:
+                taken = {name: torch.empty_like(vector) for name, vector in own.items()}
+                if not self._inbox.fetch(first, "start", taken, Kind.STATE, self._changed(epoch)):
+                    continue
+            self._connection.synced(epoch)
+            begun = self._wait_for_the_first_seed(epoch)
+        self._transfer.withdraw("start:")
+        if taken is not own:
+            self._store.load_sections(taken)
+
+    def come_in(self) -> Joined:
+        """Take over the state of a live member of a run that has begun, and a place in its roster.
+
+        Blocks until this member's first round can follow. Raises RunStoppedError.
+        """
+        connection = self._connection
+        self._inbox.drain()
+        donor, data = self._fetch_snapshot()
+        taken = restore(self._store, data)
+        connection.ready()
+        self._inbox.wait_until(lambda: connection.enrolled)
+        entry = next(r for r in connection.rosters if connection.member in r.members)
+        connection.start_from(entry.first)
+        self._inbox.wait_until(lambda: connection.has_seed(entry.first))
+        return Joined(entry.epoch, entry.first - 1, donor, taken.step)
+
+    @property
+    def serves(self) -> bool:
+        """Whether a snapshot is on offer."""
+        return bool(self._served)
+
+    def serve_guests(self, where: Snapshot) -> None:
+        """Give newcomers that ask for it the state of now, just after a step: `where` it is."""
+        guests = {guest.member for guest in self._inbox.guests}
+        for guest in guests - self._served:
+            self._served.add(guest)
+            points.reach(points.GIVING)
+            blob = memoryview(take(self._store, where))
+            self._transfer.offer(f"snapshot:{guest}", blob, Kind.STATE)
+        for guest in self._served - guests:
+            self._served.remove(guest)
+            self._transfer.withdraw(f"snapshot:{guest}")
+
+    def _fetch_snapshot(self) -> tuple[MemberId, bytes]:
+        """A whole snapshot, from whichever donor lives to give it."""
+        while True:
+            donor = self._connection.donor
+            assert donor is not None
+            self._inbox.link(donor)
+            points.reach(points.RECEIVING)
+            name = f"snapshot:{self._connection.member}"
+            download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE)
+            if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
+                assert download.into is not None
+                return donor.member, bytes(download.into)
+
+    def _donor_is_not(self, donor: Peer) -> bool:
+        return self._connection.donor is not donor
+
+    def _wait_for_the_first_seed(self, epoch: int) -> bool:
+        """Block until training begins, or there is another roster; whether it has begun."""
+        connection = self._connection
+        changed = self._changed(epoch)
+        self._inbox.wait_until(lambda: connection.has_seed(1) or changed())
+        return connection.has_seed(1) and roster_at(connection.rosters, 1).epoch == epoch
+
+    def _changed(self, epoch: int) -> Callable[[], bool]:
+        return lambda: self._connection.roster.epoch != epoch

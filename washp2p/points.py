@@ -1,0 +1,40 @@
+"""Named points in a member's life, where a test can hold it and let something happen to it.
+
+`hold` is nobody's but a test's: in every other process it does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JOINING = "joining"
+"""Has its MemberId, has not shown its model."""
+STARTING = "starting"
+"""Knows the population, has not fetched the first state, or serves it."""
+BEFORE_SEND = "before send"
+"""Has gathered a round, has sent nothing of it."""
+AFTER_SEND = "after send"
+"""Has sent a round, has not looked for what comes."""
+APPLYING = "applying"
+"""Has what it waited for, has applied nothing of it."""
+GIVING = "giving"
+"""Is asked for a snapshot, has not taken it."""
+RECEIVING = "receiving"
+"""Is about to fetch a snapshot."""
+AVERAGING = "averaging"
+"""Its rounds are over, it is about to average."""
+
+
+def _pass_by(point: str, number: int) -> None:
+    pass
+
+
+hold: Callable[[str, int], None] = _pass_by
+
+
+def reach(point: str, number: int = 0) -> None:
+    """The member is at `point`, of round `number` where it has one."""
+    hold(point, number)
