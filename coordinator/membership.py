@@ -129,7 +129,7 @@ class Membership:
             return
         member = self.members.get(identity)
         if member is None:
-            if isinstance(message, Back) and not self.ended:
+            if isinstance(message, Back | Progress) and not self.ended:
                 yield Send(identity, Dropped("this coordinator does not count it as a member"))
             return
         if self.ended:

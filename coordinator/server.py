@@ -187,7 +187,8 @@ class Server:
             return
         while self._unreachable:
             identity = self._unreachable.pop()
-            self._carry_out(self._membership.gone(identity, time.monotonic()))
+            if not self._reaches(identity, messages.encode(Ping())):  # it has not come back since
+                self._carry_out(self._membership.gone(identity, time.monotonic()))
 
     def _receive(self) -> None:
         identity, *parts = self._router.recv_multipart()
@@ -200,6 +201,16 @@ class Server:
             return
         self._carry_out(self._membership.receive(identity, message, time.monotonic()))
 
+    def _reaches(self, identity: bytes, data: bytes) -> bool:
+        """Send to a worker, if it is connected; whether it is."""
+        try:
+            self._router.send_multipart((identity, data))
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
     def _carry_out(self, commands: Iterable[Command]) -> None:
         encoded: Message | None = None
         data = b""
@@ -209,14 +220,9 @@ class Server:
                     self._journal.commit()  # before anybody hears of it
                     if message is not encoded:  # what all are sent is encoded once
                         data, encoded = messages.encode(message), message
-                    try:
-                        self._router.send_multipart((identity, data))
-                    except zmq.ZMQError as error:
-                        if error.errno != zmq.EHOSTUNREACH:
-                            raise
+                    if not self._reaches(identity, data):
                         self._unreachable.add(identity)
-                        continue
-                    if isinstance(message, Seeds):
+                    elif isinstance(message, Seeds):
                         self._seed_bytes[identity] += len(data)
                 case Keep(what):
                     self._journal.keep(what)

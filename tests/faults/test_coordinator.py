@@ -135,7 +135,7 @@ def test_a_run_that_was_stopped_is_over(here):
 
 @pytest.mark.timeout(120)
 def test_a_coordinator_that_hung_until_all_links_were_broken(here, tmp_path):
-    """It takes its members for dead, and they come back; one of them it keeps."""
+    """Its members are back before it has looked, or join again: none is lost for good."""
     coordinator = here.coordinator(*FLAGS, "--epochs=8")
     workers = [here.worker() for _ in range(3)]
     coordinator.until("epoch 2")
