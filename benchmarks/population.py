@@ -63,16 +63,22 @@ def coordinator_process(
 
 
 def start_coordinator(
-    *flags: str, folder: Path, bind: str = LOOPBACK, where: Sequence[str] = (), **options: Any
+    *flags: str,
+    folder: Path,
+    bind: str = LOOPBACK,
+    where: Sequence[str] = (),
+    resume: bool = False,
+    **options: Any,
 ) -> tuple[subprocess.Popen[str], str]:
     """Start a coordinator; the process, and its address once it listens (empty if it cannot).
 
     `where` is a command to run it with; `options` are subprocess.Popen's.
     """
+    run = "--resume" if resume else "--run-dir"
     ready, ready_fd = os.pipe()
     command = [*where, sys.executable, "-m", "coordinator", *flags, f"--bind={bind}"]
     process = subprocess.Popen(
-        [*command, f"--run-dir={folder}", f"--ready-fd={ready_fd}"],
+        [*command, f"{run}={folder}", f"--ready-fd={ready_fd}"],
         pass_fds=(ready_fd,),
         text=True,
         **options,

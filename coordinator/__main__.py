@@ -27,11 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     local.add_argument(
         "--insecure", action="store_true", help="allow plain text on a network you trust"
     )
-    local.add_argument(
+    where = local.add_mutually_exclusive_group()
+    where.add_argument(
         "--run-dir",
         type=Path,
         help="folder for the run's files (default: runs/<timestamp>); where a coordinator has "
         "died in it, this one takes its place, with no other flag needed",
+    )
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder from its last checkpoint, once workers with its "
+        "checkpoints have come; only --min-n and --patience may be changed",
     )
     local.add_argument(
         "--ready-fd",
@@ -40,16 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with report_errors("coordinator"):
         options = parser.parse_args(arguments)
-        folder = options.run_dir or rundir.default()
+        folder = options.resume or options.run_dir or rundir.default()
+        if options.resume is not None:
+            rundir.require_unfinished(folder)
         known = rundir.read_config(folder) if rundir.unfinished(folder) else None
-        config = config_from(options, known)
+        free = ("min_n", "patience") if options.resume is not None else ()
+        config = config_from(options, known, free=free)
         if options.bind:
             require_loopback(options.bind, insecure=options.insecure)
         from coordinator.display import Display
         from coordinator.server import Server
 
         with Display() as display:
-            server = Server(config, folder.resolve(), display)
+            server = Server(config, folder.resolve(), display, resume=options.resume is not None)
             return asyncio.run(server.serve(options.bind, ready_fd=options.ready_fd))
 
 

@@ -37,6 +37,13 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Rewind:
+    """The run goes on from this round: journal and metrics forget what came after it."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Started:
     """The population is complete: keep in config.json who it is."""
 
@@ -58,4 +65,4 @@ class End:
     code: int
 
 
-Command = Send | Record | Keep | Started | Event | End
+Command = Send | Record | Keep | Rewind | Started | Event | End

@@ -20,7 +20,10 @@ from washp2p.rosterbook import ROSTERS, keep_roster, rosters_in
 from washp2p.rounds import Roster
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+Kept = Member | Departed | Roster | tuple[str, Any]
 
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -31,11 +34,17 @@ CREATE TABLE IF NOT EXISTS departed (member INTEGER PRIMARY KEY, value BLOB NOT 
 
 
 class Journal:
-    """One run's journal."""
+    """One run's journal. What cannot be written (the disk is full) is tried again next time.
 
-    def __init__(self, path: Path) -> None:
+    `tell` gets a line for people when writing fails, and when it works again.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
         """Open or make it. Raises UsageError if it cannot be written."""
         self._path = path
+        self._tell = tell
+        self._waiting: dict[tuple[str, Any], Kept] = {}
+        self._failing = False
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=1)
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # one coordinator a run
@@ -55,13 +64,64 @@ class Journal:
 
     def commit(self) -> None:
         """Have on disk what was kept since the last time: all of it or, after a crash, nothing."""
-        if self._database.in_transaction:
-            self._database.execute("COMMIT")
-
-    def keep(self, what: Member | Departed | Roster | tuple[str, Any]) -> None:
-        """Write one thing down, in place of what was said of it before. `commit` makes it last."""
-        if not self._database.in_transaction:
+        if not self._waiting:
+            return
+        try:
             self._database.execute("BEGIN")
+            for what in self._waiting.values():
+                self._write(what)
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            if not self._failing:
+                self._failing = True
+                self._tell(
+                    f"cannot write {self._path}: {error}; the run goes on, but a coordinator that "
+                    "died now could not be replaced: make room"
+                )
+            return
+        self._waiting.clear()
+        if self._failing:
+            self._failing = False
+            self._tell(f"{self._path} is written again")
+
+    def keep(self, what: Kept) -> None:
+        """Note one thing, in place of what was said of it before. `commit` makes it last."""
+        match what:
+            case Member(id=member) | Departed(member=member):
+                place: tuple[str, Any] = ("member", member)
+            case Roster(epoch=epoch):
+                place = ("roster", epoch)
+            case (name, _):
+                place = ("fact", name)
+        self._waiting.pop(place, None)  # in the order in which things were last said
+        self._waiting[place] = what
+
+    def clear(self, *, after: int | None = None) -> None:
+        """Forget who the members are and how the run ended, to go on from a checkpoint.
+
+        With `after`, forget also what came after that round. Raises UsageError.
+        """
+        self.commit()
+        try:
+            self._database.execute("BEGIN")
+            if after is None:
+                self._database.execute("DELETE FROM members")
+                self._database.execute(
+                    "DELETE FROM facts WHERE name IN ('ended', 'settled', 'accuracy')"
+                )
+            else:
+                self._database.execute("DELETE FROM rosters WHERE first > ?", (after,))
+                self._database.execute("DELETE FROM departed")
+                self._put_fact("published", after)
+                self._put_fact("planned", [])
+            self._put_fact("resuming", after is None)
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise UsageError(f"cannot write {self._path}: {error}; make room") from None
+
+    def _write(self, what: Kept) -> None:
         match what:
             case Member():
                 self._put("members", what.id, _pack_member(what))
@@ -72,9 +132,7 @@ class Journal:
             case Roster():
                 keep_roster(self._database, what)
             case (name, value):
-                self._database.execute(
-                    "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgpack.packb(value))
-                )
+                self._put_fact(name, value)
 
     def fact(self, name: str, default: Any = None) -> Any:
         """What was kept under a name."""
@@ -92,21 +150,29 @@ class Journal:
                 f"cannot read {self._path}: {error}; expected a journal of this version"
             ) from None
         settled = self.fact("settled")
+        number, whose = self.fact("checkpoint", [0, []])
         return Past(
             members=tuple(members),
             departed=tuple(departed),
             rosters=rosters,
             published=self.fact("published", 0),
+            planned=tuple(self.fact("planned", [])),
+            kept=(number, whose),
             total_rounds=self.fact("total_rounds", 0),
             next_id=self.fact("next_id", 0),
-            settled=None if settled is None else rosters[settled],
+            settled=next((roster for roster in rosters if roster.epoch == settled), None),
             accuracy=self.fact("accuracy", {}),
         )
 
     def _put(self, table: str, member: int, value: bytes) -> None:
         self._database.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (member, value))
         if member >= self.fact("next_id", 0):
-            self.keep(("next_id", member + 1))
+            self._put_fact("next_id", member + 1)
+
+    def _put_fact(self, name: str, value: Any) -> None:
+        self._database.execute(
+            "INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, msgpack.packb(value))
+        )
 
     def _values(self, table: str) -> list[bytes]:
         rows = self._database.execute(f"SELECT value FROM {table} ORDER BY member")

@@ -40,6 +40,8 @@ class Member:
     """The epoch whose initial state it holds."""
     averaged: int = -1
     """The epoch whose average it holds."""
+    saved: set[int] = field(default_factory=set)
+    """Rounds of which it holds a checkpoint, as far as they matter."""
     donor: MemberId | None = None
     """Whose snapshot it fetches."""
     finished: Finished | None = None
@@ -76,6 +78,9 @@ class Past:
     departed: tuple[Departed, ...]
     rosters: tuple[Roster, ...]
     published: int
+    planned: tuple[int, ...]
+    kept: tuple[int, list[MemberId]]
+    """The round of the last complete checkpoint, 0 if there is none, and whose it is."""
     total_rounds: int
     next_id: int
     settled: Roster | None

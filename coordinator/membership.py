@@ -11,14 +11,16 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from coordinator.admission import mismatch, objection, unreachable
-from coordinator.commands import End, Event, Keep, Record, Send, Started
+from coordinator.commands import End, Event, Keep, Record, Rewind, Send, Started
 from coordinator.members import Departed, Member, Phase
-from coordinator.seeds import SeedWindows
+from coordinator.publication import Publication
+from coordinator.resumption import Resumption
 from washp2p.control import (
     Accounts,
     Attach,
     Averaged,
     Back,
+    Claim,
     Diverged,
     Donor,
     Dropped,
@@ -27,6 +29,7 @@ from washp2p.control import (
     Finished,
     Guest,
     Hello,
+    Kept,
     Leave,
     Message,
     Metrics,
@@ -35,7 +38,8 @@ from washp2p.control import (
     Ready,
     Refuse,
     Result,
-    Seeds,
+    Resume,
+    Saved,
     Settled,
     Stalled,
     Stop,
@@ -46,7 +50,7 @@ from washp2p.endpoints import split_tcp
 from washp2p.errors import INTERRUPTED
 from washp2p.layout import Layout
 from washp2p.patience import Patience
-from washp2p.rounds import MemberId, Peer, Roster, by_roster, pack_seeds, round_seed, run_key
+from washp2p.rounds import MemberId, Peer, Roster, roster_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,12 +80,11 @@ class Membership:
         self._name = name
         self._version = version
         self._derivation = derivation
-        self._key = run_key(config.seed)
         self._next_id = 0
-        self._windows = SeedWindows(0)
-        self._training = False
-        self._pace = (0, 0.0)
-        self._fastest = 0
+        self._next_epoch = 0
+        self._publication = Publication(config)
+        self._kept = 0
+        self._resumption: Resumption | None = None
         self._now = self._latest_arrival = 0.0
         self._stalled: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
@@ -91,18 +94,35 @@ class Membership:
         self.members = {member.identity: member for member in past.members}
         self.departed = list(past.departed)
         self.rosters = list(past.rosters)
+        self._next_epoch = self.roster.epoch + 1
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
         self._next_id = past.next_id
-        self._windows = SeedWindows(past.total_rounds, past.published)
-        self._fastest = max((member.rounds for member in past.members), default=0)
+        self._kept, _ = past.kept
+        self._publication = Publication(
+            self.config,
+            past.total_rounds,
+            published=past.published,
+            planned=past.planned,
+            fastest=max((member.rounds for member in past.members), default=0),
+        )
         if past.published:
-            self._begin_training()
+            self._publication.begin(now)
         for member in past.members:
             if member.phase < Phase.ACCOUNTED:
                 member.away_until = self._now + self._patience.back
         away = sum(not member.connected for member in past.members)
         yield Event(f"back after round {past.published}'s seed: {away} members are waited for")
+
+    def resume(self, past: Past) -> Iterator[Command]:
+        """Be the coordinator of a run whose members are gone: wait for their checkpoints."""
+        self.total_rounds = past.total_rounds
+        self._next_id = past.next_id
+        self._resumption = Resumption(past)
+        self._next_epoch = self._resumption.next_epoch
+        rounds = " or ".join(map(str, self._resumption.rounds))
+        who = ", ".join(map(str, sorted(self._resumption.members)))
+        yield Event(f"waiting for workers with the checkpoints of members {who}, of round {rounds}")
 
     @property
     def roster(self) -> Roster:
@@ -112,7 +132,7 @@ class Membership:
     @property
     def published(self) -> int:
         """The last round whose seed is out."""
-        return self._windows.published
+        return self._publication.published
 
     @property
     def started(self) -> bool:
@@ -126,6 +146,9 @@ class Membership:
         self._now = now
         if isinstance(message, Hello):
             yield from self._hello(identity, message)
+            return
+        if isinstance(message, Claim):
+            yield from self._claim(identity, message)
             return
         member = self.members.get(identity)
         if member is None:
@@ -146,6 +169,8 @@ class Membership:
                 yield from self._ready(member)
             case Progress(rounds):
                 yield from self._progress(member, rounds)
+            case Saved(number, error):
+                yield from self._saved(member, number, error)
             case Stalled(slow):
                 yield from self._report(member, slow)
             case Diverged(sick):
@@ -219,13 +244,47 @@ class Membership:
             yield Event(f"refused {hello.host}, process {hello.pid}: {reason}")
             yield Send(identity, Refuse(reason))
             return
+        if self._resumption is not None:
+            yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
+            return
         member = Member(id=self._next_id, identity=identity, host=hello.host, pid=hello.pid)
         self._next_id += 1
+        yield from self._take_in(member)
+
+    def _claim(self, identity: bytes, claim: Claim) -> Iterator[Command]:
+        """A worker says which checkpoints it has; it becomes the first such member that is free."""
+        resumption = self._resumption
+        if resumption is None:
+            yield Send(identity, Dropped("the run went on without it"))
+            return
+        taken = {member.id for member in self.members.values()}
+        its = resumption.place(claim.held, taken)
+        if its is None:
+            rounds = " or ".join(map(str, resumption.rounds))
+            reason = (
+                f"no checkpoint of round {rounds} on {claim.host} that is not taken; name its "
+                "--run-dir, or come once the run has gone on"
+            )
+            yield Event(f"refused {claim.host}, process {claim.pid}: {reason}")
+            yield Send(identity, Refuse(reason))
+            return
+        member = Member(id=its, identity=identity, host=claim.host, pid=claim.pid)
+        member.saved = resumption.rounds_of(its, claim.held)
+        yield from self._take_in(member)
+
+    def _take_in(self, member: Member) -> Iterator[Command]:
         self._latest_arrival = self._now
-        self.members[identity] = member
+        self.members[member.identity] = member
         yield Keep(member)
-        yield Event(f"{member} joined ({len(self.members)} of {self.config.n})")
-        yield Send(identity, self._welcome(member))
+        yield Event(f"{member} joined ({len(self.members)} of {self._expected})")
+        yield Send(member.identity, self._welcome(member))
+
+    @property
+    def _expected(self) -> int:
+        """How many members the run starts with, unless it starts with fewer."""
+        if self._resumption is None:
+            return self.config.n
+        return min(self.config.n, len(self._resumption.members))
 
     def _welcome(self, member: Member) -> Welcome:
         return Welcome(member.id, self._run, self._name, self.config.to_wire())
@@ -259,8 +318,15 @@ class Membership:
             return
         others = [m for m in self.members.values() if m.layout is not None]
         reason = mismatch(member, layout, attach.rounds, others, self.total_rounds)
-        if self.started and self._ending():
-            reason = reason or f"{member} came too late: the last rounds of the run are on"
+        if self._resumption is not None and attach.rounds != self.total_rounds:
+            reason = f"{member} comes for {attach.rounds} rounds, the run has {self.total_rounds}"
+        if self.started:
+            reason = reason or unreachable([*self._enrolled(), member])
+            if self._ending():
+                reason = reason or f"{member} came too late: the last rounds of the run are on"
+        if self.started and member.saved:
+            yield from self._expel(member, "came when the run had gone on from its checkpoint")
+            return
         if reason:
             yield Event(f"refused: {reason}")
             yield from self._turn_away(member, reason)
@@ -275,7 +341,7 @@ class Membership:
         yield Keep(member)
         if self.started:
             yield from self._find_donor(member)
-        elif len(self._of_phase(Phase.ATTACHED)) == self.config.n:
+        elif len(self._of_phase(Phase.ATTACHED)) == self._expected:
             yield from self._start()
 
     def _turn_away(self, member: Member, reason: str) -> Iterator[Command]:
@@ -289,10 +355,35 @@ class Membership:
         if reason := unreachable(present):
             yield from self.stop(reason, 2)
             return
-        self._windows = SeedWindows(self.total_rounds)
+        if self._resumption is not None:
+            yield from self._rewind(self._resumption, present)
+            return
+        self._publication = Publication(self.config, self.total_rounds)
         yield from self._enrol(present)
         yield Started(tuple(present))
         yield Event(f"{len(present)} members are here and fetch member {present[0].id}'s state")
+        yield from self._move_on()
+
+    def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
+        """All that come are here: go on from the newest checkpoint that all of them hold."""
+        number = resumption.newest_of(present)
+        if number is None:
+            yield from self.stop("the members hold no checkpoint of one and the same round", 2)
+            return
+        self._resumption = None
+        self._kept = number
+        yield Rewind(number)
+        yield Keep(("checkpoint", [number, [member.id for member in present]]))
+        self.rosters = resumption.rosters_until(number)
+        self.departed = resumption.departed_at(number, present)
+        for gone in self.departed:
+            yield Keep(gone)
+        self._publication = Publication(
+            self.config, self.total_rounds, published=number, fastest=number
+        )
+        yield from self._enrol(present)
+        yield Started(tuple(present))
+        yield Event(f"{len(present)} members go on from their checkpoints of round {number}")
         yield from self._move_on()
 
     def _find_donors(self, lost: MemberId | None = None) -> Iterator[Command]:
@@ -329,10 +420,11 @@ class Membership:
         """The next epoch has these members."""
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
-            epoch=self.roster.epoch + 1,
+            epoch=self._next_epoch,
             peers=tuple(Peer(member=m.id, endpoint=m.endpoint, host=m.host) for m in ordered),
             first=self.published + 1,
         )
+        self._next_epoch += 1
         self.rosters.append(roster)
         self._stalled.clear()
         yield Keep(roster)
@@ -423,7 +515,8 @@ class Membership:
                 yield Send(member.identity, _message(roster))
         if its:
             first = max(its[0].first, seeds + 1)
-            for message in self._seed_messages(range(first, self.published + 1)):
+            missed = range(first, self.published + 1)
+            for message in self._publication.messages(self.rosters, missed):
                 yield Send(member.identity, message)
         if self.settled is not None:
             yield Send(member.identity, Settled(self.settled.epoch))
@@ -446,10 +539,11 @@ class Membership:
         """Do what all members together have come far enough for."""
         enrolled = self._enrolled()
         epoch = self.roster.epoch
-        if not self._training and all(m.synced == epoch for m in enrolled):
-            self._begin_training()
+        if not self._publication.begun and all(m.synced == epoch for m in enrolled):
+            self._publication.begin(self._now)
             yield Event("training begins")
             yield from self._publish()
+        yield from self._complete_checkpoint()
         if self.settled is None and all(m.averaged == epoch for m in enrolled):
             self.settled = self.roster
             yield Keep(("settled", epoch))
@@ -466,35 +560,44 @@ class Membership:
         enrolled = self._enrolled()
         return bool(enrolled) and all(m.phase >= Phase.FINISHED for m in enrolled)
 
-    # Seeds
-
-    def _begin_training(self) -> None:
-        self._training = True
-        self._pace = (self._fastest, self._now)
+    # Seeds and checkpoints
 
     def _progress(self, member: Member, rounds: int) -> Iterator[Command]:
         member.rounds = max(member.rounds, rounds)
-        if self._training and rounds > self._fastest:
-            if not self._fastest:
-                self._pace = (rounds, self._now)  # of a run gone on with: where it is now
-            self._fastest = rounds
+        if self._publication.reach(rounds, self._now):
             yield from self._publish()
 
     def _publish(self) -> Iterator[Command]:
-        rounds, since = self._pace
-        elapsed = self._now - since
-        rate = (self._fastest - rounds) / elapsed if elapsed > 0 else 0.0
         enrolled = self._enrolled()
-        while window := self._windows.due(self._fastest, rate):
+        while window := self._publication.due(self._now):
             yield Keep(("published", window.stop - 1))
-            for message in self._seed_messages(window):
+            yield Keep(("planned", list(self._publication.planned)))
+            for message in self._publication.messages(self.rosters, window):
                 yield from self.tell(message, enrolled)
 
-    def _seed_messages(self, rounds: range) -> Iterator[Seeds]:
-        """The seeds of `rounds`, a message for each epoch."""
-        for roster, numbers in by_roster(self.rosters, rounds):
-            seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
-            yield Seeds(roster.epoch, roster.digest(), numbers.start, seeds)
+    def _saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
+        """A member holds a checkpoint, or could not keep it: then nobody need."""
+        if not error:
+            member.saved.add(number)
+            yield from self._move_on()
+        elif number in self._publication.planned:
+            self._publication.planned.remove(number)
+            last = f"the last good one is of round {self._kept}" if self._kept else "there is none"
+            yield Event(f"{member} has no checkpoint of round {number}: {error}; {last}")
+
+    def _complete_checkpoint(self) -> Iterator[Command]:
+        """Let older checkpoints go once all have a newer one."""
+        planned = self._publication.planned
+        for number in reversed(planned):
+            there = set(roster_at(self.rosters, number).members)
+            holders = [member for member in self._enrolled() if member.id in there]
+            if holders and all(number in member.saved for member in holders):
+                self._kept = number
+                planned[:] = [later for later in planned if later > number]
+                yield Keep(("checkpoint", [number, [member.id for member in holders]]))
+                yield from self.tell(Kept(number))
+                yield Event(f"all members have a checkpoint of round {number}")
+                return
 
     # Small things
 
@@ -511,7 +614,9 @@ class Membership:
         return [m for m in self.members.values() if m.phase is phase]
 
     def _waiting(self) -> Event:
-        return Event(f"waiting for {self.config.n - len(self.members)} of {self.config.n} members")
+        return Event(
+            f"waiting for {self._expected - len(self.members)} of {self._expected} members"
+        )
 
 
 def _message(roster: Roster) -> NewRoster:

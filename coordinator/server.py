@@ -13,12 +13,12 @@ import signal
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
-from coordinator.commands import End, Event, Keep, Record, Send, Started
+from coordinator.commands import End, Event, Keep, Record, Rewind, Send, Started
 from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.summary import summarise
@@ -50,15 +50,29 @@ class Server:
     Where the run folder has the journal of a run that has not finished, it goes on with that.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, display: Display) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, display: Display, *, resume: bool = False
+    ) -> None:
         self._folder = folder
         self._display = display
         self._patience = Patience(config.patience)
         self._goes_on = rundir.unfinished(folder)
-        self._journal = Journal(rundir.create(folder, go_on=True) / rundir.JOURNAL)
-        if ended := self._journal.fact("ended"):
-            raise UsageError(f"the run in {folder} has ended: {ended}; choose another --run-dir")
-        run = self._journal.fact("run") or os.urandom(8)
+        self._journal = Journal(rundir.create(folder, go_on=True) / rundir.JOURNAL, display.event)
+        self._resumes = resume or self._journal.fact("resuming", False)
+        if self._resumes:
+            self._past = self._journal.read()
+            if not self._past.published:
+                raise UsageError(
+                    f"the run in {folder} had not begun, there is nothing to go on from; start it "
+                    "anew with another --run-dir"
+                )
+            self._journal.clear()
+        elif ended := self._journal.fact("ended"):
+            raise UsageError(
+                f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
+                "or choose another --run-dir"
+            )
+        run = (None if self._resumes else self._journal.fact("run")) or os.urandom(8)
         self._journal.keep(("run", run))
         self._journal.commit()
         self._membership = Membership(
@@ -90,7 +104,9 @@ class Server:
         try:
             self._catch_signals()  # before anybody is told that it is ready
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
-            if self._goes_on:
+            if self._resumes:
+                self._carry_out(self._membership.resume(self._past))
+            elif self._goes_on:
                 past = self._journal.read()
                 self._carry_out(self._membership.go_on(past, time.monotonic()))
             await self._loop()
@@ -113,7 +129,7 @@ class Server:
         config = self._membership.config
         self._journal.keep(("address", address))
         self._journal.commit()
-        if not self._goes_on:
+        if self._resumes or not self._goes_on:
             self._write_config(())
         self._display.event(
             f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
@@ -228,8 +244,10 @@ class Server:
                     self._journal.keep(what)
                 case Record(values):
                     self._display.metrics(values)
-                    with (self._folder / rundir.METRICS).open("a") as file:
-                        file.write(json.dumps(values) + "\n")
+                    self._append(values)
+                case Rewind(number):
+                    self._journal.clear(after=number)
+                    rundir.trim_metrics(self._folder, number)
                 case Started(members):
                     self._write_config(members)
                 case Event(text):
@@ -238,6 +256,13 @@ class Server:
                     self._journal.keep(("ended", reason))
                     self._end = command
         self._journal.commit()
+
+    def _append(self, values: dict[str, Any]) -> None:
+        try:
+            with (self._folder / rundir.METRICS).open("a") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            self._display.event(f"a line of {rundir.METRICS} is lost: {error.strerror}")
 
     def _conclude(self) -> int:
         assert self._end is not None

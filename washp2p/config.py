@@ -6,7 +6,7 @@ coordinator, `washp2p run` and `washp2p simulate` are made from its fields.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.errors import UsageError
@@ -14,6 +14,7 @@ from washp2p.rates import SCHEDULES
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
 LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
@@ -65,6 +66,10 @@ class RunConfig:
     on_divergence: str = _option(
         "reset", "what becomes of a member that sends values that are not finite", ON_DIVERGENCE
     )
+    checkpoint_epochs: int = _option(0, "keep a checkpoint every K epochs; 0: not by epochs")
+    checkpoint_minutes: float = _option(
+        10.0, "keep a checkpoint every so many minutes; 0: not by the clock"
+    )
     patience: float = _option(5.0, "seconds; every other time of the fault model follows from it")
     seed: int = _option(0, "seed of everything that is drawn in the run")
 
@@ -95,6 +100,8 @@ class RunConfig:
             ("min_n", 0, self.n),
             ("group", 0, 65535),
             ("patience", 0.1, 86400.0),
+            ("checkpoint_epochs", 0, 10**6),
+            ("checkpoint_minutes", 0.0, 1e6),
             ("expire", 1, 10**9),
             ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6),
@@ -162,21 +169,24 @@ def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> No
         )
 
 
-def config_from(options: argparse.Namespace, known: RunConfig | None = None) -> RunConfig:
+def config_from(
+    options: argparse.Namespace, known: RunConfig | None = None, *, free: Sequence[str] = ()
+) -> RunConfig:
     """The configuration that parsed flags describe, or the one `known` if they agree with it.
 
-    Raises UsageError.
+    What is named in `free` may differ. Raises UsageError.
     """
     given = {f.name: getattr(options, f.name) for f in fields(RunConfig)}
     if known is None:
         return RunConfig.resolve(**given)
     for name, value in given.items():
-        if value is not None and value != getattr(known, name):
+        if value is not None and value != getattr(known, name) and name not in free:
             raise UsageError(
                 f"--{_flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
                 "flag out to go on with it, or choose another --run-dir"
             )
-    return known
+    changed = {name: given[name] for name in free if given[name] is not None}
+    return replace(known, **changed)
 
 
 def _flag(name: str) -> str:

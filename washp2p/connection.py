@@ -1,8 +1,8 @@
-"""A worker's end of the control plane: a background thread and what it has learnt.
+"""A worker's end of the control plane: what it says, and what it has learnt.
 
-The thread owns the control socket, so that seeds, rosters, and word that the run has ended, arrive
-while the member computes. It outlives the coordinator: a new one at the same address is told what
-it may have missed. It touches no parameter.
+Seeds, rosters, and word that the run has ended, arrive on the control socket's thread while the
+member computes. A coordinator that takes the place of another is told what it may have missed.
+Nothing here touches a parameter.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import socket as sockets
 import threading
-import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
+from washp2p import checkpoints, rundir
 from washp2p.config import RunConfig
 from washp2p.control import (
     PROTOCOL,
@@ -24,6 +22,8 @@ from washp2p.control import (
     Attach,
     Averaged,
     Back,
+    Checkpoint,
+    Claim,
     Diverged,
     Donor,
     Dropped,
@@ -32,6 +32,7 @@ from washp2p.control import (
     Finished,
     Guest,
     Hello,
+    Kept,
     Leave,
     Message,
     Metrics,
@@ -40,6 +41,8 @@ from washp2p.control import (
     Ready,
     Refuse,
     Result,
+    Resume,
+    Saved,
     Seeds,
     Settled,
     Stalled,
@@ -48,6 +51,7 @@ from washp2p.control import (
     Welcome,
     messages,
 )
+from washp2p.controlsocket import ControlSocket
 from washp2p.endpoints import split_tcp
 from washp2p.errors import (
     INTERRUPTED,
@@ -59,17 +63,15 @@ from washp2p.errors import (
     UsageError,
     WashError,
 )
-from washp2p.patience import FAREWELL_MS, Patience
+from washp2p.patience import Patience
 from washp2p.rounds import MemberId, Peer, Roster, roster_at, unpack_seeds
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
-
-_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Connection:
@@ -94,6 +96,12 @@ class Connection:
     config: RunConfig
     """The run's whole configuration."""
 
+    folder: Path
+    """Where this host keeps what it writes of the run."""
+
+    resumes: bool = False
+    """Whether this member goes on from its checkpoint."""
+
     patience: Patience
     """How long to wait for whom."""
 
@@ -112,10 +120,10 @@ class Connection:
     _welcome: Welcome | None = None
     _failure: WashError | None = None
     _last_progress = Progress(0)
+    _last_saved: Saved | None = None
     _finish = False
-    _closing = False
 
-    def __init__(self, address: str, wait: float) -> None:
+    def __init__(self, address: str, wait: float, run_dir: Path | None) -> None:
         """Say hello and wait for the answer. See `washp2p.connect`."""
         host, port = split_tcp(address)
         if host == "*" or port in {"*", "0"}:
@@ -138,18 +146,13 @@ class Connection:
         self._window = 1
         self._reached = 0
         self._progress_due = 0
-        self._context = zmq.Context()
-        self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
-        inner = self._context.socket(zmq.PAIR)
-        inner.bind("inproc://outbox")
-        self._outbox = self._context.socket(zmq.PAIR)
-        self._outbox.connect("inproc://outbox")
-        self._thread = threading.Thread(
-            target=self._serve, args=(inner,), name="washp2p control", daemon=True
+        self._run_dir = run_dir
+        self._checkpoints: deque[int] = deque()
+        self._socket = ControlSocket(
+            address, receive=self._receive, returned=self._returned, failed=self._fail
         )
-        self._thread.start()
         try:
-            self._outbox.send(self._hello)
+            self._socket.send(self._hello)
             with self._changed:
                 self._changed.wait_for(lambda: self._welcome or self._failure, wait)
         except BaseException:
@@ -169,7 +172,8 @@ class Connection:
         except UsageError as error:
             self.leave(error)
             raise
-        self.patience = Patience(self.config.patience)
+        self.patience = self._socket.patience = Patience(self.config.patience)
+        self.folder = self._folder_of(self.name)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, on the control thread, whenever anything was learnt."""
@@ -262,6 +266,18 @@ class Connection:
         self._last_progress = Progress(rounds)
         self._send(self._last_progress)
 
+    def checkpoint_after(self, round_number: int) -> int:
+        """The round, no later than this one, of which a checkpoint is due; 0 if there is none."""
+        due = 0
+        while self._checkpoints and self._checkpoints[0] <= round_number:
+            due = self._checkpoints.popleft()
+        return due
+
+    def saved(self, round_number: int, error: str = "") -> None:
+        """Report that this member holds a checkpoint of a round, or why not."""
+        self._last_saved = Saved(round_number, error)
+        self._send(self._last_saved)
+
     def metrics(self, values: dict[str, Any]) -> None:
         """Report one line of metrics.jsonl; plain values only."""
         self._send(Metrics(values))
@@ -295,87 +311,41 @@ class Connection:
 
     def close(self) -> None:
         """Let go of the control plane; what was sent still leaves. Harmless when called twice."""
-        if self._closing:
-            return
-        self._closing = True
-        self._outbox.send(b"")
-        self._thread.join()
-        self._outbox.close(linger=0)
-        self._context.term()
+        self._socket.close()
 
     def _send(self, message: Message) -> None:
-        self._outbox.send(messages.encode(message))
+        self._socket.send(messages.encode(message))
 
     def _reach(self, milestone: Message) -> None:
         """Send what a coordinator that comes back must hear again."""
         data = messages.encode(milestone)
         self._milestones.append(data)
-        self._outbox.send(data)
+        self._socket.send(data)
 
-    def _serve(self, inner: zmq.Socket[bytes]) -> None:
-        dealer = self._context.socket(zmq.DEALER)
-        dealer.set(zmq.IDENTITY, b"w" + os.urandom(15))
-        dealer.set(zmq.IPV6, "[" in self.address)
-        self.patience.watch(dealer)
-        monitor = dealer.get_monitor_socket(_EVENTS)
-        try:
-            try:
-                dealer.connect(self.address)
-            except zmq.ZMQError as error:
-                self._fail(UsageError(f"cannot connect to {self.address}: {error.strerror}"))
-                while inner.recv():
-                    pass
-            else:
-                self._relay(inner, dealer, monitor)
-        finally:
-            dealer.disable_monitor()
-            monitor.close(linger=0)
-            inner.close(linger=0)
-            dealer.close(linger=FAREWELL_MS)
-
-    def _relay(
-        self, inner: zmq.Socket[bytes], dealer: zmq.Socket[bytes], monitor: zmq.Socket[bytes]
-    ) -> None:
-        """Pass messages on in both directions until this member closes."""
-        poller = zmq.Poller()
-        for socket in (inner, dealer, monitor):
-            poller.register(socket, zmq.POLLIN)
-        lost_at: float | None = None
-        while True:
-            ready = dict(poller.poll(None if lost_at is None else round(1000 * self.patience.ping)))
-            if inner in ready:
-                data = inner.recv()
-                if not data:
-                    return
-                dealer.send(data)
-            if dealer in ready:
-                self._receive(dealer.recv())
-            elif monitor in ready:
-                event = recv_monitor_message(monitor)["event"]
-                if event == zmq.EVENT_DISCONNECTED:
-                    lost_at = lost_at or time.monotonic()
-                elif lost_at is not None:
-                    lost_at = None
-                    self._return(dealer)
-            if lost_at is not None and time.monotonic() - lost_at > self.patience.away:
-                self._fail(
-                    RunStoppedError(
-                        f"the coordinator at {self.address} has been gone for "
-                        f"{self.patience.away:g} s; what this member has written is kept: start "
-                        "the coordinator again with the same --run-dir"
-                    )
-                )
-
-    def _return(self, dealer: zmq.Socket[bytes]) -> None:
+    def _returned(self) -> Iterator[bytes]:
         """There is a coordinator again: say what it may not know, ask for what it has said."""
         if self._welcome is None:
-            dealer.send(self._hello)
+            yield self._hello
             return
         epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
-        dealer.send(messages.encode(Back(epochs, self._seeds_until)))
-        for data in list(self._milestones):
-            dealer.send(data)
-        dealer.send(messages.encode(self._last_progress))
+        yield messages.encode(Back(epochs, self._seeds_until))
+        yield from list(self._milestones)
+        if self._last_saved is not None:
+            yield messages.encode(self._last_saved)
+        yield messages.encode(self._last_progress)
+
+    def _folder_of(self, name: str) -> Path:
+        return self._run_dir or Path("runs") / rundir.check_name(name)
+
+    def _claim(self, offer: Resume) -> None:
+        """The run goes on from a checkpoint: say which of them are here."""
+        try:
+            held = checkpoints.held(self._folder_of(offer.name), offer.rounds)
+        except (UsageError, TypeError) as error:
+            self._fail(ProtocolError(f"from the coordinator at {self.address}: {error}"))
+            return
+        self.resumes = True
+        self._socket.answer(messages.encode(Claim(sockets.gethostname(), os.getpid(), held)))
 
     def _receive(self, data: bytes) -> None:  # noqa: PLR0912 - a case a message
         try:
@@ -386,6 +356,13 @@ class Connection:
         match message:
             case Welcome():
                 self._welcome = message
+            case Resume():
+                self._claim(message)
+            case Checkpoint(number):
+                if number not in self._checkpoints:
+                    self._checkpoints.append(number)
+            case Kept(number):
+                checkpoints.forget_before(self.folder, number)
             case NewRoster(epoch, first, peers):
                 if not self.rosters or epoch > self.rosters[-1].epoch:
                     self._take_roster(epoch, first, peers)

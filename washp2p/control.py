@@ -11,7 +11,7 @@ from typing import Any
 
 from washp2p.records import Codec
 
-PROTOCOL = 3
+PROTOCOL = 4
 MESSAGE_LIMIT = 16 << 20
 
 
@@ -31,6 +31,29 @@ class Refuse:
     """Coordinator: no, for this reason, which says what to do about it."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Coordinator: the run `name` goes on from a checkpoint of one of these rounds.
+
+    Answered by a Claim.
+    """
+
+    name: str
+    rounds: list[Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Worker: I hold these checkpoints, each [round, member], and can go on as one of them.
+
+    Answered by Welcome or Refuse.
+    """
+
+    host: str
+    pid: int
+    held: list[Any]
 
 
 @dataclass(frozen=True)
@@ -104,6 +127,28 @@ class Seeds:
     roster: bytes
     first: int
     seeds: bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Coordinator: keep a checkpoint after this round. Comes before the round's seed."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Worker: I hold a checkpoint of this round; or not, because of `error`."""
+
+    round: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Coordinator: all members hold a checkpoint of this round; older ones may go."""
+
+    round: int
 
 
 @dataclass(frozen=True)
@@ -234,6 +279,8 @@ class Ping:
 Message = (
     Hello
     | Refuse
+    | Resume
+    | Claim
     | Welcome
     | Attach
     | NewRoster
@@ -242,6 +289,9 @@ Message = (
     | Donor
     | Ready
     | Seeds
+    | Checkpoint
+    | Saved
+    | Kept
     | Progress
     | Metrics
     | Result
@@ -264,6 +314,8 @@ messages: Codec[Message] = Codec(
     (
         Hello,
         Refuse,
+        Resume,
+        Claim,
         Welcome,
         Attach,
         NewRoster,
@@ -272,6 +324,9 @@ messages: Codec[Message] = Codec(
         Donor,
         Ready,
         Seeds,
+        Checkpoint,
+        Saved,
+        Kept,
         Progress,
         Metrics,
         Result,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from washp2p.rounds import MemberId, Peer
     from washp2p.snapshot import Snapshot
     from washp2p.store import Store
+    from washp2p.timeline import Start
     from washp2p.transfer import Transfer
 
 
@@ -64,10 +65,26 @@ class Entry:
                 if not self._inbox.fetch(first, "start", taken, Kind.STATE, self._changed(epoch)):
                     continue
             self._connection.synced(epoch)
-            begun = self._wait_for_the_first_seed(epoch)
+            begun = self._wait_for_the_seed_of(1, epoch)
         self._transfer.withdraw("start:")
         if taken is not own:
             self._store.load_sections(taken)
+
+    def go_on_together(self, start: Start, *, rounds: int) -> None:
+        """Each has its own state again; the round after `start` is the first, if there is one.
+
+        Blocks until training begins. Raises RunStoppedError.
+        """
+        connection = self._connection
+        first = connection.rosters[0].first
+        begun = False
+        while not begun:
+            self._inbox.drain()
+            epoch = connection.roster.epoch
+            points.reach(points.STARTING)
+            connection.synced(epoch)
+            begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
+        connection.start_from(start.round + 1)
 
     def come_in(self) -> Joined:
         """Take over the state of a live member of a run that has begun, and a place in its roster.
@@ -118,12 +135,12 @@ class Entry:
     def _donor_is_not(self, donor: Peer) -> bool:
         return self._connection.donor is not donor
 
-    def _wait_for_the_first_seed(self, epoch: int) -> bool:
+    def _wait_for_the_seed_of(self, first: int, epoch: int) -> bool:
         """Block until training begins, or there is another roster; whether it has begun."""
         connection = self._connection
         changed = self._changed(epoch)
-        self._inbox.wait_until(lambda: connection.has_seed(1) or changed())
-        return connection.has_seed(1) and roster_at(connection.rosters, 1).epoch == epoch
+        self._inbox.wait_until(lambda: connection.has_seed(first) or changed())
+        return connection.has_seed(first) and roster_at(connection.rosters, first).epoch == epoch
 
     def _changed(self, epoch: int) -> Callable[[], bool]:
         return lambda: self._connection.roster.epoch != epoch

@@ -56,6 +56,12 @@ class Ledger:
             *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
         )
 
+    def load(self, rows: list[dict[str, Any]]) -> None:
+        """Go on from what `to_wire` returned. Raises KeyError, TypeError or ValueError."""
+        for row in rows:
+            count = {name: row[name] for name in Count.__dataclass_fields__}
+            self.counts[row["peer"], Kind(row["kind"])] = Count(**count)
+
     def to_wire(self) -> list[dict[str, Any]]:
         """One row a peer and kind, plain values, ordered."""
         return [

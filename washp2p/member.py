@@ -18,14 +18,14 @@ from washp2p.errors import UsageError
 from washp2p.exchange import Exchange, Staged, stage
 from washp2p.finale import Finale
 from washp2p.inbox import Inbox
+from washp2p.keeper import Keeper
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
-from washp2p.rounds import by_roster
 from washp2p.runlog import RunLog
 from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
-from washp2p.timeline import Timeline
+from washp2p.timeline import Start, Timeline
 from washp2p.transfer import Transfer
 from washp2p.transports import listen
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.hooks import RemovableHandle
 
+    from washp2p.keeper import Stateful
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
     from washp2p.rounds import MemberId, Roster
@@ -45,15 +46,18 @@ if TYPE_CHECKING:
     State = dict[str, torch.Tensor]
 
 
-def connect(address: str, *, wait: float = 60.0, insecure: bool = False) -> Connection:
+def connect(
+    address: str, *, wait: float = 60.0, insecure: bool = False, run_dir: Path | None = None
+) -> Connection:
     """Find a run and take a place in it, before there is a model.
 
     `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
-    seconds. Plain text off loopback needs `insecure`. The connection's `config` says what to
-    train. Raises UnreachableError, JoinRefusedError, UsageError.
+    seconds. Plain text off loopback needs `insecure`. `run_dir` is where this host keeps its
+    checkpoints (default: `runs/<the run's name>`). The connection's `config` says what to train.
+    Raises UnreachableError, JoinRefusedError, UsageError.
     """
     require_loopback(address, insecure=insecure)
-    return Connection(address, wait)
+    return Connection(address, wait, run_dir)
 
 
 def join(
@@ -66,6 +70,7 @@ def join(
     advertise: str | None = None,
     insecure: bool = False,
     log: Path | None = None,
+    state: Stateful | None = None,
 ) -> Member:
     """Make `model` a member of a run and wait until the population is complete.
 
@@ -79,9 +84,12 @@ def join(
     `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
     listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
     `advertise` what peers are told instead (`tcp://HOST[:PORT]`). Plain text off loopback needs
-    `insecure`. `log` is a file for the run log. Blocks. Raises UsageError, JoinRefusedError,
-    RunStoppedError; the optimizer's step raises DroppedError once the population goes on without
-    this member, who may join anew.
+    `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
+    model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
+    been loaded on return, and `Member.round` is the checkpoint's.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
+    DroppedError once the population goes on without this member, who may join anew.
     """
     connection = connect(run, insecure=insecure) if isinstance(run, str) else run
     try:
@@ -92,6 +100,7 @@ def join(
             bind=where_to_listen(connection.address, bind, insecure=insecure),
             advertise=advertise,
             log=log,
+            state=state,
         )
     except BaseException as error:
         connection.leave(error)
@@ -120,11 +129,12 @@ class Member:
         bind: str,
         advertise: str | None,
         log: Path | None,
+        state: Stateful | None,
     ) -> None:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
-        self._log = RunLog(log) if log is not None else None
+        self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
         self._transport = listen(bind, connection.patience)
         try:
             self._endpoint = advertised(self._transport.endpoint, advertise, connection.address)
@@ -148,6 +158,15 @@ class Member:
         )
         self._entry = Entry(
             connection=connection, inbox=self._inbox, transfer=self._transfer, store=self._store
+        )
+        self._keeper = Keeper(
+            connection=connection,
+            inbox=self._inbox,
+            store=self._store,
+            exchange=self._exchange,
+            ledger=self._transport.ledger,
+            log=self._log,
+            state=state,
         )
         self._timeline: Timeline
         self._planner: Planner[Order, Staged | None] | None = None
@@ -212,11 +231,16 @@ class Member:
             rounds=rounds,
             log=self._log,
         )
-        if connection.enrolled:
+        if connection.resumes:
+            start = self._keeper.go_on()
+            self._entry.go_on_together(start, rounds=rounds)
+            self._timeline.begin(start)
+        elif connection.enrolled:
             self._entry.start_together()
-            self._timeline.begin()
+            self._timeline.begin(Start())
         else:
-            self._timeline.begin(self._entry.come_in())
+            joined = self._entry.come_in()
+            self._timeline.begin(Start(round=joined.round), joined)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
 
     def average(self) -> State:
@@ -322,6 +346,7 @@ class Member:
         self._timeline.step()
         if self._inbox.guests or self._entry.serves:
             self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+        self._keeper.after_round(self._timeline)
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""
@@ -343,13 +368,12 @@ class Member:
         self.average()
         layout = self._store.layout
         timeline = self._timeline
-        rosters = by_roster(self._connection.rosters, range(1, self.round + 1))
-        epochs = [(len(r.members), len(rounds)) for r, rounds in rosters if self.id in r.members]
+        epochs = timeline.epochs
         self._connection.finished(
             Finished(
                 rounds=timeline.round,
                 steps=timeline.steps,
-                seconds=timeline.ended - timeline.began,
+                seconds=timeline.seconds,
                 waited=timeline.waited,
                 max_delay=timeline.max_delay,
                 applied_values=self._exchange.applied_values,

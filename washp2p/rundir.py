@@ -1,7 +1,8 @@
 """The run folder: what lies where, and writing it so that a reader never sees half a file.
 
 config.json, metrics.jsonl, summary.json, averaged.safetensors, members/<id>.safetensors,
-log/<id>.msgpack (the run log) and journal.sqlite (the coordinator's). Others rely on these names.
+log/<id>.msgpack (the run log), checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and
+journal.sqlite (the coordinator's). Others rely on these names.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,13 @@ def unfinished(folder: Path) -> bool:
     return (folder / JOURNAL).exists() and not (folder / SUMMARY).exists()
 
 
+def require_unfinished(folder: Path) -> None:
+    """Raise UsageError unless a folder holds a run that can be gone on with."""
+    if not unfinished(folder):
+        state = "a run that has finished" if (folder / SUMMARY).exists() else "no run"
+        raise UsageError(f"{folder} holds {state}; expected one that was interrupted")
+
+
 def create(folder: Path, *, go_on: bool = False) -> Path:
     """Make a run folder that holds no run yet, or with `go_on` one that has not finished.
 
@@ -86,10 +95,35 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _make_last(path.parent)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise UsageError(
             f"cannot write {path}: {error.strerror}; make room or choose another --run-dir"
         ) from None
+
+
+def _make_last(folder: Path) -> None:
+    """Have a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def trim_metrics(folder: Path, round_number: int) -> None:
+    """Leave out of metrics.jsonl what members will report again as they go on after a round."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # one cut short by a kill
+            if json.loads(line)["round"] < round_number:
+                kept.append(f"{line}\n")
+    write_bytes(path, "".join(kept).encode())
 
 
 def read_config(folder: Path) -> RunConfig:

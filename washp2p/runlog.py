@@ -10,6 +10,8 @@ all, [epoch, round, donor, donor's own step] where it came in mid-run.
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from washp2p.rounds import MemberId
+
+_log = logging.getLogger("washp2p")
 
 
 class Record(NamedTuple):
@@ -53,13 +57,18 @@ class Joined(NamedTuple):
 
 
 class RunLog:
-    """Appends records to a file. Each `append` is one unbuffered write."""
+    """Appends records to a file. Each `append` is one unbuffered write.
 
-    def __init__(self, path: Path) -> None:
-        """Begin the file at `path`. Raises UsageError if it cannot be written."""
+    Once a write has failed (the disk is full) there are no more: a log with a gap says nothing.
+    """
+
+    def __init__(self, path: Path, *, go_on: bool = False) -> None:
+        """Begin the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
+        self._path = path
+        self._broken = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=0)
+            self._file = path.open("r+b" if go_on else "wb", buffering=0)
         except OSError as error:
             raise UsageError(
                 f"cannot write {path}: {error.strerror}; choose another --run-dir"
@@ -67,8 +76,37 @@ class RunLog:
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
         """Write records, all at once."""
-        if records:
-            self._file.write(b"".join(map(msgpack.packb, records)))
+        if not records or self._broken:
+            return
+        data = b"".join(map(msgpack.packb, records))
+        before = self._file.tell()
+        try:
+            whole = self._file.write(data) == len(data)
+            reason = "" if whole else "no space left"
+        except OSError as error:
+            reason = str(error.strerror)
+        if reason:
+            self._broken = True
+            self._file.truncate(before)
+            _log.warning(
+                "cannot write %s: %s; the run goes on, but cannot be replayed", self._path, reason
+            )
+
+    def keep(self) -> int:
+        """Have on disk what was appended; how many bytes that is. Raises OSError."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def go_back(self, size: int) -> None:
+        """Forget all but the first `size` bytes. Raises UsageError if there are not so many."""
+        there = self._file.seek(0, os.SEEK_END)
+        if there < size:
+            raise UsageError(
+                f"{self._path} has {there} bytes; expected at least the {size} of the checkpoint: "
+                "restore it, or choose another --run-dir"
+            )
+        self._file.seek(size)
+        self._file.truncate()
 
     def close(self) -> None:
         """Close the file."""

@@ -9,11 +9,13 @@ sends and receives, the planner's derives plans, and both need the GIL hardly or
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from washp2p import points
 from washp2p.delay import RECENT, WORTH_WAITING
 from washp2p.errors import UsageError
+from washp2p.rounds import by_roster
 from washp2p.runlog import Jump, Record
 
 if TYPE_CHECKING:
@@ -26,6 +28,20 @@ if TYPE_CHECKING:
     from washp2p.planner import Planner
     from washp2p.rounds import MemberId, Roster
     from washp2p.runlog import Joined, RunLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """After what a member's first step comes: nothing, unless it came late or goes on."""
+
+    round: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    epochs: list[tuple[int, int]] = field(default_factory=list)
+    """Members and rounds of the epochs that it took part in."""
+    jumps: bool = False
+    """Whether it was at an older round than that."""
 
 
 class Timeline:
@@ -60,7 +76,7 @@ class Timeline:
         """Seconds spent waiting for peers."""
         self.began = self.ended = time.monotonic()
         self._share = 0.0
-        self._entered = 0
+        self._start = Start()
         self._reported: set[MemberId] = set()
 
     @property
@@ -68,16 +84,41 @@ class Timeline:
         """The bound S on lateness that holds now, or "none"."""
         return "none" if self._delay.bound is None else str(self._delay.bound)
 
-    def begin(self, joined: Joined | None = None) -> None:
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is to be a round after this one, as far as is known."""
+        return not self._rounds or self.round < self._rounds
+
+    @property
+    def epochs(self) -> list[tuple[int, int]]:
+        """Of each epoch with this member: how many members, and in how many rounds."""
+        rounds = range(self._start.round + 1, self.round + 1)
+        me = self._connection.member
+        return self._start.epochs + [
+            (len(roster.members), len(its))
+            for roster, its in by_roster(self._connection.rosters, rounds)
+            if me in roster.members
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """From the first round's beginning to the last one's end."""
+        return self._start.seconds + self.ended - self.began
+
+    def account(self) -> dict[str, Any]:
+        """What `Start` needs besides rounds and steps; plain values."""
+        return {"seconds": self.seconds, "waited": self.waited, "epochs": self.epochs}
+
+    def begin(self, start: Start, joined: Joined | None = None) -> None:
         """The first step may follow: derive plans, start the clock. The first seeds are here.
 
-        `joined` says how the member came in, unless it was there from the start.
+        `joined` says how the member came in, if that was in mid-run.
         """
-        if joined is not None:
-            self.round = self._entered = joined.round
-            self._arrivals.begin_after(joined.round)
-            if self._log is not None:
-                self._log.append([joined])
+        self._start = start
+        self.round, self.steps, self.waited = start.round, start.steps, start.waited
+        self._arrivals.begin_after(start.round)
+        if joined is not None and self._log is not None:
+            self._log.append([joined])
         self._planner.prepare(self.round + 1)
         self.began = self.ended = time.monotonic()
 
@@ -87,7 +128,7 @@ class Timeline:
         Raises UsageError beyond the announced number of steps, RunStoppedError, ProtocolError.
         """
         self.steps += 1
-        if self._rounds and self._entered + self.steps > self._rounds:
+        if self._rounds and self._start.round + self.steps - self._start.steps > self._rounds:
             raise UsageError(
                 f"step {self.steps} of member {self._connection.member}, which joined for "
                 f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
@@ -99,6 +140,8 @@ class Timeline:
         jumps = bound is None and newest - number > self._expire
         if jumps:
             number = newest
+        elif self._start.jumps and self.steps == self._start.steps + 1:
+            jumps = True
         if self._rounds and number > self._rounds:
             return  # it jumped, and now its peers have ended
         self._await_seed(number)
@@ -122,6 +165,16 @@ class Timeline:
             lambda: self._arrivals.waits_for(self.round),
         )
         self._write(self._exchange.apply())
+
+    def settle(self) -> None:
+        """Have nothing outstanding: wait for what is to come, or give it up if nothing waits."""
+        if self._arrivals.outstanding:
+            waited = 0.0
+            if self._delay.bound is None:
+                self._arrivals.give_up(self.round + 1)
+            else:
+                waited = self._wait(self.round, 0)
+            self._apply(jumped=False, waited=waited)
 
     def _await_seed(self, number: int) -> None:
         if not self._connection.has_seed(number):

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from washp2p.commandline import Parser, report_errors
@@ -78,11 +77,16 @@ def take_part(options: argparse.Namespace, device: torch.device) -> None:
     from workers.evaluate import evaluate_population
     from workers.trainer import Trainer
 
-    connection = washp2p.connect(options.coordinator, wait=options.wait, insecure=options.insecure)
+    connection = washp2p.connect(
+        options.coordinator,
+        wait=options.wait,
+        insecure=options.insecure,
+        run_dir=options.run_dir,
+    )
     connection.on_stop(_exit_soon)
+    folder = connection.folder
     print(f"member {connection.member} of run {connection.name}", flush=True)
     try:
-        folder = options.run_dir or Path("runs") / rundir.check_name(connection.name)
         data = load_data(connection.config, options.data_dir, download=options.download)
         trainer = Trainer(connection.config, data, connection.member, device)
     except BaseException as error:
@@ -97,6 +101,7 @@ def take_part(options: argparse.Namespace, device: torch.device) -> None:
         advertise=options.advertise,
         insecure=options.insecure,
         log=rundir.log_file(folder, connection.member),
+        state=trainer,
     ) as member:
         trainer.round = member.round
         with trainer.streams.active():

@@ -58,8 +58,7 @@ class Data:
             shuffle=True,
             drop_last=True,
             generator=generator,
-            num_workers=min(4, os.cpu_count() or 1),
-            persistent_workers=True,
+            num_workers=min(4, os.cpu_count() or 1),  # new each pass: it can be begun again
         )
 
     @staticmethod

@@ -6,6 +6,7 @@ and beside its peers in one.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import random
 from contextlib import contextmanager
@@ -33,21 +34,64 @@ class Streams:
         self._python: Any = random.Random(key(seed, member, "python")).getstate()
         self._numpy: Any = np.random.RandomState(key(seed, member, "numpy") % 2**32).get_state()
         self._torch = torch.Generator().manual_seed(key(seed, member, "torch")).get_state()
+        self._active = False
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within the block the global generators are this member's."""
         outer = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._install(self._python, self._numpy, self._torch)
+        self._active = True
         try:
             yield
         finally:
-            self._python, self._numpy = random.getstate(), np.random.get_state()
-            self._torch = torch.get_rng_state()
+            self._look()
+            self._active = False
             self._install(*outer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the global streams are, and those of CUDA devices in use; plain values."""
+        if self._active:
+            self._look()
+        version, words, spare = self._python
+        name, keys, *position = self._numpy
+        return {
+            "python": [version, list(words), spare],
+            "numpy": [name, keys.tolist(), *position],
+            "torch": pack(self._torch),
+            "cuda": [pack(state) for state in _cuda_states()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be where `state_dict` was. Not while active."""
+        version, words, spare = state["python"]
+        name, keys, *position = state["numpy"]
+        self._python = version, tuple(words), spare
+        self._numpy = (name, np.array(keys, dtype=np.uint32), *position)
+        self._torch = unpack(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all([unpack(one) for one in state["cuda"]])
+
+    def _look(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch = torch.get_rng_state()
 
     @staticmethod
     def _install(python: Any, numpy: Any, torch_state: torch.Tensor) -> None:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(torch_state)
+
+
+def pack(state: torch.Tensor) -> str:
+    """A torch generator's state as text."""
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def unpack(text: str) -> torch.Tensor:
+    """Inverse of `pack`."""
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def _cuda_states() -> list[torch.Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

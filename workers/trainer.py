@@ -6,6 +6,7 @@ The same object trains in a worker process and, beside its peers, in `washp2p si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from math import cos, pi
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from washp2p.evaluation.ensemble import accuracy, probabilities
 from workers.models import build_model
-from workers.streams import Streams
+from workers.streams import Streams, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,21 @@ class Epoch:
         }
 
 
+@dataclass
+class _Pass:
+    """Where a member is in one pass over the data."""
+
+    number: int
+    length: int
+    """Batches in it: all there are, or what was left of its peers' pass when it came in."""
+    order: torch.Tensor
+    """The loader's generator at its beginning."""
+    loss: torch.Tensor
+    """Summed over the batches taken."""
+    taken: int = 0
+    lr: float = 0.0
+
+
 class Trainer:
     """One member: SGD with momentum and weight decay, cosine learning rate by step."""
 
@@ -67,6 +83,8 @@ class Trainer:
         """Steps done, by the population's clock. Who knows better sets it, before the first step or
         after one: a member that came late, or jumped, goes on with the learning rate of its peers,
         and ends when they do. Its first pass over the data is as long as what is left of theirs."""
+        self._number: int | None = None
+        self._pass: _Pass | None = None
 
     def train(self) -> Iterator[Epoch | None]:
         """Train to the end: yields None after each step, and the Epoch after its last.
@@ -74,28 +92,72 @@ class Trainer:
         To be advanced while `streams` are active.
         """
         self.model.train()
-        length = len(self._batches)
-        number, begun = divmod(self.round, length)
-        while self.round < self.steps:
-            number += 1
-            total = torch.zeros((), device=self._device)
-            taken = 0
-            for inputs, targets in self._batches:
+        while self._pass is not None or self.round < self.steps:
+            now = self._pass = self._pass or self._next_pass()
+            for inputs, targets in self._rest_of(now):
+                if self.round >= self.steps:
+                    break
                 loss = cross_entropy(self.model(inputs.to(self._device)), targets.to(self._device))
                 self.optimizer.zero_grad()
                 loss.backward()
-                lr = self._learning_rate()
+                now.lr = self._learning_rate()
                 for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                self.optimizer.step()
-                total += loss.detach()
-                taken += 1
+                    group["lr"] = now.lr
+                now.loss += loss.detach()
+                now.taken += 1
                 self.round += 1
+                self.optimizer.step()  # its hook may ask for the `state_dict`
                 yield None
-                if self.round >= self.steps or (begun and begun + taken == length):
-                    break
-            begun = 0
-            yield Epoch(number, float(total) / taken, lr, self._held_out_accuracy())
+            self._number, self._pass = now.number, None
+            yield Epoch(now.number, float(now.loss) / now.taken, now.lr, self._held_out_accuracy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What model and optimizer do not tell: streams, and where in the data; plain values.
+
+        To be asked for in the midst of an optimizer step.
+        """
+        now = self._pass
+        assert now is not None
+        return {
+            "streams": self.streams.state_dict(),
+            "number": now.number,
+            "length": now.length,
+            "order": pack(now.order),
+            "loss": float(now.loss),
+            "taken": now.taken,
+            "lr": now.lr,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was. Before `train`."""
+        self.streams.load_state_dict(state["streams"])
+        self._pass = _Pass(
+            state["number"],
+            state["length"],
+            unpack(state["order"]),
+            torch.tensor(state["loss"], device=self._device),
+            state["taken"],
+            state["lr"],
+        )
+
+    def _next_pass(self) -> _Pass:
+        length = len(self._batches)
+        begun = 0
+        if self._number is None:
+            self._number, begun = divmod(self.round, length)
+        return _Pass(
+            self._number + 1,
+            length - begun,
+            self.streams.loader.get_state(),
+            torch.zeros((), device=self._device),
+        )
+
+    def _rest_of(self, now: _Pass) -> Iterator[Any]:
+        """Its batches that have not been taken."""
+        self.streams.loader.set_state(now.order)
+        batches = iter(self._batches)
+        whole = now.length == len(self._batches)
+        return islice(batches, now.taken, None if whole else now.length)
 
     def _learning_rate(self) -> float:
         """Of the next step: a cosine from `lr` at the first to `min_lr` at the last."""

@@ -132,7 +132,7 @@ def test_the_roster_goes_out_when_all_have_attached():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 9}, "protocol version 9 on a, 3 at the coordinator"),
+        ({"protocol": 9}, f"protocol version 9 on a, {PROTOCOL} at the coordinator"),
         ({"version": "9.9"}, "version of washp2p 9.9 on a, 1.2 at the coordinator"),
         ({"derivation": 9}, "plan derivation 9 on a, 1 at the coordinator"),
     ],
@@ -403,6 +403,8 @@ def past_of(machine):
         departed=tuple(machine.departed),
         rosters=tuple(machine.rosters),
         published=machine.published,
+        planned=(),
+        kept=(0, []),
         total_rounds=machine.total_rounds,
         next_id=10,
         settled=machine.settled,

@@ -99,8 +99,8 @@ class Hosts:
         self.coordinators = []
         self.workers = []
 
-    def coordinator(self, *flags):
-        """Start it, or one in its place."""
+    def coordinator(self, *flags, resume=False):
+        """Start it, or one in its place: where members are to come back, or to `resume`."""
         before = self.coordinators[-1] if self.coordinators else None
         bind = before.address if before else LOOPBACK
         where = []
@@ -109,7 +109,7 @@ class Hosts:
             bind = bind if before else f"tcp://{address}:5555"
             where = ["ip", "netns", "exec", name]
             flags = (*flags, "--insecure")
-        made = Coordinator(flags, self.folder, bind=bind, where=where)
+        made = Coordinator(flags, self.folder, bind=bind, where=where, resume=resume)
         self.coordinators.append(made)
         return made
 

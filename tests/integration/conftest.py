@@ -73,7 +73,7 @@ class Worker:
 class Coordinator:
     """One coordinator process; `address` once it listens, `lines()` as it prints."""
 
-    def __init__(self, arguments, folder, bind=LOOPBACK, where=()):
+    def __init__(self, arguments, folder, bind=LOOPBACK, where=(), **options):
         self.folder = folder
         self.process, self.address = start_coordinator(
             *arguments,
@@ -83,6 +83,7 @@ class Coordinator:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
+            **options,
         )
         self.printed = []
 

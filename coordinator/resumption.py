@@ -1,0 +1,86 @@
+"""Going on from a checkpoint: who may be which member, and from which round all can. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.members import Departed
+from washp2p.rounds import roster_at
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from coordinator.members import Member, Past
+    from washp2p.rounds import MemberId, Roster
+
+
+class Resumption:
+    """A run as its journal had it, and the checkpoints that may be there.
+
+    One round's checkpoint all members had; another, of the last round whose seed was out, they may
+    have kept when no coordinator came back.
+    """
+
+    def __init__(self, past: Past) -> None:
+        self._past = past
+        complete, members = past.kept
+        last = roster_at(past.rosters, past.published).members
+        self._places: dict[int, Collection[MemberId]] = {past.published: last}
+        if complete:
+            self._places[complete] = members
+
+    @property
+    def rounds(self) -> list[int]:
+        """Rounds whose checkpoints are asked for, the newest first."""
+        return sorted(self._places, reverse=True)
+
+    @property
+    def members(self) -> set[MemberId]:
+        """All that may come."""
+        return {member for members in self._places.values() for member in members}
+
+    @property
+    def next_epoch(self) -> int:
+        """A number that no epoch has had."""
+        return self._past.rosters[-1].epoch + 1
+
+    def place(self, held: Iterable[object], taken: Collection[MemberId]) -> MemberId | None:
+        """Whom a worker with these checkpoints can be: the first that nobody is yet."""
+        free = {
+            member: number
+            for pair in held
+            if (found := self._known(pair)) is not None
+            for number, member in [found]
+            if member not in taken
+        }
+        return min(free, default=None)
+
+    def rounds_of(self, member: MemberId, held: Iterable[object]) -> set[int]:
+        """Of which rounds a worker holds this member's checkpoint."""
+        known = [found for pair in held if (found := self._known(pair)) is not None]
+        return {number for number, its in known if its == member}
+
+    def newest_of(self, present: Iterable[Member]) -> int | None:
+        """The newest round of which all of them hold a checkpoint."""
+        return max(set(self.rounds).intersection(*(m.saved for m in present)), default=None)
+
+    def rosters_until(self, round_number: int) -> list[Roster]:
+        """Those that hold up to a round."""
+        return [roster for roster in self._past.rosters if roster.first <= round_number]
+
+    def departed_at(self, round_number: int, present: Iterable[Member]) -> list[Departed]:
+        """Who was lost before a round, and who is not there to go on from it."""
+        there = {member.id for member in present}
+        peers = roster_at(self._past.rosters, round_number).peers
+        what = "did not come back when the run went on from a checkpoint"
+        return [gone for gone in self._past.departed if gone.round <= round_number] + [
+            Departed(peer.member, peer.host, what, round_number + 1)
+            for peer in peers
+            if peer.member not in there
+        ]
+
+    def _known(self, pair: object) -> tuple[int, MemberId] | None:
+        match pair:
+            case [int() as number, int() as member] if member in self._places.get(number, ()):
+                return number, member
+        return None

@@ -1,0 +1,136 @@
+"""Keeping a member's checkpoints, and going on from one.
+
+A checkpoint is a snapshot, what the accounts say so far, and what the caller adds. It is taken
+after a round of which nothing is outstanding, so in lockstep a population that goes on from one
+ends with the bits of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from washp2p import checkpoints
+from washp2p.errors import ProtocolError, UsageError
+from washp2p.snapshot import Snapshot, restore, take
+from washp2p.timeline import Start
+
+if TYPE_CHECKING:
+    from washp2p.connection import Connection
+    from washp2p.exchange import Exchange
+    from washp2p.inbox import Inbox
+    from washp2p.ledger import Ledger
+    from washp2p.runlog import RunLog
+    from washp2p.store import Store
+    from washp2p.timeline import Timeline
+
+_log = logging.getLogger("washp2p")
+
+
+class Stateful(Protocol):
+    """What a training loop has besides model and optimizer: random streams, place in the data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """It, as plain values (JSON's). Called within `optimizer.step()`, after its round."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be where `state_dict` was."""
+
+
+class Keeper:
+    """One member's checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        inbox: Inbox,
+        store: Store,
+        exchange: Exchange,
+        ledger: Ledger,
+        log: RunLog | None,
+        state: Stateful | None,
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._store = store
+        self._exchange = exchange
+        self._ledger = ledger
+        self._log = log
+        self._state = state
+
+    def after_round(self, timeline: Timeline) -> None:
+        """Keep a checkpoint if one is due, or if there is no coordinator to say what comes next.
+
+        Blocks then until nothing is outstanding, and it is on disk. Raises RunStoppedError.
+        """
+        if due := self._connection.checkpoint_after(timeline.round):
+            self._connection.saved(due, self._save(timeline, due))
+        elif timeline.goes_on and not self._connection.has_seed(timeline.round + 1):
+            self._connection.progress(timeline.round)
+            if not self._seed_comes(timeline.round + 1):
+                self._save(timeline, timeline.round)
+
+    def go_on(self) -> Start:
+        """Be what this member's checkpoint says. Raises UsageError if it cannot be read."""
+        kept = self._connection.rosters[0].first - 1
+        data = checkpoints.read(self._connection.folder, kept, self._connection.member)
+        try:
+            snapshot = restore(self._store, data)
+            extra = snapshot.extra
+            start = Start(
+                round=max(snapshot.round, kept),
+                steps=snapshot.step,
+                seconds=extra["seconds"],
+                waited=extra["waited"],
+                epochs=[(members, rounds) for members, rounds in extra["epochs"]],
+                jumps=snapshot.round < kept,
+            )
+            self._ledger.load(extra["ledger"])
+            self._exchange.applied_values, self._exchange.refused_values = extra["values"]
+            self._exchange.arrivals.expired_values = extra["expired"]
+            if self._log is not None:
+                self._log.go_back(extra["log"])
+            if self._state is not None:
+                self._state.load_state_dict(extra["state"])
+        except (ProtocolError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(
+                f"the checkpoint of round {kept} is not one of member "
+                f"{self._connection.member}: {error!r:.200}; expected the model and loop it had"
+            ) from None
+        return start
+
+    def _seed_comes(self, number: int) -> bool:
+        connection = self._connection
+        end = time.monotonic() + connection.patience.seconds
+        self._inbox.wait_until(lambda: connection.has_seed(number) or time.monotonic() > end)
+        return connection.has_seed(number)
+
+    def _save(self, timeline: Timeline, round_number: int) -> str:
+        """Keep the state of now as that of a round; why it failed, if it did."""
+        timeline.settle()
+        self._exchange.flush()
+        me = self._connection.member
+        try:
+            extra = {
+                **timeline.account(),
+                "ledger": self._ledger.to_wire(),
+                "values": [self._exchange.applied_values, self._exchange.refused_values],
+                "expired": self._exchange.arrivals.expired_values,
+                "log": 0 if self._log is None else self._log.keep(),
+                "state": {} if self._state is None else self._state.state_dict(),
+            }
+            data = take(self._store, Snapshot(timeline.steps, timeline.round, extra))
+            checkpoints.write(self._connection.folder, round_number, me, data)
+        except (UsageError, OSError) as error:
+            _log.warning(
+                "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
+                me,
+                round_number,
+                error,
+            )
+            return str(error)
+        return ""
