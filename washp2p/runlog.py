@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgpack
 
 from washp2p.errors import UsageError
+from washp2p.rounds import roster_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from washp2p.rounds import MemberId
+    from washp2p.rounds import MemberId, Roster
 
 _log = logging.getLogger("washp2p")
 
@@ -113,14 +114,20 @@ class RunLog:
         self._file.close()
 
 
-def read_log(path: Path) -> Iterator[Record | Jump | Joined]:
-    """Records in the order they were written; a last one cut short by a kill is left out."""
+def read_log(path: Path, rosters: Sequence[Roster]) -> Iterator[Record | Jump | Joined]:
+    """Records in the order they were written; a last one cut short by a kill is left out.
+
+    So are those of rounds that the run of these `rosters` went back on: a member that did not come
+    along to a checkpoint has them still, of epochs that were over by then.
+    """
     with path.open("rb") as file:
         for values in msgpack.Unpacker(file):
             match values:
                 case [step, epoch, round_number, applied, lost]:
-                    yield Record(step, epoch, round_number, tuple(applied), tuple(lost))
-                case [_, _, _]:
-                    yield Jump(*values)
+                    if roster_at(rosters, round_number).epoch <= epoch:
+                        yield Record(step, epoch, round_number, tuple(applied), tuple(lost))
+                case [_, epoch, round_number]:
+                    if roster_at(rosters, round_number).epoch <= epoch:
+                        yield Jump(*values)
                 case [_, _, _, _]:
                     yield Joined(*values)

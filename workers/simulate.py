@@ -74,10 +74,10 @@ def exactly_late(rounds: int, delay: int) -> Script:
     return script
 
 
-def from_log(path: Path) -> Script:
+def from_log(path: Path, rosters: Sequence[Roster]) -> Script:
     """What a member of a distributed run did."""
     script = Script()
-    for record in read_log(path):
+    for record in read_log(path, rosters):
         if isinstance(record, Jump):
             script.jumps[record.step] = record.round
         elif isinstance(record, Joined):
@@ -95,7 +95,7 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
     rosters = read_rosters(run / rundir.JOURNAL)
     final = rundir.read_summary(run)["averaged_over"]
     members = sorted({member for roster in rosters for member in roster.members})
-    scripts = {member: _script(run, member) for member in members}
+    scripts = {member: _script(run, member, rosters) for member in members}
     needed = dict.fromkeys(members, 0)
     for script in scripts.values():
         if script.joined is not None:
@@ -272,10 +272,10 @@ class Population:
             there.optimizer.load_state_dict(deepcopy(here.optimizer.state_dict()))
 
 
-def _script(run: Path, member: int) -> Script:
+def _script(run: Path, member: int, rosters: Sequence[Roster]) -> Script:
     path = rundir.log_file(run, member)
     try:
-        return from_log(path)
+        return from_log(path, rosters)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; --replay needs the logs of all members in one "

@@ -16,13 +16,13 @@ import pytest
 
 from benchmarks.hosts import enter, missing, on_a_switch
 from benchmarks.population import LOOPBACK
-from tests.integration.conftest import FORKSERVER, Coordinator, Worker, work
+from tests.integration.conftest import FORKSERVER, Coordinator, Worker, read_logs, work
 from washp2p import rundir
 from washp2p.plan import Deriver
 from washp2p.rates import layer_rates
 from washp2p.rosterbook import read_rosters
 from washp2p.rounds import roster_at, round_seed, run_key
-from washp2p.runlog import Joined, Record, read_log
+from washp2p.runlog import Joined, Record
 
 
 def _work(arguments, output, host, hold_at, pipe):
@@ -189,8 +189,7 @@ class Story:
         self.summary = rundir.read_summary(folder)
         self.config = rundir.read_config(folder)
         self.rosters = read_rosters(folder / rundir.JOURNAL)
-        members = {member for roster in self.rosters for member in roster.members}
-        self.logs = {m: list(read_log(rundir.log_file(folder, m))) for m in sorted(members)}
+        self.logs = read_logs(folder)
 
     def assert_rosters_agree(self):
         """In every round every member was in the epoch that the journal has for it."""

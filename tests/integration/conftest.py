@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.population import LOOPBACK, start_coordinator
-from washp2p.rundir import read_config
+from washp2p import rundir
+from washp2p.rosterbook import read_rosters
+from washp2p.runlog import read_log
 from workers.data import load_data
 from workers.simulate import differences, simulate
 
@@ -146,9 +148,16 @@ class Runs:
             coordinator.kill()
 
 
+def read_logs(run):
+    """By member, the records of its run log."""
+    rosters = read_rosters(run / rundir.JOURNAL)
+    members = sorted({member for roster in rosters for member in roster.members})
+    return {m: list(read_log(rundir.log_file(run, m), rosters)) for m in members}
+
+
 def replay(run, tmp_path):
     """Which models a replay of the run gets wrong."""
-    config = read_config(run)
+    config = rundir.read_config(run)
     folder = tmp_path / "replay"
     data = load_data(config, tmp_path, download=False)
     simulate(config, data, folder, on_epoch=lambda _: None, replay=run)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import FORKSERVER, replay
+from tests.integration.conftest import FORKSERVER, read_logs, replay
 from washp2p.cli import main
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.rundir import read_config
-from washp2p.runlog import Jump, read_log
+from washp2p.runlog import Jump
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_slow_member_jumps_and_ends_with_its_peers(runs, tmp_path):
         assert row["applied_values"] > 0
         assert row["expired_values"] > 0
         assert row["max_delay"] == "none"
-    records = list(read_log(coordinator.folder / "log" / f"{slow['member']}.msgpack"))
+    records = read_logs(coordinator.folder)[slow["member"]]
     assert any(isinstance(record, Jump) for record in records)
     assert replay(coordinator.folder, tmp_path) == []
 

@@ -11,10 +11,9 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ROOT, read_logs
 from washp2p.cli import main
 from washp2p.config import RunConfig
-from washp2p.runlog import read_log
 from workers.data import load_data
 from workers.simulate import simulate
 
@@ -94,8 +93,7 @@ def test_the_run_folder_keeps_its_contract(runs, capsys):
         mean = sum(k["payload"] for k in row["links"] if k["kind"] == "final average")
         collected = state if row["member"] else 0  # by the first member, which evaluates
         assert mean == pytest.approx(2 * 2 / 3 * state + collected, rel=0.05)  # padding
-    for member in range(3):
-        records = list(read_log(folder / "log" / f"{member}.msgpack"))
+    for member, records in read_logs(folder).items():
         assert [(r.step, r.round, r.epoch) for r in records] == [(t, t, 0) for t in range(1, 81)]
         assert all(member not in r.applied and not r.lost for r in records)
     for words in ("member 0", "mean member", "best member", "Ensemble", "Averaged", "GreedySoup"):
