@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from washp2p import rundir
 from washp2p.commandline import Parser, report_errors
-from washp2p.config import add_options, config_from
+from washp2p.config import FREE, add_options, config_from
 from washp2p.endpoints import require_loopback
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the coordinator; return its exit code."""
     parser = Parser(prog="python -m coordinator", description=__doc__)
-    add_options(parser, required=False)
+    add_options(parser)
     local = parser.add_argument_group("this process")
     local.add_argument(
         "--bind", help="where to listen (default: tcp://127.0.0.1:5555, or as before)"
@@ -52,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.resume is not None:
             rundir.require_unfinished(folder)
         known = rundir.read_config(folder) if rundir.unfinished(folder) else None
-        free = ("min_n", "patience") if options.resume is not None else ()
-        config = config_from(options, known, free=free)
+        config = config_from(options, known, free=FREE if options.resume is not None else ())
         if options.bind:
             require_loopback(options.bind, insecure=options.insecure)
         from coordinator.display import Display

@@ -121,7 +121,7 @@ class Membership:
         self._resumption = Resumption(past)
         self._next_epoch = self._resumption.next_epoch
         rounds = " or ".join(map(str, self._resumption.rounds))
-        who = ", ".join(map(str, sorted(self._resumption.members)))
+        who = ", ".join(map(str, self._resumption.members))
         yield Event(f"waiting for workers with the checkpoints of members {who}, of round {rounds}")
 
     @property
@@ -284,7 +284,7 @@ class Membership:
         """How many members the run starts with, unless it starts with fewer."""
         if self._resumption is None:
             return self.config.n
-        return min(self.config.n, len(self._resumption.members))
+        return min(self.config.n, self._resumption.expected)
 
     def _welcome(self, member: Member) -> Welcome:
         return Welcome(member.id, self._run, self._name, self.config.to_wire())

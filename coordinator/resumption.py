@@ -8,7 +8,7 @@ from coordinator.members import Departed
 from washp2p.rounds import roster_at
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from coordinator.members import Member, Past
     from washp2p.rounds import MemberId, Roster
@@ -35,9 +35,14 @@ class Resumption:
         return sorted(self._places, reverse=True)
 
     @property
-    def members(self) -> set[MemberId]:
+    def expected(self) -> int:
+        """How many are waited for: all with the checkpoint that was complete, if there is one."""
+        return len(self._places[min(self._places)])
+
+    @property
+    def members(self) -> list[MemberId]:
         """All that may come."""
-        return {member for members in self._places.values() for member in members}
+        return sorted({member for members in self._places.values() for member in members})
 
     @property
     def next_epoch(self) -> int:
@@ -45,20 +50,16 @@ class Resumption:
         return self._past.rosters[-1].epoch + 1
 
     def place(self, held: Iterable[object], taken: Collection[MemberId]) -> MemberId | None:
-        """Whom a worker with these checkpoints can be: the first that nobody is yet."""
-        free = {
-            member: number
-            for pair in held
-            if (found := self._known(pair)) is not None
-            for number, member in [found]
-            if member not in taken
-        }
-        return min(free, default=None)
+        """Whom a worker with these checkpoints can be: the first that nobody is yet.
+
+        Those with the newest checkpoint come first.
+        """
+        free = [(-number, member) for number, member in self._known(held) if member not in taken]
+        return min(free)[1] if free else None
 
     def rounds_of(self, member: MemberId, held: Iterable[object]) -> set[int]:
         """Of which rounds a worker holds this member's checkpoint."""
-        known = [found for pair in held if (found := self._known(pair)) is not None]
-        return {number for number, its in known if its == member}
+        return {number for number, its in self._known(held) if its == member}
 
     def newest_of(self, present: Iterable[Member]) -> int | None:
         """The newest round of which all of them hold a checkpoint."""
@@ -79,8 +80,9 @@ class Resumption:
             if peer.member not in there
         ]
 
-    def _known(self, pair: object) -> tuple[int, MemberId] | None:
-        match pair:
-            case [int() as number, int() as member] if member in self._places.get(number, ()):
-                return number, member
-        return None
+    def _known(self, held: Iterable[object]) -> Iterator[tuple[int, MemberId]]:
+        """Those of a worker's checkpoints that are of use."""
+        for pair in held:
+            match pair:
+                case [int(number), int(member)] if member in self._places.get(number, ()):
+                    yield number, member

@@ -52,6 +52,12 @@ def held(run: Path, rounds: Iterable[int]) -> list[list[int]]:
     ]
 
 
+def members_in(run: Path) -> int:
+    """Of how many members there are checkpoints of one round, at most."""
+    rounds = (run / FOLDER).glob("[0-9]*")
+    return max((len(list(folder.glob("*.safetensors"))) for folder in rounds), default=0)
+
+
 def forget_before(run: Path, round_number: int) -> None:
     """Remove the checkpoints of older rounds, all members'."""
     for folder in (run / FOLDER).glob("[0-9]*"):

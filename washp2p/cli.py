@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from washp2p import rundir
+from washp2p import checkpoints, rundir
 from washp2p.commandline import Parser, report_errors
-from washp2p.config import RunConfig, add_options, config_from
+from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.report import final_tables, links_table
 from workers.options import add_data_options, add_process_options
 
@@ -33,9 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="washp2p simulate",
     )
     for command in (run, simulate):
-        add_options(command, required=command is run)
+        add_options(command)
         add_data_options(command)
     add_process_options(run)
+    run.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder from its last checkpoint",
+    )
     simulate.add_argument(
         "--replay", type=Path, metavar="RUN", help="repeat a run from its folder, bit for bit"
     )
@@ -57,7 +63,13 @@ def _folder(options: argparse.Namespace) -> Path:
 def _run(options: argparse.Namespace) -> int:
     from washp2p.launch import Launch
 
-    config = config_from(options)
+    folder, known = _folder(options), None
+    if options.resume is not None:
+        folder = options.resume.resolve()
+        rundir.require_unfinished(folder)
+        known = rundir.read_config(folder)
+    config = config_from(options, known, free=FREE)
+    n = config.n if known is None else min(config.n, checkpoints.members_in(folder))
     flags = [
         f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
         for field in fields(RunConfig)
@@ -67,7 +79,8 @@ def _run(options: argparse.Namespace) -> int:
         local.append(f"--threads={options.threads}")
     if options.download:
         local.append("--download")
-    return asyncio.run(Launch(config.n, flags, local, _folder(options)).run())
+    launch = Launch(n, flags, local, folder, resume=known is not None)
+    return asyncio.run(launch.run())
 
 
 def _simulate(options: argparse.Namespace) -> int:

@@ -33,6 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 Training that is short needs a larger p (the paper's phase transition, figure 5a) and, for the small
 CNN without normalisation layers, gentler and more steps than the paper's recipe."""
 
+FREE = ("min_n", "patience")
+"""What may be chosen anew for a run that goes on from a checkpoint."""
+
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": text, "choices": choices})
@@ -144,11 +147,8 @@ class RunConfig:
         return asdict(self)
 
 
-def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """One flag for every field; what is not given is left to `RunConfig.resolve`.
-
-    Unless `required`, the number of members is, too.
-    """
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One flag for every field; what is not given is left to `RunConfig.resolve`."""
     group = parser.add_argument_group("the run")
     for option in fields(RunConfig):
         needed = option.name == "n"
@@ -163,7 +163,6 @@ def add_options(parser: argparse.ArgumentParser, *, required: bool = True) -> No
             parser_type["metavar"] = "{" + ",".join(choices) + "}"
         group.add_argument(
             f"--{_flag(option.name)}",
-            required=needed and required,
             help=option.metadata["help"] + ("" if needed else f" (default: {default})"),
             **parser_type,
         )

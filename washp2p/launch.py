@@ -27,15 +27,25 @@ END_SECONDS = 1.5
 
 
 class Launch:
-    """One population on this machine; `coordinator` and `worker` are flags for each program."""
+    """One population on this machine; `coordinator` and `worker` are flags for each program.
+
+    With `resume` it goes on with the run in the folder.
+    """
 
     def __init__(
-        self, n: int, coordinator: Sequence[str], worker: Sequence[str], folder: Path
+        self,
+        n: int,
+        coordinator: Sequence[str],
+        worker: Sequence[str],
+        folder: Path,
+        *,
+        resume: bool = False,
     ) -> None:
         self._n = n
         self._coordinator_flags = coordinator
         self._worker_flags = worker
         self._folder = folder
+        self._resume = resume
         self._processes: list[Process] = []
 
     async def run(self) -> int:
@@ -44,7 +54,7 @@ class Launch:
         The workers' output goes to log files in the run folder. Raises UsageError if that holds a
         run already, RunStoppedError if a worker fails before the coordinator can tell why.
         """
-        create(self._folder)
+        create(self._folder, go_on=self._resume)
         interrupted = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
@@ -64,7 +74,7 @@ class Launch:
             "coordinator",
             *self._coordinator_flags,
             "--bind=tcp://127.0.0.1:*",
-            f"--run-dir={self._folder}",
+            f"{'--resume' if self._resume else '--run-dir'}={self._folder}",
             f"--ready-fd={ready_fd}",
             pass_fds=(ready_fd,),
         )

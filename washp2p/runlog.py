@@ -88,7 +88,8 @@ class RunLog:
             reason = str(error.strerror)
         if reason:
             self._broken = True
-            self._file.truncate(before)
+            self._file.seek(before)
+            self._file.truncate()
             _log.warning(
                 "cannot write %s: %s; the run goes on, but cannot be replayed", self._path, reason
             )

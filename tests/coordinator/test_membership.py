@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.commands import End, Event, Keep, Record, Send
+from coordinator.commands import End, Event, Keep, Record, Rewind, Send
 from coordinator.members import Past
 from coordinator.membership import Membership
 from tests.conftest import make_layout
@@ -17,6 +17,8 @@ from washp2p.control import (
     Attach,
     Averaged,
     Back,
+    Checkpoint,
+    Claim,
     Diverged,
     Donor,
     Dropped,
@@ -25,6 +27,7 @@ from washp2p.control import (
     Finished,
     Guest,
     Hello,
+    Kept,
     Leave,
     Metrics,
     NewRoster,
@@ -32,6 +35,8 @@ from washp2p.control import (
     Ready,
     Refuse,
     Result,
+    Resume,
+    Saved,
     Seeds,
     Settled,
     Stalled,
@@ -438,6 +443,97 @@ def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
     assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 10
     ((_, again),) = sent(run.tell(7, hello(7)), Welcome)
     assert again.member == 10
+
+
+def resumed(**options):
+    """A run of three that was interrupted with seeds out to round 90, all having round 80."""
+    before = Run(rounds=400)
+    before.start()
+    past = replace(past_of(before.machine), published=90, kept=(80, [0, 1, 2]))
+    run = Run(rounds=400, **options)
+    list(run.machine.resume(past))
+    return run
+
+
+def claim(*held):
+    return Claim("h", 1, [list(pair) for pair in held])
+
+
+def test_each_goes_on_as_a_member_whose_checkpoint_it_has():
+    run = resumed()
+    ((_, offer),) = sent(run.tell(0, hello()), Resume)
+    assert offer.rounds == [90, 80]
+    everything = [(80, 0), (80, 1), (80, 2), (90, 1)]
+    ids = []
+    for who in range(3):
+        ((_, welcome),) = sent(run.tell(who, claim(*everything)), Welcome)
+        ids.append(welcome.member)
+        assert run.tell(who, hello()) != []  # said again
+    assert ids == [1, 0, 2]  # the newest first
+    ((_, refusal),) = sent(run.tell(3, claim(*everything)), Refuse)
+    assert "no checkpoint of round 90 or 80 on h that is not taken" in refusal.reason
+    run.tell(0, run.attach(0))
+    run.tell(1, run.attach(1))
+    commands = run.tell(2, run.attach(2))
+    assert [c.round for c in commands if isinstance(c, Rewind)] == [80]
+    rosters = [message for _, message in sent(commands, NewRoster)]
+    assert {(r.epoch, r.first) for r in rosters} == {(1, 81)}
+    assert [m for m, *_ in rosters[0].peers] == [0, 1, 2]
+    for who in range(3):
+        commands = run.tell(who, Synced(1))
+    seeds = [message for _, message in sent(commands, Seeds)]
+    assert seeds[0].first == 81
+    assert unpack_seeds(seeds[0].seeds)[0] == round_seed(run_key(0), 81)
+
+
+def test_nobody_is_what_its_checkpoints_are_not():
+    run = resumed()
+    for nonsense in ([80, 7], [81, 0], [80], [80, "0"], "80", [[80], 0], 3):
+        ((_, refusal),) = sent(run.tell(0, Claim("h", 1, [nonsense])), Refuse)
+        assert "no checkpoint" in refusal.reason
+    run.tell(0, claim((90, 0)))
+    run.tell(1, claim((80, 1), (90, 1)))
+    run.tell(2, claim((80, 2)))
+    run.tell(0, run.attach(0))
+    run.tell(1, run.attach(1))
+    commands = run.tell(2, run.attach(2))
+    assert "no checkpoint of one and the same round" in commands[-1].reason
+
+
+def test_the_number_of_rounds_stays_what_it_was():
+    run = resumed()
+    run.tell(0, claim((80, 0)))
+    commands = run.tell(0, replace(run.attach(0), rounds=30))
+    ((_, refusal),) = sent(commands, Refuse)
+    assert "comes for 30 rounds, the run has 400" in refusal.reason
+
+
+def test_who_comes_after_the_others_have_gone_on_joins_anew():
+    run = resumed(min_n=2)
+    for who in range(3):
+        run.tell(who, claim((80, who)))
+    run.tell(0, run.attach(0))
+    run.tell(1, run.attach(1))
+    run.now += 100
+    run.tick()
+    assert [gone.member for gone in run.machine.departed] == [2]
+    assert sent(run.tell(2, run.attach(2)), Dropped)
+    assert sent(run.tell(3, claim((80, 2))), Dropped)
+    assert sent(run.tell(3, hello()), Welcome)[0][1].member >= 3
+
+
+def test_a_checkpoint_is_complete_when_all_that_live_have_it():
+    run = Run(rounds=400, checkpoint_epochs=1, epochs=50)
+    run.start()
+    told = sent(run.sync(), Checkpoint)
+    assert {message.round for _, message in told} == {8, 16}
+    assert run.tell(0, Saved(8, "")) == run.tell(1, Saved(8, "")) == []
+    commands = run.gone(2)
+    assert [m.round for _, m in sent(commands, Kept)] == [8, 8]
+    assert Keep(("checkpoint", [8, [0, 1]])) in commands
+    (line,) = events(run.tell(1, Saved(16, "no room")))
+    assert "no room; the last good one is of round 8" in line
+    assert run.tell(0, Saved(16, "")) == []
 
 
 def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():

@@ -228,6 +228,35 @@ def test_no_room_for_a_checkpoint(here, small_disk, tmp_path):
     assert_undisturbed(here, tmp_path)
 
 
+@pytest.fixture
+def small_run_disk(here):
+    """All of the run folder is on a small disk."""
+    mount(here.folder, "4m")
+    yield here.folder
+    subprocess.run(["umount", "-l", str(here.folder)], check=True)
+
+
+@pytest.mark.timeout(120)
+def test_no_room_for_anything_for_a_while(here, small_run_disk):
+    """The run goes on, and says what it could not write."""
+    coordinator = here.coordinator(*FLAGS, "--max-delay=0", "--epochs=8")
+    held = here.worker((points.BEFORE_SEND, 100))
+    workers = [held, *(here.worker() for _ in range(2))]
+    held.wait_until_held()
+    coordinator.until("all members have a checkpoint of round 80")
+    filler = fill(small_run_disk)
+    held.let_go()
+    coordinator.until("journal.sqlite: database or disk is full; the run goes on")
+    coordinator.until("has no checkpoint of round 120: cannot write")
+    filler.unlink()
+    coordinator.until("journal.sqlite is written again")
+    coordinator.until("all members have a checkpoint of round")
+    finish(coordinator, workers)
+    story = Story(here.folder)
+    assert story.summary["averaged_over"] == [0, 1, 2]
+    assert story.summary["lost_values"] == 0
+
+
 @pytest.mark.timeout(60)
 def test_a_place_that_cannot_be_written(here):
     (here.folder).mkdir()

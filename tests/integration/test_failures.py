@@ -50,6 +50,11 @@ def command(*arguments, timeout=60):
         (["coordinator", "--n=2", "--bind=tcp://0.0.0.0:5555"], "add --insecure"),
         (["coordinator", "--n=2", "--bind=5555"], "expected tcp://HOST:PORT"),
         (["coordinator", "--n=2", "--colour=red"], "unrecognized arguments: --colour=red"),
+        (["coordinator", "--resume=/nowhere"], "/nowhere holds no run; expected one that was"),
+        (["coordinator", "--resume=a", "--run-dir=b"], "not allowed with argument"),
+        (["coordinator", "--n=2", "--checkpoint-minutes=-1"], "--checkpoint-minutes is -1.0"),
+        (["washp2p", "run"], "the number of members is missing; add --n N"),
+        (["washp2p", "run", "--resume=/nowhere"], "/nowhere holds no run"),
         (["washp2p", "run", "--n=0"], "--n is 0"),
         (["washp2p", "simulate", "--n=2", "--model=vit"], "expected one of cnn, resnet18"),
         (["washp2p", "report", "/nowhere"], "/nowhere is not a run folder"),
@@ -314,3 +319,34 @@ def test_washp2p_run_goes_on_without_a_worker_that_is_killed(tmp_path):
     assert "the others go on" in errors
     assert "died: its connection is closed; the roster is without it" in " ".join(output.split())
     assert json.loads((folder / "summary.json").read_text())["averaged_over"] != [0, 1, 2]
+
+
+def test_washp2p_run_is_interrupted_and_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--n=3", "--epochs=4", "--p=0.05", f"--run-dir={folder}", "--checkpoint-epochs=1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "washp2p", "run", *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as launcher:
+        for line in launcher.stdout:
+            if "all members have a checkpoint of round 80" in line:
+                break
+        os.kill(launcher.pid, signal.SIGINT)
+        launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    code, errors = command("coordinator", f"--run-dir={folder}")
+    assert code == 2
+    assert "has ended: the coordinator was interrupted; --resume it" in errors
+    code, errors = command("washp2p", "run", f"--resume={folder}", "--p=0.5")
+    assert code == 2
+    assert "--p is 0.5; the run there has 0.05" in errors
+    code, errors = command("washp2p", "run", f"--resume={folder}")
+    assert code == 0, errors
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["averaged_over"] == [0, 1, 2]
+    assert [row["steps"] for row in summary["bytes"]] == [160] * 3
+    code, errors = command("washp2p", "run", f"--resume={folder}")
+    assert code == 2
+    assert "holds a run that has finished" in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from washp2p.rounds import round_seed, run_key
 
 STEPS = 30
 SEED = 11
+LOCKSTEP = ("--n=3", "--method=wash-opt", "--p=0.2", f"--seed={SEED}", "--max-delay=0")
 
 
 def build(member):
@@ -48,9 +50,7 @@ def train(address, queue, average):
 
 
 def test_a_loop_of_ones_own_equals_the_reference(runs):
-    coordinator = runs.coordinator(
-        "--n=3", "--method=wash-opt", "--p=0.2", f"--seed={SEED}", "--max-delay=0"
-    )
+    coordinator = runs.coordinator(*LOCKSTEP)
     queue = FORKSERVER.Queue()
     processes = [
         FORKSERVER.Process(target=train, args=(coordinator.address, queue, number < 2))
@@ -69,6 +69,74 @@ def test_a_loop_of_ones_own_equals_the_reference(runs):
     assert coordinator.summary["rounds"] == STEPS
     assert coordinator.summary["accuracy"]["averaged"] is None
 
+    expected = by_the_reference()
+    given = [states for states in averaged.values() if states is not None]
+    assert len(given) == 2  # the third only did its part when it left its block
+    for states in given:
+        for which, state in expected.items():
+            assert_equal(states[which], state, which)
+
+
+class Log:
+    """What a loop has besides model and optimizer."""
+
+    def __init__(self):
+        self.numbers = []
+
+    def state_dict(self):
+        return {"numbers": self.numbers}
+
+    def load_state_dict(self, state):
+        self.numbers = state["numbers"]
+
+
+def train_on(address, queue, folder, last):
+    """As `train`, from wherever the member is; the process ends at once before step `last`."""
+    torch.set_num_threads(1)
+    connection = washp2p.connect(address, run_dir=folder)
+    model, optimizer = build(connection.member)
+    log = Log()
+    with washp2p.join(connection, model, optimizer, state=log) as member:
+        for number in range(member.round, STEPS):
+            if number == last:
+                os._exit(9)
+            log.numbers.append(number)
+            step(model, optimizer, member.id, number)
+        state = {name: value.numpy() for name, value in member.average().items()}
+        queue.put((log.numbers, state))
+
+
+def test_a_loop_of_ones_own_goes_on_from_checkpoints(runs):
+    folder = runs.folder / "run"
+    queue = FORKSERVER.Queue()
+    for last, code in ((25, 9), (-1, 0)):
+        flags = ("--checkpoint-minutes=1e-6",) if last > 0 else ()
+        coordinator = runs.coordinator(*LOCKSTEP, *flags, resume=last < 0)
+        processes = [
+            FORKSERVER.Process(target=train_on, args=(coordinator.address, queue, folder, last))
+            for _ in range(3)
+        ]
+        for process in processes:
+            process.start()
+        if last < 0:
+            coordinator.until("3 members go on from their checkpoints of round")
+            given = [queue.get(timeout=60) for _ in processes]
+            assert coordinator.wait() == 0, coordinator.text
+        for process in processes:
+            process.join(30)
+            assert process.exitcode == code
+            process.close()
+        coordinator.kill()
+    queue.close()
+    queue.join_thread()
+    expected = by_the_reference()["averaged"]
+    for numbers, state in given:
+        assert numbers == list(range(STEPS))
+        assert_equal(state, expected, "averaged")
+
+
+def by_the_reference():
+    """The averaged model and all members' after STEPS steps."""
     pairs = [build(member) for member in range(3)]
     for model, _ in pairs[1:]:
         model.load_state_dict(pairs[0][0].state_dict())
@@ -78,16 +146,16 @@ def test_a_loop_of_ones_own_equals_the_reference(runs):
         for member, (model, optimizer) in enumerate(pairs):
             step(model, optimizer, member, number)
         reference.shuffle(round_seed(run_key(SEED), number + 1))
-    expected = plain_average([model.state_dict() for model in models])
-    finals = {str(member): model.state_dict() for member, model in enumerate(models)}
-    given = [states for states in averaged.values() if states is not None]
-    assert len(given) == 2  # the third only did its part when it left its block
-    for states in given:
-        for which, state in ({"averaged": expected} | finals).items():
-            assert list(states[which]) == list(state)
-            for name, value in state.items():
-                found = torch.from_numpy(states[which][name]).view(value.shape)
-                assert torch.equal(found, value), (which, name)
+    states = [model.state_dict() for model in models]
+    finals = {str(member): state for member, state in enumerate(states)}
+    return {"averaged": plain_average(states), **finals}
+
+
+def assert_equal(arrays, state, which):
+    assert list(arrays) == list(state)
+    for name, value in state.items():
+        found = torch.from_numpy(arrays[name]).view(value.shape)
+        assert torch.equal(found, value), (which, name)
 
 
 def fail(address):

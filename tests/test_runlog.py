@@ -1,0 +1,86 @@
+"""The run log: what is read is what was written, whole records only, and nothing undone."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import contextmanager
+
+import pytest
+
+from washp2p.errors import UsageError
+from washp2p.rounds import Peer, Roster
+from washp2p.runlog import Joined, Jump, Record, RunLog, read_log
+
+PEERS = tuple(Peer(member=m, endpoint="", host="") for m in range(2))
+ROSTERS = [Roster(epoch=0, peers=PEERS)]
+
+
+def record(step, epoch=0):
+    return Record(step, epoch, step, (1,), ())
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """As if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    path = tmp_path / "log" / "0.msgpack"
+    log = RunLog(path)
+    records = [Joined(0, 3, 1, 3), Jump(1, 0, 9), *map(record, range(2, 300))]
+    log.append(records)
+    log.close()
+    assert list(read_log(path, ROSTERS)) == records
+    path.write_bytes(path.read_bytes()[:-1])
+    assert list(read_log(path, ROSTERS)) == records[:-1]
+
+
+def test_it_goes_back_to_a_checkpoint(tmp_path):
+    path = tmp_path / "0.msgpack"
+    log = RunLog(path)
+    log.append([record(1)])
+    size = log.keep()
+    log.append([record(2)])
+    log.close()
+    log = RunLog(path, go_on=True)
+    log.go_back(size)
+    log.append([record(3)])
+    assert list(read_log(path, ROSTERS)) == [record(1), record(3)]
+    with pytest.raises(UsageError, match="expected at least the 99 of the checkpoint"):
+        log.go_back(99)
+    log.close()
+    with pytest.raises(UsageError, match="cannot write"):
+        RunLog(tmp_path / "1.msgpack", go_on=True)
+
+
+def test_what_the_run_went_back_on_is_left_out(tmp_path):
+    path = tmp_path / "0.msgpack"
+    log = RunLog(path)
+    log.append([record(1), record(2), Jump(3, 0, 5), record(6, epoch=4)])
+    log.close()
+    rosters = [*ROSTERS, Roster(epoch=3, peers=PEERS, first=2)]
+    assert list(read_log(path, rosters)) == [record(1), record(6, epoch=4)]
+
+
+def test_a_full_disk_ends_the_log_with_a_whole_record(tmp_path, caplog):
+    path = tmp_path / "0.msgpack"
+    log = RunLog(path)
+    log.append([record(1)])
+    size = path.stat().st_size
+    for room in (size, size + 2):
+        with files_no_larger_than(room):
+            log.append([record(2)])
+        assert path.stat().st_size == size
+        log.append([record(3)])  # it would explain nothing any more
+    assert log.keep() == size
+    log.close()
+    assert list(read_log(path, ROSTERS)) == [record(1)]
+    assert [r.message for r in caplog.records if "cannot be replayed" in r.message] == [
+        f"cannot write {path}: File too large; the run goes on, but cannot be replayed"
+    ]
