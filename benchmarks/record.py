@@ -28,8 +28,9 @@ def record(
     table = [
         "| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)
     ]
-    module = Path(sys.argv[0]).stem
-    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    module = sys.modules["__main__"].__spec__
+    assert module is not None
+    command = shlex.join(["python", "-m", module.name, *sys.argv[1:]])
     versions = ", ".join(f"{key} {value}" for key, value in installed().items())
     text = "\n".join(
         [

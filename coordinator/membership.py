@@ -111,6 +111,10 @@ class Membership:
         for member in past.members:
             if member.phase < Phase.ACCOUNTED:
                 member.away_until = self._now + self._patience.back
+        if past.members and all(m.phase is Phase.ACCOUNTED for m in past.members):
+            self.ended = True
+            yield End("all members finished", 0)
+            return
         away = sum(not member.connected for member in past.members)
         yield Event(f"back after round {past.published}'s seed: {away} members are waited for")
 

@@ -252,7 +252,9 @@ class Server:
                     self._write_config(members)
                 case Event(text):
                     self._display.event(text)
-                case End(reason):
+                case End(reason, code):
+                    if not code:
+                        self._write_summary()
                     self._journal.keep(("ended", reason))
                     self._end = command
         self._journal.commit()
@@ -269,11 +271,9 @@ class Server:
         if self._end.code:
             print(f"run ended: {self._end.reason}", file=sys.stderr)
             return self._end.code
-        summary = summarise(
-            self._membership,
-            self._control_bytes,
-            self._seed_bytes,
-        )
-        rundir.write_json(self._folder / rundir.SUMMARY, summary)
-        self._display.tables(final_tables(summary))
+        self._display.tables(final_tables(rundir.read_summary(self._folder)))
         return 0
+
+    def _write_summary(self) -> None:
+        summary = summarise(self._membership, self._control_bytes, self._seed_bytes)
+        rundir.write_json(self._folder / rundir.SUMMARY, summary)

@@ -2,8 +2,8 @@
 
     python -m tests.soak 60
 
-Real processes on loopback. At the end all that live average and leave, with exit code 0. Prints
-what was done to whom, and memory and file descriptors of the coordinator and of each member.
+Real processes on loopback, with checkpoints. At the end all that live average and leave, with exit
+code 0. Records what was done, and memory and file descriptors of the coordinators and members.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from statistics import median
 import torch
 
 import washp2p
+from benchmarks.record import record
 from tests.integration.conftest import FORKSERVER, Coordinator
 from washp2p.errors import DroppedError
 
 MOST, FEWEST = 5, 2
 STEP = 0.005
 FLAGS = (f"--n={MOST}", f"--min-n={FEWEST}", "--p=0.05", "--patience=2", "--expire=64")
+FLAGS += ("--checkpoint-minutes=0.5",)
 EVENTS = ("kill", "kill", "stop", "stop", "start", "start", "start", "coordinator")
 
 
-def member(address, stop):
+def member(address, folder, stop):
     """A member that takes steps until `stop`, and joins again when it was dropped."""
     torch.set_num_threads(1)
     while not stop.is_set():
         model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 10))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
         try:
-            with washp2p.join(address, model, optimizer):
+            with washp2p.join(washp2p.connect(address, run_dir=folder), model, optimizer):
                 while not stop.is_set():
                     model(torch.randn(4, 300)).square().mean().backward()
                     time.sleep(STEP)  # what a step computes
@@ -70,7 +72,7 @@ class Soak:
             self.start()
 
     def start(self):
-        process = FORKSERVER.Process(target=member, args=(self.address, self.stop))
+        process = FORKSERVER.Process(target=member, args=(self.address, self.folder, self.stop))
         process.start()
         self.members.append(process)
 
@@ -136,13 +138,7 @@ def main():
             summary = soak.end()
         finally:
             soak.close()
-    print(f"{minutes:g} minutes: {soak.done}")
-    print(
-        f"{summary['rounds']:,} rounds, {len(summary['epochs'])} rosters, "
-        f"{len(summary['departed'])} departures, averaged over {summary['averaged_over']}"
-    )
-    print("process, samples, MB and file descriptors: median of the first, of the last five")
-    grown = []
+    rows, grown = [], []
     for (name, _), samples in soak.samples.items():
         if len(samples) < 15:
             continue
@@ -150,9 +146,22 @@ def main():
             [median(column) for column in zip(*part, strict=True)]
             for part in (samples[3:8], samples[-5:])
         )
-        print(f"{name}  {len(samples)}  {first[0]:.1f} {first[1]:g}  {last[0]:.1f} {last[1]:g}")
+        before, after = (f"{megabytes:.1f} MB, {files:g}" for megabytes, files in (first, last))
+        rows.append((name, len(samples), before, after))
         if last[0] > first[0] + 30 or last[1] > first[1] + 40:
             grown.append(name)
+    done = ", ".join(f"{count} x {what}" for what, count in soak.done.items())
+    record(
+        "soak",
+        f"{minutes:g} minutes of members and coordinators that die, hang and come",
+        ("process", "samples", "memory and file descriptors at first", "at last"),
+        rows,
+        f"{done} (`coordinator`: killed and replaced). {summary['rounds']:,} rounds in "
+        f"{summary['seconds'] / 60:.0f} minutes of the longest-lived member, "
+        f"{len(summary['epochs'])} rosters, {len(summary['departed'])} departures; averaged over "
+        f"{len(summary['averaged_over'])} members at the end. Medians of five samples, one an "
+        "event; processes with fewer than 15 are left out.",
+    )
     assert not grown, f"grew: {grown}"
 
 

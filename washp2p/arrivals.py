@@ -75,6 +75,10 @@ class Arrivals:
         """Whether `peer` has said that it takes no part in round `number`."""
         return bool(self._last) and self._last.get(peer, number) < number
 
+    def has_ended(self, peer: MemberId) -> bool:
+        """Whether `peer` has said that it takes part in no more rounds."""
+        return peer in self._last
+
     def begin_after(self, number: int) -> None:
         """The first round of this member is the one after `number`."""
         self._round = number

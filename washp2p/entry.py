@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from washp2p.connection import Connection
+    from washp2p.evaluation.average import Sections
     from washp2p.inbox import Inbox
-    from washp2p.rounds import MemberId, Peer
+    from washp2p.rounds import MemberId, Peer, Roster
     from washp2p.snapshot import Snapshot
     from washp2p.store import Store
     from washp2p.timeline import Start
@@ -45,30 +46,50 @@ class Entry:
     def start_together(self) -> None:
         """Take over the parameters and buffers of the roster's first member, as all others do.
 
-        Should that one be lost before training begins, the next one's, and so on. Blocks until
-        training begins. Raises RunStoppedError.
+        Should that one be lost before training begins, the next one's, and so on. A member that
+        cannot reach it gets them from others that have them. Blocks until training begins. Raises
+        RunStoppedError.
         """
         own = self._store.sections()
         taken = own
         begun = False
         while not begun:
             self._inbox.drain()  # peers are connected to before anything is sent to them
-            epoch = self._connection.roster.epoch
-            first = self._connection.roster.members[0]
+            roster = self._connection.roster
             points.reach(points.STARTING)
-            if first == self._connection.member:
+            if roster.members[0] == self._connection.member:
                 taken = own
-                for name, vector in own.items():
-                    self._transfer.offer(f"start:{name}", as_bytes(vector), Kind.STATE)
             else:
                 taken = {name: torch.empty_like(vector) for name, vector in own.items()}
-                if not self._inbox.fetch(first, "start", taken, Kind.STATE, self._changed(epoch)):
+                if not self._fetch_start(roster, taken):
                     continue
-            self._connection.synced(epoch)
-            begun = self._wait_for_the_seed_of(1, epoch)
-        self._transfer.withdraw("start:")
+            for name, vector in taken.items():
+                self._transfer.offer(f"start:{roster.epoch}:{name}", as_bytes(vector), Kind.STATE)
+            self._connection.synced(roster.epoch)
+            begun = self._wait_for_the_seed_of(1, roster.epoch)
+            self._transfer.withdraw("start:")
         if taken is not own:
             self._store.load_sections(taken)
+
+    def _fetch_start(self, roster: Roster, into: Sections) -> bool:
+        """The first member's state from it, or from who has it; False if there is a new roster."""
+        changed = self._changed(roster.epoch)
+        others = [member for member in roster.members if member != self._connection.member]
+
+        def reachable() -> MemberId:
+            near = (member for member in others if member not in self._inbox.out_of_reach)
+            return next(near, others[0])
+
+        while not changed():
+            source = reachable()
+
+            def elsewhere(source: MemberId = source) -> bool:
+                return changed() or reachable() != source
+
+            what = f"start:{roster.epoch}"
+            if self._inbox.fetch(source, what, into, Kind.STATE, elsewhere):
+                return True
+        return False
 
     def go_on_together(self, start: Start, *, rounds: int) -> None:
         """Each has its own state again; the round after `start` is the first, if there is one.
@@ -100,6 +121,9 @@ class Entry:
         entry = next(r for r in connection.rosters if connection.member in r.members)
         connection.start_from(entry.first)
         self._inbox.wait_until(lambda: connection.has_seed(entry.first))
+        config = connection.config
+        if config.max_delay == "none" and config.method != "none" and config.p:
+            self._inbox.wait_until(lambda: self._is_reached(entry.first))
         return Joined(entry.epoch, entry.first - 1, donor, taken.step)
 
     @property
@@ -131,6 +155,16 @@ class Entry:
             if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
                 assert download.into is not None
                 return donor.member, bytes(download.into)
+
+    def _is_reached(self, first: int) -> bool:
+        """Whether an older member has come to the round `first`, or none is left that could.
+
+        Where nobody waits, one that began windows ahead of the others would make them jump.
+        """
+        me, arrivals = self._connection.member, self._inbox.arrivals
+        members = self._connection.roster.members
+        older = (member for member in members if member < me and not arrivals.has_ended(member))
+        return arrivals.newest >= first or not any(True for _ in older)
 
     def _donor_is_not(self, donor: Peer) -> bool:
         return self._connection.donor is not donor

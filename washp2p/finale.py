@@ -62,16 +62,20 @@ class Finale:
             return connection.evaluated or connection.over or first == connection.member
 
         self._inbox.wait_until(known)
-        return not (connection.evaluated or connection.over)
+        falls_to_me = not (connection.evaluated or connection.over)
+        if falls_to_me:
+            points.reach(points.EVALUATING)
+        return falls_to_me
 
     def of(self, member: MemberId) -> Sections | None:
-        """What a member ended with, fetched from it; None if it is gone. Blocks."""
+        """What a member ended with, fetched from it; None if it is gone or out of reach. Blocks."""
         if member == self._connection.member:
             return self.sections
         sections = {name: torch.empty_like(vector) for name, vector in self.sections.items()}
 
         def gone() -> bool:
-            return member not in self._connection.roster.members
+            there = member in self._connection.roster.members
+            return not there or member in self._inbox.out_of_reach
 
         came = self._inbox.fetch(member, "final", sections, Kind.AVERAGE, gone)
         return sections if came else None

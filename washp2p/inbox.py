@@ -48,13 +48,16 @@ class Inbox:
         self._transport = transport
         self._transfer = transfer
         self._exchange = exchange
-        self._arrivals = exchange.arrivals
+        self.arrivals = exchange.arrivals
+        """What has come of the rounds, and what is to come."""
         self._linked: dict[MemberId, Peer] = {}
         self._changes = -1
         self._seen = 0
         self._look_at = 0.0
         self.guests: list[Peer] = []
         """Newcomers that wait for a snapshot of this member."""
+        self.out_of_reach: set[MemberId] = set()
+        """Peers that were waited for in vain, the link to them being broken."""
 
     def drain(self) -> None:
         """Handle what has arrived. Does not block. Raises as `wait_until`."""
@@ -134,6 +137,7 @@ class Inbox:
         if now >= self._look_at:
             self._look_at = now + self._ping
             for peer in self._transport.mended():
+                self.out_of_reach.discard(peer)
                 self._exchange.resume(peer)
                 self._transfer.again(peer)
 
@@ -146,9 +150,10 @@ class Inbox:
             for gone in {member for roster in since for member in roster.members}.difference(
                 members
             ):
-                self._arrivals.remove(gone)
+                self.arrivals.remove(gone)
                 self._transport.disconnect(gone)
                 self._linked.pop(gone, None)
+                self.out_of_reach.discard(gone)
             for peer in rosters[-1].peers:
                 self.link(peer)
             self.guests = [guest for guest in self.guests if guest.member not in members]
@@ -161,14 +166,15 @@ class Inbox:
         reported = set()
         for peer in whom:
             broken = self._transport.broken(peer)
-            if broken and peer in self._arrivals.waits_for(self._exchange.posted):
+            if broken and peer in self.arrivals.waits_for(self._exchange.posted):
                 _log.warning(
                     "member %d: the link to member %d is broken, its values count as lost",
                     self._connection.member,
                     peer,
                 )
-                self._arrivals.silence(peer)
+                self.arrivals.silence(peer)
             elif broken or waited > self._patience.stalled:
+                self.out_of_reach |= {peer} if broken else set()
                 self._connection.stalled(peer)
                 reported.add(peer)
         return reported
@@ -197,11 +203,11 @@ class Inbox:
             return
         match header:
             case Frame():
-                self._arrivals.accept(header, message.payload)
+                self.arrivals.accept(header, message.payload)
             case End():
-                self._arrivals.ended(header)
+                self.arrivals.ended(header)
             case Posted():
-                self._arrivals.posted(header.sender, header.last)
+                self.arrivals.posted(header.sender, header.last)
                 self._transfer.again(header.sender)
             case Fetch():
                 self._transfer.on_fetch(header)

@@ -26,6 +26,8 @@ RECEIVING = "receiving"
 """Is about to fetch a snapshot."""
 AVERAGING = "averaging"
 """Its rounds are over, it is about to average."""
+EVALUATING = "evaluating"
+"""It falls to it to evaluate the population, and it has not begun."""
 
 
 def _pass_by(point: str, number: int) -> None:

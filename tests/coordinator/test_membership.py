@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from coordinator.commands import End, Event, Keep, Record, Rewind, Send
-from coordinator.members import Past
+from coordinator.members import Past, Phase
 from coordinator.membership import Membership
 from tests.conftest import make_layout
 from washp2p.config import RunConfig
@@ -443,6 +443,15 @@ def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
     assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 10
     ((_, again),) = sent(run.tell(7, hello(7)), Welcome)
     assert again.member == 10
+
+
+def test_one_that_died_after_the_last_farewell_has_only_the_summary_to_write():
+    first = Run(rounds=400)
+    first.start()
+    for member in first.machine.members.values():
+        member.phase = Phase.ACCOUNTED
+    run = Run(rounds=400)
+    assert list(run.machine.go_on(past_of(first.machine), 0.0)) == [End("all members finished", 0)]
 
 
 def resumed(**options):

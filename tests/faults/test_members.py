@@ -17,7 +17,7 @@ from tests.faults.conftest import Story
 from tests.integration.conftest import replay
 from washp2p import points
 from washp2p.layout import Layout
-from washp2p.runlog import Record
+from washp2p.runlog import Jump, Record
 from workers.data import load_data
 from workers.trainer import Trainer
 
@@ -288,3 +288,64 @@ def test_one_that_diverges_does_not_poison_the_others(here, policy):
     for file in here.folder.rglob("*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in load_file(file).values())
     assert story.summary["accuracy"]["averaged"] > 90
+
+
+@pytest.mark.timeout(120)
+def test_one_that_cannot_reach_the_first_member_gets_the_first_state_elsewhere(apart, tmp_path):
+    coordinator = apart.coordinator(*FLAGS, "--epochs=2")
+    workers = [apart.worker((points.JOINING, 0)) for _ in range(3)]
+    for worker in workers:
+        worker.wait_until_held()
+    coordinator.until("joined (3 of 3)")
+    first, _, last = sorted(workers, key=lambda worker: victim_of(coordinator, worker))
+    apart.cut_between(last, first)
+    for worker in workers:
+        worker.let_go()
+    coordinator.until("training begins")
+    apart.restore_between(last, first)
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(apart, tmp_path, {0, 1, 2})
+    assert story.summary["departed"] == []
+
+
+@pytest.mark.timeout(120)
+def test_one_that_cannot_be_reached_any_more_is_left_out_of_the_evaluation(apart, tmp_path):
+    coordinator = apart.coordinator(*FLAGS, "--epochs=2")
+    workers = [apart.worker((points.EVALUATING, 0)) for _ in range(3)]
+    held = wait([worker.pipe for worker in workers], 60)
+    (leader,) = [worker for worker in workers if worker.pipe in held]
+    other = next(worker for worker in workers if worker is not leader)
+    apart.cut_between(leader, other)
+    leader.let_go()
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = check(apart, tmp_path, {0, 1, 2})
+    assert story.summary["averaged_over"] == [0, 1, 2]
+    lost = victim_of(coordinator, other)
+    assert story.summary["accuracy"]["over"] == [m for m in range(3) if m != lost]
+
+
+@pytest.mark.timeout(120)
+def test_a_newcomer_makes_nobody_jump(here, tmp_path):
+    """Nobody waits for anybody: it begins where the others are, not where the seeds are."""
+    coordinator = here.coordinator(
+        *FLAGS, "--n=3", "--min-n=2", "--max-delay=none", "--expire=56", "--epochs=30"
+    )
+    workers = [here.worker() for _ in range(2)]
+    coordinator.until("epoch 2")
+    workers.append(here.worker())
+    coordinator.until("takes part")
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    first = story.joined()[2].round + 1
+    over = []
+    for member in (0, 1):
+        step = at = 0
+        for jump in (record for record in story.logs[member] if isinstance(record, Jump)):
+            if at + jump.step - 1 - step < first <= jump.round:
+                over.append(jump)
+            step, at = jump.step, jump.round
+    assert len(over) < 2, over  # the slower one may fall behind, the faster one was there
+    assert replay(here.folder, tmp_path) == []

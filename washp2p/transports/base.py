@@ -63,7 +63,7 @@ class Transport(ABC):
 
     @abstractmethod
     def broken(self, peer: MemberId) -> bool:
-        """Whether the link to `peer` is known to be down now. Does not block."""
+        """Whether the link to `peer` is down, as of the last `mended`. Does not block."""
 
     @abstractmethod
     def mended(self) -> list[MemberId]:

@@ -48,6 +48,7 @@ class ZeromqTransport(Transport):
         self._patience = patience or Patience()
         self._patience.watch(self._pull)
         self._monitors: dict[MemberId, zmq.Socket[bytes]] = {}
+        self._up: set[MemberId] = set()
         self._broken: set[MemberId] = set()
         self._pull.set(zmq.IPV6, "[" in bind)
         self._pull.bind(_INTERRUPT)
@@ -87,12 +88,13 @@ class ZeromqTransport(Transport):
         with self._sending:
             push, monitor = self._push.pop(peer, None), self._monitors.pop(peer, None)
             self._broken.discard(peer)
+            self._up.discard(peer)
             if push is not None and monitor is not None:
                 _let_go(push, monitor)
 
     def broken(self, peer: MemberId) -> bool:
         """See Transport."""
-        return peer in self._broken or peer not in self._push
+        return peer not in self._up
 
     def mended(self) -> list[MemberId]:
         """See Transport."""
@@ -101,7 +103,10 @@ class ZeromqTransport(Transport):
             while int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
                 if recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED:
                     self._broken.add(peer)
-                elif peer in self._broken:
+                    self._up.discard(peer)
+                    continue
+                self._up.add(peer)
+                if peer in self._broken:
                     self._broken.remove(peer)
                     mended.append(peer)
         return mended
