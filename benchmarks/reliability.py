@@ -37,6 +37,16 @@ N = 3
 STEP = 0.005
 """Seconds of a step."""
 SEEDS = range(5)
+PRELOADED = [
+    "torch",
+    "torchvision",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "washp2p.member",
+    "workers.evaluate",
+    "workers.data",
+]
+"""What takes long to import: a run of the digits lasts for seconds."""
 
 
 class Coordinator:
@@ -153,7 +163,7 @@ def worker(flags: list[str]) -> None:
 def disturbed(folder: Path, seed: int, *, disturb: bool) -> dict[str, object]:
     """A run of five members; its summary. With `disturb` one is killed and another joins."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "washp2p.member", "workers.evaluate", "workers.data"])
+    context.set_forkserver_preload(PRELOADED)
     coordinator = Coordinator(folder, "--n=5", f"--seed={seed}")
     flags = [f"--coordinator={coordinator.address}", f"--run-dir={folder}", "--threads=1"]
     members = [context.Process(target=worker, args=(flags,)) for _ in range(6)]
