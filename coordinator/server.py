@@ -82,6 +82,7 @@ class Server:
             version=VERSION,
             derivation=DERIVATION,
         )
+        self._population = self._membership.population
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
@@ -126,7 +127,7 @@ class Server:
                 "listens there"
             ) from None
         address = self._router.get_string(zmq.LAST_ENDPOINT)
-        config = self._membership.config
+        config = self._population.config
         self._journal.keep(("address", address))
         self._journal.commit()
         if self._resumes or not self._goes_on:
@@ -148,7 +149,7 @@ class Server:
             self._folder / rundir.CONFIG,
             {
                 "run": self._folder.name,
-                "config": self._membership.config.to_wire(),
+                "config": self._population.config.to_wire(),
                 "versions": installed(),
                 "members": [
                     {"member": m.id, "host": m.host, "versions": m.versions} for m in members
@@ -173,7 +174,7 @@ class Server:
             if interrupted.done():
                 arrival.cancel()
                 self._carry_out(
-                    self._membership.stop("the coordinator was interrupted", INTERRUPTED)
+                    self._population.stop("the coordinator was interrupted", INTERRUPTED)
                 )
                 return
             for _ in range(AT_ONCE):
@@ -183,9 +184,10 @@ class Server:
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + self._patience.ping
                 self._carry_out(self._membership.tick(time.monotonic()))
-                self._carry_out(self._membership.tell(Ping()))
+                self._carry_out(self._population.tell(Ping()))
                 self._display.progress(
-                    self._membership.members.values(), self._membership.total_rounds
+                    self._population.members.values(),
+                    self._population.total_rounds,
                 )
             self._bury()
         interrupted.cancel()
@@ -275,5 +277,5 @@ class Server:
         return 0
 
     def _write_summary(self) -> None:
-        summary = summarise(self._membership, self._control_bytes, self._seed_bytes)
+        summary = summarise(self._population, self._control_bytes, self._seed_bytes)
         rundir.write_json(self._folder / rundir.SUMMARY, summary)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from coordinator.membership import Membership
+    from coordinator.population import Population
 
 
 def summarise(
-    run: Membership,
+    run: Population,
     control_bytes: Mapping[bytes, int],
     seed_bytes: Mapping[bytes, int],
 ) -> dict[str, Any]:

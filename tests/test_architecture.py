@@ -28,6 +28,8 @@ FORBIDDEN = {
     "washp2p/transports": ("torch", "numpy", "washp2p.plan", "washp2p.strategies", "washp2p.store"),
     "washp2p/reference.py": ("washp2p",),
     "coordinator/membership.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/population.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/lobby.py": ("zmq", "time", "asyncio", "rich"),
 }
 
 

@@ -78,9 +78,9 @@ class Run:
         return list(self.machine.tick(self.now))
 
     def start(self):
-        for who in range(self.machine.config.n):
+        for who in range(self.machine.population.config.n):
             self.tell(who, hello(who))
-        for who in range(self.machine.config.n):
+        for who in range(self.machine.population.config.n):
             commands = self.tell(who, self.attach(who))
         return commands
 
@@ -88,7 +88,7 @@ class Run:
         return Attach(layout.to_wire(), f"tcp://127.0.0.1:{9000 + who}", rounds or self.rounds, {})
 
     def sync(self):
-        for who in range(self.machine.config.n):
+        for who in range(self.machine.population.config.n):
             commands = self.tell(who, Synced(0))
         return commands
 
@@ -124,7 +124,7 @@ def test_ids_follow_the_order_of_joining_and_the_configuration_goes_along():
     for who in range(3):
         ((identity, welcome),) = sent(run.tell(who, hello(who)), Welcome)
         assert (identity, welcome.member) == (b"%d" % who, who)
-        assert RunConfig.from_wire(welcome.config) == run.machine.config
+        assert RunConfig.from_wire(welcome.config) == run.machine.population.config
 
 
 def test_the_roster_goes_out_when_all_have_attached():
@@ -185,7 +185,7 @@ def test_a_worker_that_leaves_before_the_start_frees_its_place():
         "member 0 (a, process 1) left: no data",
         "waiting for 3 of 3 members",
     ]
-    assert not run.machine.members
+    assert not run.machine.population.members
 
 
 def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
@@ -196,7 +196,7 @@ def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
     def take(commands):
         for identity, seeds in sent(commands, Seeds):
             assert seeds.epoch == 0
-            assert seeds.roster == run.machine.roster.digest()
+            assert seeds.roster == run.machine.population.roster.digest()
             if identity == b"1":
                 assert seeds.first == len(held) + 1
                 held.extend(unpack_seeds(seeds.seeds))
@@ -241,9 +241,9 @@ def test_the_run_finishes_when_all_have():
     run.tell(1, Accounts([]))
     assert run.gone(0) == []  # it has said its last word
     assert run.tell(2, Accounts([]))[-1] == End("all members finished", 0)
-    assert run.machine.members[b"0"].counts == links
-    assert run.machine.accuracy == {"ensemble": 99.0}
-    assert run.machine.settled.members == (0, 1, 2)
+    assert run.machine.population.members[b"0"].counts == links
+    assert run.machine.population.accuracy == {"ensemble": 99.0}
+    assert run.machine.population.settled.members == (0, 1, 2)
     ((_, refusal),) = sent(run.tell(5, hello()), Refuse)
     assert "the run has ended" in refusal.reason
 
@@ -269,12 +269,13 @@ def test_who_is_lost_in_training_is_missing_from_the_next_round_not_published():
     for _, roster in rosters:
         assert (roster.epoch, roster.first) == (1, published + 1)
         assert [member for member, *_ in roster.peers] == [0, 2]
-    assert run.machine.rosters[-1] in kept
-    assert commands.index(Keep(run.machine.rosters[-1])) < commands.index(Send(*rosters[0]))
+    newest = run.machine.population.roster
+    assert newest in kept
+    assert commands.index(Keep(newest)) < commands.index(Send(*rosters[0]))
     seeds = sent(run.tell(0, Progress(10)), Seeds)
     assert {identity for identity, _ in seeds} == {b"0", b"2"}
     assert all(m.epoch == 1 and m.first > published for _, m in seeds)
-    assert all(m.roster == run.machine.roster.digest() for _, m in seeds)
+    assert all(m.roster == run.machine.population.roster.digest() for _, m in seeds)
     assert run.gone(1) == []
 
 
@@ -304,7 +305,7 @@ def test_a_loss_before_all_hold_the_average_means_another_average():
     assert not sent(run.tell(0, Averaged(1)), Settled)
     assert sent(run.tell(1, Averaged(1)), Settled) == [(b"0", Settled(1)), (b"1", Settled(1))]
     assert sent(run.gone(0), NewRoster)[0][1].peers[0][0] == 1  # who evaluates now
-    assert run.machine.settled.members == (0, 1)
+    assert run.machine.population.settled.members == (0, 1)
     run.tell(1, finished())
     assert run.tell(1, Accounts([]))[-1] == End("all members finished", 0)
 
@@ -317,7 +318,7 @@ def test_the_last_member_lost_ends_the_run():
     run.gone(1)
     commands = run.tell(2, Leave("out of memory", 1))
     assert commands[-1] == End("member 2 (a, process 2) left: out of memory; no member is left", 1)
-    assert [gone.member for gone in run.machine.departed] == [0, 1, 2]
+    assert [gone.member for gone in run.machine.population.departed] == [0, 1, 2]
 
 
 def test_a_newcomer_gets_a_donor_and_then_a_place():
@@ -404,16 +405,16 @@ def test_of_two_that_wait_for_each_other_the_later_is_dropped():
 
 def past_of(machine):
     return Past(
-        members=tuple(replace(member) for member in machine.members.values()),
-        departed=tuple(machine.departed),
-        rosters=tuple(machine.rosters),
-        published=machine.published,
+        members=tuple(replace(member) for member in machine.population.members.values()),
+        departed=tuple(machine.population.departed),
+        rosters=tuple(machine.population.rosters),
+        published=machine.population.published,
         planned=(),
         kept=(0, []),
-        total_rounds=machine.total_rounds,
+        total_rounds=machine.population.total_rounds,
         next_id=10,
-        settled=machine.settled,
-        accuracy=machine.accuracy,
+        settled=machine.population.settled,
+        accuracy=machine.population.accuracy,
     )
 
 
@@ -432,7 +433,7 @@ def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
     assert (seeds.epoch, seeds.first) == (1, 17)
     key = run_key(3)
     assert unpack_seeds(seeds.seeds) == [
-        round_seed(key, 17 + k) for k in range(first.machine.published - 16)
+        round_seed(key, 17 + k) for k in range(first.machine.population.published - 16)
     ]
     assert run.gone(2) == []  # it has not come back yet
     run.now = 109.0
@@ -448,10 +449,11 @@ def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
 def test_one_that_died_after_the_last_farewell_has_only_the_summary_to_write():
     first = Run(rounds=400)
     first.start()
-    for member in first.machine.members.values():
+    for member in first.machine.population.members.values():
         member.phase = Phase.ACCOUNTED
     run = Run(rounds=400)
-    assert list(run.machine.go_on(past_of(first.machine), 0.0)) == [End("all members finished", 0)]
+    commands = list(run.machine.go_on(past_of(first.machine), 0.0))
+    assert commands[-1] == End("all members finished", 0)
 
 
 def resumed(**options):
@@ -525,7 +527,7 @@ def test_who_comes_after_the_others_have_gone_on_joins_anew():
     run.tell(1, run.attach(1))
     run.now += 100
     run.tick()
-    assert [gone.member for gone in run.machine.departed] == [2]
+    assert [gone.member for gone in run.machine.population.departed] == [2]
     assert sent(run.tell(2, run.attach(2)), Dropped)
     assert sent(run.tell(3, claim((80, 2))), Dropped)
     assert sent(run.tell(3, hello()), Welcome)[0][1].member >= 3
@@ -561,7 +563,7 @@ def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():
     commands = run.tell(7, Back(0, 0))
     assert [m.epoch for _, m in sent(commands, NewRoster)] == [2]
     ((_, seeds),) = sent(commands, Seeds)
-    assert (seeds.epoch, seeds.first) == (2, run.machine.roster.first)
+    assert (seeds.epoch, seeds.first) == (2, run.machine.population.roster.first)
 
 
 def test_unknown_senders_and_messages_out_of_place():

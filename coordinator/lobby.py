@@ -1,0 +1,256 @@
+"""The lobby: where workers become members, at the start, in mid-run, or from a checkpoint. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.admission import mismatch, objection, unreachable
+from coordinator.commands import Event, Keep, Rewind, Send, Started
+from coordinator.members import Departed, Member, Phase
+from coordinator.publication import Publication
+from coordinator.resumption import Resumption
+from washp2p.control import Donor, Dropped, Guest, Refuse, Resume, Welcome
+from washp2p.endpoints import split_tcp
+from washp2p.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.commands import Command
+    from coordinator.members import Past
+    from coordinator.population import Population
+    from washp2p.control import Attach, Claim, Hello
+    from washp2p.rounds import MemberId
+
+
+class Lobby:
+    """Takes workers into a population. `now` is in seconds, of any steady clock."""
+
+    def __init__(
+        self, population: Population, *, run: bytes, name: str, version: str, derivation: int
+    ) -> None:
+        self._population = population
+        self._run = run
+        self._name = name
+        self._version = version
+        self._derivation = derivation
+        self._next_id = 0
+        self._resumption: Resumption | None = None
+        self._latest_arrival = 0.0
+
+    def go_on(self, past: Past) -> None:
+        """Ids are given once in a run, whoever its coordinator is."""
+        self._next_id = past.next_id
+
+    def resume(self, past: Past) -> Iterator[Command]:
+        """Wait for those that hold its members' checkpoints."""
+        self.go_on(past)
+        self._resumption = resumption = Resumption(past)
+        population = self._population
+        population.total_rounds = past.total_rounds
+        population.next_epoch = resumption.next_epoch
+        population.expected = min(population.config.n, resumption.expected)
+        rounds = " or ".join(map(str, resumption.rounds))
+        who = ", ".join(map(str, resumption.members))
+        yield Event(f"waiting for workers with the checkpoints of members {who}, of round {rounds}")
+
+    def hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
+        """A worker would like to join."""
+        known = self._population.members.get(identity)
+        if known is not None:  # the answer was lost with the connection
+            known.away_until = None
+            yield Send(identity, self._welcome(known))
+            return
+        reason = objection(hello, self._version, self._derivation) or self._closed()
+        if reason:
+            yield from _refuse(identity, hello, reason)
+        elif self._resumption is not None:
+            yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
+        else:
+            member = Member(id=self._next_id, identity=identity, host=hello.host, pid=hello.pid)
+            self._next_id += 1
+            yield from self._take_in(member, now)
+
+    def claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
+        """A worker says which checkpoints it has; it becomes the first such member that is free."""
+        resumption = self._resumption
+        if resumption is None:
+            yield Send(identity, Dropped("the run went on without it"))
+            return
+        taken = {member.id for member in self._population.members.values()}
+        its = resumption.place(claim.held, taken)
+        if its is None:
+            rounds = " or ".join(map(str, resumption.rounds))
+            reason = (
+                f"no checkpoint of round {rounds} on {claim.host} that is not taken; name its "
+                "--run-dir, or come once the run has gone on"
+            )
+            yield from _refuse(identity, claim, reason)
+            return
+        member = Member(id=its, identity=identity, host=claim.host, pid=claim.pid)
+        member.saved = resumption.rounds_of(its, claim.held)
+        yield from self._take_in(member, now)
+
+    def attach(self, member: Member, attach: Attach, now: float) -> Iterator[Command]:
+        """A member shows its model, and where its data plane listens."""
+        population = self._population
+        if member.phase is not Phase.WELCOMED:
+            return  # said again after a lost connection
+        try:
+            layout = Layout.from_wire(attach.layout)
+            split_tcp(attach.endpoint)
+        except ValueError as error:
+            yield from population.dismiss(member, f"cannot be attached: {error}")
+            return
+        if population.started and member.saved:
+            what = "came when the run had gone on from its checkpoint"
+            yield from population.expel(member, what)
+            return
+        member.endpoint = attach.endpoint
+        if reason := self._misfit(member, layout, attach.rounds):
+            yield Event(f"refused: {reason}")
+            yield from self._turn_away(member, reason)
+            yield population.waiting()
+            return
+        if not population.started:
+            population.total_rounds = attach.rounds
+            yield Keep(("total_rounds", attach.rounds))
+        member.layout, member.phase = layout, Phase.ATTACHED
+        member.versions = attach.versions
+        self._latest_arrival = now
+        yield Keep(member)
+        if not population.started and len(population.attached()) == population.expected:
+            yield from self._start()
+
+    def ready(self, member: Member) -> Iterator[Command]:
+        """A newcomer holds a snapshot: it gets its place."""
+        population = self._population
+        if member.phase is not Phase.ATTACHED:
+            return
+        if population.ending:
+            yield from self._turn_away(member, "the run is ending: its last rounds are on")
+            return
+        member.donor = None
+        yield from population.enrol([*population.enrolled(), member])
+        yield Event(f"{member} takes part from round {population.roster.first} on")
+
+    def tick(self, now: float, patience: float) -> Iterator[Command]:
+        """Go on with `min_n` members once nobody has come for a while."""
+        population = self._population
+        fewest = population.config.min_n
+        if population.started or not fewest or population.ended:
+            return
+        here = len(population.attached())
+        if here >= fewest and now - self._latest_arrival >= patience:
+            yield Event(f"going on with {here} of {population.config.n} members")
+            yield from self._start()
+
+    def find_donors(self) -> Iterator[Command]:
+        """One for each newcomer that has none, or whose donor is lost."""
+        population = self._population
+        if not population.started or population.ended:
+            return
+        newcomers = population.attached()
+        there = {m.id for m in population.enrolled()} if newcomers else set()
+        for newcomer in newcomers:
+            if newcomer.donor not in there:
+                yield from self.find_donor(newcomer)
+
+    def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
+        """Have a newcomer fetch a snapshot from the member that has come furthest."""
+        able = [m for m in self._population.enrolled() if m.connected and m.id != without]
+        newcomer.donor = None
+        if not able:
+            return
+        donor = max(able, key=lambda m: (m.rounds, -m.id))
+        newcomer.donor = donor.id
+        yield Send(donor.identity, Guest(newcomer.id, newcomer.endpoint))
+        yield Send(newcomer.identity, Donor(donor.id, donor.endpoint))
+        yield Event(f"{newcomer} fetches a snapshot from member {donor.id}")
+
+    def _take_in(self, member: Member, now: float) -> Iterator[Command]:
+        population = self._population
+        self._latest_arrival = now
+        population.members[member.identity] = member
+        yield Keep(member)
+        yield Event(f"{member} joined ({len(population.members)} of {population.expected})")
+        yield Send(member.identity, self._welcome(member))
+
+    def _welcome(self, member: Member) -> Welcome:
+        return Welcome(member.id, self._run, self._name, self._population.config.to_wire())
+
+    def _closed(self) -> str:
+        """Why nobody more can join; empty if one can."""
+        population = self._population
+        n = population.config.n
+        if population.ended:
+            return "the run has ended; start a new coordinator"
+        if len(population.members) >= n:
+            return (
+                f"the run has its {n} members; start the coordinator with a larger --n to have more"
+            )
+        if population.ending:
+            return "the run is ending: its last rounds are on; start a new coordinator"
+        return ""
+
+    def _misfit(self, member: Member, layout: Layout, rounds: int) -> str:
+        """Why a member cannot be one of this population; empty if it can."""
+        population = self._population
+        others = [m for m in population.members.values() if m.layout is not None]
+        reason = mismatch(member, layout, rounds, others, population.total_rounds)
+        if self._resumption is not None and rounds != population.total_rounds:
+            reason = f"{member} comes for {rounds} rounds, the run has {population.total_rounds}"
+        if population.started:
+            reason = reason or unreachable([*population.enrolled(), member])
+            if population.ending:
+                reason = reason or f"{member} came too late: the last rounds of the run are on"
+        return reason
+
+    def _turn_away(self, member: Member, reason: str) -> Iterator[Command]:
+        """One that was welcome cannot be a member after all."""
+        del self._population.members[member.identity]
+        yield Keep(Departed(member.id, member.host, reason, 0))
+        yield Send(member.identity, Refuse(reason))
+
+    def _start(self) -> Iterator[Command]:
+        population = self._population
+        present = sorted(population.attached(), key=lambda m: m.id)
+        if reason := unreachable(present):
+            yield from population.stop(reason, 2)
+            return
+        if self._resumption is not None:
+            yield from self._rewind(self._resumption, present)
+            return
+        population.publication = Publication(population.config, population.total_rounds)
+        yield from population.enrol(present)
+        yield Started(tuple(present))
+        yield Event(f"{len(present)} members are here and fetch member {present[0].id}'s state")
+
+    def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
+        """All that come are here: go on from the newest checkpoint that all of them hold."""
+        population = self._population
+        number = resumption.newest_of(present)
+        if number is None:
+            yield from population.stop(
+                "the members hold no checkpoint of one and the same round", 2
+            )
+            return
+        self._resumption = None
+        population.kept = number
+        yield Rewind(number)
+        yield Keep(("checkpoint", [number, [member.id for member in present]]))
+        population.rosters = resumption.rosters_until(number)
+        population.departed = resumption.departed_at(number, present)
+        for gone in population.departed:
+            yield Keep(gone)
+        population.publication = Publication(
+            population.config, population.total_rounds, published=number, fastest=number
+        )
+        yield from population.enrol(present)
+        yield Started(tuple(present))
+        yield Event(f"{len(present)} members go on from their checkpoints of round {number}")
+
+
+def _refuse(identity: bytes, who: Hello | Claim, reason: str) -> Iterator[Command]:
+    yield Event(f"refused {who.host}, process {who.pid}: {reason}")
+    yield Send(identity, Refuse(reason))
