@@ -130,7 +130,10 @@ def test_a_run_that_was_stopped_is_over(here):
     assert first.wait() == 130
     second = here.coordinator()
     assert second.wait() == 2
-    assert "has ended: the coordinator was interrupted; choose another --run-dir" in second.text
+    assert "has ended: the coordinator was interrupted; --resume it" in second.text
+    third = here.coordinator(resume=True)
+    assert third.wait() == 2
+    assert "had not begun, there is nothing to go on from" in third.text
 
 
 @pytest.mark.timeout(120)
