@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import zmq
-from washp2p.liveness import watch
 
 from benchmarks.population import coordinator_process, in_processes
 from benchmarks.record import record
@@ -22,6 +21,7 @@ from washp2p.control import (
     Attach,
     Hello,
     Leave,
+    Message,
     NewRoster,
     Progress,
     Seeds,
@@ -30,6 +30,7 @@ from washp2p.control import (
     messages,
 )
 from washp2p.layout import Entry, Layout, Slot
+from washp2p.patience import Patience
 from washp2p.rounds import SEED_BYTES
 from washp2p.version import DERIVATION, VERSION
 
@@ -51,7 +52,7 @@ class Worker:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, number: int) -> None:
         self._dealer = context.socket(zmq.DEALER)
-        watch(self._dealer)
+        Patience().watch(self._dealer)
         self._dealer.connect(address)
         self._due = 0
         self._number = number
@@ -59,7 +60,7 @@ class Worker:
         self.seed_bytes = 0
         self.tell(Hello(PROTOCOL, DERIVATION, VERSION, "host", number))
 
-    def tell(self, message: object) -> None:
+    def tell(self, message: Message) -> None:
         """Send one message."""
         self._dealer.send(messages.encode(message))
 
@@ -71,8 +72,8 @@ class Worker:
                 case Welcome():
                     endpoint = f"tcp://127.0.0.1:{10_000 + self._number}"
                     self.tell(Attach(LAYOUT.to_wire(), endpoint, 0, {}))
-                case NewRoster():
-                    self.tell(Synced())
+                case NewRoster(epoch):
+                    self.tell(Synced(epoch))
                 case Seeds(seeds=seeds):
                     self.seeds += len(seeds) // SEED_BYTES
                     self.seed_bytes += len(data)
@@ -137,7 +138,9 @@ def main() -> None:
     rows = []
     for n in (10, 100, 1000):
         with coordinator_process(f"--n={n}", "--max-delay=4") as (address, process):
-            started, share, seed_bytes, short = in_processes(1, work, address, process, n)[0]
+            (found,) = in_processes(1, work, address, process, n)
+        assert isinstance(found, tuple)
+        started, share, seed_bytes, short = found
         rows.append([n, f"{started:.1f}", f"{share:.0%}", f"{seed_bytes:.1f}", short])
     record(
         "coordinator",

@@ -11,6 +11,7 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +19,11 @@ from benchmarks.record import kept, record, spread
 from washp2p.config import RunConfig
 from workers.data import load_data
 from workers.evaluate import evaluate_population
-from workers.simulate import Population, exactly_late
+from workers.script import exactly_late
+from workers.simulate import Population, everyone
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DELAYS = (0, 1, 8, 64)
 SEEDS = range(3)
@@ -35,12 +40,12 @@ class Drift:
     """How far shuffling itself has moved the population's mean: the sum of its moves, by scalar."""
 
     def __init__(self, population: Population) -> None:
-        self._models = [trainer.model for trainer in population.trainers]
+        self._models = [trainer.model for trainer in population.trainers.values()]
         self.moved = torch.zeros_like(flat(self._models[0]))
         self._apply = population.reference.apply
-        population.reference.apply = self._watched  # type: ignore[method-assign]  # to look on
+        population.reference.apply = self._watched  # type: ignore[method-assign]
 
-    def _watched(self, member: int, number: int, senders: list[int] | None = None) -> None:
+    def _watched(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
         before = flat(self._models[member])
         self._apply(member, number, senders)
         self.moved += (flat(self._models[member]) - before) / len(self._models)
@@ -60,11 +65,11 @@ def cell(delay: int, late: str, seed: int) -> dict[str, float]:
         late=late,
     )
     data = load_data(config, Path("data"), download=False)
-    population = Population(config, data)
+    population = Population(config, data, everyone(config))
     drift = Drift(population)
     steps = population.trainers[0].steps
-    population.train([exactly_late(steps, delay)] * config.n, lambda _: None)
-    models = [trainer.model for trainer in population.trainers]
+    population.train(dict.fromkeys(population.members, exactly_late(steps, delay)), lambda _: None)
+    models = [trainer.model for trainer in population.trainers.values()]
     vectors = torch.stack([flat(model) for model in models])
     states = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
     averaged = {k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]}

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class Training:
 
     def __init__(self, name: str, device: torch.device) -> None:
         torch.manual_seed(0)
-        model = build_model(name, (3, 32, 32), 10).to(device, memory_format=torch.channels_last)
+        model = build_model(name, (3, 32, 32), 10).to(device).to(memory_format=torch.channels_last)
         self.model = model
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         batch = MODELS[name]
@@ -88,7 +89,7 @@ def device_time(work: Callable[[], object]) -> float:
     work()
     after.record()
     torch.cuda.synchronize()
-    return 1e3 * before.elapsed_time(after)
+    return 1e3 * float(before.elapsed_time(after))
 
 
 def gather_and_scatter(layout: Layout, device: torch.device) -> tuple[float, float]:
@@ -104,8 +105,8 @@ def gather_and_scatter(layout: Layout, device: torch.device) -> tuple[float, flo
         values = staging.take(len(send))
         took.append(
             (
-                device_time(lambda s=send, v=values: lane.gather(flat, s, v)),
-                device_time(lambda r=receive, v=values: lane.assign(flat, r, v)),
+                device_time(partial(lane.gather, flat, send, values)),
+                device_time(partial(lane.assign, flat, receive, values)),
             )
         )
     gather, scatter = (median(column) for column in zip(*took, strict=True))

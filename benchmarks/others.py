@@ -22,7 +22,7 @@ class Floor:
     """
 
     def __init__(self, rank: int, scheme: str, sizes: list[int]) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._pull = context.socket(zmq.PULL)
         address = "tcp://127.0.0.1:*" if scheme == "tcp" else f"ipc:///tmp/floor-{os.getpid()}"
         self._pull.bind(address)

@@ -9,6 +9,7 @@ compare, `nonzero`, argsort of selected x N for the permutations.
 from __future__ import annotations
 
 import time
+from functools import partial
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def against_a_mask() -> None:
         deriver = Deriver(layout(size, parameters), layer_rates("constant", P, 1), N, 2)
         deriver.derive(0)
         pairs = [
-            (timed(lambda s=seed, d=deriver: d.derive(s)), timed(lambda s=size: mask(s, generator)))
+            (timed(partial(deriver.derive, seed)), timed(partial(mask, size, generator)))
             for seed in range(REPEATS)
         ]
         ours, dense = ([pair[k] for pair in pairs] for k in (0, 1))
@@ -86,6 +87,11 @@ def against_a_mask() -> None:
     )
 
 
+def move(flat: torch.Tensor, send: torch.Tensor, receive: torch.Tensor) -> None:
+    """One round's gather and scatter."""
+    flat.index_put_((receive,), flat.index_select(0, send))
+
+
 def against_growth() -> None:
     """Nanoseconds a selected value: over how many there are, over N, and at d = 1e9."""
     rows = []
@@ -93,7 +99,7 @@ def against_growth() -> None:
     def measure(what: str, size: int, p: float, n: int) -> tuple[float, Deriver]:
         deriver = Deriver(layout(size, 62), layer_rates("constant", p, 1), n, 2)
         selected = deriver.derive(0).selected
-        took = median(timed(lambda s=s: deriver.derive(s)) for s in range(1, REPEATS + 1))
+        took = median(timed(partial(deriver.derive, s)) for s in range(1, REPEATS + 1))
         each = 1e6 * took / selected
         rows.append([what, f"{size / 1e6:.0f} M", p, n, selected, f"{took:.2f}", f"{each:.0f}"])
         return each, deriver
@@ -109,9 +115,7 @@ def against_growth() -> None:
     for seed in range(5):
         plan = deriver.derive(seed)
         send, receive = (torch.from_numpy(r.indices) for r in (plan.send, plan.receive))
-        touched.append(
-            timed(lambda s=send, r=receive: flat.index_put_((r,), flat.index_select(0, s)))
-        )
+        touched.append(timed(partial(move, flat, send, receive)))
     ours = each * plan.selected / 1e6
     record(
         "plan-growth",

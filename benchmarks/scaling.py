@@ -13,11 +13,13 @@ from itertools import pairwise
 from math import cos, pi
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
 from benchmarks.record import kept, record
 from washp2p.config import RunConfig
@@ -26,6 +28,11 @@ from washp2p.rates import layer_rates
 from washp2p.rounds import round_seed, run_key
 from washp2p.store import Store
 from workers.data import load_data
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.utils.data import Dataset
 
 SIZES = {8: (0, 2, 4), 32: (0, 2, 4, 7), 128: (0, 2, 4, 7), 256: (0, 4)}
 """By N: the largest group, 0 for all in one."""
@@ -91,12 +98,17 @@ class Members:
         return float((rows - rows.mean(0)).norm(dim=1).mean())
 
 
+def _items(dataset: Dataset[Any]) -> Iterator[tuple[torch.Tensor, ...]]:
+    assert isinstance(dataset, TensorDataset)
+    return (dataset[k] for k in range(len(dataset)))
+
+
 def cell(n: int, group: int | None, seed: int) -> dict[str, float]:
     """One population; `group` None trains apart."""
     torch.set_num_threads(1)
     data = load_data(RunConfig.resolve(n=2, seed=seed), Path("data"), download=False)
-    images, labels = (torch.stack(column) for column in zip(*data.train, strict=True))
-    held, truth = (torch.stack(column) for column in zip(*data.test, strict=True))
+    images, labels = (torch.stack(column) for column in zip(*_items(data.train), strict=True))
+    held, truth = (torch.stack(column) for column in zip(*_items(data.test), strict=True))
     images, held = images.flatten(1), held.flatten(1)
     members = Members(n)
     rates = layer_rates("decreasing", P, members.layout.layers)

@@ -61,7 +61,7 @@ def work(rank: int, address: str, slowed: bool) -> None:
                 trainer.round = member.round
         averaged = member.average()
         if member.id == member.members[0]:
-            states = [member.model_of(peer) for peer in member.members]
+            states = list(member.models().values())
             member.result(
                 **evaluate_population(trainer.model, states, averaged, data, torch.device("cpu"))
             )

@@ -12,11 +12,13 @@ coordinator can run where there is none.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from washp2p.connection import Connection
-    from washp2p.member import Member, connect, join
+    from washp2p.joining import connect, join
+    from washp2p.member import Member
 
 __all__ = ["Connection", "Member", "connect", "join"]
 
@@ -24,10 +26,5 @@ __all__ = ["Connection", "Member", "connect", "join"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'washp2p' has no attribute {name!r}")
-    if name == "Connection":
-        from washp2p.connection import Connection
-
-        return Connection
-    from washp2p import member
-
-    return getattr(member, name)
+    module = {"Connection": "connection", "Member": "member"}.get(name, "joining")
+    return getattr(import_module(f"washp2p.{module}"), name)

@@ -11,7 +11,6 @@ import json
 import time
 from collections import Counter
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,13 @@ from washp2p import rundir
 from washp2p.errors import UsageError
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
-from washp2p.rosterbook import read_rosters
 from washp2p.rounds import Peer, Roster, roster_at, round_seed, run_key
-from washp2p.runlog import Joined, Jump, read_log
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.version import installed
 from workers.checkpoint import save_model
 from workers.evaluate import evaluate_population
+from workers.script import Script, exactly_late, from_logs
 from workers.trainer import Epoch, Trainer
 
 if TYPE_CHECKING:
@@ -37,77 +35,6 @@ if TYPE_CHECKING:
     from washp2p.config import RunConfig
     from washp2p.rounds import MemberId
     from workers.data import Data
-
-Application = tuple[int, tuple[int, ...] | None]
-"""A round, and whose values of it are applied: None for everyone's."""
-
-
-@dataclass
-class Script:
-    """What one member does after each of its own steps, counted from 1.
-
-    `applies` tells what it applies after which step, in order; `jumps` to which round a step
-    belongs where that is not the one after the last. `joined` says with whose state it begins where
-    that is not the population's first. Its part ends after `last_step`, if it did not see the end.
-    """
-
-    applies: dict[int, list[Application]] = field(default_factory=dict)
-    jumps: dict[int, int] = field(default_factory=dict)
-    joined: Joined | None = None
-    last_step: int | None = None
-
-    def step_of(self, number: int) -> int:
-        """Which own step belongs to a round."""
-        step, at = 0, self.joined.round if self.joined else 0
-        for jump, to in sorted(self.jumps.items()):
-            if to > number:
-                break
-            step, at = jump, to
-        return step + number - at
-
-
-def exactly_late(rounds: int, delay: int) -> Script:
-    """Every round is applied by all members `delay` steps after it; the last ones at the end."""
-    script = Script()
-    for number in range(1, rounds + 1):
-        script.applies.setdefault(min(number + delay, rounds), []).append((number, None))
-    return script
-
-
-def from_log(path: Path, rosters: Sequence[Roster]) -> Script:
-    """What a member of a distributed run did."""
-    script = Script()
-    for record in read_log(path, rosters):
-        if isinstance(record, Jump):
-            script.jumps[record.step] = record.round
-        elif isinstance(record, Joined):
-            script.joined = record
-        elif record.applied:
-            script.applies.setdefault(record.step, []).append((record.round, record.applied))
-    return script
-
-
-def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[MemberId]]:
-    """What a distributed run did: its rosters, everyone's part, and over whom it was averaged.
-
-    Raises UsageError if the folder has not the whole of it.
-    """
-    rosters = read_rosters(run / rundir.JOURNAL)
-    final = rundir.read_summary(run)["averaged_over"]
-    members = sorted({member for roster in rosters for member in roster.members})
-    scripts = {member: _script(run, member, rosters) for member in members}
-    needed = dict.fromkeys(members, 0)
-    for script in scripts.values():
-        if script.joined is not None:
-            donor = script.joined.donor
-            needed[donor] = max(needed[donor], script.joined.step)
-        for number, senders in (a for applies in script.applies.values() for a in applies):
-            for sender in senders or ():
-                needed[sender] = max(needed[sender], scripts[sender].step_of(number))
-    for member in members:
-        if member not in final:
-            scripts[member].last_step = needed[member]
-    return rosters, scripts, final
 
 
 def simulate(
@@ -139,8 +66,7 @@ def simulate(
         population = Population(config, data, rosters)
     else:
         final = list(range(config.n))
-        peers = tuple(Peer(member=member, endpoint="", host="") for member in final)
-        population = Population(config, data, [Roster(epoch=0, peers=peers)])
+        population = Population(config, data, everyone(config))
         delay = int(config.max_delay) if config.max_delay.isdecimal() else 0
         scripts = dict.fromkeys(final, exactly_late(population.steps_in_all, delay))
     began = time.monotonic()
@@ -166,6 +92,12 @@ def simulate(
     summary["accuracy"] = {"over": final, **found}
     rundir.write_json(folder / rundir.SUMMARY, summary)
     return summary
+
+
+def everyone(config: RunConfig) -> list[Roster]:
+    """The rosters of a run in which nobody comes or goes."""
+    peers = tuple(Peer(member=member, endpoint="", host="") for member in range(config.n))
+    return [Roster(epoch=0, peers=peers)]
 
 
 class Population:
@@ -270,17 +202,6 @@ class Population:
             here, there = self.trainers[donor], self.trainers[guest]
             there.model.load_state_dict(here.model.state_dict())
             there.optimizer.load_state_dict(deepcopy(here.optimizer.state_dict()))
-
-
-def _script(run: Path, member: int, rosters: Sequence[Roster]) -> Script:
-    path = rundir.log_file(run, member)
-    try:
-        return from_log(path, rosters)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; --replay needs the logs of all members in one "
-            "run folder"
-        ) from None
 
 
 def differences(folder: Path, run: Path) -> list[str]:

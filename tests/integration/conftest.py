@@ -30,7 +30,7 @@ FORKSERVER.set_forkserver_preload(
         "torch",
         "torchvision",
         "sklearn.datasets",
-        "washp2p.member",
+        "washp2p.joining",
         "workers.evaluate",
         "workers.data",
     ]

@@ -1,0 +1,83 @@
+"""Joining a run: `connect` finds it, `join` makes a model part of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from washp2p.connection import Connection
+from washp2p.endpoints import require_loopback, where_to_listen
+from washp2p.member import Member
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from washp2p.keeper import Stateful
+
+
+def connect(
+    address: str, *, wait: float = 60.0, insecure: bool = False, run_dir: Path | None = None
+) -> Connection:
+    """Find a run and take a place in it, before there is a model.
+
+    `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
+    seconds. Plain text off loopback needs `insecure`. `run_dir` is where this host keeps its
+    checkpoints (default: `runs/<the run's name>`). The connection's `config` says what to train.
+    Raises UnreachableError, JoinRefusedError, UsageError.
+    """
+    require_loopback(address, insecure=insecure)
+    return Connection(address, wait, run_dir)
+
+
+def join(
+    run: str | Connection,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rounds: int = 0,
+    bind: str | None = None,
+    advertise: str | None = None,
+    insecure: bool = False,
+    log: Path | None = None,
+    state: Stateful | None = None,
+) -> Member:
+    """Make `model` a member of a run and wait until the population is complete.
+
+    `run` is the coordinator's address or what `connect` returned. On return all members hold
+    the first member's parameters and buffers; from then on each `optimizer.step()` ends with a
+    round. In a run that has begun this member takes a live one's whole state, optimizer included,
+    and goes on from `Member.round`.
+    The model's trainable parameters become views into one vector (same `Parameter` objects, same
+    values); move it to its device and dtype before.
+
+    `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
+    listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
+    `advertise` what peers are told instead (`tcp://HOST[:PORT]`). Plain text off loopback needs
+    `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
+    model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
+    been loaded on return, and `Member.round` is the checkpoint's.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
+    DroppedError once the population goes on without this member, who may join anew.
+    """
+    connection = connect(run, insecure=insecure) if isinstance(run, str) else run
+    try:
+        member = Member(
+            connection,
+            model,
+            optimizer,
+            bind=where_to_listen(connection.address, bind, insecure=insecure),
+            advertise=advertise,
+            log=log,
+            state=state,
+        )
+    except BaseException as error:
+        connection.leave(error)
+        raise
+    try:
+        member.begin(rounds)
+    except BaseException as error:
+        member.__exit__(type(error), error, None)
+        raise
+    return member
