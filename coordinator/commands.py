@@ -38,7 +38,10 @@ class Keep:
 
 @dataclass(frozen=True)
 class Rewind:
-    """The run goes on from this round: journal and metrics forget what came after it."""
+    """The run goes on from this round: journal and metrics forget what came after it.
+
+    The journal does so together with what is kept next.
+    """
 
     round: int
 

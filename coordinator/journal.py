@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 
+from coordinator.commands import Rewind
 from coordinator.members import Departed, Member, Past, Phase
 from washp2p.control import Finished
 from washp2p.errors import UsageError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Kept = Member | Departed | Roster | tuple[str, Any]
+Entry = Member | Departed | Roster | Rewind | tuple[str, Any]
 
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -43,8 +44,9 @@ class Journal:
         """Open or make it. Raises UsageError if it cannot be written."""
         self._path = path
         self._tell = tell
-        self._waiting: dict[tuple[str, Any], Kept] = {}
-        self._failing = False
+        self._waiting: dict[tuple[str, Any], Entry] = {}
+        self.failing = False
+        """Whether something could not be written and waits."""
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=1)
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # one coordinator a run
@@ -74,54 +76,49 @@ class Journal:
         except sqlite3.Error as error:
             if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
-            if not self._failing:
-                self._failing = True
+            if not self.failing:
+                self.failing = True
                 self._tell(
                     f"cannot write {self._path}: {error}; the run goes on, but a coordinator that "
                     "died now could not be replaced: make room"
                 )
             return
         self._waiting.clear()
-        if self._failing:
-            self._failing = False
+        if self.failing:
+            self.failing = False
             self._tell(f"{self._path} is written again")
 
-    def keep(self, what: Kept) -> None:
+    def keep(self, what: Entry) -> None:
         """Note one thing, in place of what was said of it before. `commit` makes it last."""
         match what:
             case Member(id=member) | Departed(member=member):
                 place: tuple[str, Any] = ("member", member)
             case Roster(epoch=epoch):
                 place = ("roster", epoch)
+            case Rewind():
+                place = ("rewind", None)
             case (name, _):
                 place = ("fact", name)
         self._waiting.pop(place, None)  # in the order in which things were last said
         self._waiting[place] = what
 
-    def clear(self, *, after: int | None = None) -> None:
+    def forget_members(self) -> None:
         """Forget who the members are and how the run ended, to go on from a checkpoint.
 
-        With `after`, forget also what came after that round. Raises UsageError.
+        Raises UsageError.
         """
-        self.commit()
         try:
             self._database.execute("BEGIN")
-            if after is None:
-                self._database.execute("DELETE FROM members")
-                self._database.execute(
-                    "DELETE FROM facts WHERE name IN ('ended', 'settled', 'accuracy')"
-                )
-            else:
-                self._database.execute("DELETE FROM rosters WHERE first > ?", (after,))
-                self._database.execute("DELETE FROM departed")
-                self._put_fact("published", after)
-                self._put_fact("planned", [])
-            self._put_fact("resuming", after is None)
+            self._database.execute("DELETE FROM members")
+            self._database.execute(
+                "DELETE FROM facts WHERE name IN ('ended', 'settled', 'accuracy')"
+            )
+            self._put_fact("resuming", True)
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise UsageError(f"cannot write {self._path}: {error}; make room") from None
 
-    def _write(self, what: Kept) -> None:
+    def _write(self, what: Entry) -> None:
         match what:
             case Member():
                 self._put("members", what.id, _pack_member(what))
@@ -131,6 +128,12 @@ class Journal:
                     self._put("departed", what.member, msgpack.packb(asdict(what)))
             case Roster():
                 keep_roster(self._database, what)
+            case Rewind(number):
+                self._database.execute("DELETE FROM rosters WHERE first > ?", (number,))
+                self._database.execute("DELETE FROM departed")
+                self._put_fact("published", number)
+                self._put_fact("planned", [])
+                self._put_fact("resuming", False)
             case (name, value):
                 self._put_fact(name, value)
 
@@ -155,6 +158,7 @@ class Journal:
             members=tuple(members),
             departed=tuple(departed),
             rosters=rosters,
+            life=self.fact("life", 0),
             published=self.fact("published", 0),
             planned=tuple(self.fact("planned", [])),
             kept=(number, whose),
@@ -185,6 +189,7 @@ def _pack_member(member: Member) -> bytes:
         for name in ("id", "identity", "host", "pid", "endpoint", "versions", "rounds", "counts")
     }
     values["phase"] = int(member.phase)
+    values["saved"] = sorted(member.saved)
     values["layout"] = None if member.layout is None else member.layout.to_wire()
     values["finished"] = None if member.finished is None else asdict(member.finished)
     packed: bytes = msgpack.packb(values)
@@ -195,7 +200,7 @@ def _unpack_member(data: bytes) -> Member:
     values = msgpack.unpackb(data)
     layout, finished = values.pop("layout"), values.pop("finished")
     return Member(
-        **{**values, "phase": Phase(values["phase"])},
+        **{**values, "phase": Phase(values["phase"]), "saved": set(values["saved"])},
         layout=None if layout is None else Layout.from_wire(layout),
         finished=None if finished is None else Finished(**finished),
     )

@@ -49,7 +49,6 @@ class Lobby:
         population = self._population
         population.total_rounds = past.total_rounds
         population.next_epoch = resumption.next_epoch
-        population.expected = min(population.config.n, resumption.expected)
         rounds = " or ".join(map(str, resumption.rounds))
         who = ", ".join(map(str, resumption.members))
         yield Event(f"waiting for workers with the checkpoints of members {who}, of round {rounds}")
@@ -73,6 +72,11 @@ class Lobby:
 
     def claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
         """A worker says which checkpoints it has; it becomes the first such member that is free."""
+        known = self._population.members.get(identity)
+        if known is not None:  # it said so before its connection was lost
+            known.away_until = None
+            yield Send(identity, self._welcome(known))
+            return
         resumption = self._resumption
         if resumption is None:
             yield Send(identity, Dropped("the run went on without it"))
@@ -119,7 +123,7 @@ class Lobby:
         member.versions = attach.versions
         self._latest_arrival = now
         yield Keep(member)
-        if not population.started and len(population.attached()) == population.expected:
+        if not population.started and len(population.attached()) >= population.expected:
             yield from self._start()
 
     def ready(self, member: Member) -> Iterator[Command]:
@@ -172,12 +176,16 @@ class Lobby:
         population = self._population
         self._latest_arrival = now
         population.members[member.identity] = member
+        if self._resumption is not None:
+            expected = self._resumption.expected(population.members.values())
+            population.expected = min(population.config.n, expected)
         yield Keep(member)
         yield Event(f"{member} joined ({len(population.members)} of {population.expected})")
         yield Send(member.identity, self._welcome(member))
 
     def _welcome(self, member: Member) -> Welcome:
-        return Welcome(member.id, self._run, self._name, self._population.config.to_wire())
+        config = self._population.config.to_wire()
+        return Welcome(member.id, self._run, self._name, config, bool(member.saved))
 
     def _closed(self) -> str:
         """Why nobody more can join; empty if one can."""
@@ -229,17 +237,15 @@ class Lobby:
     def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
         """All that come are here: go on from the newest checkpoint that all of them hold."""
         population = self._population
-        number = resumption.newest_of(present)
-        if number is None:
-            yield from population.stop(
-                "the members hold no checkpoint of one and the same round", 2
-            )
-            return
+        number = resumption.most_hold(present)
+        without = [member for member in present if number not in member.saved]
+        present = [member for member in present if number in member.saved]
         self._resumption = None
         population.kept = number
         yield Rewind(number)
+        yield Keep(("life", population.next_epoch))
         yield Keep(("checkpoint", [number, [member.id for member in present]]))
-        population.rosters = resumption.rosters_until(number)
+        population.history = resumption.rosters_until(number)
         population.departed = resumption.departed_at(number, present)
         for gone in population.departed:
             yield Keep(gone)
@@ -249,6 +255,8 @@ class Lobby:
         yield from population.enrol(present)
         yield Started(tuple(present))
         yield Event(f"{len(present)} members go on from their checkpoints of round {number}")
+        for member in without:
+            yield from population.expel(member, f"has no checkpoint of round {number}")
 
 
 def _refuse(identity: bytes, who: Hello | Claim, reason: str) -> Iterator[Command]:

@@ -77,6 +77,8 @@ class Past:
     members: tuple[Member, ...]
     departed: tuple[Departed, ...]
     rosters: tuple[Roster, ...]
+    life: int
+    """The first epoch since the run began, or last went on from a checkpoint."""
     published: int
     planned: tuple[int, ...]
     kept: tuple[int, list[MemberId]]

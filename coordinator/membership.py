@@ -20,6 +20,7 @@ from washp2p.control import (
     Averaged,
     Back,
     Claim,
+    Discard,
     Diverged,
     Dropped,
     Evaluated,
@@ -72,7 +73,8 @@ class Membership:
         self._now = now
         self.population.recall(past)
         self._lobby.go_on(past)
-        if past.published:
+        rosters = self.population.rosters
+        if rosters and past.published >= rosters[0].first:  # else all say Synced again
             self.population.publication.begin(now)
         for member in past.members:
             if member.phase < Phase.ACCOUNTED:
@@ -299,6 +301,7 @@ class Membership:
             kept = population.kept
             last = f"the last good one is of round {kept}" if kept else "there is none"
             yield Event(f"{member} has no checkpoint of round {number}: {error}; {last}")
+            yield from population.tell(Discard(number), population.enrolled())
 
     def _complete_checkpoint(self) -> Iterator[Command]:
         """Let older checkpoints go once all have a newer one."""
@@ -311,6 +314,6 @@ class Membership:
                 population.kept = number
                 planned[:] = [later for later in planned if later > number]
                 yield Keep(("checkpoint", [number, [member.id for member in holders]]))
-                yield from population.tell(Kept(number))
+                yield from population.tell(Kept(number), population.enrolled())
                 yield Event(f"all members have a checkpoint of round {number}")
                 return

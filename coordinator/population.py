@@ -34,7 +34,10 @@ class Population:
         self.members: dict[bytes, Member] = {}
         """By identity, all that were welcomed and are not lost."""
         self.departed: list[Departed] = []
+        self.history: list[Roster] = []
+        """Of rounds up to the checkpoint that the run went on from: nobody's any more."""
         self.rosters: list[Roster] = []
+        """Since then, or from the first round on."""
         self.next_epoch = 0
         self.total_rounds = 0
         """0 if not known."""
@@ -50,17 +53,19 @@ class Population:
         """Be what a journal says."""
         self.members = {member.identity: member for member in past.members}
         self.departed = list(past.departed)
-        self.rosters = list(past.rosters)
+        self.history = [roster for roster in past.rosters if roster.epoch < past.life]
+        self.rosters = [roster for roster in past.rosters if roster.epoch >= past.life]
         self.next_epoch = self.roster.epoch + 1
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
         self.kept, _ = past.kept
+        before = self.rosters[0].first - 1 if self.rosters else 0
         self.publication = Publication(
             self.config,
             past.total_rounds,
             published=past.published,
             planned=past.planned,
-            fastest=max((member.rounds for member in past.members), default=0),
+            fastest=max([before, *(member.rounds for member in past.members)]),
         )
 
     @property

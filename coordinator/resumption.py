@@ -8,7 +8,7 @@ from coordinator.members import Departed
 from washp2p.rounds import roster_at
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from coordinator.members import Member, Past
     from washp2p.rounds import MemberId, Roster
@@ -34,10 +34,13 @@ class Resumption:
         """Rounds whose checkpoints are asked for, the newest first."""
         return sorted(self._places, reverse=True)
 
-    @property
-    def expected(self) -> int:
-        """How many are waited for: all with the checkpoint that was complete, if there is one."""
-        return len(self._places[min(self._places)])
+    def expected(self, here: Iterable[Member]) -> int:
+        """How many are waited for: all of the newest round, unless some here hold older ones only.
+
+        Then all with the checkpoint that was complete.
+        """
+        newest = all(max(self._places) in member.saved for member in here)
+        return len(self._places[max(self._places) if newest else min(self._places)])
 
     @property
     def members(self) -> list[MemberId]:
@@ -61,9 +64,9 @@ class Resumption:
         """Of which rounds a worker holds this member's checkpoint."""
         return {number for number, its in self._known(held) if its == member}
 
-    def newest_of(self, present: Iterable[Member]) -> int | None:
-        """The newest round of which all of them hold a checkpoint."""
-        return max(set(self.rounds).intersection(*(m.saved for m in present)), default=None)
+    def most_hold(self, present: Sequence[Member]) -> int:
+        """The round of which the most of them hold a checkpoint; of several, the newest."""
+        return max(self.rounds, key=lambda n: (sum(n in m.saved for m in present), n))
 
     def rosters_until(self, round_number: int) -> list[Roster]:
         """Those that hold up to a round."""

@@ -23,7 +23,7 @@ from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
-from washp2p.control import Ping, Seeds, messages
+from washp2p.control import Kept, Ping, Seeds, messages
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
 from washp2p.patience import FAREWELL_MS, Patience
 from washp2p.report import final_tables
@@ -66,7 +66,7 @@ class Server:
                     f"the run in {folder} had not begun, there is nothing to go on from; start it "
                     "anew with another --run-dir"
                 )
-            self._journal.clear()
+            self._journal.forget_members()
         elif ended := self._journal.fact("ended"):
             raise UsageError(
                 f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
@@ -229,6 +229,14 @@ class Server:
             return False
         return True
 
+    def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
+        if isinstance(message, Kept) and self._journal.failing:
+            return  # the checkpoint that the journal names must stay
+        if not self._reaches(identity, data):
+            self._unreachable.add(identity)
+        elif isinstance(message, Seeds):
+            self._seed_bytes[identity] += len(data)
+
     def _carry_out(self, commands: Iterable[Command]) -> None:
         encoded: Message | None = None
         data = b""
@@ -238,18 +246,15 @@ class Server:
                     self._journal.commit()  # before anybody hears of it
                     if message is not encoded:  # what all are sent is encoded once
                         data, encoded = messages.encode(message), message
-                    if not self._reaches(identity, data):
-                        self._unreachable.add(identity)
-                    elif isinstance(message, Seeds):
-                        self._seed_bytes[identity] += len(data)
+                    self._deliver(identity, message, data)
                 case Keep(what):
                     self._journal.keep(what)
                 case Record(values):
                     self._display.metrics(values)
                     self._append(values)
                 case Rewind(number):
-                    self._journal.clear(after=number)
-                    rundir.trim_metrics(self._folder, number)
+                    self._journal.keep(command)
+                    self._trim_metrics(number)
                 case Started(members):
                     self._write_config(members)
                 case Event(text):
@@ -267,6 +272,12 @@ class Server:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
             self._display.event(f"a line of {rundir.METRICS} is lost: {error.strerror}")
+
+    def _trim_metrics(self, round_number: int) -> None:
+        try:
+            rundir.trim_metrics(self._folder, round_number)
+        except UsageError as error:
+            self._display.event(f"some lines of {rundir.METRICS} will be there twice: {error}")
 
     def _conclude(self) -> int:
         assert self._end is not None

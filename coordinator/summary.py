@@ -71,7 +71,7 @@ def summarise(
         "averaged_over": list(run.settled.members),
         "epochs": [
             {"epoch": roster.epoch, "first_round": roster.first, "members": list(roster.members)}
-            for roster in run.rosters
+            for roster in (*run.history, *run.rosters)
         ],
         "departed": [
             {"member": gone.member, "host": gone.host, "reason": gone.reason, "round": gone.round}

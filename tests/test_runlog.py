@@ -45,15 +45,15 @@ def test_it_goes_back_to_a_checkpoint(tmp_path):
     path = tmp_path / "0.msgpack"
     log = RunLog(path)
     log.append([record(1)])
-    size = log.keep()
+    kept = log.keep()
     log.append([record(2)])
     log.close()
     log = RunLog(path, go_on=True)
-    log.go_back(size)
+    log.go_back(*kept)
     log.append([record(3)])
     assert list(read_log(path, ROSTERS)) == [record(1), record(3)]
     with pytest.raises(UsageError, match="expected at least the 99 of the checkpoint"):
-        log.go_back(99)
+        log.go_back(99, whole=True)
     log.close()
     with pytest.raises(UsageError, match="cannot write"):
         RunLog(tmp_path / "1.msgpack", go_on=True)
@@ -78,7 +78,7 @@ def test_a_full_disk_ends_the_log_with_a_whole_record(tmp_path, caplog):
             log.append([record(2)])
         assert path.stat().st_size == size
         log.append([record(3)])  # it would explain nothing any more
-    assert log.keep() == size
+    assert log.keep() == (size, False)
     log.close()
     assert list(read_log(path, ROSTERS)) == [record(1)]
     assert [r.message for r in caplog.records if "cannot be replayed" in r.message] == [

@@ -58,8 +58,8 @@ def members_in(run: Path) -> int:
     return max((len(list(folder.glob("*.safetensors"))) for folder in rounds), default=0)
 
 
-def forget_before(run: Path, round_number: int) -> None:
-    """Remove the checkpoints of older rounds, all members'."""
+def forget(run: Path, rounds: range) -> None:
+    """Remove the checkpoints of these rounds, all members'."""
     for folder in (run / FOLDER).glob("[0-9]*"):
-        if folder.name.isdecimal() and int(folder.name) < round_number:
+        if folder.name.isdecimal() and int(folder.name) in rounds:
             shutil.rmtree(folder, ignore_errors=True)

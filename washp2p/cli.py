@@ -14,6 +14,7 @@ from rich.console import Console
 from washp2p import checkpoints, rundir
 from washp2p.commandline import Parser, report_errors
 from washp2p.config import FREE, RunConfig, add_options, config_from
+from washp2p.errors import UsageError
 from washp2p.report import final_tables, links_table
 from workers.options import add_data_options, add_process_options
 
@@ -69,7 +70,11 @@ def _run(options: argparse.Namespace) -> int:
         rundir.require_unfinished(folder)
         known = rundir.read_config(folder)
     config = config_from(options, known, free=FREE)
-    n = config.n if known is None else min(config.n, checkpoints.members_in(folder))
+    n = config.n
+    if known is not None:
+        n = min(n, checkpoints.members_in(folder))
+        if not n:
+            raise UsageError(f"{folder} has no checkpoint yet; start anew with another --run-dir")
     flags = [
         f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
         for field in fields(RunConfig)

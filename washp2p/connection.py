@@ -24,6 +24,7 @@ from washp2p.control import (
     Back,
     Checkpoint,
     Claim,
+    Discard,
     Diverged,
     Donor,
     Dropped,
@@ -147,7 +148,7 @@ class Connection:
         self._reached = 0
         self._progress_due = 0
         self._run_dir = run_dir
-        self._checkpoints: deque[int] = deque()
+        self._checkpoints: set[int] = set()
         self._socket = ControlSocket(
             address, receive=self._receive, returned=self._returned, failed=self._fail
         )
@@ -172,8 +173,8 @@ class Connection:
         except UsageError as error:
             self.leave(error)
             raise
+        self.resumes = self._welcome.resumes
         self.patience = self._socket.patience = Patience(self.config.patience)
-        self.folder = self._folder_of(self.name)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called, on the control thread, whenever anything was learnt."""
@@ -266,15 +267,15 @@ class Connection:
         self._last_progress = Progress(rounds)
         self._send(self._last_progress)
 
-    def checkpoint_after(self, round_number: int) -> int:
-        """The round, no later than this one, of which a checkpoint is due; 0 if there is none."""
-        due = 0
-        while self._checkpoints and self._checkpoints[0] <= round_number:
-            due = self._checkpoints.popleft()
-        return due
+    def checkpoint_from(self, round_number: int) -> int | None:
+        """The first round from this one on of which a checkpoint is due, if any is known."""
+        return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
 
     def saved(self, round_number: int, error: str = "") -> None:
         """Report that this member holds a checkpoint of a round, or why not."""
+        for due in tuple(self._checkpoints):
+            if due <= round_number:
+                self._checkpoints.discard(due)
         self._last_saved = Saved(round_number, error)
         self._send(self._last_saved)
 
@@ -344,7 +345,6 @@ class Connection:
         except (UsageError, TypeError) as error:
             self._fail(ProtocolError(f"from the coordinator at {self.address}: {error}"))
             return
-        self.resumes = True
         self._socket.answer(messages.encode(Claim(sockets.gethostname(), os.getpid(), held)))
 
     def _receive(self, data: bytes) -> None:  # noqa: PLR0912 - a case a message
@@ -355,14 +355,17 @@ class Connection:
             return
         match message:
             case Welcome():
-                self._welcome = message
+                self._take_welcome(message)
             case Resume():
                 self._claim(message)
             case Checkpoint(number):
-                if number not in self._checkpoints:
-                    self._checkpoints.append(number)
+                if number > self._reached:
+                    self._checkpoints.add(number)
             case Kept(number):
-                checkpoints.forget_before(self.folder, number)
+                checkpoints.forget(self.folder, range(number))
+            case Discard(number):
+                self._checkpoints.discard(number)
+                checkpoints.forget(self.folder, range(number, number + 1))
             case NewRoster(epoch, first, peers):
                 if not self.rosters or epoch > self.rosters[-1].epoch:
                     self._take_roster(epoch, first, peers)
@@ -393,6 +396,14 @@ class Connection:
             case _:
                 return
         self._announce()
+
+    def _take_welcome(self, message: Welcome) -> None:
+        try:
+            self.folder = self._folder_of(message.name)
+        except UsageError as error:
+            self._fail(error)
+        else:
+            self._welcome = message
 
     def _take_roster(self, epoch: int, first: int, peers: list[Any]) -> None:
         try:

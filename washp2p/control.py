@@ -58,12 +58,16 @@ class Claim:
 
 @dataclass(frozen=True)
 class Welcome:
-    """Coordinator: you are `member` of the run `name`; this is its whole configuration."""
+    """Coordinator: you are `member` of the run `name`; this is its whole configuration.
+
+    `resumes`: you go on from that member's checkpoint, which you hold.
+    """
 
     member: int
     run: bytes
     name: str
     config: dict[str, Any]
+    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,13 @@ class Saved:
 @dataclass(frozen=True)
 class Kept:
     """Coordinator: all members hold a checkpoint of this round; older ones may go."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Coordinator: not all members could keep a checkpoint of this round; nobody need keep one."""
 
     round: int
 
@@ -292,6 +303,7 @@ Message = (
     | Checkpoint
     | Saved
     | Kept
+    | Discard
     | Progress
     | Metrics
     | Result
@@ -327,6 +339,7 @@ messages: Codec[Message] = Codec(
         Checkpoint,
         Saved,
         Kept,
+        Discard,
         Progress,
         Metrics,
         Result,

@@ -91,6 +91,9 @@ class ControlSocket:
                     pass
             else:
                 self._relay(inner, dealer, monitor)
+        except Exception as error:  # whatever it is, nobody must wait for this thread in vain
+            self._failed(RunStoppedError(f"the control thread failed: {error!r}"))
+            raise
         finally:
             dealer.disable_monitor()
             monitor.close(linger=0)

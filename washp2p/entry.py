@@ -97,7 +97,8 @@ class Entry:
         Blocks until training begins. Raises RunStoppedError.
         """
         connection = self._connection
-        first = connection.rosters[0].first
+        first = start.round + 1
+        self._inbox.arrivals.begin_after(start.round)
         begun = False
         while not begun:
             self._inbox.drain()
@@ -105,7 +106,7 @@ class Entry:
             points.reach(points.STARTING)
             connection.synced(epoch)
             begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
-        connection.start_from(start.round + 1)
+        connection.start_from(first)
 
     def come_in(self) -> Joined:
         """Take over the state of a live member of a run that has begun, and a place in its roster.
@@ -120,6 +121,7 @@ class Entry:
         self._inbox.wait_until(lambda: connection.enrolled)
         entry = next(r for r in connection.rosters if connection.member in r.members)
         connection.start_from(entry.first)
+        self._inbox.arrivals.begin_after(entry.first - 1)
         self._inbox.wait_until(lambda: connection.has_seed(entry.first))
         config = connection.config
         if config.max_delay == "none" and config.method != "none" and config.p:

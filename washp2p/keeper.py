@@ -8,6 +8,7 @@ ends with the bits of one that was never interrupted.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,12 +66,12 @@ class Keeper:
 
         Blocks then until nothing is outstanding, and it is on disk. Raises RunStoppedError.
         """
-        if due := self._connection.checkpoint_after(timeline.round):
-            self._connection.saved(due, self._save(timeline, due))
+        if timeline.round == self._connection.checkpoint_from(timeline.round):
+            self._connection.saved(timeline.round, self._save(timeline))
         elif timeline.goes_on and not self._connection.has_seed(timeline.round + 1):
             self._connection.progress(timeline.round)
             if not self._seed_comes(timeline.round + 1):
-                self._save(timeline, timeline.round)
+                self._save(timeline)
 
     def go_on(self) -> Start:
         """Be what this member's checkpoint says. Raises UsageError if it cannot be read."""
@@ -80,21 +81,20 @@ class Keeper:
             snapshot = restore(self._store, data)
             extra = snapshot.extra
             start = Start(
-                round=max(snapshot.round, kept),
+                round=snapshot.round,
                 steps=snapshot.step,
                 seconds=extra["seconds"],
                 waited=extra["waited"],
                 epochs=[(members, rounds) for members, rounds in extra["epochs"]],
-                jumps=snapshot.round < kept,
             )
             self._ledger.load(extra["ledger"])
             self._exchange.applied_values, self._exchange.refused_values = extra["values"]
             self._exchange.arrivals.expired_values = extra["expired"]
             if self._log is not None:
-                self._log.go_back(extra["log"])
+                self._log.go_back(*extra["log"])
             if self._state is not None:
                 self._state.load_state_dict(extra["state"])
-        except (ProtocolError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (ProtocolError, LookupError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, UsageError):
                 raise
             raise UsageError(
@@ -109,8 +109,12 @@ class Keeper:
         self._inbox.wait_until(lambda: connection.has_seed(number) or time.monotonic() > end)
         return connection.has_seed(number)
 
-    def _save(self, timeline: Timeline, round_number: int) -> str:
-        """Keep the state of now as that of a round; why it failed, if it did."""
+    def forget_what_was_to_come(self, start: Start) -> None:
+        """Training goes on: checkpoints of rounds after `start` are of a life that is over."""
+        checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
+
+    def _save(self, timeline: Timeline) -> str:
+        """Keep the state of now; why it failed, if it did."""
         timeline.settle()
         self._exchange.flush()
         me = self._connection.member
@@ -120,16 +124,16 @@ class Keeper:
                 "ledger": self._ledger.to_wire(),
                 "values": [self._exchange.applied_values, self._exchange.refused_values],
                 "expired": self._exchange.arrivals.expired_values,
-                "log": 0 if self._log is None else self._log.keep(),
+                "log": None if self._log is None else self._log.keep(),
                 "state": {} if self._state is None else self._state.state_dict(),
             }
             data = take(self._store, Snapshot(timeline.steps, timeline.round, extra))
-            checkpoints.write(self._connection.folder, round_number, me, data)
-        except (UsageError, OSError) as error:
+            checkpoints.write(self._connection.folder, timeline.round, me, data)
+        except (UsageError, OSError, TypeError, ValueError) as error:
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
                 me,
-                round_number,
+                timeline.round,
                 error,
             )
             return str(error)

@@ -167,6 +167,7 @@ class Member:
         if connection.resumes:
             start = self._keeper.go_on()
             self._entry.go_on_together(start, rounds=rounds)
+            self._keeper.forget_what_was_to_come(start)
             self._timeline.begin(start)
         elif connection.enrolled:
             self._entry.start_together()
@@ -277,9 +278,9 @@ class Member:
     def _round(self) -> None:
         """What follows an optimizer step."""
         self._timeline.step()
+        self._keeper.after_round(self._timeline)
         if self._inbox.guests or self._entry.serves:
             self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
-        self._keeper.after_round(self._timeline)
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""

@@ -96,6 +96,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
         _make_last(path.parent)
+        _make_last(path.parent.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()

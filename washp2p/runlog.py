@@ -94,13 +94,14 @@ class RunLog:
                 "cannot write %s: %s; the run goes on, but cannot be replayed", self._path, reason
             )
 
-    def keep(self) -> int:
-        """Have on disk what was appended; how many bytes that is. Raises OSError."""
+    def keep(self) -> tuple[int, bool]:
+        """Have on disk what was appended; how many bytes, and whether it is all. Raises OSError."""
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._file.tell(), not self._broken
 
-    def go_back(self, size: int) -> None:
-        """Forget all but the first `size` bytes. Raises UsageError if there are not so many."""
+    def go_back(self, size: int, whole: bool) -> None:
+        """Be as `keep` said. Raises UsageError if there are not so many bytes."""
+        self._broken = not whole
         there = self._file.seek(0, os.SEEK_END)
         if there < size:
             raise UsageError(

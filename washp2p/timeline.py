@@ -40,8 +40,6 @@ class Start:
     waited: float = 0.0
     epochs: list[tuple[int, int]] = field(default_factory=list)
     """Members and rounds of the epochs that it took part in."""
-    jumps: bool = False
-    """Whether it was at an older round than that."""
 
 
 class Timeline:
@@ -140,11 +138,12 @@ class Timeline:
         jumps = bound is None and newest - number > self._expire
         if jumps:
             number = newest
-        elif self._start.jumps and self.steps == self._start.steps + 1:
-            jumps = True
         if self._rounds and number > self._rounds:
             return  # it jumped, and now its peers have ended
         self._await_seed(number)
+        if jumps:  # but not over a round of which a checkpoint is to be kept
+            number = min(number, self._connection.checkpoint_from(self.round + 1) or number)
+            jumps = number > self.round + 1
         staged = self._planner.take(number)
         self._connection.reached(number)
         self.round = number

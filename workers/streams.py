@@ -69,8 +69,9 @@ class Streams:
         self._python = version, tuple(words), spare
         self._numpy = (name, np.array(keys, dtype=np.uint32), *position)
         self._torch = unpack(state["torch"])
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all([unpack(one) for one in state["cuda"]])
+        devices = range(torch.cuda.device_count() if state["cuda"] else 0)
+        for device, one in zip(devices, state["cuda"], strict=False):
+            torch.cuda.set_rng_state(unpack(one), device)
 
     def _look(self) -> None:
         self._python, self._numpy = random.getstate(), np.random.get_state()

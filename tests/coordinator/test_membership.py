@@ -19,6 +19,7 @@ from washp2p.control import (
     Back,
     Checkpoint,
     Claim,
+    Discard,
     Diverged,
     Donor,
     Dropped,
@@ -411,6 +412,7 @@ def past_of(machine):
         published=machine.population.published,
         planned=(),
         kept=(0, []),
+        life=0,
         total_rounds=machine.population.total_rounds,
         next_id=10,
         settled=machine.population.settled,
@@ -502,13 +504,61 @@ def test_nobody_is_what_its_checkpoints_are_not():
     for nonsense in ([80, 7], [81, 0], [80], [80, "0"], "80", [[80], 0], 3):
         ((_, refusal),) = sent(run.tell(0, Claim("h", 1, [nonsense])), Refuse)
         assert "no checkpoint" in refusal.reason
+
+
+def test_they_go_on_from_the_round_that_most_hold():
+    run = resumed()
     run.tell(0, claim((90, 0)))
-    run.tell(1, claim((80, 1), (90, 1)))
-    run.tell(2, claim((80, 2)))
+    run.tell(1, claim((80, 1)))
+    run.tell(2, claim((80, 2), (90, 2)))
     run.tell(0, run.attach(0))
     run.tell(1, run.attach(1))
     commands = run.tell(2, run.attach(2))
-    assert "no checkpoint of one and the same round" in commands[-1].reason
+    assert [c.round for c in commands if isinstance(c, Rewind)] == [90]
+    assert run.machine.population.roster.members == (0, 2)
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"1"]
+
+
+def test_all_of_the_newest_round_are_waited_for_while_all_hold_it():
+    """Two that came later hold it, too."""
+    before = Run(n=5, min_n=3, rounds=400)
+    before.start()
+    past = replace(past_of(before.machine), published=90, kept=(80, [0, 1, 2]))
+    run = Run(n=5, rounds=400)
+    list(run.machine.resume(past))
+    for who in range(5):
+        run.tell(who, claim((90, who)))
+        commands = run.tell(who, run.attach(who))
+        assert bool(sent(commands, NewRoster)) == (who == 4)
+
+
+def test_a_claim_that_is_made_again_is_answered_again():
+    run = resumed()
+    everything = claim((80, 0), (80, 1))
+    (first,) = sent(run.tell(0, everything), Welcome)
+    assert sent(run.tell(0, everything), Welcome) == [first]
+    assert first[1].resumes
+
+
+def test_a_coordinator_lost_before_the_first_seeds_after_a_checkpoint():
+    """Nobody hears of rosters and seeds of the rounds before it again."""
+    first = resumed()
+    for who in range(3):
+        first.tell(who, claim((80, who)))
+        first.tell(who, first.attach(who))
+    run = Run(rounds=400)
+    population = first.machine.population
+    past = replace(past_of(first.machine), life=1, kept=(80, [0, 1, 2]))
+    past = replace(past, rosters=(*population.history, *population.rosters))
+    list(run.machine.go_on(past, 0.0))
+    for who, heard in ((0, 2), (1, 2), (2, 0)):
+        commands = run.tell(who, Back(heard, 0))
+        assert not sent(commands, Seeds)
+        rosters = [message.epoch for _, message in sent(commands, NewRoster)]
+        assert rosters == ([] if heard else [1])
+    for who in range(3):
+        commands = run.tell(who, Synced(1))
+    assert sent(commands, Seeds)[0][1].first == 81
 
 
 def test_the_number_of_rounds_stays_what_it_was():
@@ -542,8 +592,11 @@ def test_a_checkpoint_is_complete_when_all_that_live_have_it():
     commands = run.gone(2)
     assert [m.round for _, m in sent(commands, Kept)] == [8, 8]
     assert Keep(("checkpoint", [8, [0, 1]])) in commands
-    (line,) = events(run.tell(1, Saved(16, "no room")))
+    commands = run.tell(1, Saved(16, "no room"))
+    assert {identity for identity, _ in sent(commands, Discard)} == {b"0", b"1"}
+    (line,) = events(commands)
     assert "no room; the last good one is of round 8" in line
+    assert run.machine.population.publication.planned == []
     assert run.tell(0, Saved(16, "")) == []
 
 

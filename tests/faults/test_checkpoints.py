@@ -12,7 +12,7 @@ import pytest
 from tests.faults.conftest import Story
 from tests.integration.conftest import replay
 from washp2p import points
-from washp2p.runlog import Record
+from washp2p.runlog import Jump, Record
 from workers.data import load_data
 from workers.simulate import differences, simulate
 
@@ -138,6 +138,63 @@ def test_interrupted_and_killed_again_while_it_is_resumed(here, tmp_path):
 
 
 @pytest.mark.timeout(120)
+def test_a_coordinator_killed_before_they_have_gone_on(here, tmp_path):
+    """The members are there, their roster is out, no seed is."""
+    here.coordinator(*FLAGS, "--max-delay=0")
+    held = here.worker((points.BEFORE_SEND, 60))
+    _ = [here.worker() for _ in range(2)]
+    held.wait_until_held()
+    kill_all(here)
+    second = here.coordinator(resume=True)
+    slow = here.worker((points.STARTING, 0))
+    workers = [slow, *(here.worker() for _ in range(2))]
+    slow.wait_until_held()
+    second.kill()
+    third = here.coordinator()
+    third.until("is back")
+    slow.let_go()
+    finish(third, workers)
+    assert_undisturbed(here, tmp_path)
+
+
+@pytest.mark.timeout(120)
+def test_one_that_would_jump_over_the_round_of_a_checkpoint(here, tmp_path):
+    flags = ("--max-delay=none", "--expire=4", "--checkpoint-epochs=2", "--patience=4")
+    first = here.coordinator(*FLAGS, *flags)
+    slow = here.worker((points.BEFORE_SEND, 60))
+    others = [here.worker((points.BEFORE_SEND, 110)) for _ in range(2)]
+    for worker in (slow, *others):
+        worker.wait_until_held()
+    slow.let_go()
+    first.until("all members have a checkpoint of round 80")
+    kill_all(here)
+    second, workers = resume(here)
+    second.until("go on from their checkpoints of round 80")
+    finish(second, workers)
+    story = Story(here.folder)
+    story.assert_rosters_agree()
+    jumped = [r for records in story.logs.values() for r in records if isinstance(r, Jump)]
+    assert 80 in [record.round for record in jumped]
+    assert replay(here.folder, tmp_path) == []
+
+
+@pytest.mark.timeout(120)
+def test_a_snapshot_given_just_after_a_checkpoint(here, tmp_path):
+    """What a newcomer gets is what the donor has then, though values were late before."""
+    flags = ("--n=4", "--min-n=3", "--p=0.3", "--max-delay=3", "--patience=4")
+    first = here.coordinator(*FLAGS, *flags)
+    members = [here.worker((points.BEFORE_SEND, 39)) for _ in range(3)]
+    for worker in members:
+        worker.wait_until_held()
+    newcomer = here.worker()
+    first.until("fetches a snapshot from member")
+    for worker in members:
+        worker.let_go()
+    finish(first, [*members, newcomer])
+    assert replay(here.folder, tmp_path) == []
+
+
+@pytest.mark.timeout(120)
 def test_without_one_of_its_members(here, tmp_path):
     here.coordinator(*FLAGS, "--max-delay=0", "--checkpoint-epochs=2")
     held = here.worker((points.BEFORE_SEND, 110))
@@ -255,6 +312,37 @@ def test_no_room_for_anything_for_a_while(here, small_run_disk):
     story = Story(here.folder)
     assert story.summary["averaged_over"] == [0, 1, 2]
     assert story.summary["lost_values"] == 0
+
+
+@pytest.fixture
+def two_disks(here):
+    """The run folder on one small disk, checkpoints on another."""
+    places = [here.folder, here.folder / "checkpoints"]
+    for place in places:
+        mount(place, "4m")
+    yield here.folder
+    for place in reversed(places):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.timeout(120)
+def test_no_room_for_the_journal_only(here, two_disks, tmp_path):
+    """The checkpoint that it names stays, though all members have newer ones."""
+    first = here.coordinator(*FLAGS, "--max-delay=0")
+    held = here.worker((points.BEFORE_SEND, 60))
+    _ = [here.worker() for _ in range(2)]
+    held.wait_until_held()
+    first.until("all members have a checkpoint of round 40")
+    filler = fill(two_disks)
+    held.let_go()
+    first.until("journal.sqlite: database or disk is full; the run goes on")
+    first.until("all members have a checkpoint of round 80")
+    kill_all(here)
+    filler.unlink()
+    second, workers = resume(here)
+    second.until("go on from their checkpoints of round 40")
+    finish(second, workers)
+    assert_undisturbed(here, tmp_path)
 
 
 @pytest.mark.timeout(60)

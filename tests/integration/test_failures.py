@@ -321,6 +321,17 @@ def test_washp2p_run_goes_on_without_a_worker_that_is_killed(tmp_path):
     assert json.loads((folder / "summary.json").read_text())["averaged_over"] != [0, 1, 2]
 
 
+def test_nothing_to_go_on_from(runs, tmp_path):
+    coordinator = runs.coordinator("--n=2")
+    coordinator.kill()
+    code, errors = command("washp2p", "run", f"--resume={coordinator.folder}")
+    assert code == 2
+    assert "has no checkpoint yet; start anew" in errors
+    code, errors = command("coordinator", f"--resume={coordinator.folder}")
+    assert code == 2
+    assert "had not begun, there is nothing to go on from" in errors
+
+
 def test_washp2p_run_is_interrupted_and_goes_on(tmp_path):
     folder = tmp_path / "run"
     flags = ["--n=3", "--epochs=4", "--p=0.05", f"--run-dir={folder}", "--checkpoint-epochs=1"]

@@ -1,0 +1,58 @@
+"""The journal: what was kept is there again, all that belongs together or nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.commands import Rewind
+from coordinator.journal import Journal
+from coordinator.members import Departed, Member, Phase
+from washp2p.errors import UsageError
+from washp2p.rounds import Peer, Roster
+
+
+def roster(epoch, first, *members):
+    peers = tuple(Peer(member=m, endpoint=f"tcp://h:{m}", host="h") for m in members)
+    return Roster(epoch=epoch, peers=peers, first=first)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of a journal in which member 1 is lost from round 60 on, with a checkpoint of round 40."""
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path, print)
+    for member in (0, 1):
+        journal.keep(Member(id=member, identity=b"%d" % member, host="h", pid=1, saved={40}))
+    journal.keep(roster(0, 1, 0, 1))
+    journal.keep(("checkpoint", [40, [0, 1]]))
+    journal.keep(Departed(1, "h", "died", 60))
+    journal.keep(roster(1, 60, 0))
+    journal.keep(("published", 80))
+    journal.close()
+    return path
+
+
+def test_what_was_kept_is_there_again(path):
+    journal = Journal(path, print)
+    past = journal.read()
+    assert [(m.id, m.phase, m.saved) for m in past.members] == [(0, Phase.WELCOMED, {40})]
+    assert past.departed == (Departed(1, "h", "died", 60),)
+    assert past.rosters == (roster(0, 1, 0, 1), roster(1, 60, 0))
+    assert (past.published, past.kept, past.next_id) == (80, (40, [0, 1]), 2)
+    with pytest.raises(UsageError, match="end the coordinator that runs there"):
+        Journal(path, print)
+    journal.close()
+
+
+def test_going_back_takes_effect_together_with_the_new_roster(path):
+    journal = Journal(path, print)
+    journal.keep(Rewind(40))
+    assert journal.read().published == 80
+    journal.keep(("life", 2))
+    journal.keep(roster(2, 41, 0, 1))
+    assert journal.read().rosters == (roster(0, 1, 0, 1), roster(1, 60, 0))
+    journal.commit()
+    past = journal.read()
+    assert past.rosters == (roster(0, 1, 0, 1), roster(2, 41, 0, 1))
+    assert (past.published, past.life, past.departed) == (40, 2, ())
+    journal.close()
