@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from washp2p import control, frames
+from washp2p.control import messages
 from washp2p.errors import ProtocolError
+from washp2p.frames import headers
 
 ids = st.integers(0, 2**16)
 u64 = st.integers(0, 2**64 - 1)
@@ -107,3 +112,11 @@ def test_hello_and_refuse_keep_their_form_for_ever():
     hello = control.Hello(1, 2, "0.1.0", "a", 3)
     assert control.messages.encode(hello) == msgpack.packb([0, 1, 2, "0.1.0", "a", 3])
     assert control.messages.encode(control.Refuse("no")) == msgpack.packb([1, "no"])
+
+
+def test_the_protocol_page_has_every_message_by_its_number():
+    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text()
+    control, data = page.split("## 3. Data plane")
+    for text, codec in ((control, messages), (data, headers)):
+        rows = dict(re.findall(r"^\| (\d+) \| (\w+) \|", text, re.MULTILINE))
+        assert rows == {str(n): kind.__name__ for n, kind in enumerate(codec.kinds)}

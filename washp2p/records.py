@@ -26,7 +26,7 @@ class Codec(Generic[R]):
     """
 
     def __init__(self, kinds: Sequence[type[R]], *, limit: int, prefix: Sequence[int] = ()) -> None:
-        self._kinds = list(kinds)
+        self.kinds = list(kinds)
         self._limit = limit
         self._prefix = list(prefix)
         self._fields: list[list[str]] = []
@@ -42,7 +42,7 @@ class Codec(Generic[R]):
 
     def encode(self, record: R) -> bytes:
         """The record as it travels."""
-        number = self._kinds.index(type(record))
+        number = self.kinds.index(type(record))
         values = [getattr(record, name) for name in self._fields[number]]
         packed: bytes = msgpack.packb([*self._prefix, number, *values])
         return packed
@@ -61,9 +61,9 @@ class Codec(Generic[R]):
         if values[:head] != self._prefix:
             raise ProtocolError(f"record version {values[:head]!r:.40}; expected {self._prefix}")
         number, *items = values[head:]
-        if type(number) is not int or not 0 <= number < len(self._kinds):
-            raise ProtocolError(f"record kind {number!r:.40}; expected 0 to {len(self._kinds) - 1}")
-        kind = self._kinds[number]
+        if type(number) is not int or not 0 <= number < len(self.kinds):
+            raise ProtocolError(f"record kind {number!r:.40}; expected 0 to {len(self.kinds) - 1}")
+        kind = self.kinds[number]
         if tuple(map(type, items)) != self._types[number] or (
             min([items[place] for place in self._integers[number]], default=0) < 0
         ):

@@ -74,7 +74,7 @@ class StingyCoordinator(threading.Thread):
                 return False
             case _:
                 config = RunConfig.resolve(n=2, method="none")
-                self.tell(Welcome(0, b"12345678", "x", config.to_wire()))
+                self.tell(Welcome(0, b"12345678", "x", config.to_wire(), False))
         return True
 
     def publish(self, first):
