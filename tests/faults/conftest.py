@@ -90,9 +90,13 @@ class HeldWorker(Worker):
 
 
 class Hosts:
-    """A coordinator and workers, each on a host of its own if links are to be cut."""
+    """A coordinator and workers, each on a host of its own if links are to be cut.
 
-    def __init__(self, folder, hosts=()):
+    What a test finds out it may `note`, for `python -m tests.faults`.
+    """
+
+    def __init__(self, folder, hosts=(), *, note):
+        self.note = note
         self.folder = folder / "run"
         self._data = folder
         self._hosts = list(hosts)
@@ -158,20 +162,20 @@ class Hosts:
 
 
 @pytest.fixture
-def here(tmp_path):
+def here(tmp_path, record_property):
     """All on this machine's loopback."""
-    made = Hosts(tmp_path)
+    made = Hosts(tmp_path, note=record_property)
     yield made
     made.close()
 
 
 @pytest.fixture
-def apart(tmp_path):
+def apart(tmp_path, record_property):
     """Each worker on a host of its own, whose link can be cut."""
     if (reason := missing() or _no_iptables()) is not None:
         pytest.skip(reason)
     with ExitStack() as stack:
-        made = Hosts(tmp_path, stack.enter_context(on_a_switch(5)))
+        made = Hosts(tmp_path, stack.enter_context(on_a_switch(5)), note=record_property)
         stack.callback(made.close)
         yield made
 

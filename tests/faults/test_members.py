@@ -48,6 +48,7 @@ def check(population, tmp_path, survivors):
     for row in story.summary["bytes"]:
         assert row["expired_values"] == story.lost_values(row["member"], layout)
     assert set(survivors) <= set(story.summary["averaged_over"])
+    population.note("lost values", story.summary["lost_values"])
     assert replay(population.folder, tmp_path) == []
     return story
 
