@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.resume or options.run_dir or rundir.default()
         if options.resume is not None:
             rundir.require_unfinished(folder)
+        if folder.exists():
+            rundir.create(folder, go_on=True)  # says so if the run in it has finished
         known = rundir.read_config(folder) if rundir.unfinished(folder) else None
         config = config_from(options, known, free=FREE if options.resume is not None else ())
         if options.bind:

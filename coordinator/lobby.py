@@ -49,9 +49,10 @@ class Lobby:
         population = self._population
         population.total_rounds = past.total_rounds
         population.next_epoch = resumption.next_epoch
-        rounds = " or ".join(map(str, resumption.rounds))
+        newest, *complete = resumption.rounds
+        which = f"{complete[0]}, or {newest} if they kept that" if complete else f"{newest}"
         who = ", ".join(map(str, resumption.members))
-        yield Event(f"waiting for workers with the checkpoints of members {who}, of round {rounds}")
+        yield Event(f"waiting for workers with the checkpoints of members {who}, of round {which}")
 
     def hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
         """A worker would like to join."""

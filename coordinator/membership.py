@@ -263,10 +263,10 @@ class Membership:
         member = next((m for m in population.enrolled() if m.id == sick), None)
         if member is None:
             return
-        what = "sent values that are not finite"
+        what = "sent values that are not finite (a lower --lr may help)"
         match population.config.on_divergence:
             case "stop":
-                reason = f"{member} {what}; lower --lr, or see --on-divergence"
+                reason = f"{member} {what}; see --on-divergence"
                 yield from population.stop(reason, 1)
             case "drop":
                 reason = f"{member} {what}, and was dropped by --on-divergence=drop"

@@ -282,7 +282,8 @@ class Server:
     def _conclude(self) -> int:
         assert self._end is not None
         if self._end.code:
-            print(f"run ended: {self._end.reason}", file=sys.stderr)
+            hint = f"; go on with --resume {self._folder}" if self._population.kept else ""
+            print(f"run ended: {self._end.reason}{hint}", file=sys.stderr)
             return self._end.code
         self._display.tables(final_tables(rundir.read_summary(self._folder)))
         return 0

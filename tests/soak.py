@@ -156,8 +156,7 @@ def main():
         f"{minutes:g} minutes of members and coordinators that die, hang and come",
         ("process", "samples", "memory and file descriptors at first", "at last"),
         rows,
-        f"{done} (`coordinator`: killed and replaced). {summary['rounds']:,} rounds in "
-        f"{summary['seconds'] / 60:.0f} minutes of the longest-lived member, "
+        f"{done} (`coordinator`: killed and replaced). {summary['rounds']:,} rounds, "
         f"{len(summary['epochs'])} rosters, {len(summary['departed'])} departures; averaged over "
         f"{len(summary['averaged_over'])} members at the end. Medians of five samples, one an "
         "event; processes with fewer than 15 are left out.",

@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace) -> int:
 
     folder, known = _folder(options), None
     if options.resume is not None:
+        if options.run_dir is not None:
+            raise UsageError("--resume names the run folder; leave out --run-dir")
         folder = options.resume.resolve()
         rundir.require_unfinished(folder)
         known = rundir.read_config(folder)

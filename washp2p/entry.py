@@ -115,8 +115,13 @@ class Entry:
         """
         connection = self._connection
         self._inbox.drain()
-        donor, data = self._fetch_snapshot()
-        taken = restore(self._store, data)
+        while True:
+            donor, data = self._fetch_snapshot()
+            taken = restore(self._store, data)
+            if self._store.is_finite():
+                break
+            connection.diverged(donor.member)
+            self._inbox.wait_until(partial(self._donor_is_not, donor))
         connection.ready()
         self._inbox.wait_until(lambda: connection.enrolled)
         entry = next(r for r in connection.rosters if connection.member in r.members)
@@ -126,7 +131,7 @@ class Entry:
         config = connection.config
         if config.max_delay == "none" and config.method != "none" and config.p:
             self._inbox.wait_until(lambda: self._is_reached(entry.first))
-        return Joined(entry.epoch, entry.first - 1, donor, taken.step)
+        return Joined(entry.epoch, entry.first - 1, donor.member, taken.step)
 
     @property
     def serves(self) -> bool:
@@ -145,7 +150,7 @@ class Entry:
             self._served.remove(guest)
             self._transfer.withdraw(f"snapshot:{guest}")
 
-    def _fetch_snapshot(self) -> tuple[MemberId, bytes]:
+    def _fetch_snapshot(self) -> tuple[Peer, bytes]:
         """A whole snapshot, from whichever donor lives to give it."""
         while True:
             donor = self._connection.donor
@@ -156,7 +161,7 @@ class Entry:
             download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE)
             if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
                 assert download.into is not None
-                return donor.member, bytes(download.into)
+                return donor, bytes(download.into)
 
     def _is_reached(self, first: int) -> bool:
         """Whether an older member has come to the round `first`, or none is left that could.

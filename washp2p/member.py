@@ -13,7 +13,7 @@ from washp2p.control import Finished
 from washp2p.delay import delay_for
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
-from washp2p.errors import UsageError
+from washp2p.errors import RunStoppedError, UsageError
 from washp2p.exchange import Exchange, Staged, stage
 from washp2p.finale import Finale
 from washp2p.inbox import Inbox
@@ -183,11 +183,17 @@ class Member:
         Collective: every member takes part, here or when it leaves its block. Floating-point
         tensors are the mean in MemberId order, accumulated in float64; integer buffers the
         maximum. Over the members that are alive: whenever one is lost before all have the mean,
-        they begin anew. No step may follow. Blocks. Raises RunStoppedError.
+        they begin anew. No step may follow. Blocks. Raises RunStoppedError, also if this member has
+        diverged: the average is of the others.
         """
         if self._finale is None:
             self._unhook()
             self._timeline.finish()
+            if not self._store.is_finite():
+                raise RunStoppedError(
+                    f"member {self.id} has diverged, not all of its parameters are numbers; "
+                    "a lower --lr may help"
+                )
             self._connection.progress(self.round)
             self._finale = Finale(
                 {name: vector.clone() for name, vector in self._store.sections().items()},

@@ -130,6 +130,11 @@ class Store:
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
+    def is_finite(self) -> bool:
+        """Whether every value of the model is a number."""
+        sections = self.sections().values()
+        return all(bool(v.isfinite().all()) for v in sections if v.is_floating_point())
+
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The optimizer's state: copies of its tensors on the CPU, and the rest as plain values.
 

@@ -274,7 +274,7 @@ def test_one_that_diverges_does_not_poison_the_others(here, policy):
     if policy == "stop":
         assert coordinator.wait() == 1
         assert [worker.wait() for worker in (*workers, sick)] == [1, 1, 1]
-        assert "sent values that are not finite; lower --lr" in workers[0].text
+        assert "values that are not finite (a lower --lr may help)" in workers[0].text
         return
     coordinator.until("sent values that are not finite")
     assert sick.wait() == (0 if policy == "reset" else 2)
@@ -350,3 +350,27 @@ def test_a_newcomer_makes_nobody_jump(here, tmp_path):
             step, at = jump.step, jump.round
     assert len(over) < 2, over  # the slower one may fall behind, the faster one was there
     assert replay(here.folder, tmp_path) == []
+
+
+@pytest.mark.timeout(60)
+def test_nobody_begins_with_the_state_of_one_that_has_diverged(here):
+    coordinator = here.coordinator(*FLAGS, "--min-n=1", "--patience=0.5", "--epochs=1000")
+    sick = here.worker(("poisoned", HELD_IN), "--wait=1")  # then there is no run to join again
+    coordinator.until("epoch 2")
+    newcomer = here.worker()
+    coordinator.until("fetches a snapshot from member 0")
+    assert coordinator.wait() == 1
+    assert "member 0" in coordinator.text
+    assert "sent values that are not finite" in coordinator.text
+    assert all(worker.wait() for worker in (sick, newcomer))
+
+
+@pytest.mark.timeout(60)
+def test_one_that_has_diverged_unnoticed_is_not_averaged(here):
+    coordinator = here.coordinator(*FLAGS, "--n=2", "--p=0", "--epochs=2")
+    workers = [here.worker(), here.worker(("poisoned", HELD_IN))]
+    assert [worker.wait() for worker in workers] == [0, 1]
+    assert "not all of its parameters are numbers" in workers[1].text
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    assert story.summary["averaged_over"] == [1 - victim_of(coordinator, workers[1])]

@@ -55,6 +55,7 @@ def command(*arguments, timeout=60):
         (["coordinator", "--n=2", "--checkpoint-minutes=-1"], "--checkpoint-minutes is -1.0"),
         (["washp2p", "run"], "the number of members is missing; add --n N"),
         (["washp2p", "run", "--resume=/nowhere"], "/nowhere holds no run"),
+        (["washp2p", "run", "--resume=a", "--run-dir=b"], "leave out --run-dir"),
         (["washp2p", "run", "--n=0"], "--n is 0"),
         (["washp2p", "simulate", "--n=2", "--model=vit"], "expected one of cnn, resnet18"),
         (["washp2p", "report", "/nowhere"], "/nowhere is not a run folder"),
@@ -361,3 +362,6 @@ def test_washp2p_run_is_interrupted_and_goes_on(tmp_path):
     code, errors = command("washp2p", "run", f"--resume={folder}")
     assert code == 2
     assert "holds a run that has finished" in errors
+    code, errors = command("coordinator", f"--run-dir={folder}")
+    assert code == 2
+    assert "already holds a run; choose another --run-dir" in errors
