@@ -30,7 +30,8 @@ def record(
     ]
     module = sys.modules["__main__"].__spec__
     assert module is not None
-    command = shlex.join(["python", "-m", module.name, *sys.argv[1:]])
+    program = module.name.removesuffix(".__main__")
+    command = shlex.join(["python", "-m", program, *sys.argv[1:]])
     versions = ", ".join(f"{key} {value}" for key, value in installed().items())
     text = "\n".join(
         [

@@ -40,8 +40,9 @@ def main():
     """Run the tests, fill the table."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "tests/faults/test_members.py"]
-        code = subprocess.run([*command, f"--junitxml={report}"], check=False).returncode
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "junit_family=xunit1"]
+        command += ["tests/faults/test_members.py", f"--junitxml={report}"]
+        code = subprocess.run(command, check=False).returncode
         cases = list(ET.parse(report).iter("testcase"))
     found = {case.get("name").removeprefix("test_"): outcome(case) for case in cases}
     rows = []
