@@ -178,7 +178,7 @@ def test_while_it_gives_a_snapshot(request, tmp_path, fault):
 def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
     """The others do not notice."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=10")
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=25")
     workers = [population.worker() for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker((points.RECEIVING, 0))
