@@ -91,7 +91,7 @@ def test_members_that_died_meanwhile_are_left_behind(here, tmp_path):
     first.kill()
     workers[1].process.kill()
     second = here.coordinator()
-    assert "did not come back within 6 s" in second.until("did not come back")
+    second.until("going on with 2 of 3 members")  # by the clock, or once the others have finished
     assert [worker.wait() for worker in workers] == [0, -9, 0]
     assert second.wait() == 0, second.text
     story = Story(here.folder)
