@@ -11,7 +11,7 @@ import struct
 import subprocess
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,4 +146,5 @@ def _relay(ready: Connection, seconds: float) -> None:
                 held.append((time.monotonic() + seconds, key.data, packet))
         while held and held[0][0] <= time.monotonic():
             _, other, packet = held.popleft()
-            os.write(other, packet)
+            with suppress(OSError):  # lost, if the other end is not up yet
+                os.write(other, packet)
