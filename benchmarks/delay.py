@@ -43,7 +43,7 @@ class Drift:
         self._models = [trainer.model for trainer in population.trainers.values()]
         self.moved = torch.zeros_like(flat(self._models[0]))
         self._apply = population.reference.apply
-        population.reference.apply = self._watched  # type: ignore[method-assign]
+        population.reference.apply = self._watched  # type: ignore[method-assign]  # to look on
 
     def _watched(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
         before = flat(self._models[member])

@@ -49,7 +49,7 @@ def timed(work: Callable[[], object], repeat: int) -> tuple[float, float]:
 class Nothing(torch.optim.SGD):
     """An optimizer whose step costs nothing, so that what is timed is the round."""
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closures here
         """Leave the parameters as they are."""
 
 

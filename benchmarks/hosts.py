@@ -141,7 +141,7 @@ def _relay(ready: Connection, seconds: float) -> None:
             while True:
                 try:
                     packet = os.read(key.fd, 65536)
-                except BlockingIOError:
+                except OSError:  # nothing more, or the device is not up yet
                     break
                 held.append((time.monotonic() + seconds, key.data, packet))
         while held and held[0][0] <= time.monotonic():

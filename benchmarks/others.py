@@ -93,7 +93,7 @@ class Hivemind:
         while self._step.stage.name != "AWAITING_TRIGGER":
             if self._step.done():
                 self._step.result()
-            time.sleep(0.01)
+            time.sleep(0.01)  # it has no event to wait for
 
     def average(self) -> None:
         """One average of all parameters, the group being found."""

@@ -118,7 +118,7 @@ def _call(
     torch.set_num_threads(1)
     try:
         queue.put((rank, work(rank, *arguments)))
-    except Exception as error:
+    except Exception as error:  # whatever it is, the parent must hear of it
         queue.put((rank, _Failure(repr(error))))
         raise
 

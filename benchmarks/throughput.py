@@ -69,7 +69,7 @@ class AllReduce(torch.optim.SGD):
 
     steps = 0
 
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closures here
         """One step of SGD."""
         super().step()
         self.steps += 1

@@ -42,6 +42,7 @@ class Slow:
         optimizer.register_step_post_hook(self._after)
 
     def _before(self, *_: object) -> None:
+        # Being slow is what this is about.
         time.sleep((SLOWED - 1) * (time.monotonic() - self._since))
 
     def _after(self, *_: object) -> None:

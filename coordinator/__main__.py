@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from washp2p import rundir
-from washp2p.commandline import Parser, report_errors
+from washp2p.commandline import Parser, add_link_options, report_errors
 from washp2p.config import FREE, add_options, config_from
 from washp2p.endpoints import require_loopback
+from washp2p.keys import read_coordinator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     local.add_argument(
         "--bind", help="where to listen (default: tcp://127.0.0.1:5555, or as before)"
     )
-    local.add_argument(
-        "--insecure", action="store_true", help="allow plain text on a network you trust"
-    )
+    add_link_options(local, "coordinator.key")
     where = local.add_mutually_exclusive_group()
     where.add_argument(
         "--run-dir",
@@ -55,13 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rundir.create(folder, go_on=True)  # says so if the run in it has finished
         known = rundir.read_config(folder) if rundir.unfinished(folder) else None
         config = config_from(options, known, free=FREE if options.resume is not None else ())
+        keys = None if options.keys is None else read_coordinator(options.keys)
         if options.bind:
-            require_loopback(options.bind, insecure=options.insecure)
+            encrypted = keys is not None
+            require_loopback(options.bind, encrypted=encrypted, insecure=options.insecure)
         from coordinator.display import Display
         from coordinator.server import Server
 
         with Display() as display:
-            server = Server(config, folder.resolve(), display, resume=options.resume is not None)
+            resume = options.resume is not None
+            server = Server(config, folder.resolve(), display, keys=keys, resume=resume)
             return asyncio.run(server.serve(options.bind, ready_fd=options.ready_fd))
 
 

@@ -54,6 +54,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Reject:
+    """A worker claims what cannot be: count it."""
+
+    identity: bytes
+    what: str
+
+
+@dataclass(frozen=True)
 class Event:
     """Tell the user."""
 
@@ -68,4 +76,4 @@ class End:
     code: int
 
 
-Command = Send | Record | Keep | Rewind | Started | Event | End
+Command = Send | Record | Keep | Rewind | Started | Reject | Event | End

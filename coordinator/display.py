@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from washp2p.report import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +45,7 @@ class Display:
 
     def event(self, text: str) -> None:
         """One line that stays."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(plain(text), markup=False, soft_wrap=True)
 
     def progress(self, members: Iterable[Member], total: int) -> None:
         """Move the bars."""
@@ -59,7 +62,7 @@ class Display:
             if key not in {"member", "round"}
         )
         if self.console.is_terminal and values.get("member") in self._tasks:
-            self._bars.update(self._tasks[values["member"]], metrics=text)
+            self._bars.update(self._tasks[values["member"]], metrics=escape(plain(text)))
         elif not self.console.is_terminal:
             self.event(f"member {values.get('member')}  round {values.get('round')}  {text}")
 

@@ -186,7 +186,17 @@ class Journal:
 def _pack_member(member: Member) -> bytes:
     values = {
         name: getattr(member, name)
-        for name in ("id", "identity", "host", "pid", "endpoint", "versions", "rounds", "counts")
+        for name in (
+            "id",
+            "identity",
+            "host",
+            "pid",
+            "endpoint",
+            "key",
+            "versions",
+            "rounds",
+            "counts",
+        )
     }
     values["phase"] = int(member.phase)
     values["saved"] = sorted(member.saved)

@@ -9,8 +9,8 @@ from coordinator.commands import Event, Keep, Rewind, Send, Started
 from coordinator.members import Departed, Member, Phase
 from coordinator.publication import Publication
 from coordinator.resumption import Resumption
-from washp2p.control import Donor, Dropped, Guest, Refuse, Resume, Welcome
-from washp2p.endpoints import split_tcp
+from washp2p.control import KEY_BYTES, Donor, Dropped, Guest, Hello, Refuse, Resume, Welcome
+from washp2p.endpoints import check_reachable
 from washp2p.layout import Layout
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from coordinator.commands import Command
     from coordinator.members import Past
     from coordinator.population import Population
-    from washp2p.control import Attach, Claim, Hello
+    from washp2p.control import Attach, Claim
     from washp2p.rounds import MemberId
 
 
@@ -27,26 +27,29 @@ class Lobby:
     """Takes workers into a population. `now` is in seconds, of any steady clock."""
 
     def __init__(
-        self, population: Population, *, run: bytes, name: str, version: str, derivation: int
+        self,
+        population: Population,
+        *,
+        run: bytes,
+        name: str,
+        version: str,
+        derivation: int,
+        encrypted: bool,
     ) -> None:
+        self._encrypted = encrypted
         self._population = population
         self._run = run
         self._name = name
         self._version = version
         self._derivation = derivation
-        self._next_id = 0
         self._resumption: Resumption | None = None
         self._latest_arrival = 0.0
 
-    def go_on(self, past: Past) -> None:
-        """Ids are given once in a run, whoever its coordinator is."""
-        self._next_id = past.next_id
-
     def resume(self, past: Past) -> Iterator[Command]:
         """Wait for those that hold its members' checkpoints."""
-        self.go_on(past)
         self._resumption = resumption = Resumption(past)
         population = self._population
+        population.next_id = past.next_id
         population.total_rounds = past.total_rounds
         population.next_epoch = resumption.next_epoch
         newest, *complete = resumption.rounds
@@ -54,30 +57,31 @@ class Lobby:
         who = ", ".join(map(str, resumption.members))
         yield Event(f"waiting for workers with the checkpoints of members {who}, of round {which}")
 
-    def hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
-        """A worker would like to join."""
+    def knock(self, identity: bytes, message: Hello | Claim, now: float) -> Iterator[Command]:
+        """A worker would like to join, or says which checkpoints it has."""
         known = self._population.members.get(identity)
         if known is not None:  # the answer was lost with the connection
             known.away_until = None
             yield Send(identity, self._welcome(known))
-            return
+        elif isinstance(message, Hello):
+            yield from self._hello(identity, message, now)
+        else:
+            yield from self._claim(identity, message, now)
+
+    def _hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
         reason = objection(hello, self._version, self._derivation) or self._closed()
         if reason:
             yield from _refuse(identity, hello, reason)
         elif self._resumption is not None:
             yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
         else:
-            member = Member(id=self._next_id, identity=identity, host=hello.host, pid=hello.pid)
-            self._next_id += 1
+            population = self._population
+            member = Member(population.next_id, identity, hello.host, hello.pid)
+            population.next_id += 1
             yield from self._take_in(member, now)
 
-    def claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
-        """A worker says which checkpoints it has; it becomes the first such member that is free."""
-        known = self._population.members.get(identity)
-        if known is not None:  # it said so before its connection was lost
-            known.away_until = None
-            yield Send(identity, self._welcome(known))
-            return
+    def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
+        """It becomes the first member whose checkpoints it has and that nobody is yet."""
         resumption = self._resumption
         if resumption is None:
             yield Send(identity, Dropped("the run went on without it"))
@@ -103,7 +107,8 @@ class Lobby:
             return  # said again after a lost connection
         try:
             layout = Layout.from_wire(attach.layout)
-            split_tcp(attach.endpoint)
+            check_reachable(attach.endpoint)
+            self._check_key(attach.key)
         except ValueError as error:
             yield from population.dismiss(member, f"cannot be attached: {error}")
             return
@@ -111,7 +116,7 @@ class Lobby:
             what = "came when the run had gone on from its checkpoint"
             yield from population.expel(member, what)
             return
-        member.endpoint = attach.endpoint
+        member.endpoint, member.key = attach.endpoint, attach.key
         if reason := self._misfit(member, layout, attach.rounds):
             yield Event(f"refused: {reason}")
             yield from self._turn_away(member, reason)
@@ -130,7 +135,7 @@ class Lobby:
     def ready(self, member: Member) -> Iterator[Command]:
         """A newcomer holds a snapshot: it gets its place."""
         population = self._population
-        if member.phase is not Phase.ATTACHED:
+        if member.phase is not Phase.ATTACHED or member.donor is None:
             return
         if population.ending:
             yield from self._turn_away(member, "the run is ending: its last rounds are on")
@@ -169,8 +174,8 @@ class Lobby:
             return
         donor = max(able, key=lambda m: (m.rounds, -m.id))
         newcomer.donor = donor.id
-        yield Send(donor.identity, Guest(newcomer.id, newcomer.endpoint))
-        yield Send(newcomer.identity, Donor(donor.id, donor.endpoint))
+        yield Send(donor.identity, Guest(newcomer.id, newcomer.endpoint, newcomer.key))
+        yield Send(newcomer.identity, Donor(donor.id, donor.endpoint, donor.key))
         yield Event(f"{newcomer} fetches a snapshot from member {donor.id}")
 
     def _take_in(self, member: Member, now: float) -> Iterator[Command]:
@@ -214,6 +219,14 @@ class Lobby:
             if population.ending:
                 reason = reason or f"{member} came too late: the last rounds of the run are on"
         return reason
+
+    def _check_key(self, key: bytes) -> None:
+        """Raise ValueError unless a key can be a new member's data plane's."""
+        if len(key) != (KEY_BYTES if self._encrypted else 0):
+            expected = "one" if self._encrypted else "none: links are in plain text"
+            raise ValueError(f"its data plane has a key of {len(key)} bytes; expected {expected}")
+        if key and any(key == member.key for member in self._population.members.values()):
+            raise ValueError("its data plane has the key of another member")
 
     def _turn_away(self, member: Member, reason: str) -> Iterator[Command]:
         """One that was welcome cannot be a member after all."""

@@ -34,6 +34,8 @@ class Member:
     phase: Phase = Phase.WELCOMED
     layout: Layout | None = None
     endpoint: str = ""
+    key: bytes = b""
+    """Its data plane's public one; empty where links are in plain text."""
     versions: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     synced: int = -1

@@ -8,9 +8,11 @@ carries the commands out. How workers become members is in `lobby.py`, how they 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.commands import End, Event, Keep, Record, Send
+from coordinator.admission import implausible
+from coordinator.commands import End, Event, Keep, Record, Reject, Send
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
 from coordinator.population import Population, announcement
@@ -20,6 +22,7 @@ from washp2p.control import (
     Averaged,
     Back,
     Claim,
+    CutOff,
     Discard,
     Diverged,
     Dropped,
@@ -40,6 +43,8 @@ from washp2p.control import (
     Stalled,
     Synced,
 )
+from washp2p.errors import EXIT_CODES
+from washp2p.ledger import Ledger
 from washp2p.patience import Patience
 from washp2p.rounds import roster_at
 
@@ -56,23 +61,35 @@ class Membership:
     """A run, from the first hello to the last goodbye."""
 
     def __init__(
-        self, config: RunConfig, *, run: bytes, name: str, version: str, derivation: int
+        self,
+        config: RunConfig,
+        *,
+        run: bytes,
+        name: str,
+        version: str,
+        derivation: int,
+        encrypted: bool = False,
     ) -> None:
         self.population = Population(config)
         self._lobby = Lobby(
-            self.population, run=run, name=name, version=version, derivation=derivation
+            self.population,
+            run=run,
+            name=name,
+            version=version,
+            derivation=derivation,
+            encrypted=encrypted,
         )
         self._patience = Patience(config.patience)
         self._now = 0.0
-        self._stalled: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
-        self._stalled_in = 0
+        self._complaints: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
+        self._sick: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
+        self._complaints_in = 0
         self._farewell = False
 
     def go_on(self, past: Past, now: float) -> Iterator[Command]:
         """Be the coordinator of a run that had one before: wait for its members to come back."""
         self._now = now
         self.population.recall(past)
-        self._lobby.go_on(past)
         rosters = self.population.rosters
         if rosters and past.published >= rosters[0].first:  # else all say Synced again
             self.population.publication.begin(now)
@@ -91,11 +108,8 @@ class Membership:
         """A worker's message. `now` is in seconds, of any steady clock."""
         self._now = now
         population = self.population
-        if isinstance(message, Hello):
-            yield from self._lobby.hello(identity, message, now)
-            return
-        if isinstance(message, Claim):
-            yield from self._lobby.claim(identity, message, now)
+        if isinstance(message, Hello | Claim):
+            yield from self._lobby.knock(identity, message, now)
             return
         member = population.members.get(identity)
         if population.ended:
@@ -103,12 +117,17 @@ class Membership:
         if member is None:
             if isinstance(message, Back | Progress):
                 yield Send(identity, Dropped("this coordinator does not count it as a member"))
+            else:
+                yield Reject(identity, f"a {type(message).__name__} of no member")
+            return
+        if what := implausible(population, member, message):
+            yield Reject(identity, f"{member} {what}")
             return
         match message:
             case Progress(rounds):
                 yield from self._progress(member, rounds)
             case Metrics(values):
-                yield Record(values)
+                yield Record(values | {"member": member.id})
             case _:
                 yield from self._hear(member, message)
                 yield from self._move_on()
@@ -125,6 +144,14 @@ class Membership:
             yield Event(f"{member} is not connected, nor is any other: it is waited for")
         elif member.phase < Phase.ACCOUNTED:
             yield from population.drop(member, "died: its connection is closed")
+            yield from self._move_on()
+
+    def cut_off(self, identity: bytes, what: str) -> Iterator[Command]:
+        """A worker has sent too much that was refused, or too much: it is heard no more."""
+        member = self.population.members.get(identity)
+        if member is not None and not self.population.ended:
+            answer = Refuse(f"{member} was cut off: {what}")
+            yield from self.population.expel(member, f"was cut off: {what}", answer)
             yield from self._move_on()
 
     def tick(self, now: float) -> Iterator[Command]:
@@ -155,23 +182,29 @@ class Membership:
             case Saved(number, error):
                 yield from self._saved(member, number, error)
             case Stalled(slow):
-                yield from self._report(member, slow)
+                yield from self._report(member, slow, "kept most others waiting too long")
             case Diverged(sick):
-                yield from self._diverged(sick)
+                yield from self._diverged(member, sick)
+            case CutOff(offender, what):
+                reason = f"was cut off by most others: {what}"
+                yield from self._report(member, offender, reason, for_good=True)
             case Averaged(epoch):
                 member.averaged = max(member.averaged, epoch)
-            case Result(values):
-                population.accuracy = values
-                yield Keep(("accuracy", values))
+            case Result():
+                population.accuracy = asdict(message)
+                yield Keep(("accuracy", population.accuracy))
                 yield from population.tell(Evaluated())
             case Finished(rounds):
                 member.finished, member.rounds = message, rounds
                 yield from self._advance(member, Phase.FINISHED)
             case Accounts(counts):
-                member.counts = counts
+                ledger = Ledger()
+                ledger.load(counts)
+                member.counts = ledger.to_wire()
                 yield from self._advance(member, Phase.ACCOUNTED)
             case Leave(reason, code):
-                yield from population.drop(member, f"left: {reason}", code or 1)
+                code = code if code in EXIT_CODES else 1
+                yield from population.drop(member, f"left: {reason}", code)
             case _:
                 what = f"sent an unexpected {type(message).__name__}"
                 yield from population.dismiss(member, what)
@@ -193,7 +226,7 @@ class Membership:
             population.settled = population.roster
             yield Keep(("settled", epoch))
             yield from population.tell(Settled(epoch), enrolled)
-        if not self._farewell and all(m.phase is Phase.FINISHED for m in enrolled):
+        if not self._farewell and all(m.phase >= Phase.FINISHED for m in enrolled):
             self._farewell = True
             yield from population.tell(Finish(), enrolled)
         yield from self._end_if_all_have()
@@ -236,32 +269,47 @@ class Membership:
 
     # Members that do others no good
 
-    def _report(self, member: Member, slow: MemberId) -> Iterator[Command]:
-        """Drop whom most of the others have waited for too long; of two, each other: the later."""
+    def _report(
+        self, member: Member, slow: MemberId, reason: str, *, for_good: bool = False
+    ) -> Iterator[Command]:
+        """Drop whom most of the others complain of; of two who do of each other: the later."""
         population = self.population
         if member.phase is Phase.ATTACHED and member.donor == slow:
             yield from self._lobby.find_donor(member, without=slow)
         enrolled = {m.id: m for m in population.enrolled()}
-        if slow not in enrolled or member.id not in enrolled:
-            return
-        if self._stalled_in != population.roster.epoch:
-            self._stalled_in = population.roster.epoch
-            self._stalled.clear()
-        self._stalled[slow].add(member.id)
-        if 2 * len(self._stalled[slow]) > len(enrolled) - 1:
-            offender, reason = enrolled[slow], "kept most others waiting too long"
-        elif slow in self._stalled[member.id]:
+        if self._most(self._complaints, member, slow):
+            offender = enrolled[slow]
+        elif slow in self._complaints[member.id]:
             offender = enrolled[max(slow, member.id)]
             reason = f"and member {min(slow, member.id)} kept each other waiting too long"
         else:
             return
-        yield from population.expel(offender, reason)
+        answer = Refuse(f"{offender} {reason}") if for_good else None
+        yield from population.expel(offender, reason, answer)
 
-    def _diverged(self, sick: MemberId) -> Iterator[Command]:
-        """Somebody has been sent values that are not finite: `--on-divergence` says what to do."""
+    def _most(self, said: dict[MemberId, set[MemberId]], member: Member, other: MemberId) -> bool:
+        """Whether most others in this epoch, of whom `member` is the latest, say so of `other`."""
         population = self.population
+        if self._complaints_in != population.roster.epoch:
+            self._complaints_in = population.roster.epoch
+            self._complaints.clear()
+            self._sick.clear()
+        enrolled = {m.id for m in population.enrolled()}
+        if not {other, member.id} <= enrolled:
+            return False
+        said[other].add(member.id)
+        return 2 * len(said[other]) > len(enrolled) - 1
+
+    def _diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
+        """Most have been sent values that are not finite: `--on-divergence` says what to do."""
+        population = self.population
+        if reporter.phase is Phase.ATTACHED and reporter.donor == sick:
+            yield from self._lobby.find_donor(reporter, without=sick)
+            believed = reporter.donor is None  # there is nobody else to ask
+        else:
+            believed = self._most(self._sick, reporter, sick)
         member = next((m for m in population.enrolled() if m.id == sick), None)
-        if member is None:
+        if not believed or member is None:
             return
         what = "sent values that are not finite (a lower --lr may help)"
         match population.config.on_divergence:
@@ -295,7 +343,8 @@ class Membership:
         """A member holds a checkpoint, or could not keep it: then nobody need."""
         population = self.population
         if not error:
-            member.saved.add(number)
+            if number in population.publication.planned:
+                member.saved.add(number)
         elif number in population.publication.planned:
             population.publication.planned.remove(number)
             kept = population.kept

@@ -39,6 +39,8 @@ class Population:
         self.rosters: list[Roster] = []
         """Since then, or from the first round on."""
         self.next_epoch = 0
+        self.next_id = 0
+        """Given once in a run, whoever its coordinator is."""
         self.total_rounds = 0
         """0 if not known."""
         self.publication = Publication(config)
@@ -56,6 +58,7 @@ class Population:
         self.history = [roster for roster in past.rosters if roster.epoch < past.life]
         self.rosters = [roster for roster in past.rosters if roster.epoch >= past.life]
         self.next_epoch = self.roster.epoch + 1
+        self.next_id = past.next_id
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
         self.kept, _ = past.kept
@@ -108,7 +111,7 @@ class Population:
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
             epoch=self.next_epoch,
-            peers=tuple(Peer(member=m.id, endpoint=m.endpoint, host=m.host) for m in ordered),
+            peers=tuple(Peer(m.id, m.endpoint, m.host, m.key) for m in ordered),
             first=self.published + 1,
         )
         self.next_epoch += 1

@@ -52,7 +52,9 @@ class Resumption:
         """A number that no epoch has had."""
         return self._past.rosters[-1].epoch + 1
 
-    def place(self, held: Iterable[object], taken: Collection[MemberId]) -> MemberId | None:
+    def place(
+        self, held: Iterable[tuple[int, MemberId]], taken: Collection[MemberId]
+    ) -> MemberId | None:
         """Whom a worker with these checkpoints can be: the first that nobody is yet.
 
         Those with the newest checkpoint come first.
@@ -60,7 +62,7 @@ class Resumption:
         free = [(-number, member) for number, member in self._known(held) if member not in taken]
         return min(free)[1] if free else None
 
-    def rounds_of(self, member: MemberId, held: Iterable[object]) -> set[int]:
+    def rounds_of(self, member: MemberId, held: Iterable[tuple[int, MemberId]]) -> set[int]:
         """Of which rounds a worker holds this member's checkpoint."""
         return {number for number, its in self._known(held) if its == member}
 
@@ -83,9 +85,6 @@ class Resumption:
             if peer.member not in there
         ]
 
-    def _known(self, held: Iterable[object]) -> Iterator[tuple[int, MemberId]]:
+    def _known(self, held: Iterable[tuple[int, MemberId]]) -> Iterator[tuple[int, MemberId]]:
         """Those of a worker's checkpoints that are of use."""
-        for pair in held:
-            match pair:
-                case [int(number), int(member)] if member in self._places.get(number, ()):
-                    yield number, member
+        return (pair for pair in held if pair[1] in self._places.get(pair[0], ()))

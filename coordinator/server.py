@@ -13,18 +13,21 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
-from coordinator.commands import End, Event, Keep, Record, Rewind, Send, Started
+from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send, Started
 from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
-from washp2p.control import Kept, Ping, Seeds, messages
+from washp2p.conduct import TOLD, Conduct, Reason
+from washp2p.control import WORKER_LIMIT, Back, Claim, Hello, Kept, Ping, Seeds, messages
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
+from washp2p.gate import Gate, guard, hang_up
 from washp2p.patience import FAREWELL_MS, Patience
 from washp2p.report import final_tables
 from washp2p.version import DERIVATION, VERSION, installed
@@ -38,10 +41,18 @@ if TYPE_CHECKING:
     from coordinator.members import Member
     from washp2p.config import RunConfig
     from washp2p.control import Message
+    from washp2p.keys import CoordinatorKeys
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
+MESSAGES, MESSAGES_A_SECOND = 10_000, 1000
+"""So much a worker may say before it is cut off, and so much more as time goes."""
+PAGE = 4096
+"""A message costs one, and one more for so many bytes; one that is refused, or a Hello, COST."""
+COST = 100
+AHEAD = 1000
+"""Messages that are kept for a worker before it is given up."""
 
 
 class Server:
@@ -51,16 +62,23 @@ class Server:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, display: Display, *, resume: bool = False
+        self,
+        config: RunConfig,
+        folder: Path,
+        display: Display,
+        *,
+        keys: CoordinatorKeys | None = None,
+        resume: bool = False,
     ) -> None:
+        self._keys = keys
         self._folder = folder
         self._display = display
         self._patience = Patience(config.patience)
         self._goes_on = rundir.unfinished(folder)
         self._journal = Journal(rundir.create(folder, go_on=True) / rundir.JOURNAL, display.event)
         self._resumes = resume or self._journal.fact("resuming", False)
+        self._past = self._journal.read()
         if self._resumes:
-            self._past = self._journal.read()
             if not self._past.published:
                 raise UsageError(
                     f"the run in {folder} had not begun, there is nothing to go on from; start it "
@@ -72,6 +90,11 @@ class Server:
                 f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
                 "or choose another --run-dir"
             )
+        encrypted = keys is not None
+        if self._goes_on and self._journal.fact("encrypted", encrypted) != encrypted:
+            links = "in plain text, leave out --keys" if encrypted else "encrypted, give --keys"
+            raise UsageError(f"the links of the run in {folder} are {links}")
+        self._journal.keep(("encrypted", encrypted))
         run = (None if self._resumes else self._journal.fact("run")) or os.urandom(8)
         self._journal.keep(("run", run))
         self._journal.commit()
@@ -81,11 +104,17 @@ class Server:
             name=rundir.check_name(folder.name),
             version=VERSION,
             derivation=DERIVATION,
+            encrypted=encrypted,
         )
         self._population = self._membership.population
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
+        self._conduct: Conduct[bytes] = Conduct(
+            rate=MESSAGES_A_SECOND, burst=MESSAGES, tell=display.event
+        )
+        self._cut_off: dict[bytes, float] = {}
+        self._disgraced: dict[str, float] = {}
         self._end: End | None = None
 
     async def serve(self, bind: str | None, *, ready_fd: int | None = None) -> int:
@@ -100,20 +129,26 @@ class Server:
         self._router = context.socket(zmq.ROUTER)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
         self._router.set(zmq.ROUTER_HANDOVER, 1)
-        self._router.set(zmq.SNDHWM, 0)
+        self._router.set(zmq.SNDHWM, AHEAD)
+        self._router.set(zmq.MAXMSGSIZE, WORKER_LIMIT)
         self._patience.watch(self._router)
+        gate: Gate | None = None
+        if self._keys is not None:
+            gate = Gate(context, self._admits, self._patience)
+            guard(self._router, self._keys.own)
         try:
             self._catch_signals()  # before anybody is told that it is ready
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
             if self._resumes:
                 self._carry_out(self._membership.resume(self._past))
             elif self._goes_on:
-                past = self._journal.read()
-                self._carry_out(self._membership.go_on(past, time.monotonic()))
+                self._carry_out(self._membership.go_on(self._past, time.monotonic()))
             await self._loop()
         finally:
             self._router.close(linger=FAREWELL_MS)
             context.term()
+            if gate is not None:
+                gate.join()
             self._journal.close()
         return self._conclude()
 
@@ -184,6 +219,7 @@ class Server:
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + self._patience.ping
                 self._carry_out(self._membership.tick(time.monotonic()))
+                self._conduct.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
                 self._display.progress(
                     self._population.members.values(),
@@ -209,20 +245,51 @@ class Server:
                 self._carry_out(self._membership.gone(identity, time.monotonic()))
 
     def _receive(self) -> None:
-        identity, *parts = self._router.recv_multipart()
-        data = b"".join(parts)
-        self._control_bytes[identity] += len(data)
+        identity = self._router.recv()
+        frame, *more = self._router.recv_multipart(copy=False)
+        if identity in self._cut_off:
+            if time.monotonic() - self._cut_off[identity] > self._patience.ping:  # it came again
+                self._hang_up(identity, frame)
+            return
+        data = b"" if more else frame.bytes
+        self._conduct.charge(identity, 1 + len(data) // PAGE, "it said too much")
         try:
             message = messages.decode(data)
         except ProtocolError as error:
-            self._display.event(f"ignored a message: {error}")
-            return
-        self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+            self._conduct.refuse(identity, Reason.MALFORMED, str(error), cost=COST)
+        else:
+            if isinstance(message, Hello | Claim | Back):
+                self._conduct.charge(identity, COST, "it knocked too often")
+            self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+            if identity in self._population.members:
+                self._control_bytes[identity] += len(data)
+        for offender, what in self._conduct.take_offenders().items():
+            self._carry_out(self._membership.cut_off(offender, what))
+            if len(self._cut_off) < TOLD:
+                self._display.event(f"cut off a worker: {what}")
+            self._hang_up(offender, frame)
+
+    def _hang_up(self, identity: bytes, frame: zmq.Frame) -> None:
+        """Close a worker's connection; for one patience its host gets no other one."""
+        now = time.monotonic()
+        self._cut_off[identity] = now
+        with suppress(zmq.ZMQError):  # in plain text nobody is asked at a gate
+            self._disgraced[str(frame.get("Peer-Address"))] = now + self._patience.seconds
+        hang_up(frame)
+
+    def _admits(self, key: bytes, address: str) -> bool | None:
+        """On the gate's thread."""
+        assert self._keys is not None
+        if key != self._keys.join:
+            return False
+        return None if time.monotonic() < self._disgraced.get(address, 0.0) else True
 
     def _reaches(self, identity: bytes, data: bytes) -> bool:
         """Send to a worker, if it is connected; whether it is."""
         try:
-            self._router.send_multipart((identity, data))
+            self._router.send_multipart((identity, data), zmq.NOBLOCK)
+        except zmq.Again:  # it has not taken what it was sent for long
+            return False
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -257,6 +324,8 @@ class Server:
                     self._trim_metrics(number)
                 case Started(members):
                     self._write_config(members)
+                case Reject(identity, what):
+                    self._conduct.refuse(identity, Reason.CLAIM, what, cost=COST)
                 case Event(text):
                     self._display.event(text)
                 case End(reason, code):
@@ -289,5 +358,7 @@ class Server:
         return 0
 
     def _write_summary(self) -> None:
-        summary = summarise(self._population, self._control_bytes, self._seed_bytes)
+        summary = summarise(
+            self._population, self._control_bytes, self._seed_bytes, self._conduct.refused
+        )
         rundir.write_json(self._folder / rundir.SUMMARY, summary)

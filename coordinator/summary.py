@@ -8,17 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from coordinator.population import Population
+    from washp2p.conduct import Reason
 
 
 def summarise(
     run: Population,
     control_bytes: Mapping[bytes, int],
     seed_bytes: Mapping[bytes, int],
+    refused: Mapping[Reason, int],
 ) -> dict[str, Any]:
     """The contract's summary.
 
     By identity, `control_bytes` is what each worker sent on the control plane and `seed_bytes`
-    what it was sent in seed windows.
+    what it was sent in seed windows. `refused` counts what the coordinator has refused.
     """
     config = run.config
     members = sorted(run.members.values(), key=lambda m: m.id)
@@ -44,14 +46,15 @@ def summarise(
                 "applied_values": finished.applied_values,
                 "expired_values": finished.expired_values,
                 "refused_values": finished.refused_values,
+                "refused_messages": finished.refused_messages,
                 "payload": total["payload"],
                 "header": total["header"],
                 "messages": total["messages"],
                 "expected_payload": total["expected"],
-                "theory": finished.theory["wash"],
-                "paper": finished.theory["paper"],
-                "papa": finished.theory["papa"],
-                "papa_all_reduce": finished.theory["papa_all_reduce"],
+                "theory": finished.wash,
+                "paper": finished.paper,
+                "papa": finished.papa,
+                "papa_all_reduce": finished.papa_all_reduce,
                 "control": control_bytes[member.identity],
                 "seeds_received": seed_bytes[member.identity],
                 "links": member.counts,
@@ -63,7 +66,7 @@ def summarise(
         "rounds": rounds,
         "seconds": round(seconds, 3),
         "rounds_per_second": round(rounds / seconds, 2) if seconds else 0.0,
-        "parameters": done[0][1].theory["parameters"],
+        "parameters": done[0][1].parameters,
         "accuracy": {
             key: run.accuracy.get(key)
             for key in ("over", "members", "ensemble", "averaged", "greedy_soup")
@@ -78,5 +81,6 @@ def summarise(
             for gone in run.departed
         ],
         "bytes": rows,
+        "refused_messages": {str(reason): count for reason, count in refused.items()},
         "lost_values": sum(finished.expired_values for _, finished in done),
     }

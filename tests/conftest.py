@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 import torch
 
+from washp2p.conduct import Conduct
 from washp2p.layout import Entry, Layout, Slot, aligned
 
 torch.set_num_threads(1)  # results to the bit depend on it; workers are tested with one thread too
@@ -26,6 +27,22 @@ def make_layout(layers, slots=("param",), dtype="float32"):
             )
             offset += size
     return Layout(tuple(entries), tuple(Slot(name=name, dtype=dtype) for name in slots))
+
+
+class Refusals(Conduct):
+    """Remembers each refused message: (peer, reason, detail)."""
+
+    def __init__(self, burst=10**9):
+        super().__init__(rate=1, burst=burst, tell=lambda text: None)
+        self.all = []
+
+    def refuse(self, peer, reason, detail, *, cost=1):
+        self.all.append((peer, reason, detail))
+        super().refuse(peer, reason, detail, cost=cost)
+
+    @property
+    def reasons(self):
+        return [reason for _, reason, _ in self.all]
 
 
 _numbers = count()

@@ -24,8 +24,9 @@ def test_loopback(endpoint, expected):
     assert is_loopback(endpoint) is expected
     if not expected:
         with pytest.raises(UsageError, match="--insecure"):
-            require_loopback(endpoint, insecure=False)
-    require_loopback(endpoint, insecure=True)
+            require_loopback(endpoint, encrypted=False, insecure=False)
+    require_loopback(endpoint, encrypted=False, insecure=True)
+    require_loopback(endpoint, encrypted=True, insecure=False)
 
 
 @pytest.mark.parametrize(

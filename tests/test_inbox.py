@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from washp2p.inbox import Inbox
+from tests.conftest import Refusals
+from washp2p.inbox import GUESTS, Inbox
 from washp2p.patience import Patience
 from washp2p.rounds import Peer, Roster
 
@@ -55,7 +56,9 @@ def scene():
     connection.reported = []
     connection.stalled = connection.reported.append
     wire = Recorder()
-    inbox = Inbox(connection=connection, transport=wire, transfer=wire, exchange=wire)
+    inbox = Inbox(
+        connection=connection, transport=wire, transfer=wire, exchange=wire, conduct=Refusals()
+    )
     inbox.drain()
     return connection, wire, inbox
 
@@ -66,11 +69,11 @@ def calls(wire, name):
 
 def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
     connection, wire, inbox = scene
-    assert calls(wire, "connect") == [[1, "memory://1"], [2, "memory://2"]]
+    assert calls(wire, "connect") == [[1, "memory://1", b""], [2, "memory://2", b""]]
     connection.rosters.append(roster(1, 0, 2, 3))
     connection.changes += 1
     inbox.drain()
-    assert calls(wire, "connect")[2:] == [[3, "memory://3"]]
+    assert calls(wire, "connect")[2:] == [[3, "memory://3", b""]]
     assert calls(wire, "remove") == [[1]]
     assert calls(wire, "disconnect") == [[1]]
 
@@ -100,3 +103,13 @@ def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twel
     inbox.wait_until(condition, whom)
     assert calls(wire, "silence") == [[1]]
     assert connection.reported == [2]
+
+
+def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
+    connection, wire, inbox = scene
+    for number in range(10, 10 + 3 * GUESTS):
+        connection.take_guests = lambda number=number: [Peer(number, f"memory://{number}")] * 2
+        connection.changes += 1
+        inbox.drain()
+    assert len(inbox.guests) == GUESTS
+    assert [peer for (peer,) in calls(wire, "disconnect")] == list(range(10, 10 + 2 * GUESTS))

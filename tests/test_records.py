@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.messages import control_messages
 from washp2p import control, frames
 from washp2p.control import messages
 from washp2p.errors import ProtocolError
@@ -37,21 +38,6 @@ data_headers = st.one_of(
     st.builds(frames.End, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
     st.builds(frames.Posted, run, ids, st.integers(0, 2**32 - 1)),
 )
-plain = st.recursive(
-    st.none() | st.integers(0, 9) | st.text(max_size=5) | st.floats(allow_nan=False),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-control_messages = st.one_of(
-    st.builds(control.Hello, u64, u64, st.text(), st.text(), u64),
-    st.builds(control.Welcome, ids, run, st.text(), st.dictionaries(st.text(), plain, max_size=3)),
-    st.builds(control.Seeds, ids, run, u64, st.binary()),
-    st.builds(control.Attach, st.lists(plain, max_size=3), st.text(), u64, st.just({})),
-    st.builds(control.Stop, st.text(), u64),
-    st.just(control.Ping()),
-)
 
 
 @given(data_headers)
@@ -62,7 +48,7 @@ def test_data_headers_round_trip_within_96_bytes(header):
 
 
 @given(control_messages)
-def test_control_messages_round_trip(message):
+def test_control_messages_of_every_kind_round_trip(message):
     assert control.messages.decode(control.messages.encode(message)) == message
 
 
@@ -89,6 +75,40 @@ def test_damaged_headers_are_refused_or_are_headers(header, data):
         frames.headers.decode(bytes(encoded[:-1]))
 
 
+@given(control_messages, st.data())
+def test_damaged_control_messages_are_refused_or_are_messages(message, data):
+    encoded = bytearray(control.messages.encode(message))
+    at = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[at] ^= data.draw(st.integers(1, 255))
+    for damaged in (bytes(encoded), bytes(encoded[:at])):
+        try:
+            found = control.messages.decode(damaged)
+        except ProtocolError:
+            continue
+        assert control.messages.decode(control.messages.encode(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([3, "x", 3], "fields of Claim"),
+        ([3, "x", 3, [1]], "Claim.held has 1; expected an array of 2"),
+        ([3, "x", 3, [[1, -2]]], "Claim.held has -2; expected int"),
+        ([3, "x" * 301, 3, []], "Claim.host has 301 items; expected at most 300"),
+        ([5, [[], []], "e", b"x" * 33, 1, {}], "Attach.key has 33 items"),
+        ([5, [[["a", [1], [1], 0, 0.0]], []], "e", b"", 1, {}], "Attach.layout has 0.0"),
+        ([17, {"a": b"bytes"}], "Metrics.values has b'bytes'; expected what JSON has"),
+        ([17, {b"a": 1}], "Metrics.values has dict; expected a map with names"),
+        ([17, {"a": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}], "16 deep"),
+        ([18, [0], [1.0], float("nan"), 1.0, 1.0], "Result.ensemble is nan; expected a number"),
+        ([17, {"a": msgpack.Timestamp(1)}], "Metrics.values"),
+    ],
+)
+def test_values_that_do_not_fit_a_messages_schema_are_named(values, words):
+    with pytest.raises(ProtocolError, match=re.escape(words)):
+        control.messages.decode(msgpack.packb(values))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -106,6 +126,21 @@ def test_damaged_headers_are_refused_or_are_headers(header, data):
 def test_wrong_headers_say_what_is_wrong(values, words):
     with pytest.raises(ProtocolError, match=words):
         frames.headers.decode(msgpack.packb(values))
+
+
+@pytest.mark.parametrize("codec", [frames.headers, control.messages])
+@pytest.mark.parametrize("depth", [80, 900, 1015, 5000])
+@pytest.mark.parametrize("head", [b"\x92\x00", b"\x92", b"\x93\x03\x00", b"\x93\x03\x03\x01", b""])
+def test_records_of_any_depth_are_refused_not_shown(codec, depth, head):
+    with pytest.raises(ProtocolError):
+        codec.decode(head + b"\x91" * depth + b"\x90")
+
+
+def test_a_refusal_is_short_whatever_is_refused():
+    for values in ([0, [[]] * 100_000], [17, {"a" * 500: b"b" * 500}], ["x" * 10_000], [3, {}, 1]):
+        with pytest.raises(ProtocolError) as refused:
+            control.messages.decode(msgpack.packb(values))
+        assert len(str(refused.value)) < 600
 
 
 def test_hello_and_refuse_keep_their_form_for_ever():

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from washp2p.errors import ProtocolError
+from tests.conftest import Refusals
+from washp2p.conduct import Reason
 from washp2p.frames import Chunk, Fetch, checksum, headers
 from washp2p.ledger import Kind
-from washp2p.transfer import CHUNK_BYTES, Transfer
+from washp2p.transfer import AHEAD, CHUNK_BYTES, EARLY, SERVED, Transfer
 from washp2p.transports import listen
 
 RUN = b"run-name"
@@ -19,7 +20,7 @@ def pair(memory_address):
     transports = [listen(memory_address()) for _ in range(2)]
     transports[0].connect(1, transports[1].endpoint)
     transports[1].connect(0, transports[0].endpoint)
-    yield [(t, Transfer(t, RUN, me)) for me, t in enumerate(transports)]
+    yield [(t, Transfer(t, RUN, me, Refusals())) for me, t in enumerate(transports)]
     for transport in transports:
         transport.close()
 
@@ -71,33 +72,29 @@ def test_damaged_and_unasked_for_chunks_change_nothing(pair):
     into = np.zeros(8, dtype=np.uint8)
     receiver = pair[1][1]
     receiver.fetch(0, "start:param", into.data, kind=Kind.STATE)
-    good = memoryview(b"12345678")
-    for chunk, buffer, words in [
-        (Chunk(RUN, 0, "start:param", 0, 8, b"wrong..."), good, "do not match their checksum"),
-        (Chunk(RUN, 0, "start:param", 0, 8, checksum(good[:4])), good[:4], "sent 4 bytes"),
-        (Chunk(RUN, 0, "start:param", 0, 4, checksum(good[:4])), good[:4], "which has 4"),
+    good, short = memoryview(b"12345678"), memoryview(b"1234")
+    for chunk, payload, reason in [
+        (Chunk(RUN, 0, "start:param", 0, 8, b"wrong..."), good, Reason.CHECKSUM),
+        (Chunk(RUN, 0, "start:param", 0, 8, checksum(short)), short, Reason.LENGTH),
+        (Chunk(RUN, 0, "start:param", 0, 4, checksum(short)), short, Reason.LENGTH),
+        (Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), memoryview(b""), Reason.LENGTH),
+        (Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), good.tobytes() * 2, Reason.LENGTH),
+        (Chunk(RUN, 0, "start:param", 4, 8, checksum(good)), good, Reason.UNASKED),
+        (Chunk(RUN, 0, "mean:param", 0, 8, checksum(good)), good, Reason.UNASKED),
+        (Chunk(RUN, 3, "start:param", 0, 8, checksum(good)), good, Reason.UNASKED),
     ]:
-        with pytest.raises(ProtocolError, match=words):
-            receiver.on_chunk(chunk, buffer)
-    for payload in (memoryview(b""), memoryview(bytes(good) * 2)):
-        with pytest.raises(ProtocolError, match="expected 8"):
-            receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), payload)
-    for number, chunk in enumerate(
-        [
-            Chunk(RUN, 0, "start:param", 4, 8, checksum(good)),
-            Chunk(RUN, 0, "mean:param", 0, 8, checksum(good)),
-            Chunk(RUN, 3, "start:param", 0, 8, checksum(good)),
-        ]
-    ):
-        receiver.on_chunk(chunk, good)
-        assert receiver.unasked == number + 1
+        receiver.on_chunk(chunk, memoryview(payload))
+        assert receiver.conduct.reasons[-1] is reason
+    assert len(receiver.conduct.all) == 8
     assert not into.any()
+    receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), good)
+    assert bytes(into) == bytes(good)
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 6 * CHUNK_BYTES + 5])
 def test_a_blob_of_a_size_not_known_before(pair, size):
     data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
-    download = pair[1][1].fetch(0, "snapshot:1", None, kind=Kind.STATE)
+    download = pair[1][1].fetch(0, "snapshot:1", None, kind=Kind.STATE, limit=size)
     pump(pair)
     assert not download.done
     pair[0][1].offer("snapshot:1", data.data, Kind.STATE)
@@ -119,7 +116,7 @@ def test_what_a_broken_link_lost_is_asked_for_again_and_what_comes_twice_is_igno
     receiver.again(0)
     pump(pair)
     assert download.done
-    assert receiver.unasked > 0
+    assert set(receiver.conduct.reasons) == {Reason.UNASKED}
     assert receiver.peers() == set()
     np.testing.assert_array_equal(into, data)
 
@@ -132,15 +129,34 @@ def test_what_is_not_wanted_any_more_changes_nothing(pair):
     pair[0][1].offer("start:param", memoryview(b"12345678"), Kind.STATE)
     pump(pair)
     assert not into.any()
-    assert receiver.unasked == 1
+    assert receiver.conduct.reasons == [Reason.UNASKED]
 
 
 def test_requests_beyond_a_blob_are_refused(pair):
     donor = pair[0][1]
     donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
     for offset, length in [(9, 1), (0, CHUNK_BYTES + 1), (2**60, 1)]:
-        with pytest.raises(ProtocolError, match="expected at most"):
-            donor.on_fetch(Fetch(RUN, 1, "start:param", offset, length))
+        donor.on_fetch(Fetch(RUN, 1, "start:param", offset, length))
+    assert donor.conduct.reasons == [Reason.REQUEST] * 3
     donor.withdraw("start:")
     donor.on_fetch(Fetch(RUN, 1, "start:param", 0, 8))  # waits until it is offered again
     assert pair[1][0].receive(0) is None
+
+
+def test_a_blob_larger_than_it_may_be_is_not_made_room_for(pair):
+    download = pair[1][1].fetch(0, "snapshot:1", None, kind=Kind.STATE, limit=1000)
+    pair[0][1].offer("snapshot:1", memoryview(bytes(1001)), Kind.STATE)
+    pump(pair)
+    assert download.into is None
+    assert pair[1][1].conduct.reasons == [Reason.LENGTH]
+
+
+def test_a_peer_that_asks_and_asks_is_not_served_for_ever(pair):
+    wire, donor = pair[0]
+    donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
+    for _ in range(1000):
+        donor.on_fetch(Fetch(RUN, 1, "start:param", 0, 8))
+        donor.on_fetch(Fetch(RUN, 1, "nothing", 0, 8))
+    assert wire.ledger.total(Kind.STATE).messages == SERVED * AHEAD
+    assert set(donor.conduct.reasons) == {Reason.REQUEST}
+    assert len(donor.conduct.all) == 2000 - SERVED * AHEAD - EARLY

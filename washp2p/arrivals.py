@@ -1,7 +1,8 @@
 """Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
 
-Pure bookkeeping of one member, over all epochs: no tensors, no sockets, no clock. A value that
-never comes is counted once, here at the receiver.
+Pure bookkeeping of one member, over all epochs: no tensors, no sockets. A value that never comes
+is counted once, here at the receiver. A frame that cannot be is refused: it changes nothing but
+that what was to come in its stead is lost.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
-from washp2p.errors import ProtocolError
+from washp2p.conduct import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from washp2p.conduct import Conduct
     from washp2p.frames import End, Frame
     from washp2p.rounds import MemberId
     from washp2p.transports import Buffer
@@ -44,7 +46,8 @@ class Round:
 class Arrivals:
     """Matches frames with rounds. `item_bytes` has the size of each slot's values."""
 
-    def __init__(self, item_bytes: Sequence[int]) -> None:
+    def __init__(self, item_bytes: Sequence[int], conduct: Conduct[MemberId]) -> None:
+        self._conduct = conduct
         self._slots = len(item_bytes)
         self._scalar_bytes = sum(item_bytes)
         self._round = 0
@@ -100,6 +103,10 @@ class Arrivals:
         self._gone.add(peer)
         self.silence(peer)
 
+    def is_gone(self, peer: MemberId) -> bool:
+        """Whether `peer` was a member: what it sent before may still arrive."""
+        return peer in self._gone
+
     def posted(self, sender: MemberId, last: int) -> None:
         """What has not come of `sender`'s rounds up to `last` was lost with a connection."""
         if sender not in self._gone:
@@ -108,10 +115,7 @@ class Arrivals:
     def expect(
         self, number: int, epoch: int, fingerprint: int, spans: dict[MemberId, Span]
     ) -> None:
-        """Round `number` is gathered; rounds between the last one and it are left out.
-
-        Raises ProtocolError if an early frame of the round cannot be one.
-        """
+        """Round `number` is gathered; rounds between the last one and it are left out."""
         if number > self._round + 1:
             self._skip(range(self._round + 1, number))
         self._round = number
@@ -130,7 +134,7 @@ class Arrivals:
                 self._lose(round_, sender)
 
     def accept(self, frame: Frame, payload: Buffer) -> None:
-        """Take an arriving frame. Raises ProtocolError if it cannot be one.
+        """Take an arriving frame, unless it cannot be one.
 
         `payload` has every slot's values, one slot after the other; it is kept until applied.
         """
@@ -153,7 +157,7 @@ class Arrivals:
         elif any(number in skipped for skipped in self._skipped):
             self.expired_values += payload.nbytes // self._scalar_bytes
         else:
-            raise ProtocolError(f"frame of round {number} from member {sender} again")
+            self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
         """A peer takes part in no round after `end.last`, and has sent all it will send."""
@@ -204,31 +208,39 @@ class Arrivals:
                 self.refused += 1
                 return
             if sender in round_.arrived:
-                raise ProtocolError(f"frame of round {frame.round} from member {sender} again")
-            raise ProtocolError(
-                f"member {sender} sent values in round {frame.round} that the plan here does not "
-                "foresee; expected the same plan everywhere: run the same version, or report this"
-            )
+                self._refuse(frame, Reason.AGAIN, "once was expected")
+            else:
+                self._refuse(frame, Reason.PLAN, "no values were expected: run the same version")
+            return
+        if problem := self._unlike(round_, frame, payload, span):
+            self._refuse(frame, *problem)
+            self._lose(round_, sender)  # what has come in its stead is not it, nor will that come
+            return
+        del round_.missing[sender]
+        round_.arrived[sender] = (span, payload)
+
+    def _unlike(
+        self, round_: Round, frame: Frame, payload: Buffer, span: Span
+    ) -> tuple[Reason, str] | None:
+        """In what a frame is not what its round's plan says."""
         if frame.epoch != round_.epoch:
-            raise ProtocolError(
-                f"member {sender} is in epoch {frame.epoch} in round {frame.round}, here it is "
-                f"{round_.epoch}; expected the same roster everywhere: report this"
-            )
+            return Reason.ROUND, f"in epoch {frame.epoch}, here it is in {round_.epoch}"
         if frame.fingerprint != round_.fingerprint:
-            raise ProtocolError(
-                f"member {sender} derived another plan for round {frame.round}: fingerprint "
-                f"{frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected the same plan "
-                "everywhere: run the same version on the same kind of platform, or report this"
+            return Reason.OTHER_PLAN, (
+                f"fingerprint {frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected "
+                "the same everywhere: run the same version on the same kind of platform"
             )
         size = (span[1] - span[0]) * self._scalar_bytes
         if payload.nbytes != size or frame.slots != self._slots:
-            raise ProtocolError(
-                f"member {sender} sent {payload.nbytes} bytes of {frame.slots} slots in round "
-                f"{frame.round}; the plan says {size} of {self._slots}: run the same version "
-                "everywhere, or report this"
+            return Reason.LENGTH, (
+                f"{payload.nbytes} bytes of {frame.slots} slots, the plan says {size} of "
+                f"{self._slots}: run the same version everywhere"
             )
-        del round_.missing[sender]
-        round_.arrived[sender] = (span, payload)
+        return None
+
+    def _refuse(self, frame: Frame, reason: Reason, detail: str) -> None:
+        what = f"frame of round {frame.round} from member {frame.sender}: {detail}"
+        self._conduct.refuse(frame.sender, reason, what)
 
     def _give_up_on(self, peer: MemberId, before: float = inf) -> None:
         for number, round_ in self._outstanding.items():
@@ -240,7 +252,8 @@ class Arrivals:
     def _hold(self, frame: Frame, payload: Buffer) -> None:
         held = self._early.setdefault(frame.round, {})
         if frame.sender in held or (frame.round, frame.sender) in self._dropped:
-            raise ProtocolError(f"frame of round {frame.round} from member {frame.sender} again")
+            self._refuse(frame, Reason.AGAIN, "once was expected")
+            return
         size = payload.nbytes
         if frame.round > self._round + 1 and self._early_bytes + size > HELD_BYTES:
             self._dropped.add((frame.round, frame.sender))

@@ -42,10 +42,10 @@ def read(run: Path, round_number: int, member: MemberId) -> bytes:
         ) from None
 
 
-def held(run: Path, rounds: Iterable[int]) -> list[list[int]]:
-    """Which checkpoints of these rounds this host has: each [round, member]."""
+def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:
+    """Which checkpoints of these rounds this host has: each (round, member)."""
     return [
-        [number, int(path.stem)]
+        (number, int(path.stem))
         for number in rounds
         for path in sorted((run / FOLDER / str(number)).glob("*.safetensors"))
         if path.stem.isdecimal()
@@ -54,12 +54,17 @@ def held(run: Path, rounds: Iterable[int]) -> list[list[int]]:
 
 def members_in(run: Path) -> int:
     """Of how many members there are checkpoints of one round, at most."""
-    rounds = (run / FOLDER).glob("[0-9]*")
-    return max((len(list(folder.glob("*.safetensors"))) for folder in rounds), default=0)
+    folders = _folders(run).values()
+    return max((len(list(folder.glob("*.safetensors"))) for folder in folders), default=0)
 
 
 def forget(run: Path, rounds: range) -> None:
     """Remove the checkpoints of these rounds, all members'."""
-    for folder in (run / FOLDER).glob("[0-9]*"):
-        if folder.name.isdecimal() and int(folder.name) in rounds:
+    for number, folder in _folders(run).items():
+        if number in rounds:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(run: Path) -> dict[int, Path]:
+    """By round."""
+    return {int(path.name): path for path in (run / FOLDER).glob("*") if path.name.isdecimal()}

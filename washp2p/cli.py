@@ -1,4 +1,4 @@
-"""The `washp2p` command: run, simulate, report."""
+"""The `washp2p` command: run, simulate, report, keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from washp2p import checkpoints, rundir
+from washp2p import checkpoints, keys, rundir
 from washp2p.commandline import Parser, report_errors
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
@@ -51,9 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("run", type=Path, help="its run folder")
     report.add_argument("--json", action="store_true", help="for programs")
+    key = commands.add_parser(
+        "keys", help="make the keys that encrypted links need", prog="washp2p keys"
+    )
+    actions = key.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in (
+        ("init", f"make {keys.COORDINATOR} and {keys.JOIN} in a new folder"),
+        ("rotate", "new keys in the place of those in a folder: the old ones open nothing more"),
+        ("show", "the public keys in a folder, and what is to go where"),
+    ):
+        parser_of = actions.add_parser(action, help=text, prog=f"washp2p keys {action}")
+        parser_of.add_argument("folder", type=Path, metavar="DIR")
     with report_errors("washp2p"):
         options = parser.parse_args(arguments)
-        return {"run": _run, "simulate": _simulate, "report": _report}[options.command](options)
+        what = {"run": _run, "simulate": _simulate, "report": _report, "keys": _keys}
+        return what[options.command](options)
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -117,6 +129,23 @@ def _simulate(options: argparse.Namespace) -> int:
         console.print(f"not equal to {replay}: {', '.join(wrong)}")
         return 1
     console.print(f"all models equal those of {replay} bit for bit")
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    folder: Path = options.folder
+    if options.action != "show":
+        keys.make(folder, anew=options.action == "rotate")
+    coordinator, join = keys.read_coordinator(folder), keys.read_join(folder)
+    if (coordinator.own.public, coordinator.join) != (join.coordinator, join.own.public):
+        raise UsageError(
+            f"{folder / keys.COORDINATOR} and {folder / keys.JOIN} do not belong together; make "
+            f"new ones: washp2p keys rotate {folder}"
+        )
+    print(f"{folder / keys.COORDINATOR}: stays with the coordinator, which listens with it")
+    print(f"  its public key is {coordinator.own.public.hex()}")
+    print(f"{folder / keys.JOIN}: to every host with workers; who has it may join")
+    print(f"  its public key is {coordinator.join.hex()}")
     return 0
 
 

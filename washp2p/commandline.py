@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import signal
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from washp2p.errors import INTERRUPTED, UsageError, WashError
@@ -25,12 +27,28 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; {self.prog} --help lists what is expected")
 
 
+def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
+    """How links that leave this machine are kept safe; this program's keys are in `file`."""
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help=f"encrypt links, with {file} in this folder (see washp2p keys init)",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow plain text on a network you trust"
+    )
+
+
 @contextmanager
 def report_errors(program: str) -> Iterator[None]:
     """Turn this project's errors and an interrupt into one line on stderr and an exit.
 
-    SIGTERM counts as an interrupt from here on. Raises SystemExit.
+    SIGTERM counts as an interrupt from here on, and as many connections may be open as the system
+    allows: strangers that only connect must not use them up. Raises SystemExit.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -137,7 +137,12 @@ class RunConfig:
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
         """What `to_wire` made. Raises UsageError if it is not a configuration of this version."""
+        kinds: dict[str, set[type]] = {"int": {int}, "float": {int, float}, "str": {str}}
         try:
+            for field_ in fields(cls):
+                value = wire.get(field_.name, field_.default)
+                if type(value) not in kinds[str(field_.type)]:
+                    raise TypeError(f"{field_.name} is {value!r:.40}")  # noqa: TRY301
             return cls(**wire)
         except TypeError as error:
             raise UsageError(f"not a configuration of this version: {error}") from None

@@ -7,6 +7,7 @@ Nothing here touches a parameter.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket as sockets
 import threading
@@ -18,12 +19,14 @@ from washp2p import checkpoints, rundir
 from washp2p.config import RunConfig
 from washp2p.control import (
     PROTOCOL,
+    TEXT_LIMIT,
     Accounts,
     Attach,
     Averaged,
     Back,
     Checkpoint,
     Claim,
+    CutOff,
     Discard,
     Diverged,
     Donor,
@@ -65,14 +68,17 @@ from washp2p.errors import (
     WashError,
 )
 from washp2p.patience import Patience
-from washp2p.rounds import MemberId, Peer, Roster, roster_at, unpack_seeds
+from washp2p.rounds import SEED_BYTES, MemberId, Peer, Roster, roster_at, unpack_seeds
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from washp2p.keys import JoinKey
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
+
+_log = logging.getLogger("washp2p")
 
 
 class Connection:
@@ -124,7 +130,9 @@ class Connection:
     _last_saved: Saved | None = None
     _finish = False
 
-    def __init__(self, address: str, wait: float, run_dir: Path | None) -> None:
+    def __init__(
+        self, address: str, wait: float, run_dir: Path | None, keys: JoinKey | None = None
+    ) -> None:
         """Say hello and wait for the answer. See `washp2p.connect`."""
         host, port = split_tcp(address)
         if host == "*" or port in {"*", "0"}:
@@ -138,7 +146,12 @@ class Connection:
         )
         self._milestones: list[bytes] = []
         self._guests: deque[Peer] = deque()
-        self._seeds_until = 0
+        self.seeds_until = 0
+        """The last round whose seed has arrived."""
+        self._keys: dict[bytes, MemberId] = {}
+        self._visitors: dict[bytes, MemberId] = {}
+        self.encrypted = keys is not None
+        """Whether links are, to the coordinator and among members."""
         self.patience = Patience()
         self.rosters = []
         self.changes = 0
@@ -150,7 +163,11 @@ class Connection:
         self._run_dir = run_dir
         self._checkpoints: set[int] = set()
         self._socket = ControlSocket(
-            address, receive=self._receive, returned=self._returned, failed=self._fail
+            address,
+            keys,
+            receive=self._receive,
+            returned=self._returned,
+            failed=self._fail,
         )
         try:
             self._socket.send(self._hello)
@@ -161,10 +178,7 @@ class Connection:
             raise
         if self._welcome is None:
             self.close()
-            raise self._failure or UnreachableError(
-                f"no coordinator answered at {address} within {wait:g} s; start one there "
-                "(python -m coordinator --n N) or correct the address"
-            )
+            raise self._failure or _unanswered(address, wait, keys, unlike=self._socket.unlike)
         self.member = self._welcome.member
         self.run = self._welcome.run
         self.name = self._welcome.name
@@ -191,12 +205,12 @@ class Connection:
             if self._failure is not None:
                 callback(self._failure)
 
-    def attach(self, layout: Layout, endpoint: str, rounds: int) -> None:
+    def attach(self, layout: Layout, endpoint: str, key: bytes, rounds: int) -> None:
         """Present the model and wait until there is a roster with this member, or a `donor`.
 
         Raises JoinRefusedError if the model does not fit the population's, RunStoppedError.
         """
-        self._reach(Attach(layout.to_wire(), endpoint, rounds, installed()))
+        self._reach(Attach(layout.to_wire(), endpoint, key, rounds, installed()))
         with self._changed:
             self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()
@@ -210,6 +224,10 @@ class Connection:
     def enrolled(self) -> bool:
         """Whether this member is in the newest roster."""
         return bool(self.rosters) and self.member in self.rosters[-1].members
+
+    def member_of(self, key: bytes) -> MemberId | None:
+        """Whose public key this is, of the newest roster and who fetches a snapshot from whom."""
+        return self._keys.get(key)
 
     def take_guests(self) -> list[Peer]:
         """Newcomers that will ask for a snapshot, each told once."""
@@ -239,6 +257,10 @@ class Connection:
     def diverged(self, member: MemberId) -> None:
         """Report that another sends values that are not finite."""
         self._send(Diverged(member))
+
+    def cut_off(self, member: MemberId, what: str) -> None:
+        """Report that this member takes nothing from another any more."""
+        self._send(CutOff(member, what[:TEXT_LIMIT]))
 
     def has_seed(self, round_number: int) -> bool:
         """Whether the seed of a round has arrived."""
@@ -271,21 +293,21 @@ class Connection:
         """The first round from this one on of which a checkpoint is due, if any is known."""
         return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
 
-    def saved(self, round_number: int, error: str = "") -> None:
-        """Report that this member holds a checkpoint of a round, or why not."""
+    def saved(self, round_number: int, error: str) -> None:
+        """Report that this member holds a checkpoint of a round; or not, because of `error`."""
         for due in tuple(self._checkpoints):
             if due <= round_number:
                 self._checkpoints.discard(due)
-        self._last_saved = Saved(round_number, error)
+        self._last_saved = Saved(round_number, error[:TEXT_LIMIT])
         self._send(self._last_saved)
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Report one line of metrics.jsonl; plain values only."""
         self._send(Metrics(values))
 
-    def result(self, values: dict[str, Any]) -> None:
+    def result(self, result: Result) -> None:
         """Report what evaluation found, for summary.json."""
-        self._reach(Result(values))
+        self._reach(result)
 
     def finished(self, message: Finished) -> None:
         """Report that this member has all it needs."""
@@ -306,8 +328,8 @@ class Connection:
             self._send(Leave("it was interrupted", INTERRUPTED))
         else:
             code = getattr(error, "exit_code", 1)
-            reason = str(error) or type(error).__name__
-            self._send(Leave(reason, code if isinstance(code, int) else 1))
+            reason = str(error)[:TEXT_LIMIT] or type(error).__name__
+            self._send(Leave(reason, code if type(code) is int and code >= 0 else 1))
         self.close()
 
     def close(self) -> None:
@@ -329,7 +351,7 @@ class Connection:
             yield self._hello
             return
         epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
-        yield messages.encode(Back(epochs, self._seeds_until))
+        yield messages.encode(Back(epochs, self.seeds_until))
         yield from list(self._milestones)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)
@@ -342,8 +364,8 @@ class Connection:
         """The run goes on from a checkpoint: say which of them are here."""
         try:
             held = checkpoints.held(self._folder_of(offer.name), offer.rounds)
-        except (UsageError, TypeError) as error:
-            self._fail(ProtocolError(f"from the coordinator at {self.address}: {error}"))
+        except UsageError as error:
+            self._fail(error)
             return
         self._socket.answer(messages.encode(Claim(sockets.gethostname(), os.getpid(), held)))
 
@@ -351,7 +373,7 @@ class Connection:
         try:
             message = messages.decode(data)
         except ProtocolError as error:
-            self._fail(ProtocolError(f"from the coordinator at {self.address}: {error}"))
+            _log.warning("refused a message from the coordinator at %s: %s", self.address, error)
             return
         match message:
             case Welcome():
@@ -368,15 +390,17 @@ class Connection:
                 checkpoints.forget(self.folder, range(number, number + 1))
             case NewRoster(epoch, first, peers):
                 if not self.rosters or epoch > self.rosters[-1].epoch:
-                    self._take_roster(epoch, first, peers)
+                    self._take_roster(Roster.from_rows(epoch, first, peers))
             case Seeds():
                 if not self._take_seeds(message):
                     return
-            case Guest(member, endpoint):
-                self._guests.append(Peer(member=member, endpoint=endpoint, host=""))
+            case Guest(member, endpoint, key):
+                self._admit(key, member)
+                self._guests.append(Peer(member=member, endpoint=endpoint, key=key))
                 self.changes += 1
-            case Donor(member, endpoint):
-                self.donor = Peer(member=member, endpoint=endpoint, host="")
+            case Donor(member, endpoint, key):
+                self._admit(key, member)
+                self.donor = Peer(member=member, endpoint=endpoint, key=key)
                 self.changes += 1
             case Settled(epoch):
                 self.settled = epoch
@@ -405,19 +429,27 @@ class Connection:
         else:
             self._welcome = message
 
-    def _take_roster(self, epoch: int, first: int, peers: list[Any]) -> None:
-        try:
-            roster = Roster.from_rows(epoch, first, peers)
-        except (ValueError, TypeError):
-            self._fail(ProtocolError(f"from the coordinator at {self.address}: {peers!r:.200}"))
-            return
+    def _take_roster(self, roster: Roster) -> None:
+        its = {peer.key: peer.member for peer in roster.peers}
+        self._visitors = {k: m for k, m in self._visitors.items() if k not in its}
+        self._keys = its | self._visitors
         self.rosters.append(roster)
         self.changes += 1
+
+    def _admit(self, key: bytes, visitor: MemberId) -> None:
+        """Somebody who is not in the roster that is known here: a guest, or a donor."""
+        self._visitors = {**self._visitors, key: visitor}
+        self._keys = {**self._keys, key: visitor}
 
     def _take_seeds(self, message: Seeds) -> bool:
         """Whether they are for the roster this member has; if not, its run is over."""
         roster = next((r for r in reversed(self.rosters) if r.epoch == message.epoch), None)
-        if roster is None or roster.digest() != message.roster or message.first < roster.first:
+        if (
+            roster is None
+            or roster.digest() != message.roster
+            or message.first < roster.first
+            or len(message.seeds) % SEED_BYTES
+        ):
             self._fail(
                 ProtocolError(
                     f"the coordinator at {self.address} sent seeds for another roster; "
@@ -430,7 +462,7 @@ class Connection:
         for number, seed in enumerate(seeds, start=message.first):
             if number > self._reached:
                 self._seeds[number] = seed
-        self._seeds_until = max(self._seeds_until, message.first + len(seeds) - 1)
+        self.seeds_until = max(self.seeds_until, message.first + len(seeds) - 1)
         return True
 
     def _fail(self, error: WashError) -> None:
@@ -444,3 +476,16 @@ class Connection:
         with self._changed:
             self._changed.notify_all()
             self._on_change()
+
+
+def _unanswered(
+    address: str, wait: float, keys: JoinKey | None, *, unlike: bool
+) -> UnreachableError:
+    """Why a coordinator may have kept silent."""
+    if not unlike:
+        remedy = "start one there (python -m coordinator --n N) or correct the address"
+    elif keys is None:
+        remedy = "somebody is there, and wants keys: give --keys (from Python, keys=)"
+    else:
+        remedy = "somebody is there, without keys or with others: give both the same --keys"
+    return UnreachableError(f"no coordinator answered at {address} within {wait:g} s; {remedy}")

@@ -1,18 +1,34 @@
 """The control plane's messages: pure values and their encoding, no sockets, no torch.
 
-One ordered channel between each worker and the coordinator. `Hello` and `Refuse` keep their number
-and form for ever, so that two versions can still tell each other why they do not fit.
+One ordered channel between each worker and the coordinator. A field's type is its schema: what a
+decoded message has fits it, whoever sent it. `Hello` and `Refuse` keep their number and form for
+ever, so that two versions can still tell each other why they do not fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, get_args
 
-from washp2p.records import Codec
+from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
+from washp2p.records import Codec, Json
 
-PROTOCOL = 4
+PROTOCOL = 5
 MESSAGE_LIMIT = 16 << 20
+WORKER_LIMIT = 4 << 20
+"""Bytes of a worker's message: layouts have at most about so much."""
+
+TEXT_LIMIT = 4000
+"""Characters of a reason."""
+
+Name = Annotated[str, 300]
+Text = Annotated[str, TEXT_LIMIT]
+KEY_BYTES = 32
+Key = Annotated[bytes, KEY_BYTES]
+"""A public key of CURVE; empty where links are in plain text."""
+
+PeerRow = tuple[int, Name, Name, Key]
+"""As in `Roster.rows`."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +37,8 @@ class Hello:
 
     protocol: int
     derivation: int
-    version: str
-    host: str
+    version: Name
+    host: Name
     pid: int
 
 
@@ -40,8 +56,8 @@ class Resume:
     Answered by a Claim.
     """
 
-    name: str
-    rounds: list[Any]
+    name: Name
+    rounds: Annotated[list[int], 16]
 
 
 @dataclass(frozen=True)
@@ -51,9 +67,9 @@ class Claim:
     Answered by Welcome or Refuse.
     """
 
-    host: str
+    host: Name
     pid: int
-    held: list[Any]
+    held: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -65,34 +81,35 @@ class Welcome:
 
     member: int
     run: bytes
-    name: str
-    config: dict[str, Any]
+    name: Name
+    config: dict[str, Json]
     resumes: bool
 
 
 @dataclass(frozen=True)
 class Attach:
-    """Worker: my model has this layout, my data plane listens here.
+    """Worker: my model has this layout, my data plane listens here and is known by this key.
 
     `rounds` is how many rounds I shall take part in, 0 if not known; `versions` is what I run on.
     """
 
-    layout: list[Any]
-    endpoint: str
+    layout: LayoutWire
+    endpoint: Name
+    key: Key
     rounds: int
-    versions: dict[str, Any]
+    versions: Annotated[dict[str, Json], 32]
 
 
 @dataclass(frozen=True)
 class NewRoster:
-    """Coordinator: from round `first` on these are the members, each [member, endpoint, host].
+    """Coordinator: from round `first` on these are the members.
 
     Who is missing is gone already: nobody waits for it in rounds before `first`, either.
     """
 
     epoch: int
     first: int
-    peers: list[Any]
+    peers: list[PeerRow]
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,8 @@ class Guest:
     """Coordinator, to a member: this newcomer, who listens there, will ask you for a snapshot."""
 
     member: int
-    endpoint: str
+    endpoint: Name
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,8 @@ class Donor:
     """Coordinator, to a newcomer: get a snapshot from this member; forget any other you asked."""
 
     member: int
-    endpoint: str
+    endpoint: Name
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class Saved:
     """Worker: I hold a checkpoint of this round; or not, because of `error`."""
 
     round: int
-    error: str
+    error: Text
 
 
 @dataclass(frozen=True)
@@ -173,14 +192,18 @@ class Progress:
 class Metrics:
     """Worker: one line for metrics.jsonl."""
 
-    values: dict[str, Any]
+    values: dict[str, Json]
 
 
 @dataclass(frozen=True)
 class Result:
-    """Worker: what evaluation found, for summary.json."""
+    """Worker: what evaluation found, in per cent; `members` in the order of `over`."""
 
-    values: dict[str, Any]
+    over: list[int]
+    members: list[float]
+    ensemble: float
+    averaged: float
+    greedy_soup: float
 
 
 @dataclass(frozen=True)
@@ -217,6 +240,14 @@ class Diverged:
 
 
 @dataclass(frozen=True)
+class CutOff:
+    """Worker: I take nothing from this member any more, who keeps sending what cannot be."""
+
+    member: int
+    what: Text
+
+
+@dataclass(frozen=True)
 class Dropped:
     """Coordinator: you are no member any more, for this reason; you may join again."""
 
@@ -240,18 +271,24 @@ class Finished:
     """Worker: I have all I need. I keep serving my peers until Finish.
 
     `seconds` from the first round's beginning to the last one's end, of which I `waited` so many
-    for peers; `max_delay` is the S I ended with, or "none".
+    for peers; `max_delay` is the S I ended with, or "none". The last four are what the selection's
+    theory, the paper, and PAPA, with and without all-reduce, say of the payload in bytes.
     """
 
     rounds: int
     steps: int
     seconds: float
     waited: float
-    max_delay: str
+    max_delay: Name
     applied_values: int
     expired_values: int
     refused_values: int
-    theory: dict[str, Any]
+    refused_messages: Annotated[dict[str, int], 32]
+    parameters: int
+    wash: float
+    paper: float
+    papa: float
+    papa_all_reduce: float
 
 
 @dataclass(frozen=True)
@@ -263,14 +300,14 @@ class Finish:
 class Accounts:
     """Worker: my ledger, now that no byte will be added to it. My last word."""
 
-    counts: list[Any]
+    counts: list[dict[str, Json]]
 
 
 @dataclass(frozen=True)
 class Leave:
     """Worker: I go before the end, for this reason."""
 
-    reason: str
+    reason: Text
     code: int
 
 
@@ -278,7 +315,7 @@ class Leave:
 class Stop:
     """Coordinator: the run ends here, for this reason; exit with `code`."""
 
-    reason: str
+    reason: Text
     code: int
 
 
@@ -312,6 +349,7 @@ Message = (
     | Evaluated
     | Stalled
     | Diverged
+    | CutOff
     | Dropped
     | Back
     | Finished
@@ -322,40 +360,4 @@ Message = (
     | Ping
 )
 
-messages: Codec[Message] = Codec(
-    (
-        Hello,
-        Refuse,
-        Resume,
-        Claim,
-        Welcome,
-        Attach,
-        NewRoster,
-        Synced,
-        Guest,
-        Donor,
-        Ready,
-        Seeds,
-        Checkpoint,
-        Saved,
-        Kept,
-        Discard,
-        Progress,
-        Metrics,
-        Result,
-        Averaged,
-        Settled,
-        Evaluated,
-        Stalled,
-        Diverged,
-        Dropped,
-        Back,
-        Finished,
-        Finish,
-        Accounts,
-        Leave,
-        Stop,
-        Ping,
-    ),
-    limit=MESSAGE_LIMIT,
-)
+messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

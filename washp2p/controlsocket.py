@@ -9,22 +9,31 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from washp2p.errors import RunStoppedError, UsageError, WashError
+from washp2p.control import MESSAGE_LIMIT
+from washp2p.errors import JoinRefusedError, RunStoppedError, UsageError, WashError
+from washp2p.gate import present
 from washp2p.patience import FAREWELL_MS, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    from washp2p.keys import JoinKey
+
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | _REFUSED
+_EVENTS = (
+    zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
+)
 
 
 class ControlSocket:
-    """A connection to the coordinator at `address` that outlives it.
+    """A connection to the coordinator at `address` that outlives it; encrypted, if with `keys`.
 
     The callbacks come on the socket's thread: `receive` with each message, `returned` for what a
     coordinator must hear that is there again, `failed` when there is no more hope.
@@ -33,9 +42,13 @@ class ControlSocket:
     patience: Patience
     """How long to wait for a coordinator; may be set anew."""
 
+    unlike: bool = False
+    """Whether somebody there has broken off the last handshake: one has no keys, or other ones."""
+
     def __init__(
         self,
         address: str,
+        keys: JoinKey | None,
         *,
         receive: Callable[[bytes], None],
         returned: Callable[[], Iterable[bytes]],
@@ -43,6 +56,11 @@ class ControlSocket:
     ) -> None:
         self.patience = Patience()
         self._address = address
+        self._keys = keys
+        self._identity = b"w" + os.urandom(15)
+        self._lost_at: float | None = None
+        self._tried_at = 0.0
+        self._greeted = False
         self._receive = receive
         self._returned = returned
         self._failed = failed
@@ -74,62 +92,92 @@ class ControlSocket:
 
     def answer(self, data: bytes) -> None:
         """Send a message on the socket's own thread, from within a callback."""
-        self._dealer.send(data)
+        with suppress(zmq.Again):  # ZeroMQ has given up the connection; what matters is said again
+            self._dealer.send(data, zmq.NOBLOCK)
 
     def _serve(self, inner: zmq.Socket[bytes]) -> None:
-        self._dealer = dealer = self._context.socket(zmq.DEALER)
-        dealer.set(zmq.IDENTITY, b"w" + os.urandom(15))
-        dealer.set(zmq.IPV6, "[" in self._address)
-        self.patience.watch(dealer)
-        monitor = dealer.get_monitor_socket(_EVENTS)
         try:
             try:
-                dealer.connect(self._address)
+                self._connect()
             except zmq.ZMQError as error:
                 self._failed(UsageError(f"cannot connect to {self._address}: {error.strerror}"))
                 while inner.recv():
                     pass
             else:
-                self._relay(inner, dealer, monitor)
+                self._relay(inner)
         except Exception as error:  # whatever it is, nobody must wait for this thread in vain
             self._failed(RunStoppedError(f"the control thread failed: {error!r}"))
             raise
         finally:
-            dealer.disable_monitor()
-            monitor.close(linger=0)
+            self._let_go(FAREWELL_MS)
             inner.close(linger=0)
-            dealer.close(linger=FAREWELL_MS)
 
-    def _relay(
-        self, inner: zmq.Socket[bytes], dealer: zmq.Socket[bytes], monitor: zmq.Socket[bytes]
-    ) -> None:
+    def _connect(self) -> None:
+        """A new socket, under the same identity."""
+        self._dealer = dealer = self._context.socket(zmq.DEALER)
+        self._monitor = dealer.get_monitor_socket(_EVENTS)
+        dealer.set(zmq.IDENTITY, self._identity)
+        dealer.set(zmq.IPV6, "[" in self._address)
+        dealer.set(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
+        self.patience.watch(dealer)
+        if self._keys is not None:
+            present(dealer, self._keys.own, self._keys.coordinator)
+        dealer.connect(self._address)
+
+    def _let_go(self, linger: int) -> None:
+        self._dealer.disable_monitor()
+        self._monitor.close(linger=0)
+        self._dealer.close(linger=linger)
+
+    def _relay(self, inner: zmq.Socket[bytes]) -> None:
         """Pass messages on in both directions until this member closes."""
-        poller = zmq.Poller()
-        for socket in (inner, dealer, monitor):
-            poller.register(socket, zmq.POLLIN)
-        lost_at: float | None = None
         while True:
-            ready = dict(poller.poll(None if lost_at is None else round(1000 * self.patience.ping)))
+            ping = round(1000 * self.patience.ping)
+            sockets = [(socket, zmq.POLLIN) for socket in (inner, self._dealer, self._monitor)]
+            ready = dict(zmq.zmq_poll(sockets, -1 if self._lost_at is None else ping))
             if inner in ready:
                 data = inner.recv()
                 if not data:
                     return
-                dealer.send(data)
-            if dealer in ready:
-                self._receive(dealer.recv())
-            elif monitor in ready:
-                event = recv_monitor_message(monitor)["event"]
-                if event == zmq.EVENT_DISCONNECTED:
-                    lost_at = lost_at or time.monotonic()
-                elif lost_at is not None:
-                    lost_at = None
-                    for data in self._returned():
-                        dealer.send(data)
-            if lost_at is not None and time.monotonic() - lost_at > self.patience.away:
-                self._failed(
-                    RunStoppedError(
-                        f"the coordinator at {self._address} has been gone for "
-                        f"{self.patience.away:g} s; what this member has written is kept: start "
-                        "it again (python -m coordinator --resume RUN) and workers with it"
-                    )
+                self.answer(data)
+            if self._dealer in ready:
+                self._receive(self._dealer.recv())
+            elif self._monitor in ready:
+                self._heed(recv_monitor_message(self._monitor)["event"])
+            if self._lost_at is not None:
+                self._wait_for_another(self._lost_at)
+
+    def _heed(self, event: int) -> None:
+        """The connection has changed."""
+        self.unlike |= bool(event & _FAILED)
+        self._tried_at = time.monotonic()
+        if event == _REFUSED and not self._greeted:
+            self._failed(
+                JoinRefusedError(
+                    f"the coordinator at {self._address} does not know this join key; copy its "
+                    "keys/join.key anew"
                 )
+            )
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._greeted, self.unlike = True, False
+            if self._lost_at is not None:
+                self._lost_at = None
+                for data in self._returned():
+                    self.answer(data)
+        elif event != zmq.EVENT_CONNECT_RETRIED:
+            self._lost_at = self._lost_at or self._tried_at
+
+    def _wait_for_another(self, lost_at: float) -> None:
+        now = time.monotonic()
+        if now - lost_at > self.patience.away:
+            self._failed(
+                RunStoppedError(
+                    f"the coordinator at {self._address} has been gone for "
+                    f"{self.patience.away:g} s; what this member has written is kept: start "
+                    "it again (python -m coordinator --resume RUN) and workers with it"
+                )
+            )
+        if now - self._tried_at > self.patience.seconds:  # ZeroMQ has given up
+            self._tried_at = now
+            self._let_go(0)
+            self._connect()

@@ -11,7 +11,7 @@ import socket
 
 from washp2p.errors import UsageError
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(?P<port>\d{1,5}|\*)")
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+|\*):(?P<port>\d{1,5}|\*)")
 ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
@@ -21,6 +21,13 @@ def split_tcp(endpoint: str) -> tuple[str, str]:
     if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
         raise UsageError(f"{endpoint!r} is not an address; expected tcp://HOST:PORT")
     return match["host"].strip("[]"), match["port"]
+
+
+def check_reachable(endpoint: str) -> None:
+    """Raise UsageError unless `endpoint` is one that others could connect to."""
+    host, port = split_tcp(endpoint)
+    if host == "*" or not port.isdecimal() or not int(port):
+        raise UsageError(f"{endpoint!r} is not one host's address and port; expected both")
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -34,15 +41,17 @@ def is_loopback(endpoint: str) -> bool:
         return False
 
 
-def require_loopback(endpoint: str, *, insecure: bool) -> None:
+def require_loopback(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
     """Refuse plain text that leaves the machine, unless `insecure` says it may.
 
     Raises UsageError.
     """
-    if not insecure and not is_loopback(endpoint):
+    if not encrypted and not insecure and not is_loopback(endpoint):
         raise UsageError(
-            f"{endpoint} is not on loopback and links are not encrypted; on a network you trust, "
-            "add --insecure (from Python, insecure=True)"
+            f"{endpoint} is not on loopback and there are no keys to encrypt links with; make some "
+            "with `washp2p keys init keys`, copy keys/join.key to every host with workers, and "
+            "give every part --keys keys (from Python, keys=); or, on a network you trust, add "
+            "--insecure (insecure=True)"
         )
 
 
@@ -64,14 +73,14 @@ def facing(endpoint: str) -> str:
     return f"tcp://[{local}]:*" if ":" in local else f"tcp://{local}:*"
 
 
-def where_to_listen(coordinator: str, bind: str | None, *, insecure: bool) -> str:
+def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, insecure: bool) -> str:
     """Where a member's data plane listens: at `bind`, or on the side facing its coordinator.
 
     Raises UsageError, also for plain text off loopback without `insecure`.
     """
     if bind is None:
         bind = ANY_LOOPBACK_PORT if is_loopback(coordinator) else facing(coordinator)
-    require_loopback(bind, insecure=insecure)
+    require_loopback(bind, encrypted=encrypted, insecure=insecure)
     return bind
 
 

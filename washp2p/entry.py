@@ -6,12 +6,14 @@ over the whole state of one that lives. Both by state transfer, on the training 
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from washp2p import points
+from washp2p.errors import ProtocolError
 from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
 from washp2p.rounds import roster_at
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from washp2p.store import Store
     from washp2p.timeline import Start
     from washp2p.transfer import Transfer
+
+_log = logging.getLogger("washp2p")
 
 
 class Entry:
@@ -117,10 +121,15 @@ class Entry:
         self._inbox.drain()
         while True:
             donor, data = self._fetch_snapshot()
-            taken = restore(self._store, data)
-            if self._store.is_finite():
-                break
-            connection.diverged(donor.member)
+            try:
+                taken = restore(self._store, data)
+            except ProtocolError as error:
+                _log.warning("member %d gave no snapshot: %s", donor.member, error)
+                connection.stalled(donor.member)
+            else:
+                if self._store.is_finite():
+                    break
+                connection.diverged(donor.member)
             self._inbox.wait_until(partial(self._donor_is_not, donor))
         connection.ready()
         self._inbox.wait_until(lambda: connection.enrolled)
@@ -158,7 +167,8 @@ class Entry:
             self._inbox.link(donor)
             points.reach(points.RECEIVING)
             name = f"snapshot:{self._connection.member}"
-            download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE)
+            limit = self._store.largest_snapshot
+            download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE, limit=limit)
             if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
                 assert download.into is not None
                 return donor, bytes(download.into)
@@ -170,8 +180,8 @@ class Entry:
         """
         me, arrivals = self._connection.member, self._inbox.arrivals
         members = self._connection.roster.members
-        older = (member for member in members if member < me and not arrivals.has_ended(member))
-        return arrivals.newest >= first or not any(True for _ in older)
+        nobody_older = all(member >= me or arrivals.has_ended(member) for member in members)
+        return arrivals.newest >= first or nobody_older
 
     def _donor_is_not(self, donor: Peer) -> bool:
         return self._connection.donor is not donor

@@ -8,6 +8,9 @@ remedy. `exit_code` is what a command line returns for it: 2 when the user's inp
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
+EXIT_CODES = (1, 2, INTERRUPTED)
+"""All but success."""
+
 
 class WashError(Exception):
     """Base of all errors of this project."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from washp2p.arrivals import Round, Span
+    from washp2p.conduct import Conduct
     from washp2p.lanes import Lane, Mark, Places, Vectors
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
@@ -91,6 +92,7 @@ class Exchange:
         me: MemberId,
         run: bytes,
         add: bool,
+        conduct: Conduct[MemberId],
     ) -> None:
         self._store = store
         self._transport = transport
@@ -110,7 +112,7 @@ class Exchange:
         self._last: int | None = None
         self.epoch = 0
         """The epoch of the last round posted."""
-        self.arrivals = Arrivals(self._item_bytes)
+        self.arrivals = Arrivals(self._item_bytes, conduct)
         """What has come, and what is to come."""
         self.applied_values = 0
         """Scalars received and applied."""
@@ -124,7 +126,6 @@ class Exchange:
 
         Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
-        Raises ProtocolError if a peer has sent what its plan cannot have been.
         """
         plan, sizes, members = staged.plan, self._item_bytes, staged.roster.members
         self.epoch = staged.roster.epoch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import get_args
 
 from washp2p.records import Codec
 
@@ -80,9 +81,7 @@ class Posted:
 
 Header = Frame | Fetch | Chunk | End | Posted
 
-headers: Codec[Header] = Codec(
-    (Frame, Fetch, Chunk, End, Posted), limit=HEADER_LIMIT, prefix=(VERSION,)
-)
+headers: Codec[Header] = Codec(get_args(Header), limit=HEADER_LIMIT, prefix=(VERSION,))
 
 
 def checksum(data: memoryview) -> bytes:

@@ -10,20 +10,32 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from washp2p.errors import ProtocolError
+from washp2p.conduct import Reason
+from washp2p.errors import ProtocolError, UsageError
 from washp2p.frames import Chunk, End, Fetch, Frame, Posted, headers
 from washp2p.lanes import as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from washp2p.conduct import Conduct
     from washp2p.connection import Connection
     from washp2p.evaluation.average import Sections
     from washp2p.exchange import Exchange
+    from washp2p.frames import Header
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId, Peer
     from washp2p.transfer import Download, Transfer
-    from washp2p.transports import Message, Transport
+    from washp2p.transports import Buffer, Message, Transport
+
+AT_ONCE = 10_000
+"""Messages handled before the caller goes on, however many there are."""
+
+GUESTS = 16
+"""Newcomers that a member gives snapshots to at a time."""
+
+IN_ADVANCE = 4096
+"""Rounds by which a peer may have seeds that this member has not, the coordinator being slow."""
 
 NOTICE_SECONDS = 10.0
 """How long a member waits in silence before it logs what it waits for."""
@@ -41,7 +53,9 @@ class Inbox:
         transport: Transport,
         transfer: Transfer,
         exchange: Exchange,
+        conduct: Conduct[MemberId],
     ) -> None:
+        self._conduct = conduct
         self._connection = connection
         self._patience = connection.patience
         self._ping = self._patience.ping
@@ -62,7 +76,9 @@ class Inbox:
     def drain(self) -> None:
         """Handle what has arrived. Does not block. Raises as `wait_until`."""
         self._follow()
-        while (message := self._transport.receive(0)) is not None:
+        for _ in range(AT_ONCE):
+            if (message := self._transport.receive(0)) is None:
+                break
             self._dispatch(message)
 
     def wait_until(
@@ -72,7 +88,7 @@ class Inbox:
 
         `whom` tells which peers it takes: one to which the link is broken is waited for no longer
         than patience allows, one that is too slow is reported to the coordinator. Raises
-        RunStoppedError, ProtocolError.
+        RunStoppedError.
         """
         self._follow()
         began = time.monotonic()
@@ -124,8 +140,12 @@ class Inbox:
         """Connect to a peer, unless it is connected."""
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
-            self._transport.connect(peer.member, peer.endpoint)
-            self._exchange.greet(peer.member)
+            try:
+                self._transport.connect(peer.member, peer.endpoint, peer.key)
+            except UsageError as error:  # as good as a link that is broken
+                _log.warning("member %d: %s", self._connection.member, error)
+            else:
+                self._exchange.greet(peer.member)
 
     def _follow(self) -> None:
         """Take note of what the control plane has brought, and of links that broke."""
@@ -151,15 +171,22 @@ class Inbox:
                 members
             ):
                 self.arrivals.remove(gone)
-                self._transport.disconnect(gone)
-                self._linked.pop(gone, None)
-                self.out_of_reach.discard(gone)
+                self._let_go(gone)
             for peer in rosters[-1].peers:
                 self.link(peer)
             self.guests = [guest for guest in self.guests if guest.member not in members]
         for guest in self._connection.take_guests():
+            self.guests = [known for known in self.guests if known.member != guest.member]
             self.link(guest)
             self.guests.append(guest)
+            if len(self.guests) > GUESTS:  # nobody says which of them have gone
+                self._let_go(self.guests.pop(0).member)
+
+    def _let_go(self, peer: MemberId) -> None:
+        self._transport.disconnect(peer)
+        self._linked.pop(peer, None)
+        self._transfer.forget(peer)
+        self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
         """Deal with peers that have been waited for long; which were reported."""
@@ -192,18 +219,30 @@ class Inbox:
             )
 
     def _dispatch(self, message: Message) -> None:
-        me = self._connection.member
+        """Hand a message on, or refuse it: nothing that a peer sends ends its receiver."""
+        me, sender = self._connection.member, message.sender
         try:
             header = headers.decode(message.header)
         except ProtocolError as error:
-            _log.warning("member %d ignored a message: %s", me, error)
-            return
-        if header.run != self._connection.run:
-            _log.warning("member %d ignored a message of another run", me)
-            return
+            self._conduct.refuse(sender, Reason.MALFORMED, f"member {me} got it: {error}")
+        else:
+            if header.run != self._connection.run:
+                self._conduct.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
+            elif sender is not None and header.sender != sender:
+                self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
+            elif not self._knows(header.sender):
+                self._conduct.refuse(sender, Reason.STRANGER, f"member {me} got {header!r:.200}")
+            else:
+                self._hand_on(header, message.payload)
+        self._cut_off_offenders()
+
+    def _hand_on(self, header: Header, payload: Buffer) -> None:
         match header:
+            case Frame() if header.round > self._connection.seeds_until + IN_ADVANCE:
+                known = f"seeds are known up to {self._connection.seeds_until}"
+                self._conduct.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
             case Frame():
-                self.arrivals.accept(header, message.payload)
+                self.arrivals.accept(header, payload)
             case End():
                 self.arrivals.ended(header)
             case Posted():
@@ -212,4 +251,17 @@ class Inbox:
             case Fetch():
                 self._transfer.on_fetch(header)
             case Chunk():
-                self._transfer.on_chunk(header, message.payload)
+                self._transfer.on_chunk(header, payload)
+
+    def _knows(self, sender: MemberId) -> bool:
+        """Whether a message can be of this peer, who may be newer than the last look."""
+        if sender not in self._linked:
+            self._follow()
+        return sender in self._linked or self.arrivals.is_gone(sender)
+
+    def _cut_off_offenders(self) -> None:
+        for peer, what in self._conduct.take_offenders().items():
+            _log.warning("member %d cuts member %d off: %s", self._connection.member, peer, what)
+            self.arrivals.remove(peer)
+            self._transport.cut(peer, self._linked[peer].key if peer in self._linked else b"")
+            self._connection.cut_off(peer, what)

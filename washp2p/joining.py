@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from washp2p.connection import Connection
 from washp2p.endpoints import require_loopback, where_to_listen
+from washp2p.keys import read_join
 from washp2p.member import Member
 
 if TYPE_CHECKING:
@@ -17,17 +18,24 @@ if TYPE_CHECKING:
 
 
 def connect(
-    address: str, *, wait: float = 60.0, insecure: bool = False, run_dir: Path | None = None
+    address: str,
+    *,
+    wait: float = 60.0,
+    keys: Path | None = None,
+    insecure: bool = False,
+    run_dir: Path | None = None,
 ) -> Connection:
     """Find a run and take a place in it, before there is a model.
 
     `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
-    seconds. Plain text off loopback needs `insecure`. `run_dir` is where this host keeps its
-    checkpoints (default: `runs/<the run's name>`). The connection's `config` says what to train.
+    seconds. `keys` is the folder with `join.key`, or that file: links are encrypted then. Plain
+    text off loopback needs `insecure`. `run_dir` is where this host keeps its checkpoints (default:
+    `runs/<the run's name>`). The connection's `config` says what to train.
     Raises UnreachableError, JoinRefusedError, UsageError.
     """
-    require_loopback(address, insecure=insecure)
-    return Connection(address, wait, run_dir)
+    join_key = None if keys is None else read_join(keys)
+    require_loopback(address, encrypted=join_key is not None, insecure=insecure)
+    return Connection(address, wait, run_dir, join_key)
 
 
 def join(
@@ -38,6 +46,7 @@ def join(
     rounds: int = 0,
     bind: str | None = None,
     advertise: str | None = None,
+    keys: Path | None = None,
     insecure: bool = False,
     log: Path | None = None,
     state: Stateful | None = None,
@@ -53,7 +62,8 @@ def join(
 
     `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
     listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
-    `advertise` what peers are told instead (`tcp://HOST[:PORT]`). Plain text off loopback needs
+    `advertise` what peers are told instead (`tcp://HOST[:PORT]`). `keys` is the folder with
+    `join.key`, if `run` is an address: links are encrypted then. Plain text off loopback needs
     `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
     model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
     been loaded on return, and `Member.round` is the checkpoint's.
@@ -61,13 +71,15 @@ def join(
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
     DroppedError once the population goes on without this member, who may join anew.
     """
-    connection = connect(run, insecure=insecure) if isinstance(run, str) else run
+    connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
     try:
         member = Member(
             connection,
             model,
             optimizer,
-            bind=where_to_listen(connection.address, bind, insecure=insecure),
+            bind=where_to_listen(
+                connection.address, bind, encrypted=connection.encrypted, insecure=insecure
+            ),
             advertise=advertise,
             log=log,
             state=state,

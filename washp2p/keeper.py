@@ -94,24 +94,24 @@ class Keeper:
                 self._log.go_back(*extra["log"])
             if self._state is not None:
                 self._state.load_state_dict(extra["state"])
+        except UsageError:
+            raise
         except (ProtocolError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, UsageError):
-                raise
             raise UsageError(
                 f"the checkpoint of round {kept} is not one of member "
                 f"{self._connection.member}: {error!r:.200}; expected the model and loop it had"
             ) from None
         return start
 
+    def forget_what_was_to_come(self, start: Start) -> None:
+        """Training goes on: checkpoints of rounds after `start` are of a life that is over."""
+        checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
+
     def _seed_comes(self, number: int) -> bool:
         connection = self._connection
         end = time.monotonic() + connection.patience.seconds
         self._inbox.wait_until(lambda: connection.has_seed(number) or time.monotonic() > end)
         return connection.has_seed(number)
-
-    def forget_what_was_to_come(self, start: Start) -> None:
-        """Training goes on: checkpoints of rounds after `start` are of a life that is over."""
-        checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
 
     def _save(self, timeline: Timeline) -> str:
         """Keep the state of now; why it failed, if it did."""

@@ -14,10 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 ALIGNMENT_BYTES = 64
+LARGEST = 1 << 48
 ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+_Name = Annotated[str, 300]
+_Shape = Annotated[list[int], 16]
+LayoutWire = tuple[
+    Annotated[list[tuple[_Name, _Shape, _Shape, int, int]], 1 << 16],
+    Annotated[list[tuple[_Name, _Name]], 64],
+]
+"""Entries and slots, as they travel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,11 @@ class Layout:
         last = self.entries[-1]
         return last.offset + last.size
 
+    @property
+    def bytes(self) -> int:
+        """What all slots take, padding included."""
+        return self.size * self.scalar_bytes
+
     @cached_property
     def values(self) -> int:
         """d: the number of trainable scalars, padding excluded."""
@@ -82,12 +96,12 @@ class Layout:
         """Bytes that one selected scalar costs, over all slots."""
         return sum(slot.item_bytes for slot in self.slots)
 
-    def to_wire(self) -> list[Any]:
-        """Plain lists for msgpack."""
-        return [
-            [[e.name, list(e.shape), list(e.stride), e.layer, e.offset] for e in self.entries],
-            [[s.name, s.dtype] for s in self.slots],
-        ]
+    def to_wire(self) -> LayoutWire:
+        """Plain values for msgpack."""
+        return (
+            [(e.name, list(e.shape), list(e.stride), e.layer, e.offset) for e in self.entries],
+            [(s.name, s.dtype) for s in self.slots],
+        )
 
     @classmethod
     def from_wire(cls, wire: Any) -> Layout:
@@ -107,12 +121,14 @@ class Layout:
                 ),
                 tuple(Slot(name=str(name), dtype=str(dtype)) for name, dtype in slots),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a layout: {error}") from None
         if not layout.entries or not layout.slots or layout.slots[0].name != "param":
             raise ValueError("not a layout: no parameters or no 'param' slot")
         if any(slot.dtype not in ITEM_BYTES for slot in layout.slots):
             raise ValueError(f"not a layout: dtypes must be among {', '.join(ITEM_BYTES)}")
+        if layout.size >= LARGEST:
+            raise ValueError(f"not a layout: {layout.size} values; expected less than {LARGEST}")
         if any(a.offset + a.size > b.offset for a, b in pairwise(layout.entries)):
             raise ValueError("not a layout: parameters overlap")
         return layout

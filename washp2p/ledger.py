@@ -60,6 +60,10 @@ class Ledger:
         """Go on from what `to_wire` returned. Raises KeyError, TypeError or ValueError."""
         for row in rows:
             count = {name: row[name] for name in Count.__dataclass_fields__}
+            if not all(
+                type(value) is int and value >= 0 for value in (row["peer"], *count.values())
+            ):
+                raise ValueError(f"not counts: {row!r:.100}")
             self.counts[row["peer"], Kind(row["kind"])] = Count(**count)
 
     def to_wire(self) -> list[dict[str, Any]]:

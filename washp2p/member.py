@@ -6,18 +6,23 @@ else.
 
 from __future__ import annotations
 
+import logging
+from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p import points
-from washp2p.control import Finished
+from washp2p.conduct import Conduct
+from washp2p.control import Finished, Result
 from washp2p.delay import delay_for
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
 from washp2p.errors import RunStoppedError, UsageError
 from washp2p.exchange import Exchange, Staged, stage
 from washp2p.finale import Finale
+from washp2p.frames import HEADER_LIMIT
 from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
+from washp2p.keys import KeyPair
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.runlog import RunLog
@@ -25,8 +30,8 @@ from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.timeline import Start, Timeline
-from washp2p.transfer import Transfer
-from washp2p.transports import listen
+from washp2p.transfer import CHUNK_BYTES, Transfer
+from washp2p.transports import Credentials, listen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +49,11 @@ if TYPE_CHECKING:
 
     Order = tuple[int, Roster]
     State = dict[str, torch.Tensor]
+
+REFUSALS, REFUSALS_A_SECOND = 1000, 1
+"""So many messages of a peer may be refused before it is cut off, and so many more as time goes."""
+
+_log = logging.getLogger("washp2p")
 
 
 class Member:
@@ -68,13 +78,24 @@ class Member:
         self._strategy = strategy_for(connection.config)
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
         self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
-        self._transport = listen(bind, connection.patience)
+        self._key_pair = KeyPair.fresh()
+        self._transport = listen(
+            bind,
+            connection.patience,
+            Credentials(self._key_pair, connection.member_of) if connection.encrypted else None,
+            largest=HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
+        )
         try:
             self._endpoint = advertised(self._transport.endpoint, advertise, connection.address)
         except UsageError:
             self._transport.close()
             raise
-        self._transfer = Transfer(self._transport, connection.run, connection.member)
+        self._conduct: Conduct[MemberId] = Conduct(
+            rate=REFUSALS_A_SECOND,
+            burst=REFUSALS if connection.encrypted else inf,  # else nobody can tell whose they are
+            tell=_log.warning,
+        )
+        self._transfer = Transfer(self._transport, connection.run, connection.member, self._conduct)
         self._optimizer = optimizer
         self._exchange = Exchange(
             store=self._store,
@@ -82,12 +103,14 @@ class Member:
             me=self.id,
             run=connection.run,
             add=connection.config.late == "difference" and connection.config.max_delay != "0",
+            conduct=self._conduct,
         )
         self._inbox = Inbox(
             connection=connection,
             transport=self._transport,
             transfer=self._transfer,
             exchange=self._exchange,
+            conduct=self._conduct,
         )
         self._entry = Entry(
             connection=connection, inbox=self._inbox, transfer=self._transfer, store=self._store
@@ -148,7 +171,8 @@ class Member:
         connection = self._connection
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
-        connection.attach(self._store.layout, self._endpoint, rounds)
+        key = self._key_pair.public if connection.encrypted else b""
+        connection.attach(self._store.layout, self._endpoint, key, rounds)
         self._planner = Planner(
             self._derive,
             connection.order_of,
@@ -245,13 +269,13 @@ class Member:
         does this: the one that `leads`.
         """
         self._connection.result(
-            {
-                "over": list(self.members if over is None else over),
-                "members": members,
-                "ensemble": ensemble,
-                "averaged": averaged,
-                "greedy_soup": greedy_soup,
-            }
+            Result(
+                over=list(self.members if over is None else over),
+                members=list(map(float, members)),
+                ensemble=float(ensemble),
+                averaged=float(averaged),
+                greedy_soup=float(greedy_soup),
+            )
         )
 
     def __enter__(self) -> Self:
@@ -319,15 +343,14 @@ class Member:
                 applied_values=self._exchange.applied_values,
                 expired_values=self._exchange.arrivals.expired_values,
                 refused_values=self._exchange.refused_values,
-                theory={
-                    "parameters": layout.values,
-                    "wash": sum(
-                        self._strategy.expected_payload(layout, n) * r for n, r in epochs if n > 1
-                    ),
-                    "paper": self._strategy.paper_payload(layout) * sum(r for _, r in epochs),
-                    "papa": papa_payload(layout) * sum(r for _, r in epochs),
-                    "papa_all_reduce": sum(papa_all_reduce(layout, n) * r for n, r in epochs),
-                },
+                refused_messages={str(k): n for k, n in self._conduct.refused.items()},
+                parameters=layout.values,
+                wash=float(
+                    sum(self._strategy.expected_payload(layout, n) * r for n, r in epochs if n > 1)
+                ),
+                paper=float(self._strategy.paper_payload(layout) * sum(r for _, r in epochs)),
+                papa=float(papa_payload(layout) * sum(r for _, r in epochs)),
+                papa_all_reduce=float(sum(papa_all_reduce(layout, n) * r for n, r in epochs)),
             )
         )
         self._inbox.wait_until(lambda: self._connection.over)

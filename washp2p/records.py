@@ -1,28 +1,48 @@
-"""Records: a dataclass as a msgpack array, checked field by field when it comes in.
+"""Records: a dataclass as a msgpack array, checked value by value when it comes in.
 
-Both planes use it: `frames.py` for data headers, `control.py` for control messages. No pickle, no
-code chosen by the sender: a record is one of the kinds its codec was made with, or refused.
+Both planes use it: `frames.py` for data headers, `control.py` for control messages. A field's type
+is its schema: nothing that does not fit it, however deep, gets out of here. No pickle, no code
+chosen by the sender: a record is one of the kinds its codec was made with, or refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Generic, TypeVar, get_origin, get_type_hints
+from math import isfinite
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgpack
 
 from washp2p.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    Check = Callable[[Any], Any]
 
 R = TypeVar("R")
+
+Json = Annotated[Any, "json"]
+"""In a field's type: anything that JSON has, at most JSON_DEPTH deep."""
+
+JSON_DEPTH = 16
 
 
 class Codec(Generic[R]):
     """Encodes records of `kinds` as [*prefix, kind number, fields...], `limit` bytes at most.
 
-    Kinds are dataclasses; a kind's number is its place in `kinds`. Integers are unsigned, 64 bits.
+    Kinds are dataclasses; a kind's number is its place in `kinds`. Fields are int (unsigned, 64
+    bits), str, bytes, bool, float (finite), list[T], tuple[T, ...] (an array of just these),
+    dict[str, T], Json within a dict; Annotated[T, n] has at most n items.
     """
 
     def __init__(self, kinds: Sequence[type[R]], *, limit: int, prefix: Sequence[int] = ()) -> None:
@@ -32,13 +52,21 @@ class Codec(Generic[R]):
         self._fields: list[list[str]] = []
         self._types: list[tuple[type, ...]] = []
         self._integers: list[list[int]] = []
+        self._deep: list[list[tuple[int, Check]]] = []
         for kind in kinds:
-            hints = get_type_hints(kind)
+            hints = get_type_hints(kind, include_extras=True)
             names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # dataclasses
-            types = [get_origin(hints[name]) or hints[name] for name in names]
+            types = [_on_the_wire(hints[name]) for name in names]
             self._fields.append(names)
             self._types.append(tuple(types))
             self._integers.append([place for place, type_ in enumerate(types) if type_ is int])
+            self._deep.append(
+                [
+                    (place, _check(hints[name]))
+                    for place, name in enumerate(names)
+                    if hints[name] not in {int, str, bytes, bool}
+                ]
+            )
 
     def encode(self, record: R) -> bytes:
         """The record as it travels."""
@@ -59,13 +87,119 @@ class Codec(Generic[R]):
         if not isinstance(values, list) or len(values) <= head:
             raise ProtocolError(f"record is not an array of at least {head + 1} items")
         if values[:head] != self._prefix:
-            raise ProtocolError(f"record version {values[:head]!r:.40}; expected {self._prefix}")
+            raise ProtocolError(f"record version {_shown(values[:head])}; expected {self._prefix}")
         number, *items = values[head:]
         if type(number) is not int or not 0 <= number < len(self.kinds):
-            raise ProtocolError(f"record kind {number!r:.40}; expected 0 to {len(self.kinds) - 1}")
+            raise ProtocolError(
+                f"record kind {_shown(number)}; expected 0 to {len(self.kinds) - 1}"
+            )
         kind = self.kinds[number]
         if tuple(map(type, items)) != self._types[number] or (
             min([items[place] for place in self._integers[number]], default=0) < 0
         ):
-            raise ProtocolError(f"fields of {kind.__name__} are {items!r:.200}")
+            raise ProtocolError(f"fields of {kind.__name__} are {_shown(items)}")
+        try:
+            for place, check in self._deep[number]:
+                items[place] = check(items[place])
+        except ValueError as error:
+            what = f"{kind.__name__}.{self._fields[number][place]}"
+            raise ProtocolError(f"{what} {error}") from None
         return kind(*items)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message names it: it may be anything, as deep and as large as fits."""
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_leaf, value[:12])) + ", ..." * (len(value) > 12) + "]"
+    return _leaf(value)
+
+
+def _leaf(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return str(value)
+    if isinstance(value, (str, bytes)):
+        return repr(value[:40])
+    return type(value).__name__
+
+
+def _on_the_wire(hint: Any) -> type:
+    """As what a field comes out of msgpack."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    plain: type = get_origin(hint) or hint
+    return list if plain is tuple else plain
+
+
+def _check(hint: Any) -> Check:
+    """A function that returns what a value of this type is, or raises ValueError."""
+    if hint == Json:
+        return _json
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _short(_check(arguments[0]), arguments[1])
+    if origin is list:
+        return _list(_check(arguments[0]))
+    if origin is tuple:
+        return _tuple([_check(argument) for argument in arguments])
+    if origin is dict:
+        return _dict(_check(arguments[1]))
+    assert hint in {int, str, bytes, bool, float}
+    return _scalar(hint)
+
+
+def _scalar(kind: type) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not kind or (type(value) is int and value < 0):
+            raise ValueError(f"has {_shown(value)}; expected {kind.__name__}")
+        if type(value) is float and not isfinite(value):
+            raise ValueError(f"is {value}; expected a number")
+        return value
+
+    return check
+
+
+def _short(inner: Check, limit: int) -> Check:
+    def check(value: Any) -> Any:
+        value = inner(value)
+        if len(value) > limit:
+            raise ValueError(f"has {len(value)} items; expected at most {limit}")
+        return value
+
+    return check
+
+
+def _list(inner: Check) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not list:
+            raise ValueError(f"has {_shown(value)}; expected an array")
+        return [inner(item) for item in value]
+
+    return check
+
+
+def _tuple(inner: Sequence[Check]) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not list or len(value) != len(inner):
+            raise ValueError(f"has {_shown(value)}; expected an array of {len(inner)}")
+        return tuple(check(item) for check, item in zip(inner, value, strict=True))
+
+    return check
+
+
+def _dict(inner: Check) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not dict or not all(type(key) is str for key in value):
+            raise ValueError(f"has {_shown(value)}; expected a map with names")
+        return {key: inner(item) for key, item in value.items()}
+
+    return check
+
+
+def _json(value: Any, depth: int = JSON_DEPTH) -> Any:
+    if depth and type(value) is list:
+        return [_json(item, depth - 1) for item in value]
+    if depth and type(value) is dict and all(type(key) is str for key in value):
+        return {key: _json(item, depth - 1) for key, item in value.items()}
+    if value is None or type(value) in {bool, int, float, str}:
+        return value
+    raise ValueError(f"has {_shown(value)}; expected what JSON has, {JSON_DEPTH} deep at most")

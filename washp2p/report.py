@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 SHORTFALL = 2.0
 """Points by which the averaged model may miss the ensemble before the report says so."""
+
+
+def plain(text: str) -> str:
+    """A line that cannot steer a terminal, whoever had a hand in it."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def accuracy_table(summary: Summary) -> Table | None:
@@ -116,7 +122,7 @@ def pace_table(summary: Summary) -> Table:
             str(row["steps"]),
             f"{row['steps'] / row['seconds']:.1f}" if row["seconds"] else "",
             f"{row['waited']:.2f}",
-            row["max_delay"],
+            escape(plain(row["max_delay"])),
             f"{row['applied_values']:,}",
             f"{row['expired_values']:,}",
         )
@@ -159,8 +165,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     yield bytes_table(summary)
     yield comparison(summary)
     for gone in summary.get("departed", []):
-        who = f"member {gone['member']} ({gone['host']})"
-        yield f"{who} {gone['reason']}; the roster is without it from round {gone['round']} on"
+        what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
+        yield escape(plain(f"{what}; the roster is without it from round {gone['round']} on"))
     seconds = f"{summary['rounds']} rounds in {summary['seconds']:.1f} s"
     yield f"{seconds} ({summary['rounds_per_second']:.1f} rounds/s)"
     if text := warning(summary):

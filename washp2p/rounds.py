@@ -50,13 +50,17 @@ def unpack_seeds(data: bytes) -> list[int]:
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Peer:
-    """One member as its peers see it: its id, where its data plane listens, where it runs."""
+    """One member as its peers see it: its id, where its data plane listens, where it runs.
+
+    `key` is its data plane's public key, empty where links are in plain text.
+    """
 
     member: MemberId
     endpoint: str
-    host: str
+    host: str = ""
+    key: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +78,13 @@ class Roster:
     @classmethod
     def from_rows(cls, epoch: int, first: int, rows: Sequence[Any]) -> Self:
         """Inverse of `rows`. Raises ValueError or TypeError if they are not such rows."""
-        peers = tuple(Peer(member=m, endpoint=e, host=h) for m, e, h in rows)
+        peers = tuple(Peer(*row) for row in rows)
         return cls(epoch=epoch, first=first, peers=peers)
 
     @property
     def rows(self) -> list[Any]:
-        """Its peers as they travel and are kept: each [member, endpoint, host]."""
-        return [[peer.member, peer.endpoint, peer.host] for peer in self.peers]
+        """Its peers as they travel and are kept: each [member, endpoint, host, key]."""
+        return [[peer.member, peer.endpoint, peer.host, peer.key] for peer in self.peers]
 
     @cached_property
     def members(self) -> tuple[MemberId, ...]:

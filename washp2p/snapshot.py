@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -54,11 +55,20 @@ def restore(store: Store, data: bytes) -> Snapshot:
     try:
         tensors = load(data)
         meta = json.loads(_metadata(data)[_META])
-        snapshot = Snapshot(meta["step"], meta["round"], meta["extra"])
+        snapshot = Snapshot(index(meta["step"]), index(meta["round"]), meta["extra"])
         plain = meta["optimizer"]
         store.load_sections(_part(tensors, "section."))
         store.load_optimizer_state(_part(tensors, "optimizer."), plain)
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise ProtocolError(f"not a snapshot of such a member: {error!r:.200}") from None
     return snapshot
 

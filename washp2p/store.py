@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from washp2p.lanes import Lane, Mark, Places, Vectors
 
 PARAM = "param"
+SLOTS = 8
+"""State tensors of a parameter's size that an optimizer may have."""
+PLAIN_BYTES = 16 << 20
 
 
 def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
@@ -119,10 +122,22 @@ class Store:
             sections[f"buffer:{dtype}"] = joined
         return sections
 
+    @property
+    def largest_snapshot(self) -> int:
+        """More bytes than any state of such a member has: SLOTS slots, and plain values."""
+        sections = sum(vector.nbytes for vector in self.sections().values())
+        return sections + SLOTS * self._flat[PARAM].nbytes + PLAIN_BYTES
+
     @torch.no_grad()
     def load_sections(self, sections: dict[str, torch.Tensor]) -> None:
-        """Overwrite the model with what `sections` of an equal model returned."""
+        """Overwrite the model with what `sections` of an equal model returned.
+
+        Raises ValueError or KeyError, nothing being overwritten, if it was not equal.
+        """
         flat = self._flat[PARAM]
+        for name, own in self.sections().items():
+            if (sections[name].shape, sections[name].dtype) != (own.shape, own.dtype):
+                raise ValueError(f"section {name} is not as long, or not of the same dtype")
         if sections[PARAM].data_ptr() != flat.data_ptr():
             flat.copy_(sections[PARAM])
         for dtype, tensors in self._buffers().items():
@@ -161,7 +176,10 @@ class Store:
         return tensors, {"state": plain, "groups": groups}
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
-        """Make the optimizer's state what `optimizer_state` of an equal member returned."""
+        """Make the optimizer's state what `optimizer_state` of an equal member returned.
+
+        Raises ValueError, KeyError, IndexError, TypeError or RuntimeError if it was not equal.
+        """
         self._optimizer.state.clear()
         for key, value in (*tensors.items(), *plain["state"].items()):
             number, _, name = key.partition(".")
@@ -169,7 +187,11 @@ class Store:
             own = _as_state_of(parameter, value) if isinstance(value, torch.Tensor) else value
             self._optimizer.state[parameter][name] = own
         for group, values in zip(self._optimizer.param_groups, plain["groups"], strict=True):
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            for name, value in values.items():
+                own = tuple(map(float, value)) if isinstance(value, list) else value
+                if name == "params" or not isinstance(own, (int, float, bool, tuple)):
+                    raise TypeError(f"{name} of a parameter group is {value!r:.40}")
+                group[name] = own
         if len(self.layout.slots) > 1:
             self._missing = set(self._stateful)
             for slot in self.layout.slots[1:]:
@@ -266,6 +288,8 @@ def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Te
     """A copy laid out like the parameter, or as it is; counters stay on the CPU, as Adam's do."""
     if value.shape == parameter.shape:
         return torch.empty_like(parameter).copy_(value)
+    if value.numel() != 1:
+        raise ValueError(f"state of a parameter {tuple(parameter.shape)} is {tuple(value.shape)}")
     return value.to(parameter.device if value.dim() else torch.device("cpu"), copy=True)
 
 

@@ -114,7 +114,6 @@ class Timeline:
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
-        self._arrivals.begin_after(start.round)
         if joined is not None and self._log is not None:
             self._log.append([joined])
         self._planner.prepare(self.round + 1)
@@ -123,7 +122,7 @@ class Timeline:
     def step(self) -> None:
         """Follow one optimizer step with its round. Blocks as long as the delay's bound demands.
 
-        Raises UsageError beyond the announced number of steps, RunStoppedError, ProtocolError.
+        Raises UsageError beyond the announced number of steps, RunStoppedError.
         """
         self.steps += 1
         if self._rounds and self._start.round + self.steps - self._start.steps > self._rounds:
@@ -134,7 +133,8 @@ class Timeline:
             )
         self._inbox.drain()
         number = self.round + 1
-        newest, bound = self._arrivals.newest, self._delay.bound
+        newest = min(self._arrivals.newest, self._connection.seeds_until)
+        bound = self._delay.bound
         jumps = bound is None and newest - number > self._expire
         if jumps:
             number = newest

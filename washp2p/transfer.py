@@ -7,14 +7,15 @@ request for a blob not offered yet waits until it is.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from washp2p.errors import ProtocolError
+from washp2p.conduct import Reason
 from washp2p.frames import Chunk, Fetch, checksum, headers
 
 if TYPE_CHECKING:
+    from washp2p.conduct import Conduct
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
     from washp2p.transports import Buffer, Transport
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 AHEAD = 4
 """Chunks asked for and not yet received, per download."""
+EARLY = 64
+"""Requests of one peer that may wait for blobs to be offered."""
+SERVED = 8
+"""How often a peer may ask for each chunk, on average: links break and downloads begin anew."""
 
 
 @dataclass
 class Download:
     """A part of a peer's blob on its way into `into`.
 
-    The caller owns `into`; where it gave none, it is made when the blob's size is known.
+    The caller owns `into`; where it gave none, it is made when the blob's size is known, which may
+    be up to `limit`.
     """
 
     peer: MemberId
@@ -36,6 +42,7 @@ class Download:
     offset: int
     into: memoryview | None
     kind: Kind
+    limit: int = 0
     asked: int = 0
     received: int = 0
     awaited: dict[int, int] = field(default_factory=dict)
@@ -49,34 +56,48 @@ class Download:
 class Transfer:
     """Both ends of state transfer for one member. Never blocks."""
 
-    def __init__(self, transport: Transport, run: bytes, me: MemberId) -> None:
+    def __init__(
+        self, transport: Transport, run: bytes, me: MemberId, conduct: Conduct[MemberId]
+    ) -> None:
+        self.conduct = conduct
         self._transport = transport
         self._run = run
         self._me = me
         self._blobs: dict[str, tuple[memoryview, Kind]] = {}
-        self._early: defaultdict[str, list[Fetch]] = defaultdict(list)
+        self._early: defaultdict[MemberId, list[Fetch]] = defaultdict(list)
+        self._served: Counter[tuple[MemberId, str]] = Counter()
         self._downloads: dict[tuple[MemberId, str], Download] = {}
-        self.unasked = 0
-        """Chunks that came twice, or after nobody wanted them any more."""
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
         """Serve `data` as the blob `name`; it must not change until withdrawn."""
         self._blobs[name] = (data, kind)
-        for fetch in self._early.pop(name, []):
-            self.on_fetch(fetch)
+        for peer, early in list(self._early.items()):
+            self._early[peer] = [fetch for fetch in early if fetch.name != name]
+            for fetch in early:
+                if fetch.name == name:
+                    self.on_fetch(fetch)
 
     def withdraw(self, prefix: str) -> None:
         """Serve no blob whose name begins with `prefix` any longer."""
         self._blobs = {k: v for k, v in self._blobs.items() if not k.startswith(prefix)}
+        for pair in [pair for pair in self._served if pair[1].startswith(prefix)]:
+            del self._served[pair]
 
     def fetch(
-        self, peer: MemberId, name: str, into: memoryview | None, *, kind: Kind, offset: int = 0
+        self,
+        peer: MemberId,
+        name: str,
+        into: memoryview | None,
+        *,
+        kind: Kind,
+        offset: int = 0,
+        limit: int = 0,
     ) -> Download:
         """Begin to fill `into` with the peer's blob `name` from byte `offset` on.
 
-        None takes the whole blob, whatever its size.
+        None takes the whole blob, which may have up to `limit` bytes.
         """
-        download = Download(peer, name, offset, into, kind)
+        download = Download(peer, name, offset, into, kind, limit)
         if not download.done:
             self._downloads[peer, name] = download
             for _ in range(AHEAD if into is not None else 1):
@@ -86,6 +107,12 @@ class Transfer:
     def cancel(self) -> None:
         """Want none of what is still being fetched any more."""
         self._downloads.clear()
+
+    def forget(self, peer: MemberId) -> None:
+        """A peer is gone, and wants nothing any more."""
+        self._early.pop(peer, None)
+        for pair in [pair for pair in self._served if pair[0] == peer]:
+            del self._served[pair]
 
     def again(self, peer: MemberId) -> None:
         """A link to or from `peer` was broken: ask again for what has not come."""
@@ -99,40 +126,44 @@ class Transfer:
         return {peer for peer, _ in self._downloads}
 
     def on_fetch(self, fetch: Fetch) -> None:
-        """A peer asks. Raises ProtocolError if it asks for what is not there."""
+        """A peer asks: answer, or keep the request until there is such a blob."""
         if fetch.name not in self._blobs:
-            self._early[fetch.name].append(fetch)
+            early = self._early[fetch.sender]
+            if len(early) == EARLY:
+                self._refuse(early.pop(0), Reason.REQUEST, f"at most {EARLY} wait for a blob")
+            early.append(fetch)
             return
         data, kind = self._blobs[fetch.name]
+        asked = self._served[fetch.sender, fetch.name] = self._served[fetch.sender, fetch.name] + 1
         if fetch.length > CHUNK_BYTES or fetch.offset > data.nbytes:
-            raise ProtocolError(
-                f"member {fetch.sender} asked for {fetch.length} bytes at {fetch.offset} of "
-                f"{fetch.name}, which has {data.nbytes}; expected at most {CHUNK_BYTES} within it"
+            self._refuse(
+                fetch, Reason.REQUEST, f"it has {data.nbytes}; expected at most {CHUNK_BYTES} of it"
             )
+            return
+        if asked > SERVED * (AHEAD + data.nbytes // CHUNK_BYTES):
+            self._refuse(fetch, Reason.REQUEST, f"for the {asked}th time")
+            return
         part = data[fetch.offset : fetch.offset + fetch.length]
         header = Chunk(self._run, self._me, fetch.name, fetch.offset, data.nbytes, checksum(part))
         self._transport.send(fetch.sender, kind, headers.encode(header), (part,))
 
     def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
-        """A peer answers; what nobody waits for is ignored.
-
-        Raises ProtocolError if it is not what was asked for.
-        """
+        """A peer answers, with what it was asked for or it is refused."""
         download = self._downloads.get((chunk.sender, chunk.name))
         if download is None or chunk.offset not in download.awaited:
-            self.unasked += 1
+            self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
             return
-        length = min(download.awaited[chunk.offset], max(0, chunk.size - chunk.offset))
-        if payload.nbytes != length or (download.into is not None and _short(download, chunk)):
-            raise ProtocolError(
-                f"member {chunk.sender} sent {payload.nbytes} bytes at {chunk.offset} of "
-                f"{chunk.name}, which has {chunk.size}; expected {download.awaited[chunk.offset]}"
-            )
+        awaited = download.awaited[chunk.offset]
+        length = min(awaited, max(0, chunk.size - chunk.offset))
+        if payload.nbytes != length or not _fits(download, chunk):
+            what = f"{payload.nbytes} bytes of {chunk.size}; expected {awaited} of at most "
+            most = download.limit if download.into is None else download.into.nbytes
+            self._refuse(chunk, Reason.LENGTH, f"{what}{most}")
+            return
         if checksum(payload) != chunk.checksum:
-            raise ProtocolError(
-                f"{payload.nbytes} bytes at {chunk.offset} of {chunk.name} from member "
-                f"{chunk.sender} do not match their checksum"
-            )
+            self._refuse(chunk, Reason.CHECKSUM, "asked for again")
+            self._request(download, chunk.offset, awaited)
+            return
         del download.awaited[chunk.offset]
         if download.into is None:
             download.into = memoryview(bytearray(chunk.size))
@@ -146,6 +177,11 @@ class Transfer:
             del self._downloads[chunk.sender, chunk.name]
         else:
             self._ask(download)
+
+    def _refuse(self, header: Fetch | Chunk, reason: Reason, detail: str) -> None:
+        kind, at = type(header).__name__, f"{header.name} at {header.offset}"
+        what = f"{kind} of {at} from member {header.sender}: {detail}"
+        self.conduct.refuse(header.sender, reason, what)
 
     def _ask(self, download: Download) -> None:
         left = CHUNK_BYTES if download.into is None else download.into.nbytes - download.asked
@@ -162,7 +198,8 @@ class Transfer:
         self._transport.send(download.peer, download.kind, headers.encode(header))
 
 
-def _short(download: Download, chunk: Chunk) -> bool:
-    """Whether the peer's blob ends before what is wanted of it does."""
-    assert download.into is not None
-    return chunk.size < download.offset + download.into.nbytes
+def _fits(download: Download, chunk: Chunk) -> bool:
+    """Whether the peer's blob has what is wanted of it."""
+    if download.into is None:
+        return chunk.size <= download.limit
+    return chunk.size >= download.offset + download.into.nbytes

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from washp2p.commandline import Parser, report_errors
+from washp2p.commandline import Parser, add_link_options, report_errors
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
 from workers.options import add_data_options, add_process_options
 
@@ -34,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--bind", help="where peers reach this worker, tcp://ADDRESS:PORT or :*")
     parser.add_argument("--advertise", help="what peers are told instead, tcp://HOST[:PORT]")
-    parser.add_argument(
-        "--insecure", action="store_true", help="allow plain text on a network you trust"
-    )
+    add_link_options(parser, "join.key")
     add_data_options(parser)
     add_process_options(parser)
     with report_errors("worker"):
@@ -80,6 +78,7 @@ def take_part(options: argparse.Namespace, device: torch.device) -> None:
     connection = washp2p.connect(
         options.coordinator,
         wait=options.wait,
+        keys=options.keys,
         insecure=options.insecure,
         run_dir=options.run_dir,
     )

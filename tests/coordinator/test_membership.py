@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from coordinator.commands import End, Event, Keep, Record, Rewind, Send
+from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send
 from coordinator.members import Past, Phase
 from coordinator.membership import Membership
 from tests.conftest import make_layout
@@ -86,7 +86,9 @@ class Run:
         return commands
 
     def attach(self, who, layout=LAYOUT, rounds=None):
-        return Attach(layout.to_wire(), f"tcp://127.0.0.1:{9000 + who}", rounds or self.rounds, {})
+        return Attach(
+            layout.to_wire(), f"tcp://127.0.0.1:{9000 + who}", b"", rounds or self.rounds, {}
+        )
 
     def sync(self):
         for who in range(self.machine.population.config.n):
@@ -108,15 +110,20 @@ def events(commands):
 
 def finished():
     return Finished(
-        rounds=40,
-        steps=40,
+        rounds=16,
+        steps=16,
         seconds=1.0,
         waited=0.0,
         max_delay="0",
         applied_values=10,
         expired_values=0,
         refused_values=0,
-        theory={},
+        refused_messages={},
+        parameters=24,
+        wash=1.0,
+        paper=1.0,
+        papa=1.0,
+        papa_all_reduce=1.0,
     )
 
 
@@ -132,7 +139,7 @@ def test_the_roster_goes_out_when_all_have_attached():
     run = Run()
     rosters = sent(run.start(), NewRoster)
     assert [identity for identity, _ in rosters] == [b"0", b"1", b"2"]
-    assert rosters[0][1].peers == [[m, f"tcp://127.0.0.1:{9000 + m}", "a"] for m in range(3)]
+    assert rosters[0][1].peers == [[m, f"tcp://127.0.0.1:{9000 + m}", "a", b""] for m in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +227,9 @@ def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
 def test_metrics_are_recorded():
     run = Run()
     run.start()
-    assert run.tell(0, Metrics({"loss": 1.0})) == [Record({"loss": 1.0})]
+    assert run.tell(0, Metrics({"loss": 1.0})) == [Record({"loss": 1.0, "member": 0})]
+    claimed = run.tell(1, Metrics({"loss": 1.0, "member": 0}))
+    assert claimed == [Record({"loss": 1.0, "member": 1})]
 
 
 def test_the_run_finishes_when_all_have():
@@ -230,20 +239,22 @@ def test_the_run_finishes_when_all_have():
     for who in range(3):
         commands = run.tell(who, Averaged(0))
     assert sent(commands, Settled) == [(b"%d" % who, Settled(0)) for who in range(3)]
-    commands = run.tell(0, Result({"ensemble": 99.0}))
+    found = Result([0, 1, 2], [97.0, 98.0, 99.0], 99.0, 98.5, 98.0)
+    commands = run.tell(0, found)
     assert [identity for identity, _ in sent(commands, Evaluated)] == [b"0", b"1", b"2"]
     assert not sent(run.tell(0, finished()), Finish)
     assert not sent(run.tell(1, finished()), Finish)
     commands = run.tell(2, finished())
     assert [identity for identity, _ in sent(commands, Finish)] == [b"0", b"1", b"2"]
     assert not any(isinstance(command, End) for command in commands)
-    links = [{"peer": 1, "kind": "exchange", "payload": 5}]
+    counts = {"payload": 5, "header": 1, "messages": 1, "expected": 5}
+    links = [{"peer": 1, "kind": "exchange", **counts}]
     assert not sent(run.tell(0, Accounts(links)), Finish)
     run.tell(1, Accounts([]))
     assert run.gone(0) == []  # it has said its last word
     assert run.tell(2, Accounts([]))[-1] == End("all members finished", 0)
     assert run.machine.population.members[b"0"].counts == links
-    assert run.machine.population.accuracy == {"ensemble": 99.0}
+    assert run.machine.population.accuracy == asdict(found)
     assert run.machine.population.settled.members == (0, 1, 2)
     ((_, refusal),) = sent(run.tell(5, hello()), Refuse)
     assert "the run has ended" in refusal.reason
@@ -330,16 +341,16 @@ def test_a_newcomer_gets_a_donor_and_then_a_place():
     run.tell(2, Progress(5))
     assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 3
     commands = run.tell(7, run.attach(7))
-    assert sent(commands, Guest) == [(b"2", Guest(3, "tcp://127.0.0.1:9007"))]
-    assert sent(commands, Donor) == [(b"7", Donor(2, "tcp://127.0.0.1:9002"))]
+    assert sent(commands, Guest) == [(b"2", Guest(3, "tcp://127.0.0.1:9007", b""))]
+    assert sent(commands, Donor) == [(b"7", Donor(2, "tcp://127.0.0.1:9002", b""))]
     commands = run.gone(2)
-    assert sent(commands, Donor) == [(b"7", Donor(0, "tcp://127.0.0.1:9000"))]
+    assert sent(commands, Donor) == [(b"7", Donor(0, "tcp://127.0.0.1:9000", b""))]
     assert [i for i, _ in sent(commands, NewRoster)] == [b"0"]
     commands = run.tell(7, Ready())
     assert [i for i, _ in sent(commands, NewRoster)] == [b"0", b"7"]
     roster = sent(commands, NewRoster)[0][1]
     assert [m for m, *_ in roster.peers] == [0, 3]
-    seeds = sent(run.tell(0, Progress(roster.first)), Seeds)
+    seeds = sent(run.tell(0, Progress(roster.first - 1)), Seeds)
     assert {identity for identity, _ in seeds} == {b"0", b"7"}
     assert seeds[0][1].first == roster.first
 
@@ -371,7 +382,8 @@ def test_who_diverges_is_reset_or_dropped_or_the_run_stops(policy, answer):
     run = Run(on_divergence=policy)
     run.start()
     run.sync()
-    commands = run.tell(0, Diverged(2))
+    assert run.tell(0, Diverged(2)) == []  # anybody could say so
+    commands = run.tell(1, Diverged(2))
     assert (b"2", True) in [(i, "not finite" in m.reason) for i, m in sent(commands, answer)]
     if policy == "stop":
         assert isinstance(commands[-1], End)
@@ -469,7 +481,7 @@ def resumed(**options):
 
 
 def claim(*held):
-    return Claim("h", 1, [list(pair) for pair in held])
+    return Claim("h", 1, list(held))
 
 
 def test_each_goes_on_as_a_member_whose_checkpoint_it_has():
@@ -501,7 +513,7 @@ def test_each_goes_on_as_a_member_whose_checkpoint_it_has():
 
 def test_nobody_is_what_its_checkpoints_are_not():
     run = resumed()
-    for nonsense in ([80, 7], [81, 0], [80], [80, "0"], "80", [[80], 0], 3):
+    for nonsense in ((80, 7), (81, 0), (2**63, 2**63)):
         ((_, refusal),) = sent(run.tell(0, Claim("h", 1, [nonsense])), Refuse)
         assert "no checkpoint" in refusal.reason
 
@@ -621,11 +633,44 @@ def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():
 
 def test_unknown_senders_and_messages_out_of_place():
     run = Run()
-    assert run.tell(9, Metrics({})) == []
+    assert run.tell(9, Metrics({})) == [Reject(b"9", "a Metrics of no member")]
     run.start()
     assert run.tell(1, run.attach(1)) == []  # said again
     run = Run()
     run.tell(0, hello())
-    told, *rest = run.tell(0, Attach([], "tcp://x:1", 3, {}))
+    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", b"", 3, {}))
     assert "not a layout" in told.message.reason
     assert "not a layout" in events(rest)[0]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://x:*", "tcp://x:0", "tcp://*:5", "tcp://!:5", "tcp://a;b:5", "tcp://x:5/y", "tcp://:5"],
+)
+def test_an_address_that_nobody_could_connect_to_is_refused(endpoint):
+    run = Run(rounds=400)
+    run.start()
+    run.sync()
+    run.gone(1)
+    run.tell(7, hello(7))
+    commands = run.tell(7, replace(run.attach(7), endpoint=endpoint))
+    assert sent(commands, Refuse)
+    assert not sent(commands, Guest)
+
+
+def test_nobody_is_ready_before_it_has_a_donor():
+    run = Run()
+    run.tell(0, hello())
+    run.tell(0, run.attach(0))
+    assert run.tell(0, Ready()) == []
+    assert not run.machine.population.started
+
+
+@pytest.mark.parametrize("word", [Accounts([]), finished()])
+def test_nobody_has_finished_before_there_is_an_average(word):
+    run = Run()
+    run.start()
+    run.sync()
+    (rejected,) = run.tell(0, word)
+    assert isinstance(rejected, Reject)
+    assert "has finished, nobody has averaged yet" in rejected.what

@@ -59,7 +59,7 @@ class Worker:
         welcome = await self.hear()
         assert isinstance(welcome, Welcome)
         layout = make_layout([[9, 3], [12]]).to_wire()
-        await self.tell(Attach(layout, "tcp://127.0.0.1:1", ROUNDS, {"torch": "2"}))
+        await self.tell(Attach(layout, "tcp://127.0.0.1:1", b"", ROUNDS, {"torch": "2"}))
         return welcome
 
     async def train(self):
@@ -77,8 +77,8 @@ class Worker:
         await self.tell(Metrics({"loss": 0.5}))
         await self.tell(Averaged(0))
         assert isinstance(await self.hear(), Settled)
-        theory = dict.fromkeys(("parameters", "wash", "paper", "papa", "papa_all_reduce"), 1)
-        await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, 0, 0, theory))
+        theory = (1, 1.0, 1.0, 1.0, 1.0)
+        await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, 0, 0, {}, *theory))
         assert isinstance(await self.hear(), Finish)
         await self.tell(Accounts([]))
         return seeds, size
@@ -119,7 +119,10 @@ async def test_a_whole_run(server, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [row["seeds_received"] for row in summary["bytes"]] == [size for _, size in heard]
     assert (summary["rounds"], summary["rounds_per_second"]) == (ROUNDS, ROUNDS / 2)
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"loss": 0.5}\n' * 3
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert sorted(line.pop("member") for line in metrics) == [0, 1, 2]
+    assert metrics == [{"loss": 0.5}] * 3
 
 
 @pytest.mark.asyncio

@@ -28,6 +28,13 @@ def kill_all(here):
         worker.process.join()
 
 
+def three(here, point, reached):
+    """Three members, one of which is held at a point; it comes first."""
+    workers = [here.worker((point, reached)), here.worker(), here.worker()]
+    workers[0].wait_until_held()
+    return workers
+
+
 def resume(here, *flags):
     """Everything again, from the checkpoints."""
     coordinator = here.coordinator(*flags, resume=True)
@@ -79,9 +86,7 @@ def assert_undisturbed(here, tmp_path, *, unheard=()):
 )
 def test_a_power_cut(here, tmp_path, flags, rounds):
     here.coordinator(*FLAGS, "--max-delay=0", *flags)
-    held = here.worker((points.BEFORE_SEND, 110))
-    _ = [here.worker() for _ in range(2)]
-    held.wait_until_held()
+    three(here, points.BEFORE_SEND, 110)
     kill_all(here)
     second, workers = resume(here)
     line = second.until("go on from their checkpoints of round")
@@ -101,9 +106,7 @@ def test_a_power_cut(here, tmp_path, flags, rounds):
 )
 def test_a_power_cut_when_values_are_late(here, tmp_path, flags):
     here.coordinator(*FLAGS, *flags)
-    held = here.worker((points.BEFORE_SEND, 110))
-    _ = [here.worker() for _ in range(2)]
-    held.wait_until_held()
+    three(here, points.BEFORE_SEND, 110)
     kill_all(here)
     second, workers = resume(here)
     finish(second, workers)
@@ -141,9 +144,7 @@ def test_interrupted_and_killed_again_while_it_is_resumed(here, tmp_path):
 def test_a_coordinator_killed_before_they_have_gone_on(here, tmp_path):
     """The members are there, their roster is out, no seed is."""
     here.coordinator(*FLAGS, "--max-delay=0")
-    held = here.worker((points.BEFORE_SEND, 60))
-    _ = [here.worker() for _ in range(2)]
-    held.wait_until_held()
+    three(here, points.BEFORE_SEND, 60)
     kill_all(here)
     second = here.coordinator(resume=True)
     slow = here.worker((points.STARTING, 0))
@@ -197,9 +198,7 @@ def test_a_snapshot_given_just_after_a_checkpoint(here, tmp_path):
 @pytest.mark.timeout(120)
 def test_without_one_of_its_members(here, tmp_path):
     here.coordinator(*FLAGS, "--max-delay=0", "--checkpoint-epochs=2")
-    held = here.worker((points.BEFORE_SEND, 110))
-    _ = [here.worker() for _ in range(2)]
-    held.wait_until_held()
+    three(here, points.BEFORE_SEND, 110)
     kill_all(here)
     (here.folder / "checkpoints" / "80" / "1.safetensors").unlink()
     second = here.coordinator("--min-n=2", resume=True)
@@ -222,11 +221,9 @@ def test_members_that_stopped_leave_checkpoints(here, tmp_path):
     """The coordinator stays away: they stop at its last seed, and go on from there."""
     flags = ("--checkpoint-epochs=0", "--patience=0.2", "--max-delay=0")
     first = here.coordinator(*FLAGS, *flags)
-    held = here.worker((points.BEFORE_SEND, 60))
-    workers = [held, *(here.worker() for _ in range(2))]
-    held.wait_until_held()
+    workers = three(here, points.BEFORE_SEND, 60)
     first.kill()
-    held.let_go()
+    workers[0].let_go()
     assert [worker.wait() for worker in workers] == [1] * 3
     assert all("--resume RUN" in worker.text for worker in workers)
     second, workers = resume(here, "--patience=2")
@@ -244,33 +241,31 @@ def fill(folder):
     return filler
 
 
-def mount(folder, size):
-    """A small disk at `folder`; skips where that is not permitted."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"needs root to mount a small disk: {done.stderr.strip()}")
-
-
 @pytest.fixture
-def small_disk(here):
-    """Where checkpoints go there is room for those of one round, and a bit."""
-    folder = here.folder / "checkpoints"
-    mount(folder, "1200k")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk():
+    """Mounts a small disk at a folder; skips where that is not permitted."""
+    with contextlib.ExitStack() as mounted:
+
+        def mount(folder, size):
+            folder.mkdir(parents=True)
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"needs root to mount a small disk: {done.stderr.strip()}")
+            mounted.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+            return folder
+
+        yield mount
 
 
 @pytest.mark.timeout(120)
-def test_no_room_for_a_checkpoint(here, small_disk, tmp_path):
+def test_no_room_for_a_checkpoint(here, disk, tmp_path):
+    small_disk = disk(here.folder / "checkpoints", "1200k")  # for those of one round, and a bit
     first = here.coordinator(*FLAGS, "--max-delay=0")
-    held = here.worker((points.BEFORE_SEND, 60))
-    workers = [held, *(here.worker() for _ in range(2))]
-    held.wait_until_held()
+    workers = three(here, points.BEFORE_SEND, 60)
     first.until("all members have a checkpoint of round 40")
     filler = fill(small_disk)
-    held.let_go()
+    workers[0].let_go()
     assert "No space left on device" in first.until("has no checkpoint of round 80")
     assert "last good one is of round 40" in first.printed[-1]
     assert sorted(path.name for path in (small_disk / "40").iterdir()) == [
@@ -285,24 +280,15 @@ def test_no_room_for_a_checkpoint(here, small_disk, tmp_path):
     assert_undisturbed(here, tmp_path)
 
 
-@pytest.fixture
-def small_run_disk(here):
-    """All of the run folder is on a small disk."""
-    mount(here.folder, "4m")
-    yield here.folder
-    subprocess.run(["umount", "-l", str(here.folder)], check=True)
-
-
 @pytest.mark.timeout(120)
-def test_no_room_for_anything_for_a_while(here, small_run_disk):
+def test_no_room_for_anything_for_a_while(here, disk):
     """The run goes on, and says what it could not write."""
+    disk(here.folder, "4m")
     coordinator = here.coordinator(*FLAGS, "--max-delay=0", "--epochs=8")
-    held = here.worker((points.BEFORE_SEND, 100))
-    workers = [held, *(here.worker() for _ in range(2))]
-    held.wait_until_held()
+    workers = three(here, points.BEFORE_SEND, 100)
     coordinator.until("all members have a checkpoint of round 80")
-    filler = fill(small_run_disk)
-    held.let_go()
+    filler = fill(here.folder)
+    workers[0].let_go()
     coordinator.until("journal.sqlite: database or disk is full; the run goes on")
     coordinator.until("has no checkpoint of round 120: cannot write")
     filler.unlink()
@@ -314,26 +300,15 @@ def test_no_room_for_anything_for_a_while(here, small_run_disk):
     assert story.summary["lost_values"] == 0
 
 
-@pytest.fixture
-def two_disks(here):
-    """The run folder on one small disk, checkpoints on another."""
-    places = [here.folder, here.folder / "checkpoints"]
-    for place in places:
-        mount(place, "4m")
-    yield here.folder
-    for place in reversed(places):
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 @pytest.mark.timeout(120)
-def test_no_room_for_the_journal_only(here, two_disks, tmp_path):
+def test_no_room_for_the_journal_only(here, disk, tmp_path):
     """The checkpoint that it names stays, though all members have newer ones."""
+    for place in (here.folder, here.folder / "checkpoints"):
+        disk(place, "4m")
     first = here.coordinator(*FLAGS, "--max-delay=0")
-    held = here.worker((points.BEFORE_SEND, 60))
-    _ = [here.worker() for _ in range(2)]
-    held.wait_until_held()
+    held, *_ = three(here, points.BEFORE_SEND, 60)
     first.until("all members have a checkpoint of round 40")
-    filler = fill(two_disks)
+    filler = fill(here.folder)
     held.let_go()
     first.until("journal.sqlite: database or disk is full; the run goes on")
     first.until("all members have a checkpoint of round 80")

@@ -46,7 +46,7 @@ def slowed(arguments, output, seconds):
     learning_rate = Trainer._learning_rate
 
     def slowly(self):
-        time.sleep(seconds)
+        time.sleep(seconds)  # being slow is what this is about
         return learning_rate(self)
 
     Trainer._learning_rate = slowly

@@ -92,8 +92,9 @@ def test_hosts_far_apart_do_not_wait_for_each_other(tmp_path):
     for row in rows:
         step = row["seconds"] / rounds
         assert step < 0.05  # in lockstep a round would take that and the step itself
-        assert 0.8 * 0.05 / step <= int(row["max_delay"]) <= 32
         assert row["expired_values"] == 0
+    # One may be some steps ahead: its peer's values are later by as many, its own less late.
+    assert 2 * 0.8 * 0.05 / step <= sum(int(row["max_delay"]) for row in rows) <= 64
     assert rows[0]["applied_values"] == rows[1]["applied_values"] > 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.transports.base import Buffer, Message, Transport
+from washp2p.transports.base import Buffer, Credentials, Message, Transport
 from washp2p.transports.memory import MemoryTransport
 from washp2p.transports.zeromq import ZeromqTransport
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMES",
     "Buffer",
+    "Credentials",
     "MemoryTransport",
     "Message",
     "Transport",
@@ -32,10 +33,18 @@ SCHEMES: dict[str, type[MemoryTransport | ZeromqTransport]] = {
 }
 
 
-def listen(address: str, patience: Patience | None = None) -> Transport:
+def listen(
+    address: str,
+    patience: Patience | None = None,
+    credentials: Credentials | None = None,
+    *,
+    largest: int = -1,
+) -> Transport:
     """A transport that listens at `address` and counts links as broken after some `patience`.
 
-    Raises UsageError for an unknown scheme or address.
+    Its links are encrypted, and open to its peers only, if there are `credentials`. No message that
+    it takes has more than `largest` bytes, header included (-1: of any size). Raises UsageError for
+    an unknown scheme or address.
     """
     scheme = address.partition("://")[0]
     if scheme not in SCHEMES:
@@ -43,4 +52,4 @@ def listen(address: str, patience: Patience | None = None) -> Transport:
             f"{address!r} has no known transport; expected one of "
             + ", ".join(f"{known}://" for known in SCHEMES)
         )
-    return SCHEMES[scheme](address, patience)
+    return SCHEMES[scheme](address, patience, credentials, largest)

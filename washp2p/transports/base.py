@@ -14,20 +14,36 @@ from typing import TYPE_CHECKING
 from washp2p.ledger import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from washp2p.keys import KeyPair
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
 
 Buffer = memoryview
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What encrypted links need: a member's own keys, and whom it lets in.
+
+    `member_of` says whose a public key is, None if it is nobody's now. Any thread may call it.
+    """
+
+    own: KeyPair
+    member_of: Callable[[bytes], MemberId | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One received message. Its memory belongs to the receiver until it lets go of it."""
+    """One received message. Its memory belongs to the receiver until it lets go of it.
+
+    `sender` is who has sent it, None on links that cannot prove it.
+    """
 
     header: memoryview
     payload: memoryview
+    sender: MemberId | None = None
 
 
 class Transport(ABC):
@@ -48,8 +64,10 @@ class Transport(ABC):
         self._sending = Lock()
 
     @abstractmethod
-    def connect(self, peer: MemberId, endpoint: str) -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
         """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
+
+        `key` is the peer's public one, where links are encrypted.
 
         Raises UsageError if `endpoint` is not an address of this transport.
         """
@@ -59,6 +77,13 @@ class Transport(ABC):
         """Let go of `peer`: what is queued for it is lost, what is sent to it later, too.
 
         Harmless where it is not connected.
+        """
+
+    @abstractmethod
+    def cut(self, peer: MemberId, key: bytes) -> None:
+        """Have nothing to do any more with `peer`, in either direction, nor with its `key`.
+
+        What has arrived of it already may still be received.
         """
 
     @abstractmethod
@@ -80,7 +105,8 @@ class Transport(ABC):
     ) -> None:
         """Queue one message for `peer`, whose payload is `buffers` end to end.
 
-        Where the link to it is broken, or it was never connected, the message is lost.
+        Where the link to it is broken, or it was never connected, the message is lost; so it is
+        where a peer has left too many unread.
 
         `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
         ledger. Does not block; `buffers` may be reused on return.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from washp2p.patience import Patience
     from washp2p.rounds import MemberId
+    from washp2p.transports.base import Credentials
 
 _Inbox = SimpleQueue[Message | None]
 
@@ -24,7 +25,13 @@ class MemoryTransport(Transport):
     _inboxes: dict[str, _Inbox] = {}  # noqa: RUF012 - the "network" all members of a process share
     _lock = Lock()
 
-    def __init__(self, endpoint: str, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        patience: Patience | None = None,
+        credentials: Credentials | None = None,
+        largest: int = -1,
+    ) -> None:
         """Take the name `endpoint` (`memory://NAME`). Raises UsageError if it is in use."""
         self.endpoint = endpoint
         super().__init__()
@@ -35,7 +42,7 @@ class MemoryTransport(Transport):
                 raise UsageError(f"{endpoint} is in use; choose another name")
             self._inboxes[endpoint] = self._inbox
 
-    def connect(self, peer: MemberId, endpoint: str) -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
         """See Transport."""
         if not endpoint.startswith("memory://"):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
@@ -44,6 +51,10 @@ class MemoryTransport(Transport):
     def disconnect(self, peer: MemberId) -> None:
         """See Transport."""
         self._peers.pop(peer, None)
+
+    def cut(self, peer: MemberId, key: bytes) -> None:
+        """See Transport: whoever is in this process is trusted, only the way there is closed."""
+        self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:
         """See Transport: a link holds as long as its other end is there."""

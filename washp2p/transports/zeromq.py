@@ -1,18 +1,22 @@
-"""`tcp://` and `ipc://` by ZeroMQ: a bound PULL socket, and one PUSH socket to each peer.
+"""`tcp://` and `ipc://` by ZeroMQ: a bound DEALER socket, and another one to each peer.
 
-Links are one-way: replies go back over the replier's own PUSH socket. ZeroMQ's I/O thread does the
-sending and receiving, so a message moves on while the caller computes.
+Links are one-way: replies go back over the replier's own link. ZeroMQ's I/O thread does the
+sending and receiving, and the encryption if there are keys, so a message moves on while the caller
+computes.
 """
 
 from __future__ import annotations
 
 import socket
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from washp2p.errors import UsageError
+from washp2p.gate import Gate, guard, hang_up, present
 from washp2p.patience import Patience
 from washp2p.transports.base import Buffer, Message, Transport
 
@@ -20,10 +24,32 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from washp2p.rounds import MemberId
+    from washp2p.transports.base import Credentials
 
-_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
 _INTERRUPT = "inproc://interrupt"
+_NOTHING = memoryview(b"")
 _LENGTHS = [bytes([length]) for length in range(256)]
+
+QUEUED = 10_000
+"""Messages kept for a peer that does not take them; more are lost."""
+TAKEN_AHEAD = 1000
+"""Messages taken from a peer before `receive` has asked for them; more wait at the peer."""
+
+
+@dataclass
+class _Link:
+    """A way to a peer. `since` is when it was made, or went down."""
+
+    endpoint: str
+    key: bytes
+    socket: zmq.Socket[bytes]
+    monitor: zmq.Socket[bytes]
+    since: float
+    up: bool = False
+    broken: bool = False
+    hopeless: bool = False
 
 
 class ZeromqTransport(Transport):
@@ -32,7 +58,13 @@ class ZeromqTransport(Transport):
     One frame costs half of what a multipart message does, on the wire and in calls.
     """
 
-    def __init__(self, bind: str, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        bind: str,
+        patience: Patience | None = None,
+        credentials: Credentials | None = None,
+        largest: int = -1,
+    ) -> None:
         """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot.
 
         `patience` says when a silent link counts as broken.
@@ -40,106 +72,111 @@ class ZeromqTransport(Transport):
         if bind.startswith("ipc://") and _in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         super().__init__()
+        self._credentials = credentials
+        self._patience = patience or Patience()
+        self._timeout: float | None = None
+        self._links: dict[MemberId, _Link] = {}
+        self._cut_off: set[bytes] = set()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
-        self._pull = self._context.socket(zmq.PULL)
-        self._pull.set(zmq.RCVHWM, 0)
-        self._timeout: float | None = None
-        self._patience = patience or Patience()
-        self._patience.watch(self._pull)
-        self._monitors: dict[MemberId, zmq.Socket[bytes]] = {}
-        self._up: set[MemberId] = set()
-        self._broken: set[MemberId] = set()
-        self._pull.set(zmq.IPV6, "[" in bind)
-        self._pull.bind(_INTERRUPT)
-        self._interrupt = self._context.socket(zmq.PUSH)
+        self._gate: Gate | None = None
+        self._incoming = self._context.socket(zmq.DEALER)
+        if credentials is not None:
+            self._gate = Gate(self._context, self._admits, self._patience)
+            guard(self._incoming, credentials.own)
+        self._patience.listen(self._incoming, TAKEN_AHEAD, largest)
+        self._incoming.set(zmq.IPV6, "[" in bind)
+        self._incoming.bind(_INTERRUPT)
+        self._interrupt = self._context.socket(zmq.DEALER)
         self._interrupt.set(zmq.SNDHWM, 0)
         self._interrupt.connect(_INTERRUPT)
-        self._push: dict[MemberId, zmq.Socket[bytes]] = {}
         try:
-            self._pull.bind(bind)
+            self._incoming.bind(bind)
         except zmq.ZMQError as error:
             self.close()
             raise UsageError(
                 f"cannot listen at {bind}: {error.strerror}; choose another address or port"
             ) from None
-        self.endpoint = self._pull.get_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self._incoming.get_string(zmq.LAST_ENDPOINT)
 
-    def connect(self, peer: MemberId, endpoint: str) -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
         """See Transport."""
-        push = self._context.socket(zmq.PUSH)
-        push.set(zmq.SNDHWM, 0)
-        push.set(zmq.IPV6, "[" in endpoint)
-        self._patience.watch(push)
-        monitor = push.get_monitor_socket(_EVENTS)
         try:
-            push.connect(endpoint)
+            link = self._link(endpoint, key)
         except zmq.ZMQError as error:
-            _let_go(push, monitor)
             raise UsageError(
                 f"member {peer} is said to listen at {endpoint!r}: {error.strerror}; start it with "
                 "an --advertise address of the form tcp://HOST:PORT"
             ) from None
         self.disconnect(peer)
-        self._push[peer], self._monitors[peer] = push, monitor
+        self._links[peer] = link
 
     def disconnect(self, peer: MemberId) -> None:
         """See Transport."""
         with self._sending:
-            push, monitor = self._push.pop(peer, None), self._monitors.pop(peer, None)
-            self._broken.discard(peer)
-            self._up.discard(peer)
-            if push is not None and monitor is not None:
-                _let_go(push, monitor)
+            link = self._links.pop(peer, None)
+            if link is not None:
+                _let_go(link)
+
+    def cut(self, peer: MemberId, key: bytes) -> None:
+        """See Transport."""
+        self.disconnect(peer)
+        self._cut_off.add(key)
 
     def broken(self, peer: MemberId) -> bool:
         """See Transport."""
-        return peer not in self._up
+        link = self._links.get(peer)
+        return link is None or not link.up
 
     def mended(self) -> list[MemberId]:
         """See Transport."""
         mended = []
-        for peer, monitor in self._monitors.items():
-            while int(monitor.get(zmq.EVENTS)) & zmq.POLLIN:
-                if recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED:
-                    self._broken.add(peer)
-                    self._up.discard(peer)
+        now = time.monotonic()
+        for peer, link in self._links.items():
+            while int(link.monitor.get(zmq.EVENTS)) & zmq.POLLIN:
+                event = recv_monitor_message(link.monitor)["event"]
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    link.up = True
+                    if link.broken:
+                        link.broken = False
+                        mended.append(peer)
                     continue
-                self._up.add(peer)
-                if peer in self._broken:
-                    self._broken.remove(peer)
-                    mended.append(peer)
+                link.hopeless |= bool(event & _FAILED)
+                if link.up:
+                    link.up, link.broken, link.since = False, True, now
+            if int(link.socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                link.hopeless = True  # nothing is to come back: away with it, unread
+            if link.hopeless or (link.broken and now - link.since > self._patience.seconds):
+                self._replace(peer, link)
         return mended
 
     def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
         """See Transport."""
-        push = self._push.get(peer)
-        if push is None or peer in self._broken:
+        link = self._links.get(peer)
+        if link is None or link.broken:
             return None
         message = b"".join((_LENGTHS[len(header)], header, *buffers))
-        push.send(message)
+        try:
+            link.socket.send(message, zmq.NOBLOCK)
+        except zmq.Again:
+            return None
         return len(message) - len(header) - 1
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
-        message = b""
-        if timeout == 0:
-            while not message:  # an interrupt that came too late is one
-                if not int(self._pull.get(zmq.EVENTS)) & zmq.POLLIN:  # cheaper than an exception
-                    return None
-                message = self._pull.recv()
-        else:
-            if timeout != self._timeout:
-                self._pull.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
+        while True:
+            if timeout == 0:
+                if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
+                    return None  # cheaper than an exception
+            elif timeout != self._timeout:
+                self._incoming.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
                 self._timeout = timeout
             try:
-                message = self._pull.recv()
+                message = self._take(zmq.NOBLOCK if timeout == 0 else 0)
             except zmq.Again:
                 return None
-        if not message:
-            return None
-        view, end = memoryview(message), 1 + message[0]
-        return Message(view[1:end], view[end:])
+            if message is not None or timeout != 0:  # else an interrupt that came too late
+                return message
 
     def interrupt(self) -> None:
         """See Transport."""
@@ -149,18 +186,87 @@ class ZeromqTransport(Transport):
         """See Transport."""
         if self._context.closed:
             return
-        for peer, push in self._push.items():
-            _let_go(push, self._monitors[peer], linger)
+        for link in self._links.values():
+            _let_go(link, linger)
         self._interrupt.close(linger=0)
-        self._pull.close(linger=0)
+        self._incoming.close(linger=0)
         self._context.term()
+        if self._gate is not None:
+            self._gate.join()
+
+    def _link(self, endpoint: str, key: bytes) -> _Link:
+        """A new socket on its way to a peer. Raises ZMQError."""
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.set(zmq.SNDHWM, QUEUED)
+        dealer.set(zmq.MAXMSGSIZE, 1024)  # handshakes; nothing else comes back
+        dealer.set(zmq.IPV6, "[" in endpoint)
+        self._patience.watch(dealer)
+        monitor = dealer.get_monitor_socket(_EVENTS)
+        link = _Link(endpoint, key, dealer, monitor, time.monotonic())
+        try:
+            if self._credentials is not None:
+                present(dealer, self._credentials.own, key)
+            dealer.connect(endpoint)
+        except zmq.ZMQError:
+            _let_go(link)
+            raise
+        return link
+
+    def _replace(self, peer: MemberId, link: _Link) -> None:
+        """Begin a link anew: after some handshakes that fail ZeroMQ tries no more."""
+        link.up, link.broken, link.hopeless, link.since = False, True, False, time.monotonic()
+        with self._sending:
+            _let_go(link)
+            again = self._link(link.endpoint, link.key)
+            link.socket, link.monitor = again.socket, again.monitor
+
+    def _take(self, flags: int) -> Message | None:
+        """The next message of somebody who may send; None for an interrupt. Raises Again."""
+        if self._credentials is None:
+            return self._message(memoryview(self._incoming.recv(flags)), None)
+        while True:
+            frame = self._incoming.recv(flags, copy=False)
+            key = _key_of(frame)
+            if key is None:
+                return None
+            sender = None if key in self._cut_off else self._credentials.member_of(key)
+            message = self._message(frame.buffer, sender)
+            if sender is not None:
+                return message or Message(_NOTHING, _NOTHING, sender)
+            hang_up(frame)
+
+    def _message(self, data: memoryview, sender: MemberId | None) -> Message | None:
+        """What is in a ZeroMQ message; None if it is empty, or has several parts, as none has."""
+        several = False
+        while self._incoming.get(zmq.RCVMORE):
+            self._incoming.recv()
+            several = True
+        if several or not len(data):
+            return None
+        end = 1 + data[0]
+        return Message(data[1:end], data[end:], sender)
+
+    def _admits(self, key: bytes, _: str) -> bool | None:
+        """On the gate's thread."""
+        assert self._credentials is not None
+        if key in self._cut_off:
+            return False
+        return True if self._credentials.member_of(key) is not None else None
 
 
-def _let_go(push: zmq.Socket[bytes], monitor: zmq.Socket[bytes], linger: float = 0.0) -> None:
+def _key_of(frame: zmq.Frame) -> bytes | None:
+    """The key that a message's sender has proved to hold; None for an interrupt."""
+    try:
+        return bytes.fromhex(str(frame.get("User-Id")))
+    except zmq.ZMQError:
+        return None
+
+
+def _let_go(link: _Link, linger: float = 0.0) -> None:
     """Close a link's sockets; what is queued has `linger` seconds to leave."""
-    push.disable_monitor()
-    monitor.close(linger=0)
-    push.close(linger=round(linger * 1000))
+    link.socket.disable_monitor()
+    link.monitor.close(linger=0)
+    link.socket.close(linger=round(linger * 1000))
 
 
 def _in_use(path: str) -> bool:
