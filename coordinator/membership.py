@@ -232,9 +232,12 @@ class Membership:
         yield from self._end_if_all_have()
 
     def _end_if_all_have(self) -> Iterator[Command]:
-        enrolled = self.population.enrolled()
+        population = self.population
+        enrolled = population.enrolled()
         if enrolled and all(m.phase is Phase.ACCOUNTED for m in enrolled):
-            self.population.ended = True
+            population.ended = True
+            newcomers = [m for m in population.members.values() if m.phase < Phase.ENROLLED]
+            yield from population.tell(Refuse("the run has ended"), newcomers)
             yield End("all members finished", 0)
 
     @staticmethod

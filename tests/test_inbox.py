@@ -7,9 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import Refusals
-from washp2p.inbox import GUESTS, Inbox
+from washp2p.conduct import Reason
+from washp2p.frames import Fetch, headers
+from washp2p.inbox import AHEAD, GUESTS, Inbox
 from washp2p.patience import Patience
 from washp2p.rounds import Peer, Roster
+from washp2p.transports import Message
+
+RUN = b"run id 1"
 
 
 class Recorder:
@@ -21,9 +26,13 @@ class Recorder:
         self.waits = set()
         self.posted = 1
         self.arrivals = self
+        self.messages = []
 
     def receive(self, timeout):
-        return None
+        return self.messages.pop(0) if self.messages else None
+
+    def is_gone(self, peer):
+        return False
 
     def mended(self):
         return []
@@ -48,6 +57,7 @@ def scene():
     connection = SimpleNamespace(
         patience=Patience(0.1),
         member=0,
+        run=RUN,
         rosters=[roster(0, 0, 1, 2)],
         changes=1,
         check=lambda: None,
@@ -113,3 +123,28 @@ def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
         inbox.drain()
     assert len(inbox.guests) == GUESTS
     assert [peer for (peer,) in calls(wire, "disconnect")] == list(range(10, 10 + 2 * GUESTS))
+
+
+def fetch(sender, number):
+    header = headers.encode(Fetch(RUN, sender, "snapshot:3", number, 1))
+    return Message(memoryview(header), memoryview(b""))
+
+
+def test_what_comes_before_the_control_plane_has_told_of_its_sender_is_kept(scene):
+    connection, wire, inbox = scene
+    wire.messages = [fetch(3, 0), fetch(3, 1)]
+    inbox.drain()
+    assert calls(wire, "on_fetch") == []
+    connection.take_guests = lambda: [Peer(3, "memory://3")]
+    connection.changes += 1
+    wire.messages = [fetch(3, 2)]
+    inbox.drain()
+    assert [asked.offset for (asked,) in calls(wire, "on_fetch")] == [0, 1, 2]
+    assert not inbox._conduct.refused
+
+
+def test_of_nobody_only_so_much_is_kept(scene):
+    _, wire, inbox = scene
+    wire.messages = [fetch(7, number) for number in range(AHEAD + 5)]
+    inbox.drain()
+    assert inbox._conduct.refused == {Reason.STRANGER: 5}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
@@ -36,6 +37,9 @@ GUESTS = 16
 
 IN_ADVANCE = 4096
 """Rounds by which a peer may have seeds that this member has not, the coordinator being slow."""
+
+AHEAD, AHEAD_BYTES = 1000, 64 << 20
+"""Messages that are kept until the control plane has told of their senders."""
 
 NOTICE_SECONDS = 10.0
 """How long a member waits in silence before it logs what it waits for."""
@@ -68,6 +72,8 @@ class Inbox:
         self._changes = -1
         self._seen = 0
         self._look_at = 0.0
+        self._ahead: deque[Message] = deque()
+        self._ahead_bytes = 0
         self.guests: list[Peer] = []
         """Newcomers that wait for a snapshot of this member."""
         self.out_of_reach: set[MemberId] = set()
@@ -181,6 +187,9 @@ class Inbox:
             self.guests.append(guest)
             if len(self.guests) > GUESTS:  # nobody says which of them have gone
                 self._let_go(self.guests.pop(0).member)
+        ahead, self._ahead, self._ahead_bytes = self._ahead, deque(), 0
+        for message in ahead:
+            self._dispatch(message)
 
     def _let_go(self, peer: MemberId) -> None:
         self._transport.disconnect(peer)
@@ -231,7 +240,7 @@ class Inbox:
             elif sender is not None and header.sender != sender:
                 self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
             elif not self._knows(header.sender):
-                self._conduct.refuse(sender, Reason.STRANGER, f"member {me} got {header!r:.200}")
+                self._keep(message)
             else:
                 self._hand_on(header, message.payload)
         self._cut_off_offenders()
@@ -258,6 +267,16 @@ class Inbox:
         if sender not in self._linked:
             self._follow()
         return sender in self._linked or self.arrivals.is_gone(sender)
+
+    def _keep(self, message: Message) -> None:
+        """The sender may have learnt of this member first. The oldest go if there are too many."""
+        self._ahead.append(message)
+        self._ahead_bytes += message.payload.nbytes
+        while len(self._ahead) > AHEAD or self._ahead_bytes > AHEAD_BYTES:
+            oldest = self._ahead.popleft()
+            self._ahead_bytes -= oldest.payload.nbytes
+            header = headers.decode(oldest.header)
+            self._conduct.refuse(oldest.sender, Reason.STRANGER, f"{header!r:.200}")
 
     def _cut_off_offenders(self) -> None:
         for peer, what in self._conduct.take_offenders().items():

@@ -260,6 +260,20 @@ def test_the_run_finishes_when_all_have():
     assert "the run has ended" in refusal.reason
 
 
+def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
+    run = Run(n=2, rounds=400)
+    run.start()
+    run.sync()
+    run.gone(1)
+    run.tell(7, hello(7))
+    assert sent(run.tell(7, run.attach(7)), Donor)
+    for message in (Averaged(1), finished()):
+        run.tell(0, message)
+    commands = run.tell(0, Accounts([]))
+    assert sent(commands, Refuse) == [(b"7", Refuse("the run has ended"))]
+    assert commands[-1] == End("all members finished", 0)
+
+
 def test_an_interrupt_before_the_start_ends_the_run_too():
     run = Run()
     run.tell(0, hello(0))
