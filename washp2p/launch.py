@@ -22,12 +22,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-END_SECONDS = 1.5
+END_SECONDS = 1.25
 """How long processes may take to end by themselves once one has failed or we are interrupted."""
+LAST_WORD_SECONDS = 0.5
+"""How long the coordinator may take to tell its workers that the run is interrupted."""
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started by nohup
+    SIGNALS.append(signal.SIGHUP)
 
 
 class Launch:
     """One population on this machine; `coordinator` and `worker` are flags for each program.
+
+    Its processes have groups of their own: a terminal's interrupt is for the launch to pass on.
 
     With `resume` it goes on with the run in the folder.
     """
@@ -56,7 +65,7 @@ class Launch:
         """
         create(self._folder, go_on=self._resume)
         interrupted = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
         try:
             coordinator, address = await self._start_coordinator()
@@ -77,6 +86,7 @@ class Launch:
             f"{'--resume' if self._resume else '--run-dir'}={self._folder}",
             f"--ready-fd={ready_fd}",
             pass_fds=(ready_fd,),
+            process_group=0,
         )
         self._processes.append(process)
         os.close(ready_fd)
@@ -102,6 +112,7 @@ class Launch:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    process_group=0,
                 )
             self._processes.append(process)
             workers[process] = log
@@ -144,17 +155,25 @@ class Launch:
         return bool(json.loads((self._folder / CONFIG).read_text())["members"])
 
     async def _end(self) -> None:
-        """Leave no process behind: ask, then insist."""
-        running = [process for process in self._processes if process.returncode is None]
-        for process in running:
-            process.terminate()
-        if running:
-            waits = [asyncio.create_task(process.wait()) for process in running]
-            await asyncio.wait(waits, timeout=END_SECONDS)
-        for process in running:
+        """Leave no process behind: ask the coordinator, which tells its workers, ask all, insist.
+
+        Were all asked at once, workers would leave the run one by one.
+        """
+        await _ask_to_end(self._processes[:1], LAST_WORD_SECONDS)
+        await _ask_to_end(self._processes, END_SECONDS)
+        for process in self._processes:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+async def _ask_to_end(processes: list[Process], seconds: float) -> None:
+    running = [process for process in processes if process.returncode is None]
+    for process in running:
+        process.terminate()
+    if running:
+        waits = [asyncio.create_task(process.wait()) for process in running]
+        await asyncio.wait(waits, timeout=seconds)
 
 
 def _last_line(code: int, log: Path) -> str:

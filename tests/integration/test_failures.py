@@ -254,7 +254,7 @@ def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
     assert "Traceback" not in coordinator.text
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as-a-terminal-does", "launcher-alone"])
 @pytest.mark.parametrize("moment", ["coordinator at", "joined (2 of 2)", "epoch 1"])
 def test_washp2p_run_leaves_nobody_behind(tmp_path, number, whole_group, moment):
