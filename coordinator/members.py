@@ -56,6 +56,10 @@ class Member:
         """Whether messages can reach it, as far as is known."""
         return self.away_until is None
 
+    def fetches_from(self, other: MemberId) -> bool:
+        """Whether it is a newcomer that waits for a snapshot of `other`."""
+        return self.phase is Phase.ATTACHED and self.donor == other
+
     def __str__(self) -> str:
         """How messages to people name it."""
         return f"member {self.id} ({self.host}, process {self.pid})"

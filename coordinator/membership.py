@@ -7,15 +7,15 @@ carries the commands out. How workers become members is in `lobby.py`, how they 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.admission import implausible
 from coordinator.commands import End, Event, Keep, Record, Reject, Send
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
+from coordinator.plausibility import implausible
 from coordinator.population import Population, announcement
+from coordinator.votes import Votes
 from washp2p.control import (
     Accounts,
     Attach,
@@ -44,7 +44,6 @@ from washp2p.control import (
     Synced,
 )
 from washp2p.errors import EXIT_CODES
-from washp2p.ledger import Ledger
 from washp2p.patience import Patience
 from washp2p.rounds import roster_at
 
@@ -81,9 +80,8 @@ class Membership:
         )
         self._patience = Patience(config.patience)
         self._now = 0.0
-        self._complaints: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
-        self._sick: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
-        self._complaints_in = 0
+        self._complaints = Votes()
+        self._diagnoses = Votes()
         self._farewell = False
 
     def go_on(self, past: Past, now: float) -> Iterator[Command]:
@@ -198,9 +196,7 @@ class Membership:
                 member.finished, member.rounds = message, rounds
                 yield from self._advance(member, Phase.FINISHED)
             case Accounts(counts):
-                ledger = Ledger()
-                ledger.load(counts)
-                member.counts = ledger.to_wire()
+                member.counts = counts
                 yield from self._advance(member, Phase.ACCOUNTED)
             case Leave(reason, code):
                 code = code if code in EXIT_CODES else 1
@@ -277,12 +273,12 @@ class Membership:
     ) -> Iterator[Command]:
         """Drop whom most of the others complain of; of two who do of each other: the later."""
         population = self.population
-        if member.phase is Phase.ATTACHED and member.donor == slow:
+        if member.fetches_from(slow):
             yield from self._lobby.find_donor(member, without=slow)
         enrolled = {m.id: m for m in population.enrolled()}
-        if self._most(self._complaints, member, slow):
+        if self._complaints.cast(member.id, slow, population.roster):
             offender = enrolled[slow]
-        elif slow in self._complaints[member.id]:
+        elif self._complaints.has(slow, member.id):
             offender = enrolled[max(slow, member.id)]
             reason = f"and member {min(slow, member.id)} kept each other waiting too long"
         else:
@@ -290,27 +286,14 @@ class Membership:
         answer = Refuse(f"{offender} {reason}") if for_good else None
         yield from population.expel(offender, reason, answer)
 
-    def _most(self, said: dict[MemberId, set[MemberId]], member: Member, other: MemberId) -> bool:
-        """Whether most others in this epoch, of whom `member` is the latest, say so of `other`."""
-        population = self.population
-        if self._complaints_in != population.roster.epoch:
-            self._complaints_in = population.roster.epoch
-            self._complaints.clear()
-            self._sick.clear()
-        enrolled = {m.id for m in population.enrolled()}
-        if not {other, member.id} <= enrolled:
-            return False
-        said[other].add(member.id)
-        return 2 * len(said[other]) > len(enrolled) - 1
-
     def _diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
         """Most have been sent values that are not finite: `--on-divergence` says what to do."""
         population = self.population
-        if reporter.phase is Phase.ATTACHED and reporter.donor == sick:
+        if reporter.fetches_from(sick):
             yield from self._lobby.find_donor(reporter, without=sick)
             believed = reporter.donor is None  # there is nobody else to ask
         else:
-            believed = self._most(self._sick, reporter, sick)
+            believed = self._diagnoses.cast(reporter.id, sick, population.roster)
         member = next((m for m in population.enrolled() if m.id == sick), None)
         if not believed or member is None:
             return

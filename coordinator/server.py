@@ -13,21 +13,21 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
 from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send, Started
+from coordinator.doorkeeper import Doorkeeper
 from coordinator.journal import Journal
 from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
-from washp2p.conduct import TOLD, Conduct, Reason
+from washp2p.conduct import Reason
 from washp2p.control import WORKER_LIMIT, Back, Claim, Hello, Kept, Ping, Seeds, messages
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
-from washp2p.gate import Gate, guard, hang_up
+from washp2p.gate import Gate, guard
 from washp2p.patience import FAREWELL_MS, Patience
 from washp2p.report import final_tables
 from washp2p.version import DERIVATION, VERSION, installed
@@ -46,11 +46,6 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
-MESSAGES, MESSAGES_A_SECOND = 10_000, 1000
-"""So much a worker may say before it is cut off, and so much more as time goes."""
-PAGE = 4096
-"""A message costs one, and one more for so many bytes; one that is refused, or a Hello, COST."""
-COST = 100
 AHEAD = 1000
 """Messages that are kept for a worker before it is given up."""
 
@@ -110,11 +105,7 @@ class Server:
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
-        self._conduct: Conduct[bytes] = Conduct(
-            rate=MESSAGES_A_SECOND, burst=MESSAGES, tell=display.event
-        )
-        self._cut_off: dict[bytes, float] = {}
-        self._disgraced: dict[str, float] = {}
+        self._doorkeeper = Doorkeeper(keys, self._patience, display.event)
         self._end: End | None = None
 
     async def serve(self, bind: str | None, *, ready_fd: int | None = None) -> int:
@@ -134,7 +125,7 @@ class Server:
         self._patience.watch(self._router)
         gate: Gate | None = None
         if self._keys is not None:
-            gate = Gate(context, self._admits, self._patience)
+            gate = Gate(context, self._doorkeeper.admits, self._patience)
             guard(self._router, self._keys.own)
         try:
             self._catch_signals()  # before anybody is told that it is ready
@@ -219,7 +210,7 @@ class Server:
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + self._patience.ping
                 self._carry_out(self._membership.tick(time.monotonic()))
-                self._conduct.forget_idle()
+                self._doorkeeper.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
                 self._display.progress(
                     self._population.members.values(),
@@ -247,42 +238,22 @@ class Server:
     def _receive(self) -> None:
         identity = self._router.recv()
         frame, *more = self._router.recv_multipart(copy=False)
-        if identity in self._cut_off:
-            if time.monotonic() - self._cut_off[identity] > self._patience.ping:  # it came again
-                self._hang_up(identity, frame)
+        if not self._doorkeeper.hears(identity, frame):
             return
         data = b"" if more else frame.bytes
-        self._conduct.charge(identity, 1 + len(data) // PAGE, "it said too much")
+        self._doorkeeper.charge(identity, len(data))
         try:
             message = messages.decode(data)
         except ProtocolError as error:
-            self._conduct.refuse(identity, Reason.MALFORMED, str(error), cost=COST)
+            self._doorkeeper.refuse(identity, Reason.MALFORMED, str(error))
         else:
             if isinstance(message, Hello | Claim | Back):
-                self._conduct.charge(identity, COST, "it knocked too often")
+                self._doorkeeper.charge_knock(identity)
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
                 self._control_bytes[identity] += len(data)
-        for offender, what in self._conduct.take_offenders().items():
+        for offender, what in self._doorkeeper.cut_off_offenders(frame).items():
             self._carry_out(self._membership.cut_off(offender, what))
-            if len(self._cut_off) < TOLD:
-                self._display.event(f"cut off a worker: {what}")
-            self._hang_up(offender, frame)
-
-    def _hang_up(self, identity: bytes, frame: zmq.Frame) -> None:
-        """Close a worker's connection; for one patience its host gets no other one."""
-        now = time.monotonic()
-        self._cut_off[identity] = now
-        with suppress(zmq.ZMQError):  # in plain text nobody is asked at a gate
-            self._disgraced[str(frame.get("Peer-Address"))] = now + self._patience.seconds
-        hang_up(frame)
-
-    def _admits(self, key: bytes, address: str) -> bool | None:
-        """On the gate's thread."""
-        assert self._keys is not None
-        if key != self._keys.join:
-            return False
-        return None if time.monotonic() < self._disgraced.get(address, 0.0) else True
 
     def _reaches(self, identity: bytes, data: bytes) -> bool:
         """Send to a worker, if it is connected; whether it is."""
@@ -325,7 +296,7 @@ class Server:
                 case Started(members):
                     self._write_config(members)
                 case Reject(identity, what):
-                    self._conduct.refuse(identity, Reason.CLAIM, what, cost=COST)
+                    self._doorkeeper.refuse(identity, Reason.CLAIM, what)
                 case Event(text):
                     self._display.event(text)
                 case End(reason, code):
@@ -359,6 +330,6 @@ class Server:
 
     def _write_summary(self) -> None:
         summary = summarise(
-            self._population, self._control_bytes, self._seed_bytes, self._conduct.refused
+            self._population, self._control_bytes, self._seed_bytes, self._doorkeeper.refused
         )
         rundir.write_json(self._folder / rundir.SUMMARY, summary)

@@ -59,7 +59,7 @@ class Victim:
             run=RUN,
             rosters=[rounds.peers.roster],
             changes=0,
-            seeds_until=ROUNDS,
+            seeds=SimpleNamespace(until=ROUNDS),
             check=lambda: None,
             take_guests=list,
         )

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound="Hashable")
 
-
 TOLD = 10
+"""Peers of whom, for each reason, a refusal is told of."""
 
 
 class Reason(StrEnum):

@@ -68,7 +68,8 @@ from washp2p.errors import (
     WashError,
 )
 from washp2p.patience import Patience
-from washp2p.rounds import SEED_BYTES, MemberId, Peer, Roster, roster_at, unpack_seeds
+from washp2p.rounds import MemberId, Peer, Roster
+from washp2p.seedbook import Seedbook
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ class Connection:
         )
         self._milestones: list[bytes] = []
         self._guests: deque[Peer] = deque()
-        self.seeds_until = 0
-        """The last round whose seed has arrived."""
+        self.seeds = Seedbook()
+        """Those that have arrived."""
         self._keys: dict[bytes, MemberId] = {}
         self._visitors: dict[bytes, MemberId] = {}
         self.encrypted = keys is not None
@@ -156,10 +157,6 @@ class Connection:
         self.rosters = []
         self.changes = 0
         """Grows whenever a roster, a guest or a donor is new."""
-        self._seeds: dict[int, int] = {}
-        self._window = 1
-        self._reached = 0
-        self._progress_due = 0
         self._run_dir = run_dir
         self._checkpoints: set[int] = set()
         self._socket = ControlSocket(
@@ -260,29 +257,16 @@ class Connection:
 
     def cut_off(self, member: MemberId, what: str) -> None:
         """Report that this member takes nothing from another any more."""
-        self._send(CutOff(member, what[:TEXT_LIMIT]))
-
-    def has_seed(self, round_number: int) -> bool:
-        """Whether the seed of a round has arrived."""
-        return round_number in self._seeds
+        self._send(CutOff(member, _short(what)))
 
     def order_of(self, round_number: int) -> tuple[int, Roster] | None:
         """The seed of a round and its roster, or None if it has not arrived."""
-        seed = self._seeds.get(round_number)
-        return None if seed is None else (seed, roster_at(self.rosters, round_number))
-
-    def start_from(self, round_number: int) -> None:
-        """The first round of this member is `round_number`."""
-        self._reached = round_number - 1
+        return self.seeds.order_of(round_number, self.rosters)
 
     def reached(self, round_number: int) -> None:
         """Say that a round begins: its seed and older ones are let go, and more are asked for."""
-        for number in range(self._reached + 1, round_number + 1):
-            self._seeds.pop(number, None)
-        self._reached = round_number
-        if round_number >= self._progress_due:
+        if self.seeds.reach(round_number):
             self.progress(round_number - 1)
-            self._progress_due = round_number + max(1, self._window // 2)
 
     def progress(self, rounds: int) -> None:
         """Report that `rounds` rounds are done."""
@@ -298,7 +282,7 @@ class Connection:
         for due in tuple(self._checkpoints):
             if due <= round_number:
                 self._checkpoints.discard(due)
-        self._last_saved = Saved(round_number, error[:TEXT_LIMIT])
+        self._last_saved = Saved(round_number, _short(error))
         self._send(self._last_saved)
 
     def metrics(self, values: dict[str, Any]) -> None:
@@ -328,7 +312,7 @@ class Connection:
             self._send(Leave("it was interrupted", INTERRUPTED))
         else:
             code = getattr(error, "exit_code", 1)
-            reason = str(error)[:TEXT_LIMIT] or type(error).__name__
+            reason = _short(str(error)) or type(error).__name__
             self._send(Leave(reason, code if type(code) is int and code >= 0 else 1))
         self.close()
 
@@ -351,7 +335,7 @@ class Connection:
             yield self._hello
             return
         epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
-        yield messages.encode(Back(epochs, self.seeds_until))
+        yield messages.encode(Back(epochs, self.seeds.until))
         yield from list(self._milestones)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)
@@ -381,7 +365,7 @@ class Connection:
             case Resume():
                 self._claim(message)
             case Checkpoint(number):
-                if number > self._reached:
+                if number > self.seeds.reached:
                     self._checkpoints.add(number)
             case Kept(number):
                 checkpoints.forget(self.folder, range(number))
@@ -392,8 +376,7 @@ class Connection:
                 if not self.rosters or epoch > self.rosters[-1].epoch:
                     self._take_roster(Roster.from_rows(epoch, first, peers))
             case Seeds():
-                if not self._take_seeds(message):
-                    return
+                self._take_seeds(message)
             case Guest(member, endpoint, key):
                 self._admit(key, member)
                 self._guests.append(Peer(member=member, endpoint=endpoint, key=key))
@@ -441,29 +424,17 @@ class Connection:
         self._visitors = {**self._visitors, key: visitor}
         self._keys = {**self._keys, key: visitor}
 
-    def _take_seeds(self, message: Seeds) -> bool:
-        """Whether they are for the roster this member has; if not, its run is over."""
-        roster = next((r for r in reversed(self.rosters) if r.epoch == message.epoch), None)
-        if (
-            roster is None
-            or roster.digest() != message.roster
-            or message.first < roster.first
-            or len(message.seeds) % SEED_BYTES
-        ):
+    def _take_seeds(self, message: Seeds) -> None:
+        """Seeds for a roster that this member does not have end its run."""
+        try:
+            self.seeds.take(message, self.rosters)
+        except ProtocolError as error:
             self._fail(
                 ProtocolError(
-                    f"the coordinator at {self.address} sent seeds for another roster; "
-                    "restart the run, and report this"
+                    f"the coordinator at {self.address} sent {error}; restart the run, and report "
+                    "this"
                 )
             )
-            return False
-        seeds = unpack_seeds(message.seeds)
-        self._window = len(seeds)
-        for number, seed in enumerate(seeds, start=message.first):
-            if number > self._reached:
-                self._seeds[number] = seed
-        self.seeds_until = max(self.seeds_until, message.first + len(seeds) - 1)
-        return True
 
     def _fail(self, error: WashError) -> None:
         if self._failure is None and not self._finish:
@@ -476,6 +447,10 @@ class Connection:
         with self._changed:
             self._changed.notify_all()
             self._on_change()
+
+
+def _short(text: str) -> str:
+    return text[:TEXT_LIMIT]
 
 
 def _unanswered(

@@ -110,7 +110,7 @@ class Entry:
             points.reach(points.STARTING)
             connection.synced(epoch)
             begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
-        connection.start_from(first)
+        connection.seeds.reached = start.round
 
     def come_in(self) -> Joined:
         """Take over the state of a live member of a run that has begun, and a place in its roster.
@@ -134,9 +134,9 @@ class Entry:
         connection.ready()
         self._inbox.wait_until(lambda: connection.enrolled)
         entry = next(r for r in connection.rosters if connection.member in r.members)
-        connection.start_from(entry.first)
+        connection.seeds.reached = entry.first - 1
         self._inbox.arrivals.begin_after(entry.first - 1)
-        self._inbox.wait_until(lambda: connection.has_seed(entry.first))
+        self._inbox.wait_until(lambda: entry.first in connection.seeds)
         config = connection.config
         if config.max_delay == "none" and config.method != "none" and config.p:
             self._inbox.wait_until(lambda: self._is_reached(entry.first))
@@ -161,13 +161,13 @@ class Entry:
 
     def _fetch_snapshot(self) -> tuple[Peer, bytes]:
         """A whole snapshot, from whichever donor lives to give it."""
+        limit = self._store.largest_snapshot
         while True:
             donor = self._connection.donor
             assert donor is not None
             self._inbox.link(donor)
             points.reach(points.RECEIVING)
             name = f"snapshot:{self._connection.member}"
-            limit = self._store.largest_snapshot
             download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE, limit=limit)
             if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
                 assert download.into is not None
@@ -190,8 +190,8 @@ class Entry:
         """Block until training begins, or there is another roster; whether it has begun."""
         connection = self._connection
         changed = self._changed(epoch)
-        self._inbox.wait_until(lambda: connection.has_seed(first) or changed())
-        return connection.has_seed(first) and roster_at(connection.rosters, first).epoch == epoch
+        self._inbox.wait_until(lambda: first in connection.seeds or changed())
+        return first in connection.seeds and roster_at(connection.rosters, first).epoch == epoch
 
     def _changed(self, epoch: int) -> Callable[[], bool]:
         return lambda: self._connection.roster.epoch != epoch

@@ -247,8 +247,8 @@ class Inbox:
 
     def _hand_on(self, header: Header, payload: Buffer) -> None:
         match header:
-            case Frame() if header.round > self._connection.seeds_until + IN_ADVANCE:
-                known = f"seeds are known up to {self._connection.seeds_until}"
+            case Frame() if header.round > self._connection.seeds.until + IN_ADVANCE:
+                known = f"seeds are known up to {self._connection.seeds.until}"
                 self._conduct.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
             case Frame():
                 self.arrivals.accept(header, payload)

@@ -68,7 +68,7 @@ class Keeper:
         """
         if timeline.round == self._connection.checkpoint_from(timeline.round):
             self._connection.saved(timeline.round, self._save(timeline))
-        elif timeline.goes_on and not self._connection.has_seed(timeline.round + 1):
+        elif timeline.goes_on and timeline.round + 1 not in self._connection.seeds:
             self._connection.progress(timeline.round)
             if not self._seed_comes(timeline.round + 1):
                 self._save(timeline)
@@ -110,8 +110,8 @@ class Keeper:
     def _seed_comes(self, number: int) -> bool:
         connection = self._connection
         end = time.monotonic() + connection.patience.seconds
-        self._inbox.wait_until(lambda: connection.has_seed(number) or time.monotonic() > end)
-        return connection.has_seed(number)
+        self._inbox.wait_until(lambda: number in connection.seeds or time.monotonic() > end)
+        return number in connection.seeds
 
     def _save(self, timeline: Timeline) -> str:
         """Keep the state of now; why it failed, if it did."""

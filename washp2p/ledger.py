@@ -59,12 +59,12 @@ class Ledger:
     def load(self, rows: list[dict[str, Any]]) -> None:
         """Go on from what `to_wire` returned. Raises KeyError, TypeError or ValueError."""
         for row in rows:
-            count = {name: row[name] for name in Count.__dataclass_fields__}
-            if not all(
-                type(value) is int and value >= 0 for value in (row["peer"], *count.values())
-            ):
+            count = dict(row)
+            link = count.pop("peer"), Kind(count.pop("kind"))
+            numbers = (link[0], *count.values())
+            if link in self.counts or not all(type(n) is int and n >= 0 for n in numbers):
                 raise ValueError(f"not counts: {row!r:.100}")
-            self.counts[row["peer"], Kind(row["kind"])] = Count(**count)
+            self.counts[link] = Count(**count)
 
     def to_wire(self) -> list[dict[str, Any]]:
         """One row a peer and kind, plain values, ordered."""

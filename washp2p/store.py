@@ -125,8 +125,8 @@ class Store:
     @property
     def largest_snapshot(self) -> int:
         """More bytes than any state of such a member has: SLOTS slots, and plain values."""
-        sections = sum(vector.nbytes for vector in self.sections().values())
-        return sections + SLOTS * self._flat[PARAM].nbytes + PLAIN_BYTES
+        buffers = sum(tensor.nbytes for group in self._buffers().values() for tensor in group)
+        return (1 + SLOTS) * self._flat[PARAM].nbytes + buffers + PLAIN_BYTES
 
     @torch.no_grad()
     def load_sections(self, sections: dict[str, torch.Tensor]) -> None:
@@ -135,8 +135,12 @@ class Store:
         Raises ValueError or KeyError, nothing being overwritten, if it was not equal.
         """
         flat = self._flat[PARAM]
-        for name, own in self.sections().items():
-            if (sections[name].shape, sections[name].dtype) != (own.shape, own.dtype):
+        expected = {PARAM: (flat.dtype, flat.numel())}
+        for dtype, tensors in self._buffers().items():
+            total = sum(tensor.numel() for tensor in tensors)
+            expected[f"buffer:{dtype}"] = tensors[0].dtype, total
+        for name, (kind, size) in expected.items():
+            if sections[name].dtype != kind or sections[name].shape != (size,):
                 raise ValueError(f"section {name} is not as long, or not of the same dtype")
         if sections[PARAM].data_ptr() != flat.data_ptr():
             flat.copy_(sections[PARAM])

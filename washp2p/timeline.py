@@ -133,7 +133,7 @@ class Timeline:
             )
         self._inbox.drain()
         number = self.round + 1
-        newest = min(self._arrivals.newest, self._connection.seeds_until)
+        newest = min(self._arrivals.newest, self._connection.seeds.until)
         bound = self._delay.bound
         jumps = bound is None and newest - number > self._expire
         if jumps:
@@ -176,9 +176,9 @@ class Timeline:
             self._apply(jumped=False, waited=waited)
 
     def _await_seed(self, number: int) -> None:
-        if not self._connection.has_seed(number):
+        if number not in self._connection.seeds:
             self._connection.progress(number - 1)
-            self._inbox.wait_until(lambda: self._connection.has_seed(number))
+            self._inbox.wait_until(lambda: number in self._connection.seeds)
 
     def _wait(self, number: int, bound: int | None) -> float:
         if bound is None:

@@ -60,6 +60,7 @@ class Transfer:
         self, transport: Transport, run: bytes, me: MemberId, conduct: Conduct[MemberId]
     ) -> None:
         self.conduct = conduct
+        """What was refused."""
         self._transport = transport
         self._run = run
         self._me = me
@@ -134,7 +135,8 @@ class Transfer:
             early.append(fetch)
             return
         data, kind = self._blobs[fetch.name]
-        asked = self._served[fetch.sender, fetch.name] = self._served[fetch.sender, fetch.name] + 1
+        self._served[fetch.sender, fetch.name] += 1
+        asked = self._served[fetch.sender, fetch.name]
         if fetch.length > CHUNK_BYTES or fetch.offset > data.nbytes:
             self._refuse(
                 fetch, Reason.REQUEST, f"it has {data.nbytes}; expected at most {CHUNK_BYTES} of it"
