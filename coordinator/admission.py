@@ -52,12 +52,12 @@ def mismatch(
 
 def unreachable(members: Sequence[Member]) -> str:
     """Why some member's data plane cannot be reached by the others."""
-    hosts = sorted({member.host for member in members})
     for member in members:
-        if len(hosts) > 1 and is_loopback(member.endpoint):
+        elsewhere = sorted({other.host for other in members if other.place != member.place})
+        if elsewhere and is_loopback(member.endpoint):
             return (
-                f"{member} listens at {member.endpoint}, which other hosts "
-                f"({', '.join(hosts)}) cannot reach; start it with --bind or --advertise and "
-                "an address of its host"
+                f"{member} listens at {member.endpoint}, which others ({', '.join(elsewhere)}: "
+                "another host, or another network namespace) cannot reach; start it with --bind "
+                "or --advertise and an address of its host"
             )
     return ""

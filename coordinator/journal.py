@@ -192,6 +192,8 @@ def _pack_member(member: Member) -> bytes:
             "host",
             "pid",
             "endpoint",
+            "near",
+            "place",
             "key",
             "versions",
             "rounds",

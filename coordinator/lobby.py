@@ -10,7 +10,7 @@ from coordinator.members import Departed, Member, Phase
 from coordinator.publication import Publication
 from coordinator.resumption import Resumption
 from washp2p.control import KEY_BYTES, Donor, Dropped, Guest, Hello, Refuse, Resume, Welcome
-from washp2p.endpoints import check_reachable
+from washp2p.endpoints import check_near, check_reachable
 from washp2p.layout import Layout
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Lobby:
         try:
             layout = Layout.from_wire(attach.layout)
             check_reachable(attach.endpoint)
+            check_near(attach.near)
             self._check_key(attach.key)
         except ValueError as error:
             yield from population.dismiss(member, f"cannot be attached: {error}")
@@ -117,6 +118,7 @@ class Lobby:
             yield from population.expel(member, what)
             return
         member.endpoint, member.key = attach.endpoint, attach.key
+        member.near, member.place = attach.near, attach.place
         if reason := self._misfit(member, layout, attach.rounds):
             yield Event(f"refused: {reason}")
             yield from self._turn_away(member, reason)
@@ -174,8 +176,8 @@ class Lobby:
             return
         donor = max(able, key=lambda m: (m.rounds, -m.id))
         newcomer.donor = donor.id
-        yield Send(donor.identity, Guest(newcomer.id, newcomer.endpoint, newcomer.key))
-        yield Send(newcomer.identity, Donor(donor.id, donor.endpoint, donor.key))
+        yield Send(donor.identity, Guest(newcomer.peer.row))
+        yield Send(newcomer.identity, Donor(donor.peer.row))
         yield Event(f"{newcomer} fetches a snapshot from member {donor.id}")
 
     def _take_in(self, member: Member, now: float) -> Iterator[Command]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from washp2p.rounds import Peer
+
 if TYPE_CHECKING:
     from washp2p.control import Finished
     from washp2p.layout import Layout
@@ -34,6 +36,9 @@ class Member:
     phase: Phase = Phase.WELCOMED
     layout: Layout | None = None
     endpoint: str = ""
+    near: str = ""
+    place: str = ""
+    """As in `Peer`."""
     key: bytes = b""
     """Its data plane's public one; empty where links are in plain text."""
     versions: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +60,11 @@ class Member:
     def connected(self) -> bool:
         """Whether messages can reach it, as far as is known."""
         return self.away_until is None
+
+    @property
+    def peer(self) -> Peer:
+        """It, as its peers see it."""
+        return Peer(self.id, self.endpoint, self.host, self.key, self.near, self.place)
 
     def fetches_from(self, other: MemberId) -> bool:
         """Whether it is a newcomer that waits for a snapshot of `other`."""

@@ -13,7 +13,7 @@ from coordinator.members import Departed, Phase
 from coordinator.publication import Publication
 from washp2p.control import Dropped, NewRoster, Refuse, Stop
 from washp2p.errors import INTERRUPTED
-from washp2p.rounds import Peer, Roster
+from washp2p.rounds import Roster
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -111,7 +111,7 @@ class Population:
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
             epoch=self.next_epoch,
-            peers=tuple(Peer(m.id, m.endpoint, m.host, m.key) for m in ordered),
+            peers=tuple(m.peer for m in ordered),
             first=self.published + 1,
         )
         self.next_epoch += 1

@@ -21,6 +21,7 @@ FORBIDDEN = {
     "washp2p/rates.py": ("torch", "numpy"),
     "washp2p/rounds.py": ("torch", "numpy"),
     "washp2p/layout.py": ("torch", "numpy"),
+    "washp2p/seedbook.py": ("torch", "numpy", "zmq", "time"),
     "washp2p/control.py": ("torch", "numpy", "zmq"),
     "washp2p/frames.py": ("torch", "numpy", "zmq"),
     "washp2p/store.py": ("zmq", "washp2p.plan", "washp2p.transports"),
@@ -29,6 +30,8 @@ FORBIDDEN = {
     "washp2p/reference.py": ("washp2p",),
     "coordinator/membership.py": ("zmq", "time", "asyncio", "rich"),
     "coordinator/population.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/plausibility.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/votes.py": ("zmq", "time", "asyncio", "rich"),
     "coordinator/lobby.py": ("zmq", "time", "asyncio", "rich"),
 }
 

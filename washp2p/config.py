@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
+TRANSPORTS = ("auto", "tcp")
 METHODS = ("wash", "wash-opt", "none")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
@@ -56,6 +57,9 @@ class RunConfig:
     )
     late: str = _option("overwrite", "how late values are applied", LATE)
     expire: int = _option(64, "rounds after which --max-delay none gives values up")
+    transport: str = _option(
+        "auto", "what carries values: for each pair of members what is nearest, or tcp", TRANSPORTS
+    )
     data: str = _option("digits", "data set", tuple(PRESETS))
     model: str = _option("cnn", "architecture", MODELS)
     epochs: int = _option(12, "passes over the training data")
@@ -82,6 +86,7 @@ class RunConfig:
             ("method", METHODS),
             ("schedule", SCHEDULES),
             ("late", LATE),
+            ("transport", TRANSPORTS),
             ("on_divergence", ON_DIVERGENCE),
             ("model", MODELS),
         ):

@@ -68,6 +68,7 @@ from washp2p.errors import (
     WashError,
 )
 from washp2p.patience import Patience
+from washp2p.place import this_place
 from washp2p.rounds import MemberId, Peer, Roster
 from washp2p.seedbook import Seedbook
 from washp2p.version import DERIVATION, VERSION, installed
@@ -202,12 +203,15 @@ class Connection:
             if self._failure is not None:
                 callback(self._failure)
 
-    def attach(self, layout: Layout, endpoint: str, key: bytes, rounds: int) -> None:
+    def attach(self, layout: Layout, endpoint: str, near: str, key: bytes, rounds: int) -> None:
         """Present the model and wait until there is a roster with this member, or a `donor`.
 
-        Raises JoinRefusedError if the model does not fit the population's, RunStoppedError.
+        The data plane listens at `endpoint`, and at `near` if that is not empty. Raises
+        JoinRefusedError if the model does not fit the population's, RunStoppedError.
         """
-        self._reach(Attach(layout.to_wire(), endpoint, key, rounds, installed()))
+        self._reach(
+            Attach(layout.to_wire(), endpoint, near, this_place(), key, rounds, installed())
+        )
         with self._changed:
             self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()
@@ -377,13 +381,11 @@ class Connection:
                     self._take_roster(Roster.from_rows(epoch, first, peers))
             case Seeds():
                 self._take_seeds(message)
-            case Guest(member, endpoint, key):
-                self._admit(key, member)
-                self._guests.append(Peer(member=member, endpoint=endpoint, key=key))
+            case Guest(row):
+                self._guests.append(self._admit(Peer(*row)))
                 self.changes += 1
-            case Donor(member, endpoint, key):
-                self._admit(key, member)
-                self.donor = Peer(member=member, endpoint=endpoint, key=key)
+            case Donor(row):
+                self.donor = self._admit(Peer(*row))
                 self.changes += 1
             case Settled(epoch):
                 self.settled = epoch
@@ -419,10 +421,11 @@ class Connection:
         self.rosters.append(roster)
         self.changes += 1
 
-    def _admit(self, key: bytes, visitor: MemberId) -> None:
+    def _admit(self, visitor: Peer) -> Peer:
         """Somebody who is not in the roster that is known here: a guest, or a donor."""
-        self._visitors = {**self._visitors, key: visitor}
-        self._keys = {**self._keys, key: visitor}
+        self._visitors = {**self._visitors, visitor.key: visitor.member}
+        self._keys = {**self._keys, visitor.key: visitor.member}
+        return visitor
 
     def _take_seeds(self, message: Seeds) -> None:
         """Seeds for a roster that this member does not have end its run."""

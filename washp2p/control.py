@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
 from washp2p.records import Codec, Json
 
-PROTOCOL = 5
+PROTOCOL = 6
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""
@@ -27,8 +27,8 @@ KEY_BYTES = 32
 Key = Annotated[bytes, KEY_BYTES]
 """A public key of CURVE; empty where links are in plain text."""
 
-PeerRow = tuple[int, Name, Name, Key]
-"""As in `Roster.rows`."""
+PeerRow = tuple[int, Name, Name, Key, Name, Name]
+"""As in `rounds.Peer.row`."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,14 @@ class Welcome:
 class Attach:
     """Worker: my model has this layout, my data plane listens here and is known by this key.
 
-    `rounds` is how many rounds I shall take part in, 0 if not known; `versions` is what I run on.
+    For peers at the same `place` it listens at `near`, too, if that is not empty. `rounds` is how
+    many rounds I shall take part in, 0 if not known; `versions` is what I run on.
     """
 
     layout: LayoutWire
     endpoint: Name
+    near: Name
+    place: Name
     key: Key
     rounds: int
     versions: Annotated[dict[str, Json], 32]
@@ -121,20 +124,16 @@ class Synced:
 
 @dataclass(frozen=True)
 class Guest:
-    """Coordinator, to a member: this newcomer, who listens there, will ask you for a snapshot."""
+    """Coordinator, to a member: this newcomer will ask you for a snapshot."""
 
-    member: int
-    endpoint: Name
-    key: Key
+    peer: PeerRow
 
 
 @dataclass(frozen=True)
 class Donor:
     """Coordinator, to a newcomer: get a snapshot from this member; forget any other you asked."""
 
-    member: int
-    endpoint: Name
-    key: Key
+    peer: PeerRow
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import socket
 from washp2p.errors import UsageError
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+|\*):(?P<port>\d{1,5}|\*)")
+_NEAR = re.compile(r"(ipc://@washp2p-[0-9a-f]{1,64})?")
 ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
@@ -28,6 +29,12 @@ def check_reachable(endpoint: str) -> None:
     host, port = split_tcp(endpoint)
     if host == "*" or not port.isdecimal() or not int(port):
         raise UsageError(f"{endpoint!r} is not one host's address and port; expected both")
+
+
+def check_near(address: str) -> None:
+    """Raise UsageError unless `address` can be a member's at its place, or is empty."""
+    if _NEAR.fullmatch(address) is None:
+        raise UsageError(f"{address!r:.100} is not a member's address; expected ipc://@washp2p-...")
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -15,6 +15,7 @@ from washp2p.conduct import Reason
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.frames import Chunk, End, Fetch, Frame, Posted, headers
 from washp2p.lanes import as_bytes
+from washp2p.place import this_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +148,7 @@ class Inbox:
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
-                self._transport.connect(peer.member, peer.endpoint, peer.key)
+                self._transport.connect(peer.member, peer.nearest(this_place()), peer.key)
             except UsageError as error:  # as good as a link that is broken
                 _log.warning("member %d: %s", self._connection.member, error)
             else:

@@ -1,4 +1,4 @@
-"""The ledger: every byte a member puts on its data plane, by peer and by kind.
+"""The ledger: every byte a member puts on its data plane, by peer, kind and wire.
 
 Transports count here and nowhere else; reports, assertions and tests read it. Payload is values,
 header is this project's own framing around them; what ZeroMQ and TCP add is not in it.
@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from washp2p.rounds import MemberId
+
+
+WIRES = ("tcp", "ipc", "memory")
+"""What values may go by."""
 
 
 class Kind(StrEnum):
@@ -23,9 +27,17 @@ class Kind(StrEnum):
     AVERAGE = "final average"
 
 
+class Link(NamedTuple):
+    """To whom, what for, and by what: the scheme of the transport's address."""
+
+    peer: MemberId
+    kind: Kind
+    wire: str
+
+
 @dataclass
 class Count:
-    """Bytes and messages sent to one peer for one purpose; `expected` payload is the plan's."""
+    """Bytes and messages sent over one link; `expected` payload is the plan's."""
 
     payload: int = 0
     header: int = 0
@@ -37,13 +49,11 @@ class Ledger:
     """What one member has sent. Not locked: its transport sends one message at a time."""
 
     def __init__(self) -> None:
-        self.counts: defaultdict[tuple[MemberId, Kind], Count] = defaultdict(Count)
+        self.counts: defaultdict[Link, Count] = defaultdict(Count)
 
-    def sent(
-        self, peer: MemberId, kind: Kind, header: int, payload: int, *, expected: int = 0
-    ) -> None:
+    def sent(self, link: Link, header: int, payload: int, *, expected: int = 0) -> None:
         """Count one message of `header` + `payload` bytes; the plan says `expected` of payload."""
-        count = self.counts[peer, kind]
+        count = self.counts[link]
         count.header += header
         count.payload += payload
         count.messages += 1
@@ -51,7 +61,7 @@ class Ledger:
 
     def total(self, kind: Kind) -> Count:
         """The sum over peers."""
-        counts = [count for (_, k), count in self.counts.items() if k is kind]
+        counts = [count for link, count in self.counts.items() if link.kind is kind]
         return Count(
             *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
         )
@@ -60,15 +70,19 @@ class Ledger:
         """Go on from what `to_wire` returned. Raises KeyError, TypeError or ValueError."""
         for row in rows:
             count = dict(row)
-            link = count.pop("peer"), Kind(count.pop("kind"))
-            numbers = (link[0], *count.values())
-            if link in self.counts or not all(type(n) is int and n >= 0 for n in numbers):
+            link = Link(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
+            numbers = (link.peer, *count.values())
+            if (
+                link in self.counts
+                or link.wire not in WIRES
+                or not all(type(n) is int and n >= 0 for n in numbers)
+            ):
                 raise ValueError(f"not counts: {row!r:.100}")
             self.counts[link] = Count(**count)
 
     def to_wire(self) -> list[dict[str, Any]]:
-        """One row a peer and kind, plain values, ordered."""
+        """One row a link, plain values, ordered."""
         return [
-            {"peer": peer, "kind": kind.value, **vars(count)}
-            for (peer, kind), count in sorted(self.counts.items())
+            {"peer": link.peer, "kind": link.kind.value, "wire": link.wire, **vars(count)}
+            for link, count in sorted(self.counts.items())
         ]

@@ -23,6 +23,7 @@ from washp2p.frames import HEADER_LIMIT
 from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
 from washp2p.keys import KeyPair
+from washp2p.place import near_address
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.runlog import RunLog
@@ -83,6 +84,7 @@ class Member:
             bind,
             connection.patience,
             Credentials(self._key_pair, connection.member_of) if connection.encrypted else None,
+            near=near_address() if connection.config.transport == "auto" else "",
             largest=HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
         )
         try:
@@ -172,7 +174,7 @@ class Member:
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
         key = self._key_pair.public if connection.encrypted else b""
-        connection.attach(self._store.layout, self._endpoint, key, rounds)
+        connection.attach(self._store.layout, self._endpoint, self._transport.near, key, rounds)
         self._planner = Planner(
             self._derive,
             connection.order_of,

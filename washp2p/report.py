@@ -130,12 +130,13 @@ def pace_table(summary: Summary) -> Table:
 
 
 def links_table(summary: Summary) -> Table:
-    """Bytes by worker, peer and kind."""
+    """Bytes by worker, peer, kind and wire."""
     table = _table(
         "bytes by peer and kind",
         "from",
         "to",
         "kind",
+        "by",
         "payload",
         "plan",
         "header",
@@ -147,6 +148,7 @@ def links_table(summary: Summary) -> Table:
                 str(row["member"]),
                 str(link["peer"]),
                 link["kind"],
+                link["wire"],
                 f"{link['payload']:,}",
                 f"{link['expected']:,}" if link["kind"] == "exchange" else "",
                 f"{link['header']:,}",

@@ -52,15 +52,27 @@ def unpack_seeds(data: bytes) -> list[int]:
 
 @dataclass(frozen=True)
 class Peer:
-    """One member as its peers see it: its id, where its data plane listens, where it runs.
+    """One member as its peers see it: its id, where its data plane listens, its host's name.
 
-    `key` is its data plane's public key, empty where links are in plain text.
+    `key` is its data plane's public key, empty where links are in plain text. `near` is where else
+    it listens for those at the same `place`, empty if it does not.
     """
 
     member: MemberId
     endpoint: str
     host: str = ""
     key: bytes = b""
+    near: str = ""
+    place: str = ""
+
+    @property
+    def row(self) -> tuple[MemberId, str, str, bytes, str, str]:
+        """It, as it travels and is kept: its fields in order."""
+        return self.member, self.endpoint, self.host, self.key, self.near, self.place
+
+    def nearest(self, place: str) -> str:
+        """The address by which it is best reached from a place."""
+        return self.near if self.near and self.place == place else self.endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +95,8 @@ class Roster:
 
     @property
     def rows(self) -> list[Any]:
-        """Its peers as they travel and are kept: each [member, endpoint, host, key]."""
-        return [[peer.member, peer.endpoint, peer.host, peer.key] for peer in self.peers]
+        """Its peers as they travel and are kept."""
+        return [list(peer.row) for peer in self.peers]
 
     @cached_property
     def members(self) -> tuple[MemberId, ...]:

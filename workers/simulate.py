@@ -228,6 +228,7 @@ def _summary(
             {
                 "peer": peer,
                 "kind": "exchange",
+                "wire": "memory",
                 "payload": scalars * layout.scalar_bytes,
                 "header": 0,
                 "messages": 0,

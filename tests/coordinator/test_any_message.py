@@ -50,7 +50,9 @@ class Run:
             who = b"good%d" % number
             self.tell(who, Hello(PROTOCOL, 1, "1", "h", number))
             key = bytes([number]) * len(self.key)
-            self.tell(who, Attach(LAYOUT, f"tcp://127.0.0.1:{9000 + number}", key, 40, {}))
+            self.tell(
+                who, Attach(LAYOUT, f"tcp://127.0.0.1:{9000 + number}", "", "here", key, 40, {})
+            )
         self.now += 6
         self.do(self.machine.tick(self.now))
         for number in range(GOOD):
@@ -61,8 +63,8 @@ class Run:
 who = st.sampled_from([b"good0", b"bad", b"worse"])
 hello = st.just(Hello(PROTOCOL, 1, "1", "h", 1))
 attach = st.builds(
-    Attach, st.just(LAYOUT), st.just("tcp://127.0.0.1:1"), st.binary(max_size=32), st.just(40),
-    st.just({}),
+    Attach, st.just(LAYOUT), st.just("tcp://127.0.0.1:1"), st.just(""), st.just("here"),
+    st.binary(max_size=32), st.just(40), st.just({}),
 )  # fmt: skip
 said = st.one_of(control_messages, hello, attach)
 steps = st.lists(

@@ -85,10 +85,9 @@ class Run:
             commands = self.tell(who, self.attach(who))
         return commands
 
-    def attach(self, who, layout=LAYOUT, rounds=None):
-        return Attach(
-            layout.to_wire(), f"tcp://127.0.0.1:{9000 + who}", b"", rounds or self.rounds, {}
-        )
+    def attach(self, who, layout=LAYOUT, rounds=None, near=""):
+        endpoint = f"tcp://127.0.0.1:{9000 + who}"
+        return Attach(layout.to_wire(), endpoint, near, "here", b"", rounds or self.rounds, {})
 
     def sync(self):
         for who in range(self.machine.population.config.n):
@@ -139,7 +138,9 @@ def test_the_roster_goes_out_when_all_have_attached():
     run = Run()
     rosters = sent(run.start(), NewRoster)
     assert [identity for identity, _ in rosters] == [b"0", b"1", b"2"]
-    assert rosters[0][1].peers == [[m, f"tcp://127.0.0.1:{9000 + m}", "a", b""] for m in range(3)]
+    assert rosters[0][1].peers == [
+        [m, f"tcp://127.0.0.1:{9000 + m}", "a", b"", "", "here"] for m in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_the_run_finishes_when_all_have():
     assert [identity for identity, _ in sent(commands, Finish)] == [b"0", b"1", b"2"]
     assert not any(isinstance(command, End) for command in commands)
     counts = {"payload": 5, "header": 1, "messages": 1, "expected": 5}
-    links = [{"peer": 1, "kind": "exchange", **counts}]
+    links = [{"peer": 1, "kind": "exchange", "wire": "ipc", **counts}]
     assert not sent(run.tell(0, Accounts(links)), Finish)
     run.tell(1, Accounts([]))
     assert run.gone(0) == []  # it has said its last word
@@ -355,10 +356,14 @@ def test_a_newcomer_gets_a_donor_and_then_a_place():
     run.tell(2, Progress(5))
     assert sent(run.tell(7, hello(7)), Welcome)[0][1].member == 3
     commands = run.tell(7, run.attach(7))
-    assert sent(commands, Guest) == [(b"2", Guest(3, "tcp://127.0.0.1:9007", b""))]
-    assert sent(commands, Donor) == [(b"7", Donor(2, "tcp://127.0.0.1:9002", b""))]
+
+    def row(member, port):
+        return (member, f"tcp://127.0.0.1:{port}", "a", b"", "", "here")
+
+    assert sent(commands, Guest) == [(b"2", Guest(row(3, 9007)))]
+    assert sent(commands, Donor) == [(b"7", Donor(row(2, 9002)))]
     commands = run.gone(2)
-    assert sent(commands, Donor) == [(b"7", Donor(0, "tcp://127.0.0.1:9000", b""))]
+    assert sent(commands, Donor) == [(b"7", Donor(row(0, 9000)))]
     assert [i for i, _ in sent(commands, NewRoster)] == [b"0"]
     commands = run.tell(7, Ready())
     assert [i for i, _ in sent(commands, NewRoster)] == [b"0", b"7"]
@@ -652,9 +657,23 @@ def test_unknown_senders_and_messages_out_of_place():
     assert run.tell(1, run.attach(1)) == []  # said again
     run = Run()
     run.tell(0, hello())
-    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", b"", 3, {}))
+    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", "", "", b"", 3, {}))
     assert "not a layout" in told.message.reason
     assert "not a layout" in events(rest)[0]
+
+
+@pytest.mark.parametrize(
+    "near", ["ipc:///run/docker.sock", "tcp://127.0.0.1:1", "ipc://@other", "ipc://@washp2p-X"]
+)
+def test_members_are_near_at_names_of_their_own_only(near):
+    run = Run()
+    run.tell(0, hello())
+    assert sent(run.tell(0, run.attach(0, near=near)), Refuse)
+    run.tell(0, hello())
+    run.tell(0, run.attach(0, near="ipc://@washp2p-0a1b"))
+    (member,) = run.machine.population.attached()
+    assert member.peer.nearest("here") == "ipc://@washp2p-0a1b"
+    assert member.peer.nearest("there") == "tcp://127.0.0.1:9000"
 
 
 @pytest.mark.parametrize(

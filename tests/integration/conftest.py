@@ -148,6 +148,16 @@ class Runs:
             coordinator.kill()
 
 
+def linked_by(summary):
+    """By what each member's values went to each other one, by (member, peer)."""
+    return {
+        (row["member"], link["peer"]): link["wire"]
+        for row in summary["bytes"]
+        for link in row["links"]
+        if link["kind"] == "exchange"
+    }
+
+
 def read_logs(run):
     """By member, the records of its run log."""
     rosters = read_rosters(run / rundir.JOURNAL)

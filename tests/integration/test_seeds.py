@@ -56,7 +56,7 @@ class StingyCoordinator(threading.Thread):
             case Attach(endpoint=endpoint):
                 peer = Peer(member=0, endpoint=endpoint, host="h")
                 self.roster = Roster(epoch=0, peers=(peer,))
-                self.tell(NewRoster(0, 1, [[0, endpoint, "h", b""]]))
+                self.tell(NewRoster(0, 1, self.roster.rows))
             case Synced():
                 self.publish(1)
             case Progress(rounds):

@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.ledger import Count, Kind
+from washp2p.ledger import Count, Kind, Link
 from washp2p.transports import SCHEMES, listen
 
 _names = count()
@@ -100,10 +100,11 @@ def test_every_byte_sent_is_counted_by_peer_and_kind(members):
     members[0].send(1, Kind.EXCHANGE, b"123", views(b"z"))
     members[0].send(1, Kind.AVERAGE, b"1", ())
     members[0].send(2, Kind.STATE, b"12", views(b"abc"))
+    wire = members[0].endpoint.partition("://")[0]
     assert members[0].ledger.counts == {
-        (1, Kind.EXCHANGE): Count(payload=1011, header=8, messages=2),
-        (1, Kind.AVERAGE): Count(payload=0, header=1, messages=1),
-        (2, Kind.STATE): Count(payload=3, header=2, messages=1),
+        Link(1, Kind.EXCHANGE, wire): Count(payload=1011, header=8, messages=2),
+        Link(1, Kind.AVERAGE, wire): Count(payload=0, header=1, messages=1),
+        Link(2, Kind.STATE, wire): Count(payload=3, header=2, messages=1),
     }
     assert members[0].ledger.total(Kind.EXCHANGE).payload == 1011
     assert not members[1].ledger.counts

@@ -38,10 +38,12 @@ def listen(
     patience: Patience | None = None,
     credentials: Credentials | None = None,
     *,
+    near: str = "",
     largest: int = -1,
 ) -> Transport:
     """A transport that listens at `address` and counts links as broken after some `patience`.
 
+    It listens at `near`, too, if that is given, where its kind can listen at two addresses.
     Its links are encrypted, and open to its peers only, if there are `credentials`. No message that
     it takes has more than `largest` bytes, header included (-1: of any size). Raises UsageError for
     an unknown scheme or address.
@@ -52,4 +54,4 @@ def listen(
             f"{address!r} has no known transport; expected one of "
             + ", ".join(f"{known}://" for known in SCHEMES)
         )
-    return SCHEMES[scheme](address, patience, credentials, largest)
+    return SCHEMES[scheme](address, patience, credentials, near, largest)

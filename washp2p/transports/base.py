@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from washp2p.ledger import Ledger
+from washp2p.ledger import Ledger, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,11 +56,16 @@ class Transport(ABC):
     endpoint: str
     """The address at which peers reach this member."""
 
+    near: str = ""
+    """Another one, for peers at the same place; empty if there is none."""
+
     ledger: Ledger
     """Counts every message handed to `send`."""
 
     def __init__(self) -> None:
         self.ledger = Ledger()
+        self._wires: dict[MemberId, str] = {}
+        """By which scheme each peer is reached."""
         self._sending = Lock()
 
     @abstractmethod
@@ -114,7 +119,8 @@ class Transport(ABC):
         with self._sending:
             payload = self._put(peer, header, buffers)
             if payload is not None:
-                self.ledger.sent(peer, kind, len(header), payload, expected=expected)
+                link = Link(peer, kind, self._wires[peer])
+                self.ledger.sent(link, len(header), payload, expected=expected)
 
     @abstractmethod
     def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:

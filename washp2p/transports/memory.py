@@ -30,6 +30,7 @@ class MemoryTransport(Transport):
         endpoint: str,
         patience: Patience | None = None,
         credentials: Credentials | None = None,
+        near: str = "",
         largest: int = -1,
     ) -> None:
         """Take the name `endpoint` (`memory://NAME`). Raises UsageError if it is in use."""
@@ -47,6 +48,7 @@ class MemoryTransport(Transport):
         if not endpoint.startswith("memory://"):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
+        self._wires[peer] = "memory"
 
     def disconnect(self, peer: MemberId) -> None:
         """See Transport."""

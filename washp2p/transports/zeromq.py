@@ -63,13 +63,16 @@ class ZeromqTransport(Transport):
         bind: str,
         patience: Patience | None = None,
         credentials: Credentials | None = None,
+        near: str = "",
         largest: int = -1,
     ) -> None:
-        """Listen at `bind`, where `*` as port takes a free one. Raises UsageError if it cannot.
+        """Listen at `bind`, where `*` as port takes a free one, and at `near`, if given.
+
+        Raises UsageError if it cannot.
 
         `patience` says when a silent link counts as broken.
         """
-        if bind.startswith("ipc://") and _in_use(bind.removeprefix("ipc://")):
+        if bind.startswith("ipc://") and "@" not in bind and _in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         super().__init__()
         self._credentials = credentials
@@ -91,6 +94,8 @@ class ZeromqTransport(Transport):
         self._interrupt.set(zmq.SNDHWM, 0)
         self._interrupt.connect(_INTERRUPT)
         try:
+            if near:
+                self._incoming.bind(near)
             self._incoming.bind(bind)
         except zmq.ZMQError as error:
             self.close()
@@ -98,6 +103,7 @@ class ZeromqTransport(Transport):
                 f"cannot listen at {bind}: {error.strerror}; choose another address or port"
             ) from None
         self.endpoint = self._incoming.get_string(zmq.LAST_ENDPOINT)
+        self.near = near
 
     def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
         """See Transport."""
@@ -109,6 +115,7 @@ class ZeromqTransport(Transport):
                 "an --advertise address of the form tcp://HOST:PORT"
             ) from None
         self.disconnect(peer)
+        self._wires[peer] = endpoint.partition("://")[0]
         self._links[peer] = link
 
     def disconnect(self, peer: MemberId) -> None:
