@@ -7,7 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
 from washp2p.lanes import HostLane
@@ -144,11 +147,52 @@ def test_sections_carry_a_whole_model():
         (nn.ReLU(), "no trainable parameter"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "1.weight is float64"),
         (nn.Linear(2, 2, dtype=torch.complex64), "complex64"),
+        (nn.Sequential(nn.Embedding(3, 2, sparse=True), nn.Linear(2, 2)), "of 0 are sparse"),
     ],
 )
 def test_models_that_cannot_be_exchanged_are_refused(model, words):
     with pytest.raises(UsageError, match=words):
         Store(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process only."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_models_over_several_processes_are_refused():
+    wrapped = nn.parallel.DistributedDataParallel(small_model())
+    with pytest.raises(UsageError, match="wrapped in DistributedDataParallel"):
+        Store(wrapped, sgd(wrapped))
+    sharded = fully_shard(small_model(), mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(UsageError, match="are sharded over processes"):
+        Store(sharded, sgd(sharded))
+
+
+def test_sparse_adam_is_refused():
+    model = nn.Linear(2, 2)
+    with pytest.raises(UsageError, match="gradients of the parameters are sparse"):
+        Store(model, torch.optim.SparseAdam(model.parameters()))
+
+
+def test_a_compiled_model_is_the_model_itself():
+    compiled = torch.compile(small_model(), backend="eager")
+    store, plain = Store(compiled, sgd(compiled)), small_model()
+    assert store.layout == Store(plain, sgd(plain)).layout
+    assert list(store.state_dict(store.sections())) == list(plain.state_dict())
+
+
+def test_a_parameter_added_after_joining_is_noticed():
+    model = small_model()
+    optimizer = sgd(model)
+    store = Store(model, optimizer)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(UsageError, match="when the model joined; expected the same ones"):
+        store.gather(at(0), [torch.empty(1)])
 
 
 def test_moving_the_model_after_joining_is_noticed():

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from washp2p.connection import Connection
-    from washp2p.joining import connect, join
+    from washp2p.joining import attach, connect, join
     from washp2p.member import Member
 
-__all__ = ["Connection", "Member", "connect", "join"]
+__all__ = ["Connection", "Member", "attach", "connect", "join"]
 
 
 def __getattr__(name: str) -> Any:

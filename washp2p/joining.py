@@ -1,11 +1,14 @@
-"""Joining a run: `connect` finds it, `join` makes a model part of it."""
+"""Joining a run: `connect` finds it, `join` or `attach` makes a model part of it."""
 
 from __future__ import annotations
 
+import atexit
+import sys
 from typing import TYPE_CHECKING
 
 from washp2p.connection import Connection
 from washp2p.endpoints import require_loopback, where_to_listen
+from washp2p.errors import RunStoppedError
 from washp2p.keys import read_join
 from washp2p.member import Member
 
@@ -50,6 +53,7 @@ def join(
     insecure: bool = False,
     log: Path | None = None,
     state: Stateful | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Member:
     """Make `model` a member of a run and wait until the population is complete.
 
@@ -66,7 +70,8 @@ def join(
     `join.key`, if `run` is an address: links are encrypted then. Plain text off loopback needs
     `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
     model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
-    been loaded on return, and `Member.round` is the checkpoint's.
+    been loaded on return, and `Member.round` is the checkpoint's. `scaler` is the one whose `step`
+    steps the optimizer, if there is one: a step that it skips is followed by a round all the same.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
     DroppedError once the population goes on without this member, who may join anew.
@@ -83,6 +88,7 @@ def join(
             advertise=advertise,
             log=log,
             state=state,
+            scaler=scaler,
         )
     except BaseException as error:
         connection.leave(error)
@@ -93,3 +99,34 @@ def join(
         member.__exit__(type(error), error, None)
         raise
     return member
+
+
+def attach(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run: str | Connection,
+    *,
+    rounds: int = 0,
+    keys: Path | None = None,
+    state: Stateful | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Member:
+    """`join`, for a loop that is no block: call `Member.close` after it.
+
+    A process that ends without is as one that leaves its block by an exception: the others are
+    told why, and go on. For what else `join` can be told, hand it over by `connect`.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
+    """
+    member = join(run, model, optimizer, rounds=rounds, keys=keys, state=state, scaler=scaler)
+    atexit.register(_abandon, member)
+    return member
+
+
+def _abandon(member: Member) -> None:
+    """The process ends; `member` may have been closed."""
+    if not member.closed:
+        error = getattr(sys, "last_value", None) or RunStoppedError(
+            "its process has ended without Member.close()"
+        )
+        member.__exit__(type(error), error, None)

@@ -27,6 +27,7 @@ from washp2p.place import near_address
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.runlog import RunLog
+from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
@@ -74,6 +75,7 @@ class Member:
         advertise: str | None,
         log: Path | None,
         state: Stateful | None,
+        scaler: torch.amp.GradScaler | None,
     ) -> None:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
@@ -130,6 +132,10 @@ class Member:
         self._planner: Planner[Order, Staged | None] | None = None
         self._prepared: Roster | None = None
         self._hook: RemovableHandle | None = None
+        self._scaler = scaler
+        self._attempts: Attempts | None = None
+        self.closed = False
+        """Whether its part in the run is over."""
         self._finale: Finale | None = None
         self._averaged: dict[str, torch.Tensor] = {}
         self._averaged_over: Roster | None = None
@@ -202,6 +208,8 @@ class Member:
             joined = self._entry.come_in()
             self._timeline.begin(Start(round=joined.round), joined)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
+        if self._scaler is not None:
+            self._attempts = Attempts(self._scaler, self._optimizer, self._round)
 
     def average(self) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
@@ -234,22 +242,20 @@ class Member:
         """Whether it falls to this member to evaluate the population, and call `result`.
 
         One does, by custom the first that lives; the others wait until it has, or has died. After
-        `average`; blocks. Raises RunStoppedError.
+        `average`, which it does if need be; blocks. Raises RunStoppedError.
         """
-        assert self._finale is not None
-        return self._finale.leads()
+        return self._final().leads()
 
     def models(self) -> dict[MemberId, State]:
         """The final state dicts of all averaged members, by id; of those that live still.
 
-        Fetched from them; after `average`. Blocks.
+        Fetched from them; after `average`, which it does if need be. Blocks.
         """
         return {peer: state for peer in self.members if (state := self.model_of(peer)) is not None}
 
     def model_of(self, member: MemberId) -> State | None:
-        """The final state dict of one member; None if it is gone. After `average`. Blocks."""
-        assert self._finale is not None
-        sections = self._finale.of(member)
+        """The final state dict of one member; None if it is gone. As `models`. Blocks."""
+        sections = self._final().of(member)
         return None if sections is None else self._store.state_dict(sections)
 
     def report(self, **values: Any) -> None:
@@ -280,6 +286,14 @@ class Member:
             )
         )
 
+    def close(self) -> None:
+        """Finish the run together with all others, as leaving the block does. Blocks.
+
+        Harmless when called twice. Raises RunStoppedError.
+        """
+        if not self.closed:
+            self.__exit__(None, None, None)
+
     def __enter__(self) -> Self:
         return self
 
@@ -289,6 +303,7 @@ class Member:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.closed = True
         try:
             if error is None:
                 self._finish()
@@ -306,6 +321,12 @@ class Member:
             self._transport.close(linger=0.0 if error else 1.0)
             if self._log is not None:
                 self._log.close()
+
+    def _final(self) -> Finale:
+        if self._finale is None:
+            self.average()
+        assert self._finale is not None
+        return self._finale
 
     def _round(self) -> None:
         """What follows an optimizer step."""
@@ -326,9 +347,10 @@ class Member:
         return stage(self._strategy.plan(seed), roster, self._store.lane)
 
     def _unhook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        for attached in (self._hook, self._attempts):
+            if attached is not None:
+                attached.remove()
+        self._hook = self._attempts = None
 
     def _finish(self) -> None:
         self.average()

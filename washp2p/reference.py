@@ -268,7 +268,9 @@ class Reference:
         return _Round(selected, sources)
 
     def _flat(self, member: int, slot: str) -> np.ndarray:
-        return np.concatenate([t.detach().numpy().ravel() for t in self._tensors(member, slot)])
+        tensors = [t.detach() for t in self._tensors(member, slot)]
+        exact = [t.float() if t.dtype is torch.bfloat16 else t for t in tensors]
+        return np.concatenate([t.numpy().ravel() for t in exact])
 
     def _put(self, member: int, slot: str, theta: np.ndarray) -> None:
         begin = 0

@@ -8,6 +8,7 @@ Optimizer state follows when it first exists. No sockets, no plans.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,8 +61,9 @@ class Store:
         lane: Lane | None = None,
     ) -> None:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
-        self._model = model
+        self._model = model = plain_model(model)
         self._optimizer = optimizer
+        _refuse_what_cannot_be_shuffled(model, optimizer)
         self._parameters, entries, dtype = _enumerate(model)
         self.layout = Layout(
             tuple(entries),
@@ -69,6 +71,7 @@ class Store:
         )
         self._flat = {PARAM: self._flatten_parameters()}
         self._ends = np.array([e.offset + e.size for e in entries])
+        self._optimized = _count(optimizer)
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned}
         self._missing = set(self._stateful) if slots else set()
@@ -253,6 +256,11 @@ class Store:
                 "the model's parameters were moved or converted after joining; do .to(), .half() "
                 "and the like before"
             )
+        if _count(self._optimizer) != self._optimized:
+            raise UsageError(
+                f"the optimizer has {_count(self._optimizer)} parameters, {self._optimized} when "
+                "the model joined; expected the same ones to the end: add them before joining"
+            )
         for slot in self.layout.slots[1:]:
             state = self._optimizer.state.get(parameter, {}).get(slot.name)
             if state is not None and state.data_ptr() != self._last_views[slot.name]:
@@ -286,6 +294,45 @@ class Store:
         for slot in self.layout.slots[1:]:
             state[slot.name] = _view(self._flat[slot.name], entry)
         self._missing.remove(number)
+
+
+def plain_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The module itself, if `model` is what `torch.compile` has made of one; parameters shared."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
+        model = inner
+    return model
+
+
+def _count(optimizer: torch.optim.Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _refuse_what_cannot_be_shuffled(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raise UsageError for sharded parameters and sparse gradients."""
+    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False)]
+    if sparse or isinstance(optimizer, torch.optim.SparseAdam):
+        raise UsageError(
+            f"gradients of {', '.join(sparse) or 'the parameters'} are sparse; expected dense "
+            "ones: sparse=False, and another optimizer than SparseAdam"
+        )
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    tensor = sys.modules.get("torch.distributed.tensor")
+    for module in model.modules():
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            raise UsageError(
+                "the model is wrapped in DistributedDataParallel; expected one process a member: "
+                "join with the module itself"
+            )
+        if (fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)) or any(
+            tensor is not None and isinstance(parameter, tensor.DTensor)
+            for parameter in module.parameters(recurse=False)
+        ):
+            raise UsageError(
+                f"the parameters of {type(module).__name__} are sharded over processes; expected "
+                "whole ones: a member is not to be larger than its device"
+            )
 
 
 def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:

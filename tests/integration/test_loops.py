@@ -1,0 +1,249 @@
+"""Anyone's training loop: what people do in theirs, each against Algorithm 1 done the plain way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import nn
+
+import washp2p
+from tests.integration.conftest import FORKSERVER, ROOT
+from washp2p.reference import Reference, plain_average
+from washp2p.rounds import round_seed, run_key
+
+N, STEPS, SEED, P = 2, 12, 4, 0.4
+
+
+class Loop:
+    """A plain loop; kinds of loops differ in what they override."""
+
+    def __init__(self, member):
+        torch.manual_seed(member)
+        self.member = member
+        self.model = self.module()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        self.scaler = None
+        self.prepare()
+
+    def module(self):
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 3))
+
+    def prepare(self):
+        pass
+
+    def join(self, run):
+        return washp2p.join(run, self.model, self.optimizer, scaler=self.scaler)
+
+    def loss(self, number):
+        generator = torch.Generator().manual_seed(1000 * self.member + number)
+        inputs = torch.randn(8, 6, generator=generator)
+        return self.model(inputs.to(next(self.model.parameters()).dtype)).square().mean()
+
+    def step(self, number):
+        self.optimizer.zero_grad()
+        self.loss(number).backward()
+        self.optimizer.step()
+
+
+class Accumulation(Loop):
+    def step(self, number):
+        self.optimizer.zero_grad()
+        for part in range(3):
+            (self.loss(3 * number + part) / 3).backward()
+        self.optimizer.step()
+
+
+class Scaled(Loop):
+    """Automatic mixed precision: some steps are skipped, and not the same ones by all."""
+
+    def prepare(self):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+        self.skipped = 0
+
+    def step(self, number):
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = self.loss(number)
+        if number % 5 == self.member:
+            loss = loss * float("inf")
+            self.skipped += 1
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+class Compiled(Loop):
+    """Only the first member's is compiled: it must fit those that are not."""
+
+    def prepare(self):
+        self.plain = self.model
+        if self.member == 0:
+            self.model = torch.compile(self.model, backend="eager")
+
+
+class Groups(Loop):
+    def prepare(self):
+        first, *rest = self.model.parameters()
+        self.optimizer = torch.optim.AdamW(
+            [{"params": [first], "lr": 0.1, "weight_decay": 0.0}, {"params": rest}], lr=0.01
+        )
+
+
+class Frozen(Loop):
+    def prepare(self):
+        self.model[2].requires_grad_(False)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 5)
+        self.hidden = nn.Linear(5, 5)
+        self.out = nn.Linear(5, 11, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.out(torch.relu(self.hidden(self.embedding(tokens))))
+
+
+class TiedWeights(Loop):
+    def module(self):
+        return Tied()
+
+    def loss(self, number):
+        generator = torch.Generator().manual_seed(1000 * self.member + number)
+        tokens = torch.randint(11, (8,), generator=generator)
+        return nn.functional.cross_entropy(self.model(tokens), tokens.roll(1))
+
+
+class Scheduled(Loop):
+    def prepare(self):
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=0.2, total_steps=STEPS
+        )
+
+    def step(self, number):
+        super().step(number)
+        self.scheduler.step()
+
+
+class Half(Loop):
+    def module(self):
+        return super().module().to(torch.float16)
+
+
+class BFloat(Loop):
+    def module(self):
+        return super().module().to(torch.bfloat16)
+
+
+class Attached(Loop):
+    def join(self, run):
+        return washp2p.attach(self.model, self.optimizer, run)
+
+
+LOOPS = [
+    Loop, Accumulation, Scaled, Compiled, Groups, Frozen, TiedWeights, Scheduled, Half, BFloat,
+    Attached,
+]  # fmt: skip
+
+
+def train(kind, address, queue):
+    torch.set_num_threads(1)
+    connection = washp2p.connect(address)
+    loop = kind(connection.member)
+    member = loop.join(connection)
+    for number in range(STEPS):
+        loop.step(number)
+    assert member.round == STEPS
+    averaged = member.average()
+    states = {str(peer): state for peer, state in {**member.models(), -1: averaged}.items()}
+    arrays = {w: {k: v.double().numpy() for k, v in s.items()} for w, s in states.items()}
+    member.close()
+    member.close()
+    queue.put((member.id, arrays))
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_loop_equals_the_reference(runs, kind):
+    coordinator = runs.coordinator(f"--n={N}", f"--p={P}", f"--seed={SEED}", "--max-delay=0")
+    queue = FORKSERVER.Queue()
+    processes = [
+        FORKSERVER.Process(target=train, args=(kind, coordinator.address, queue)) for _ in range(N)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(queue.get(timeout=60) for _ in processes)
+    assert coordinator.wait(30) == 0, coordinator.text
+    for process in processes:
+        process.join(10)
+        assert process.exitcode == 0
+        process.close()
+    queue.close()
+    queue.join_thread()
+    torch.set_num_threads(1)
+    expected, loops = by_the_reference(kind)
+    for states in found.values():
+        assert states.keys() == expected.keys()
+        for which, state in expected.items():
+            assert list(states[which]) == list(state)
+            for name, value in state.items():
+                assert (states[which][name] == value.double().numpy()).all(), (which, name)
+    if kind is Scaled:
+        assert [loop.skipped for loop in loops] == [3, 3]
+    rows = coordinator.summary["bytes"]
+    assert [row["payload"] for row in rows] == [row["expected_payload"] for row in rows]
+    assert all(row["payload"] for row in rows)
+
+
+def by_the_reference(kind):
+    """All members' state dicts after STEPS steps, the averaged one as "-1", and the loops."""
+    loops = [kind(member) for member in range(N)]
+    models = [getattr(loop, "plain", loop.model) for loop in loops]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    reference = Reference(
+        models, [loop.optimizer for loop in loops], method="wash", schedule="decreasing", p=P
+    )
+    for number in range(STEPS):
+        for loop in loops:
+            loop.step(number)
+        reference.shuffle(round_seed(run_key(SEED), number + 1))
+    states = [model.state_dict() for model in models]
+    named = {str(member): state for member, state in enumerate(states)}
+    return {**named, "-1": plain_average(states)}, loops
+
+
+def abandon(address, how):
+    connection = washp2p.connect(address)
+    loop = Loop(connection.member)
+    member = washp2p.attach(loop.model, loop.optimizer, connection)
+    while member.members == (0, 1):
+        loop.step(member.round)
+        if member.id == 1 and member.round == 5:
+            if how == "raises":
+                raise RuntimeError("the loss is a teapot")
+            sys.exit(0)
+    member.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("raises", "the loss is a teapot"), ("ends", "its process has ended without Member.close()")],
+)
+def test_a_process_that_ends_before_its_loop_says_why(runs, how, why):
+    coordinator = runs.coordinator("--n=2", "--p=0.2")
+    code = f"from {__name__} import abandon; abandon({coordinator.address!r}, {how!r})"
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(subprocess.Popen([sys.executable, "-c", code], cwd=ROOT))
+            for _ in range(2)
+        ]
+        stack.callback(lambda: [process.kill() for process in processes])
+        assert coordinator.wait(60) == 0, coordinator.text
+        assert f"left: {why}" in coordinator.text
+        assert sorted(process.wait(30) for process in processes) == [0, int(how == "raises")]
