@@ -163,15 +163,16 @@ class Journal:
             planned=tuple(self.fact("planned", [])),
             kept=(number, whose),
             total_rounds=self.fact("total_rounds", 0),
-            next_id=self.fact("next_id", 0),
+            given=frozenset(self.fact("given", [])),
             settled=next((roster for roster in rosters if roster.epoch == settled), None),
             accuracy=self.fact("accuracy", {}),
         )
 
     def _put(self, table: str, member: int, value: bytes) -> None:
         self._database.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (member, value))
-        if member >= self.fact("next_id", 0):
-            self._put_fact("next_id", member + 1)
+        given = self.fact("given", [])
+        if member not in given:
+            self._put_fact("given", [*given, member])
 
     def _put_fact(self, name: str, value: Any) -> None:
         self._database.execute(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from washp2p.rounds import MemberId
 
 
+WISHES = 1000
+"""Workers whose wishes are remembered until they say hello."""
+
+
 class Lobby:
     """Takes workers into a population. `now` is in seconds, of any steady clock."""
 
@@ -42,6 +46,7 @@ class Lobby:
         self._name = name
         self._version = version
         self._derivation = derivation
+        self._wishes: dict[bytes, MemberId] = {}
         self._resumption: Resumption | None = None
         self._latest_arrival = 0.0
 
@@ -49,7 +54,7 @@ class Lobby:
         """Wait for those that hold its members' checkpoints."""
         self._resumption = resumption = Resumption(past)
         population = self._population
-        population.next_id = past.next_id
+        population.given = set(past.given)
         population.total_rounds = past.total_rounds
         population.next_epoch = resumption.next_epoch
         newest, *complete = resumption.rounds
@@ -75,10 +80,24 @@ class Lobby:
         elif self._resumption is not None:
             yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
         else:
-            population = self._population
-            member = Member(population.next_id, identity, hello.host, hello.pid)
-            population.next_id += 1
+            member = Member(self._number(identity), identity, hello.host, hello.pid)
             yield from self._take_in(member, now)
+
+    def wish(self, identity: bytes, rank: MemberId) -> None:
+        """A worker that is about to say hello would like this id."""
+        self._wishes[identity] = rank
+        if len(self._wishes) > WISHES:
+            self._wishes.pop(next(iter(self._wishes)))
+
+    def _number(self, identity: bytes) -> MemberId:
+        """The id that a worker wishes for, if nobody has trained under it; or a new one."""
+        population = self._population
+        taken = {member.id for member in population.members.values()}
+        taken |= population.given if population.started else set()
+        wished = self._wishes.pop(identity, population.config.n)
+        if wished < population.config.n and wished not in taken:
+            return wished
+        return max(population.given, default=-1) + 1
 
     def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
         """It becomes the first member whose checkpoints it has and that nobody is yet."""
@@ -184,6 +203,7 @@ class Lobby:
         population = self._population
         self._latest_arrival = now
         population.members[member.identity] = member
+        population.given.add(member.id)
         if self._resumption is not None:
             expected = self._resumption.expected(population.members.values())
             population.expected = min(population.config.n, expected)

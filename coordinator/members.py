@@ -100,6 +100,7 @@ class Past:
     kept: tuple[int, list[MemberId]]
     """The round of the last complete checkpoint, 0 if there is none, and whose it is."""
     total_rounds: int
-    next_id: int
+    given: frozenset[MemberId]
+    """All ids there have been."""
     settled: Roster | None
     accuracy: dict[str, Any]

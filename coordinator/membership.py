@@ -35,6 +35,7 @@ from washp2p.control import (
     Message,
     Metrics,
     Progress,
+    Rank,
     Ready,
     Refuse,
     Result,
@@ -108,6 +109,9 @@ class Membership:
         population = self.population
         if isinstance(message, Hello | Claim):
             yield from self._lobby.knock(identity, message, now)
+            return
+        if isinstance(message, Rank):
+            self._lobby.wish(identity, message.rank)
             return
         member = population.members.get(identity)
         if population.ended:

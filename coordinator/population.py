@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from coordinator.members import Member, Past
     from washp2p.config import RunConfig
     from washp2p.control import Message
+    from washp2p.rounds import MemberId
 
 
 class Population:
@@ -39,8 +40,8 @@ class Population:
         self.rosters: list[Roster] = []
         """Since then, or from the first round on."""
         self.next_epoch = 0
-        self.next_id = 0
-        """Given once in a run, whoever its coordinator is."""
+        self.given: set[MemberId] = set()
+        """Ids are given once in a run, whoever its coordinator is."""
         self.total_rounds = 0
         """0 if not known."""
         self.publication = Publication(config)
@@ -58,7 +59,7 @@ class Population:
         self.history = [roster for roster in past.rosters if roster.epoch < past.life]
         self.rosters = [roster for roster in past.rosters if roster.epoch >= past.life]
         self.next_epoch = self.roster.epoch + 1
-        self.next_id = past.next_id
+        self.given = set(past.given)
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
         self.kept, _ = past.kept

@@ -25,7 +25,7 @@ from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
 from washp2p.conduct import Reason
-from washp2p.control import WORKER_LIMIT, Back, Claim, Hello, Kept, Ping, Seeds, messages
+from washp2p.control import WORKER_LIMIT, Back, Claim, Hello, Kept, Ping, Rank, Seeds, messages
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
 from washp2p.gate import Gate, guard
 from washp2p.patience import FAREWELL_MS, Patience
@@ -247,7 +247,7 @@ class Server:
         except ProtocolError as error:
             self._doorkeeper.refuse(identity, Reason.MALFORMED, str(error))
         else:
-            if isinstance(message, Hello | Claim | Back):
+            if isinstance(message, Hello | Claim | Back | Rank):
                 self._doorkeeper.charge_knock(identity)
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:

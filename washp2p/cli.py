@@ -16,7 +16,7 @@ from washp2p.commandline import Parser, report_errors
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.report import final_tables, links_table
-from workers.options import add_data_options, add_process_options
+from workers.options import add_data_options, add_devices_option, add_threads_option
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (run, simulate):
         add_options(command)
         add_data_options(command)
-    add_process_options(run)
+    add_devices_option(run)
+    add_threads_option(run)
     run.add_argument(
         "--resume",
         type=Path,
@@ -93,12 +94,19 @@ def _run(options: argparse.Namespace) -> int:
         f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
         for field in fields(RunConfig)
     ]
-    local = [f"--data-dir={options.data_dir}", f"--device={options.device}"]
+    local = [f"--data-dir={options.data_dir}"]
     if options.threads:
         local.append(f"--threads={options.threads}")
     if options.download:
         local.append("--download")
-    launch = Launch(n, flags, local, folder, resume=known is not None)
+    launch = Launch(
+        n,
+        flags,
+        local,
+        folder,
+        devices=options.devices.split(","),
+        resume=known is not None,
+    )
     return asyncio.run(launch.run())
 
 

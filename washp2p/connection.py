@@ -42,6 +42,7 @@ from washp2p.control import (
     Metrics,
     NewRoster,
     Progress,
+    Rank,
     Ready,
     Refuse,
     Result,
@@ -133,7 +134,12 @@ class Connection:
     _finish = False
 
     def __init__(
-        self, address: str, wait: float, run_dir: Path | None, keys: JoinKey | None = None
+        self,
+        address: str,
+        wait: float,
+        run_dir: Path | None,
+        keys: JoinKey | None = None,
+        rank: int | None = None,
     ) -> None:
         """Say hello and wait for the answer. See `washp2p.connect`."""
         host, port = split_tcp(address)
@@ -143,9 +149,10 @@ class Connection:
         self._changed = threading.Condition()
         self._on_change: Callable[[], None] = lambda: None
         self._on_stop: Callable[[WashError], None] = lambda _: None
-        self._hello = messages.encode(
-            Hello(PROTOCOL, DERIVATION, VERSION, sockets.gethostname(), os.getpid())
-        )
+        hello = Hello(PROTOCOL, DERIVATION, VERSION, sockets.gethostname(), os.getpid())
+        self._greeting = [messages.encode(hello)]
+        if rank is not None:
+            self._greeting.insert(0, messages.encode(Rank(rank)))
         self._milestones: list[bytes] = []
         self._guests: deque[Peer] = deque()
         self.seeds = Seedbook()
@@ -168,7 +175,8 @@ class Connection:
             failed=self._fail,
         )
         try:
-            self._socket.send(self._hello)
+            for data in self._greeting:
+                self._socket.send(data)
             with self._changed:
                 self._changed.wait_for(lambda: self._welcome or self._failure, wait)
         except BaseException:
@@ -336,7 +344,7 @@ class Connection:
     def _returned(self) -> Iterator[bytes]:
         """There is a coordinator again: say what it may not know, ask for what it has said."""
         if self._welcome is None:
-            yield self._hello
+            yield from self._greeting
             return
         epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
         yield messages.encode(Back(epochs, self.seeds.until))

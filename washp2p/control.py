@@ -323,6 +323,13 @@ class Ping:
     """Coordinator: nothing; sent so that a closed connection shows."""
 
 
+@dataclass(frozen=True)
+class Rank:
+    """Worker, just before its Hello: I should like this MemberId, if it is nobody's yet."""
+
+    rank: int
+
+
 Message = (
     Hello
     | Refuse
@@ -357,6 +364,7 @@ Message = (
     | Leave
     | Stop
     | Ping
+    | Rank
 )
 
 messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

@@ -27,18 +27,21 @@ def connect(
     keys: Path | None = None,
     insecure: bool = False,
     run_dir: Path | None = None,
+    rank: int | None = None,
 ) -> Connection:
     """Find a run and take a place in it, before there is a model.
 
     `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
     seconds. `keys` is the folder with `join.key`, or that file: links are encrypted then. Plain
     text off loopback needs `insecure`. `run_dir` is where this host keeps its checkpoints (default:
-    `runs/<the run's name>`). The connection's `config` says what to train.
+    `runs/<the run's name>`). `rank` is the MemberId to have if it is nobody's yet (default: the
+    next one). The connection's `config` says what to train.
+
     Raises UnreachableError, JoinRefusedError, UsageError.
     """
     join_key = None if keys is None else read_join(keys)
     require_loopback(address, encrypted=join_key is not None, insecure=insecure)
-    return Connection(address, wait, run_dir, join_key)
+    return Connection(address, wait, run_dir, join_key, rank)
 
 
 def join(

@@ -38,7 +38,7 @@ class Launch:
 
     Its processes have groups of their own: a terminal's interrupt is for the launch to pass on.
 
-    With `resume` it goes on with the run in the folder.
+    Workers take turns on `devices`. With `resume` it goes on with the run in the folder.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Launch:
         worker: Sequence[str],
         folder: Path,
         *,
+        devices: Sequence[str] = ("",),
         resume: bool = False,
     ) -> None:
         self._n = n
@@ -55,6 +56,7 @@ class Launch:
         self._worker_flags = worker
         self._folder = folder
         self._resume = resume
+        self._devices = devices
         self._processes: list[Process] = []
 
     async def run(self) -> int:
@@ -108,6 +110,7 @@ class Launch:
                     f"--coordinator={address}",
                     f"--run-dir={self._folder}",
                     f"--threads={threads}",
+                    f"--device={self._devices[number % len(self._devices)]}",
                     *self._worker_flags,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

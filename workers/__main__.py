@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from washp2p.commandline import Parser, add_link_options, report_errors
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
-from workers.options import add_data_options, add_process_options
+from workers.launched import launched
+from workers.options import add_data_options, add_device_option, add_threads_option
 
 if TYPE_CHECKING:
     import argparse
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--advertise", help="what peers are told instead, tcp://HOST[:PORT]")
     add_link_options(parser, "join.key")
     add_data_options(parser)
-    add_process_options(parser)
+    add_device_option(parser)
+    add_threads_option(parser)
     with report_errors("worker"):
         options = parser.parse_args(arguments)
         logging.basicConfig(format="%(message)s")
@@ -47,13 +49,16 @@ def work(options: argparse.Namespace) -> int:
     """Be a member, and another one whenever the population has gone on without this process."""
     import torch
 
+    place = launched(os.environ)
+    if place is not None and not options.device:
+        options.device = place.device(torch.cuda.device_count())
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     dropped: DroppedError | None = None
     while True:
         try:
-            take_part(options, device)
+            take_part(options, device, None if place is None else place.rank)
         except DroppedError as error:
             dropped = error.with_traceback(None)  # which holds on to the whole former life
             print(f"worker: {error}; joining again", file=sys.stderr, flush=True)
@@ -66,8 +71,11 @@ def work(options: argparse.Namespace) -> int:
             return 0
 
 
-def take_part(options: argparse.Namespace, device: torch.device) -> None:
-    """Join, train, average, and write what belongs to this member. Raises WashError."""
+def take_part(options: argparse.Namespace, device: torch.device, rank: int | None) -> None:
+    """Join, train, average, and write what belongs to this member. Raises WashError.
+
+    `rank` is the MemberId to have if it is still to be had.
+    """
     import washp2p
     from washp2p import rundir
     from workers.checkpoint import save_model
@@ -81,6 +89,7 @@ def take_part(options: argparse.Namespace, device: torch.device) -> None:
         keys=options.keys,
         insecure=options.insecure,
         run_dir=options.run_dir,
+        rank=rank,
     )
     connection.on_stop(_exit_soon)
     folder = connection.folder

@@ -22,11 +22,30 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """What a worker process computes with."""
-    group = parser.add_argument_group("this machine's devices")
-    group.add_argument("--device", default="", help="torch device (default: cuda if there is one)")
-    group.add_argument(
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """What one worker computes on."""
+    parser.add_argument(
+        "--device",
+        default="",
+        help="torch device (default: cuda if there is one; under torchrun or srun the GPU of this "
+        "process's number on its host)",
+    )
+
+
+def add_devices_option(parser: argparse.ArgumentParser) -> None:
+    """What several workers compute on."""
+    parser.add_argument(
+        "--devices",
+        default="",
+        metavar="DEVICE,...",
+        help="torch devices that workers take turns on, as in cuda:0,cuda:1 (default: cuda if "
+        "there is one)",
+    )
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """How many threads a worker computes with."""
+    parser.add_argument(
         "--threads", type=_threads, default=0, help="torch threads of a worker (default: its share)"
     )
 

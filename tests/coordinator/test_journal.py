@@ -38,7 +38,7 @@ def test_what_was_kept_is_there_again(path):
     assert [(m.id, m.phase, m.saved) for m in past.members] == [(0, Phase.WELCOMED, {40})]
     assert past.departed == (Departed(1, "h", "died", 60),)
     assert past.rosters == (roster(0, 1, 0, 1), roster(1, 60, 0))
-    assert (past.published, past.kept, past.next_id) == (80, (40, [0, 1]), 2)
+    assert (past.published, past.kept, past.given) == (80, (40, [0, 1]), {0, 1})
     with pytest.raises(UsageError, match="end the coordinator that runs there"):
         Journal(path, print)
     journal.close()

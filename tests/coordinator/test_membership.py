@@ -33,6 +33,7 @@ from washp2p.control import (
     Metrics,
     NewRoster,
     Progress,
+    Rank,
     Ready,
     Refuse,
     Result,
@@ -261,6 +262,25 @@ def test_the_run_finishes_when_all_have():
     assert "the run has ended" in refusal.reason
 
 
+def test_who_has_a_rank_has_it_as_its_id_unless_somebody_was_it():
+    run = Run(n=4, rounds=400)
+
+    def joins(who, rank):
+        if rank is not None:
+            assert run.tell(who, Rank(rank)) == []
+        return sent(run.tell(who, hello(who)), Welcome)[0][1].member
+
+    assert [joins(0, 2), joins(1, 2), joins(2, 0), joins(3, 7)] == [2, 3, 0, 4]
+    run.gone(2)
+    assert joins(4, 0) == 0  # nobody has trained under it
+    for who in (0, 1, 4, 3):
+        run.tell(who, run.attach(who))
+    for who in (0, 1, 4, 3):
+        run.tell(who, Synced(0))
+    run.gone(0)
+    assert joins(5, 2) == 5
+
+
 def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
     run = Run(n=2, rounds=400)
     run.start()
@@ -445,7 +465,7 @@ def past_of(machine):
         kept=(0, []),
         life=0,
         total_rounds=machine.population.total_rounds,
-        next_id=10,
+        given=frozenset(range(10)),
         settled=machine.population.settled,
         accuracy=machine.population.accuracy,
     )

@@ -292,7 +292,7 @@ def session_of(status):
 
 def test_washp2p_run_reports_a_worker_that_cannot_start(tmp_path):
     code, stderr = command(
-        "washp2p", "run", "--n=2", "--device=abacus", f"--run-dir={tmp_path / 'r'}"
+        "washp2p", "run", "--n=2", "--devices=abacus", f"--run-dir={tmp_path / 'r'}"
     )
     assert code == 2
     assert "expected cpu, cuda or cuda:N" in stderr

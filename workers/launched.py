@@ -1,0 +1,51 @@
+"""What `torchrun` and `srun` tell the processes they start: their rank, and that on their host.
+
+These variables are all that is read of the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LAUNCHERS = {
+    "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Rank `rank` of `world` processes, the `local`-th on its host."""
+
+    rank: int
+    local: int
+    world: int
+
+    def device(self, count: int) -> str:
+        """Which of `count` GPUs of its host is this process's; empty if there are none."""
+        return f"cuda:{self.local % count}" if count else ""
+
+
+def launched(environment: Mapping[str, str]) -> Launched | None:
+    """What a launcher says; None if this process was started by none.
+
+    Raises UsageError if it makes no sense.
+    """
+    for launcher, names in LAUNCHERS.items():
+        if all(name in environment for name in names):
+            values = {name: environment[name] for name in names}
+            try:
+                found = Launched(*map(int, values.values()))
+            except ValueError:
+                found = Launched(0, 0, 0)
+            if not 0 <= found.local <= found.rank < found.world:
+                said = ", ".join(f"{name}={value!r:.20}" for name, value in values.items())
+                raise UsageError(f"{launcher} says {said}; expected ranks below the world's size")
+            return found
+    return None
