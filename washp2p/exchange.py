@@ -180,6 +180,7 @@ class Exchange:
         self.flush()
         header = headers.encode(Posted(self._run, self._me, self.posted))
         self._transport.send(peer, Kind.EXCHANGE, header)
+        self.greet(peer)
 
     def apply(self) -> list[Applied]:
         """Scatter what has arrived of all rounds, in ascending order."""

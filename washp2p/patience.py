@@ -56,8 +56,8 @@ class Patience:
     def watch(self, socket: Socket[Any]) -> None:
         """Have ZeroMQ close links of a socket, at both ends, when one end is gone or hangs.
 
-        Call it first. Whatever comes is taken in, to be dealt with at once: ZeroMQ aborts the
-        process if a link on which it sends heartbeats is closed while nothing is read from it.
+        Call it first. Whatever comes is taken in, and the caller has to bound it: ZeroMQ aborts the
+        process if it finds a ping in what is left of a link that was closed when it had stopped.
         """
         socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.HEARTBEAT_IVL, max(1, round(1000 * self.ping)))
@@ -66,12 +66,3 @@ class Patience:
         socket.set(zmq.HANDSHAKE_IVL, max(1, round(1000 * self.dead)))
         socket.set(zmq.CONNECT_TIMEOUT, max(1, round(1000 * self.dead)))
         socket.set(zmq.RECONNECT_IVL_MAX, max(100, round(1000 * self.ping)))
-
-    def listen(self, socket: Socket[Any], ahead: int, largest: int) -> None:
-        """Let who connects to a socket send `ahead` messages of `largest` bytes, then wait.
-
-        Call it before `bind`. Watching the links is left to those who connect.
-        """
-        socket.set(zmq.RCVHWM, ahead)
-        socket.set(zmq.MAXMSGSIZE, largest)
-        socket.set(zmq.HANDSHAKE_IVL, max(1, round(1000 * self.dead)))

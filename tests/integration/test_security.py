@@ -118,7 +118,7 @@ def test_a_member_that_sends_garbage_is_cut_off_by_all_and_the_others_finish(
     line = coordinator.until("was cut off by most others")
     assert "messages malformed" in line
     offender = int(line.split()[1])
-    assert [worker.wait() for worker in good] == [0, 0]
+    assert [worker.wait() for worker in good] == [0, 0], [worker.text for worker in good]
     assert bad.wait() != 0
     assert "was cut off by most others" in bad.text
     assert coordinator.wait() == 0

@@ -2,7 +2,9 @@
 
 Links are one-way: replies go back over the replier's own link. ZeroMQ's I/O thread does the
 sending and receiving, and the encryption if there are keys, so a message moves on while the caller
-computes.
+computes. It takes in whatever comes: were it told to stop at some number, a peer that pings and
+goes while it has stopped would make it abort the process. So while the caller computes for long, a
+thread looks now and then at what has come, and hangs up on whom too much waits of.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import dataclass
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
 import zmq
@@ -18,6 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 from washp2p.errors import UsageError
 from washp2p.gate import Gate, guard, hang_up, present
 from washp2p.patience import Patience
+from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Buffer, Message, Transport
 
 if TYPE_CHECKING:
@@ -34,8 +38,8 @@ _LENGTHS = [bytes([length]) for length in range(256)]
 
 QUEUED = 10_000
 """Messages kept for a peer that does not take them; more are lost."""
-TAKEN_AHEAD = 1000
-"""Messages taken from a peer before `receive` has asked for them; more wait at the peer."""
+LOOK_SECONDS = 0.1
+"""How often somebody looks at what has come."""
 
 
 @dataclass
@@ -83,11 +87,16 @@ class ZeromqTransport(Transport):
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._gate: Gate | None = None
+        self._backlog = Backlog()
+        self._receiving = Lock()
+        self._closing = Event()
+        self._looking = Thread(target=self._look, name="washp2p intake", daemon=True)
         self._incoming = self._context.socket(zmq.DEALER)
         if credentials is not None:
             self._gate = Gate(self._context, self._admits, self._patience)
             guard(self._incoming, credentials.own)
-        self._patience.listen(self._incoming, TAKEN_AHEAD, largest)
+        self._patience.watch(self._incoming)
+        self._incoming.set(zmq.MAXMSGSIZE, largest)
         self._incoming.set(zmq.IPV6, "[" in bind)
         self._incoming.bind(_INTERRUPT)
         self._interrupt = self._context.socket(zmq.DEALER)
@@ -104,6 +113,7 @@ class ZeromqTransport(Transport):
             ) from None
         self.endpoint = self._incoming.get_string(zmq.LAST_ENDPOINT)
         self.near = near
+        self._looking.start()
 
     def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
         """See Transport."""
@@ -129,6 +139,8 @@ class ZeromqTransport(Transport):
         """See Transport."""
         self.disconnect(peer)
         self._cut_off.add(key)
+        with self._receiving:
+            self._backlog.forget(peer)
 
     def broken(self, peer: MemberId) -> bool:
         """See Transport."""
@@ -171,19 +183,17 @@ class ZeromqTransport(Transport):
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
-        while True:
-            if timeout == 0:
-                if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
-                    return None  # cheaper than an exception
-            elif timeout != self._timeout:
-                self._incoming.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
-                self._timeout = timeout
-            try:
-                message = self._take(zmq.NOBLOCK if timeout == 0 else 0)
-            except zmq.Again:
-                return None
-            if message is not None or timeout != 0:  # else an interrupt that came too late
-                return message
+        with self._receiving:
+            while True:
+                if self._backlog:
+                    message = self._backlog.pop()
+                else:
+                    try:
+                        message = self._take(timeout)
+                    except zmq.Again:
+                        return None
+                if message is not None or timeout != 0:  # else an interrupt that came too late
+                    return message
 
     def interrupt(self) -> None:
         """See Transport."""
@@ -193,6 +203,9 @@ class ZeromqTransport(Transport):
         """See Transport."""
         if self._context.closed:
             return
+        self._closing.set()
+        if self._looking.is_alive():
+            self._looking.join()
         for link in self._links.values():
             _let_go(link, linger)
         self._interrupt.close(linger=0)
@@ -227,20 +240,61 @@ class ZeromqTransport(Transport):
             again = self._link(link.endpoint, link.key)
             link.socket, link.monitor = again.socket, again.monitor
 
-    def _take(self, flags: int) -> Message | None:
+    def _look(self) -> None:
+        """Put by what has come, while nobody receives."""
+        while not self._closing.wait(LOOK_SECONDS):
+            if self._receiving.acquire(blocking=False):
+                try:
+                    while int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
+                        self._put_by()
+                except zmq.Again:
+                    pass  # what was there was of a connection that has ended
+                finally:
+                    self._receiving.release()
+
+    def _put_by(self) -> None:
+        frame = self._incoming.recv(zmq.NOBLOCK, copy=False)
+        found = self._read(frame)
+        if found is None:
+            return
+        message, sender = found
+        origin = _connection_of(frame) if sender is None else sender
+        if not self._backlog.put(origin, message):
+            hang_up(frame)
+
+    def _take(self, timeout: float | None) -> Message | None:
         """The next message of somebody who may send; None for an interrupt. Raises Again."""
+        flags = 0
+        if timeout == 0:
+            if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
+                raise zmq.Again  # cheaper than having ZeroMQ say so
+            flags = zmq.NOBLOCK
+        elif timeout != self._timeout:
+            self._incoming.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
+            self._timeout = timeout
         if self._credentials is None:
             return self._message(memoryview(self._incoming.recv(flags)), None)
         while True:
-            frame = self._incoming.recv(flags, copy=False)
-            key = _key_of(frame)
-            if key is None:
-                return None
-            sender = None if key in self._cut_off else self._credentials.member_of(key)
-            message = self._message(frame.buffer, sender)
-            if sender is not None:
-                return message or Message(_NOTHING, _NOTHING, sender)
+            found = self._read(self._incoming.recv(flags, copy=False))
+            if found is not None:
+                return found[0]
+
+    def _read(self, frame: zmq.Frame) -> tuple[Message | None, MemberId | None] | None:
+        """What is in a frame, and whose it is, if that is proved; None if its sender may not send.
+
+        An interrupt is no message of nobody's.
+        """
+        if self._credentials is None:
+            return self._message(frame.buffer, None), None
+        key = _key_of(frame)
+        if key is None:
+            return None, None
+        sender = None if key in self._cut_off else self._credentials.member_of(key)
+        message = self._message(frame.buffer, sender)
+        if sender is None:
             hang_up(frame)
+            return None
+        return message or Message(_NOTHING, _NOTHING, sender), sender
 
     def _message(self, data: memoryview, sender: MemberId | None) -> Message | None:
         """What is in a ZeroMQ message; None if it is empty, or has several parts, as none has."""
@@ -267,6 +321,14 @@ def _key_of(frame: zmq.Frame) -> bytes | None:
         return bytes.fromhex(str(frame.get("User-Id")))
     except zmq.ZMQError:
         return None
+
+
+def _connection_of(frame: zmq.Frame) -> int:
+    """The number of the connection by which a frame has come; -1 for an interrupt."""
+    try:
+        return int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return -1
 
 
 def _let_go(link: _Link, linger: float = 0.0) -> None:

@@ -1,0 +1,59 @@
+"""The backlog: messages that have come and that nobody has asked for yet. Pure.
+
+Of each origin (a member, or a connection where nobody can tell whose it is) there are only so many.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from washp2p.transports.base import Message
+
+MESSAGES = 10_000
+BYTES = 256 << 20
+"""Of one origin; one message may always wait, however large."""
+
+
+class Backlog:
+    """Messages in the order in which they came; None stands for an interrupt."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Hashable, Message | None]] = deque()
+        self._messages: Counter[Hashable] = Counter()
+        self._bytes: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, origin: Hashable, message: Message | None) -> bool:
+        """Keep a message; False, and nothing is kept, if too much of its origin waits."""
+        size = _size(message)
+        waiting = self._messages[origin]
+        if waiting >= MESSAGES or (waiting and self._bytes[origin] + size > BYTES):
+            return False
+        self._waiting.append((origin, message))
+        self._messages[origin] += 1
+        self._bytes[origin] += size
+        return True
+
+    def pop(self) -> Message | None:
+        """The oldest."""
+        origin, message = self._waiting.popleft()
+        self._messages[origin] -= 1
+        self._bytes[origin] -= _size(message)
+        if not self._messages[origin]:
+            del self._messages[origin], self._bytes[origin]
+        return message
+
+    def forget(self, origin: Hashable) -> None:
+        """Nothing of an origin waits any more."""
+        self._waiting = deque(pair for pair in self._waiting if pair[0] != origin)
+        del self._messages[origin], self._bytes[origin]
+
+
+def _size(message: Message | None) -> int:
+    return 0 if message is None else message.header.nbytes + message.payload.nbytes
