@@ -74,17 +74,18 @@ class Doorkeeper:
         """A worker's message was dropped."""
         self._conduct.refuse(identity, reason, what, cost=COST)
 
-    def cut_off_offenders(self, frame: zmq.Frame) -> dict[bytes, str]:
-        """Close the connections of those who have said too much, the sender of `frame`; who, why.
+    def take_offenders(self) -> dict[bytes, str]:
+        """Who has said too much since the last time, and why that is; each is to be cut off."""
+        return self._conduct.take_offenders()
+
+    def cut_off(self, identity: bytes, what: str, frame: zmq.Frame) -> None:
+        """Close the connection by which `frame` has come, and hear its sender no more.
 
         For one patience its host gets no other connection.
         """
-        offenders = self._conduct.take_offenders()
-        for identity, what in offenders.items():
-            if len(self._cut_off) < TOLD:
-                self._tell(f"cut off a worker: {what}")
-            self._hang_up(identity, frame)
-        return offenders
+        if len(self._cut_off) < TOLD:
+            self._tell(f"cut off a worker: {what}")
+        self._hang_up(identity, frame)
 
     def forget_idle(self) -> None:
         """To be called now and then."""

@@ -252,8 +252,9 @@ class Server:
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
                 self._control_bytes[identity] += len(data)
-        for offender, what in self._doorkeeper.cut_off_offenders(frame).items():
-            self._carry_out(self._membership.cut_off(offender, what))
+        for offender, what in self._doorkeeper.take_offenders().items():
+            self._carry_out(self._membership.cut_off(offender, what))  # which tells it so
+            self._doorkeeper.cut_off(offender, what, frame)
 
     def _reaches(self, identity: bytes, data: bytes) -> bool:
         """Send to a worker, if it is connected; whether it is."""

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.hosts import missing, namespaces
 from washp2p.ledger import Kind
+from washp2p.patience import Patience
 from washp2p.place import near_address, this_place
 from washp2p.transports import listen
 
@@ -44,4 +45,17 @@ def test_a_member_is_reached_at_both_of_its_addresses():
     assert words == {b"tcp", b"ipc"}
     assert [link.wire for sender in senders for link in sender.ledger.counts] == ["tcp", "ipc"]
     for transport in (receiver, *senders):
+        transport.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: abstract sockets")
+def test_where_the_near_address_does_not_work_the_other_one_is_taken():
+    receiver, sender = listen("tcp://127.0.0.1:*"), listen("tcp://127.0.0.1:*", Patience(0.1))
+    sender.connect(0, near_address(), otherwise=receiver.endpoint)
+    while sender.broken(0):
+        sender.mended()
+    sender.send(0, Kind.EXCHANGE, b"x")
+    assert bytes(receiver.receive(10).header) == b"x"
+    assert [link.wire for link in sender.ledger.counts] == ["tcp"]
+    for transport in (receiver, sender):
         transport.close()

@@ -183,7 +183,7 @@ def test_a_compiled_model_is_the_model_itself():
     compiled = torch.compile(small_model(), backend="eager")
     store, plain = Store(compiled, sgd(compiled)), small_model()
     assert store.layout == Store(plain, sgd(plain)).layout
-    assert list(store.state_dict(store.sections())) == list(plain.state_dict())
+    compiled.load_state_dict(store.state_dict(store.sections()))
 
 
 def test_a_parameter_added_after_joining_is_noticed():

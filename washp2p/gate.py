@@ -101,7 +101,10 @@ def hang_up(frame: zmq.Frame) -> None:
 
     Should that connection have ended, and another have its number now, that one is begun anew.
     """
-    with suppress(OSError), socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as connection:
+    with (
+        suppress(OSError, zmq.ZMQError),
+        socket.socket(fileno=os.dup(frame.get(zmq.SRCFD))) as connection,
+    ):
         connection.shutdown(socket.SHUT_RDWR)
 
 

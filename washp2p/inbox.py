@@ -148,7 +148,9 @@ class Inbox:
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
-                self._transport.connect(peer.member, peer.nearest(this_place()), peer.key)
+                nearest = peer.nearest(this_place())
+                otherwise = peer.endpoint if nearest != peer.endpoint else ""
+                self._transport.connect(peer.member, nearest, peer.key, otherwise)
             except UsageError as error:  # as good as a link that is broken
                 _log.warning("member %d: %s", self._connection.member, error)
             else:
@@ -248,8 +250,8 @@ class Inbox:
 
     def _hand_on(self, header: Header, payload: Buffer) -> None:
         match header:
-            case Frame() if header.round > self._connection.seeds.until + IN_ADVANCE:
-                known = f"seeds are known up to {self._connection.seeds.until}"
+            case Frame() if header.round > self._seeds_until + IN_ADVANCE:
+                known = f"seeds are known up to {self._seeds_until}"
                 self._conduct.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
             case Frame():
                 self.arrivals.accept(header, payload)
@@ -263,6 +265,12 @@ class Inbox:
             case Chunk():
                 self._transfer.on_chunk(header, payload)
 
+    @property
+    def _seeds_until(self) -> int:
+        """The last round whose seed is out, as far as is known here."""
+        rosters = self._connection.rosters
+        return max(self._connection.seeds.until, rosters[-1].first - 1 if rosters else 0)
+
     def _knows(self, sender: MemberId) -> bool:
         """Whether a message can be of this peer, who may be newer than the last look."""
         if sender not in self._linked:
@@ -273,7 +281,9 @@ class Inbox:
         """The sender may have learnt of this member first. The oldest go if there are too many."""
         self._ahead.append(message)
         self._ahead_bytes += message.payload.nbytes
-        while len(self._ahead) > AHEAD or self._ahead_bytes > AHEAD_BYTES:
+        while len(self._ahead) > AHEAD or (
+            self._ahead_bytes > AHEAD_BYTES and len(self._ahead) > 1
+        ):
             oldest = self._ahead.popleft()
             self._ahead_bytes -= oldest.payload.nbytes
             header = headers.decode(oldest.header)

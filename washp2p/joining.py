@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 from washp2p.connection import Connection
@@ -122,14 +123,14 @@ def attach(
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """
     member = join(run, model, optimizer, rounds=rounds, keys=keys, state=state, scaler=scaler)
-    atexit.register(_abandon, member)
+    atexit.register(_abandon, weakref.ref(member))
     return member
 
 
-def _abandon(member: Member) -> None:
-    """The process ends; `member` may have been closed."""
-    if not member.closed:
-        error = getattr(sys, "last_value", None) or RunStoppedError(
-            "its process has ended without Member.close()"
-        )
+def _abandon(reference: weakref.ref[Member]) -> None:
+    """The process ends; the member may be closed, or forgotten."""
+    member = reference()
+    if member is not None:
+        error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+        error = error or RunStoppedError("its process has ended without Member.close()")
         member.__exit__(type(error), error, None)

@@ -28,7 +28,7 @@ LAST_WORD_SECONDS = 0.5
 """How long the coordinator may take to tell its workers that the run is interrupted."""
 
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started by nohup
     SIGNALS.append(signal.SIGHUP)
 
@@ -166,7 +166,7 @@ class Launch:
         await _ask_to_end(self._processes, END_SECONDS)
         for process in self._processes:
             if process.returncode is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # data loaders, too
                 await process.wait()
 
 

@@ -75,6 +75,7 @@ class Ledger:
             if (
                 link in self.counts
                 or link.wire not in WIRES
+                or count.keys() != Count.__dataclass_fields__.keys()
                 or not all(type(n) is int and n >= 0 for n in numbers)
             ):
                 raise ValueError(f"not counts: {row!r:.100}")

@@ -291,8 +291,7 @@ class Member:
 
         Harmless when called twice. Raises RunStoppedError.
         """
-        if not self.closed:
-            self.__exit__(None, None, None)
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -303,6 +302,8 @@ class Member:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.closed:
+            return
         self.closed = True
         try:
             if error is None:
@@ -329,11 +330,15 @@ class Member:
         return self._finale
 
     def _round(self) -> None:
-        """What follows an optimizer step."""
-        self._timeline.step()
-        self._keeper.after_round(self._timeline)
-        if self._inbox.guests or self._entry.serves:
-            self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+        """What follows an optimizer step. An error ends this member's part: it may join anew."""
+        try:
+            self._timeline.step()
+            self._keeper.after_round(self._timeline)
+            if self._inbox.guests or self._entry.serves:
+                self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+        except RunStoppedError as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""

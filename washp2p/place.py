@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import secrets
 import sys
-import uuid
 from hashlib import blake2b
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def this_place() -> str:
     try:
         what = f"{_BOOT.read_text().strip()} {_NETWORK.stat().st_ino}"
     except OSError:
-        what = f"{platform.node()} {uuid.getnode()}"
+        what = platform.node()
     return blake2b(what.encode(), digest_size=8, person=b"washp2p.place").hexdigest()
 
 

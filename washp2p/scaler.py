@@ -31,9 +31,10 @@ class Attempts:
         scaler.step = self._step  # type: ignore[method-assign]  # until `remove`
 
     def remove(self) -> None:
-        """Leave scaler and optimizer as they were."""
+        """Leave scaler and optimizer as they were. Harmless when called twice."""
         self._hook.remove()
-        del self._scaler.step
+        if vars(self._scaler).get("step") == self._step:
+            del self._scaler.step
 
     def _count(self, *_: object) -> None:
         self._taken += 1

@@ -61,7 +61,9 @@ class Store:
         lane: Lane | None = None,
     ) -> None:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
-        self._model = model = plain_model(model)
+        plain = plain_model(model)
+        self._prefix = _prefix_of(model, plain)
+        self._model = model = plain
         self._optimizer = optimizer
         _refuse_what_cannot_be_shuffled(model, optimizer)
         self._parameters, entries, dtype = _enumerate(model)
@@ -206,7 +208,10 @@ class Store:
             self._adopt_state()
 
     def state_dict(self, sections: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict of the model that `sections` describes: fresh contiguous CPU tensors."""
+        """The state dict of the model that `sections` describes: fresh contiguous CPU tensors.
+
+        Names are those of the model as it was given, compiled or not.
+        """
         state = {}
         flat = sections[PARAM]
         places = {id(p): e for p, e in zip(self._parameters, self.layout.entries, strict=True)}
@@ -222,7 +227,7 @@ class Store:
         for name, tensor in self._model.state_dict(keep_vars=True).items():
             entry = places.get(id(tensor))
             value = rest[id(tensor)] if entry is None else _view(flat, entry)
-            state[name] = value.clone(memory_format=torch.contiguous_format)
+            state[self._prefix + name] = value.clone(memory_format=torch.contiguous_format)
         return state
 
     def _flatten_parameters(self) -> torch.Tensor:
@@ -303,6 +308,15 @@ def plain_model(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def _prefix_of(model: torch.nn.Module, inner: torch.nn.Module) -> str:
+    """What names in the state dict of `model` begin with that has become of `inner`."""
+    prefix = ""
+    while model is not inner:
+        prefix += "_orig_mod."
+        model = model._orig_mod  # type: ignore[assignment]  # as torch.compile names it
+    return prefix
+
+
 def _count(optimizer: torch.optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
@@ -311,7 +325,13 @@ def _refuse_what_cannot_be_shuffled(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Raise UsageError for sharded parameters and sparse gradients."""
-    sparse = [name for name, module in model.named_modules() if getattr(module, "sparse", False)]
+    sparse = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
+        and module.sparse
+        and module.weight.requires_grad
+    ]
     if sparse or isinstance(optimizer, torch.optim.SparseAdam):
         raise UsageError(
             f"gradients of {', '.join(sparse) or 'the parameters'} are sparse; expected dense "

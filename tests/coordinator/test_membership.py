@@ -251,6 +251,8 @@ def test_the_run_finishes_when_all_have():
     assert not any(isinstance(command, End) for command in commands)
     counts = {"payload": 5, "header": 1, "messages": 1, "expected": 5}
     links = [{"peer": 1, "kind": "exchange", "wire": "ipc", **counts}]
+    (rejected,) = run.tell(0, Accounts([{"peer": 1, "kind": "exchange", "wire": "ipc"}]))
+    assert isinstance(rejected, Reject)
     assert not sent(run.tell(0, Accounts(links)), Finish)
     run.tell(1, Accounts([]))
     assert run.gone(0) == []  # it has said its last word

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -12,6 +15,7 @@ from torch import nn
 
 import washp2p
 from tests.integration.conftest import FORKSERVER, ROOT
+from washp2p.errors import DroppedError
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import round_seed, run_key
 
@@ -161,8 +165,12 @@ def train(kind, address, queue):
         loop.step(number)
     assert member.round == STEPS
     averaged = member.average()
+    loop.model.load_state_dict(averaged)
     states = {str(peer): state for peer, state in {**member.models(), -1: averaged}.items()}
-    arrays = {w: {k: v.double().numpy() for k, v in s.items()} for w, s in states.items()}
+    arrays = {
+        which: {k.removeprefix("_orig_mod."): v.double().numpy() for k, v in state.items()}
+        for which, state in states.items()
+    }
     member.close()
     member.close()
     queue.put((member.id, arrays))
@@ -247,3 +255,45 @@ def test_a_process_that_ends_before_its_loop_says_why(runs, how, why):
         assert coordinator.wait(60) == 0, coordinator.text
         assert f"left: {why}" in coordinator.text
         assert sorted(process.wait(30) for process in processes) == [0, int(how == "raises")]
+
+
+def pause(address, dropped):
+    """Step on; member 1 stops itself once, is dropped, and attaches anew."""
+    connection = washp2p.connect(address)
+    loop = Loop(connection.member)
+    loop.scaler = torch.amp.GradScaler("cpu")
+    member = washp2p.attach(loop.model, loop.optimizer, connection, scaler=loop.scaler)
+    left = 300  # rounds, once both are there again
+    while left:
+        left -= member.members == (0, 2)
+        try:
+            if member.id == 1 and member.round == 5:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            loop.step(member.round)
+        except DroppedError:
+            dropped.set()
+            connection = washp2p.connect(address)
+            member = washp2p.attach(loop.model, loop.optimizer, connection, scaler=loop.scaler)
+    member.average()
+    member.close()
+
+
+def test_who_was_dropped_attaches_again(runs):
+    coordinator = runs.coordinator("--n=2", "--p=0.2", "--patience=1")
+    dropped = FORKSERVER.Event()
+    processes = [
+        FORKSERVER.Process(target=pause, args=(coordinator.address, dropped)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    line = coordinator.until("member 1 (")
+    pid = int(re.search(r"process (\d+)", line)[1])
+    coordinator.until("going on with 1 of 2 members")
+    os.kill(pid, signal.SIGCONT)
+    assert dropped.wait(30)
+    assert coordinator.wait(60) == 0, coordinator.text
+    assert coordinator.summary["averaged_over"] == [0, 2]
+    for process in processes:
+        process.join(10)
+        assert process.exitcode == 0
+        process.close()

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 
 MESSAGES = 10_000
 BYTES = 256 << 20
-"""Of one origin; one message may always wait, however large."""
+"""Of one origin; more where four messages of the largest size are."""
 
 
 class Backlog:
-    """Messages in the order in which they came; None stands for an interrupt."""
+    """Messages in the order in which they came; None stands for an interrupt.
 
-    def __init__(self) -> None:
+    `largest` is how many bytes a message may have.
+    """
+
+    def __init__(self, largest: int = 0) -> None:
+        self._room = max(BYTES, 4 * largest)
         self._waiting: deque[tuple[Hashable, Message | None]] = deque()
         self._messages: Counter[Hashable] = Counter()
         self._bytes: Counter[Hashable] = Counter()
@@ -33,7 +37,7 @@ class Backlog:
         """Keep a message; False, and nothing is kept, if too much of its origin waits."""
         size = _size(message)
         waiting = self._messages[origin]
-        if waiting >= MESSAGES or (waiting and self._bytes[origin] + size > BYTES):
+        if waiting >= MESSAGES or (waiting and self._bytes[origin] + size > self._room):
             return False
         self._waiting.append((origin, message))
         self._messages[origin] += 1

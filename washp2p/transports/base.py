@@ -69,10 +69,11 @@ class Transport(ABC):
         self._sending = Lock()
 
     @abstractmethod
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
         """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
 
-        `key` is the peer's public one, where links are encrypted.
+        `key` is the peer's public one, where links are encrypted. `otherwise` is another address of
+        it, tried once the link has not come up for one patience.
 
         Raises UsageError if `endpoint` is not an address of this transport.
         """

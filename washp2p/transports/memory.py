@@ -43,7 +43,7 @@ class MemoryTransport(Transport):
                 raise UsageError(f"{endpoint} is in use; choose another name")
             self._inboxes[endpoint] = self._inbox
 
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
         """See Transport."""
         if not endpoint.startswith("memory://"):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")

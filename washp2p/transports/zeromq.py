@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
@@ -40,13 +41,19 @@ QUEUED = 10_000
 """Messages kept for a peer that does not take them; more are lost."""
 LOOK_SECONDS = 0.1
 """How often somebody looks at what has come."""
+AT_A_LOOK = 10_000
+"""Messages that are put by before the caller may receive again."""
 
 
 @dataclass
 class _Link:
-    """A way to a peer. `since` is when it was made, or went down."""
+    """A way to a peer. `since` is when it was made, or went down.
+
+    `otherwise` is where to try next if it does not come up.
+    """
 
     endpoint: str
+    otherwise: str
     key: bytes
     socket: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
@@ -87,7 +94,7 @@ class ZeromqTransport(Transport):
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         self._gate: Gate | None = None
-        self._backlog = Backlog()
+        self._backlog = Backlog(largest)
         self._receiving = Lock()
         self._closing = Event()
         self._looking = Thread(target=self._look, name="washp2p intake", daemon=True)
@@ -103,8 +110,6 @@ class ZeromqTransport(Transport):
         self._interrupt.set(zmq.SNDHWM, 0)
         self._interrupt.connect(_INTERRUPT)
         try:
-            if near:
-                self._incoming.bind(near)
             self._incoming.bind(bind)
         except zmq.ZMQError as error:
             self.close()
@@ -112,13 +117,17 @@ class ZeromqTransport(Transport):
                 f"cannot listen at {bind}: {error.strerror}; choose another address or port"
             ) from None
         self.endpoint = self._incoming.get_string(zmq.LAST_ENDPOINT)
-        self.near = near
+        if near:
+            with suppress(zmq.ZMQError):  # some sandboxes forbid it
+                self._incoming.bind(near)
+                self.near = near
         self._looking.start()
 
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"") -> None:
+    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
         """See Transport."""
         try:
             link = self._link(endpoint, key)
+            link.otherwise = otherwise
         except zmq.ZMQError as error:
             raise UsageError(
                 f"member {peer} is said to listen at {endpoint!r}: {error.strerror}; start it with "
@@ -165,7 +174,11 @@ class ZeromqTransport(Transport):
                     link.up, link.broken, link.since = False, True, now
             if int(link.socket.get(zmq.EVENTS)) & zmq.POLLIN:
                 link.hopeless = True  # nothing is to come back: away with it, unread
-            if link.hopeless or (link.broken and now - link.since > self._patience.seconds):
+            late = now - link.since > self._patience.seconds
+            if late and link.otherwise and not link.up:
+                link.endpoint, link.otherwise = link.otherwise, ""
+                self._replace(peer, link)
+            elif link.hopeless or (late and link.broken):
                 self._replace(peer, link)
         return mended
 
@@ -222,7 +235,7 @@ class ZeromqTransport(Transport):
         dealer.set(zmq.IPV6, "[" in endpoint)
         self._patience.watch(dealer)
         monitor = dealer.get_monitor_socket(_EVENTS)
-        link = _Link(endpoint, key, dealer, monitor, time.monotonic())
+        link = _Link(endpoint, "", key, dealer, monitor, time.monotonic())
         try:
             if self._credentials is not None:
                 present(dealer, self._credentials.own, key)
@@ -235,31 +248,38 @@ class ZeromqTransport(Transport):
     def _replace(self, peer: MemberId, link: _Link) -> None:
         """Begin a link anew: after some handshakes that fail ZeroMQ tries no more."""
         link.up, link.broken, link.hopeless, link.since = False, True, False, time.monotonic()
-        with self._sending:
-            _let_go(link)
+        with suppress(zmq.ZMQError), self._sending:  # if it cannot be, the next time
             again = self._link(link.endpoint, link.key)
+            _let_go(link)
+            self._wires[peer] = link.endpoint.partition("://")[0]
             link.socket, link.monitor = again.socket, again.monitor
 
     def _look(self) -> None:
         """Put by what has come, while nobody receives."""
         while not self._closing.wait(LOOK_SECONDS):
             if self._receiving.acquire(blocking=False):
+                refused: set[int] = set()
                 try:
-                    while int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
-                        self._put_by()
+                    for _ in range(AT_A_LOOK):
+                        if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
+                            break
+                        self._put_by(refused)
                 except zmq.Again:
                     pass  # what was there was of a connection that has ended
                 finally:
                     self._receiving.release()
 
-    def _put_by(self) -> None:
+    def _put_by(self, refused: set[int]) -> None:
+        """The next message into the backlog. Hangs up once on connections `refused`."""
         frame = self._incoming.recv(zmq.NOBLOCK, copy=False)
         found = self._read(frame)
         if found is None:
             return
         message, sender = found
-        origin = _connection_of(frame) if sender is None else sender
-        if not self._backlog.put(origin, message):
+        connection = _connection_of(frame)
+        kept = self._backlog.put(connection if sender is None else sender, message)
+        if not kept and message is not None and connection not in refused:
+            refused.add(connection)  # the rest of what it sent may be read when it has ended
             hang_up(frame)
 
     def _take(self, timeout: float | None) -> Message | None:
