@@ -8,7 +8,6 @@ barriers, is that of all four. Nothing is trained: a step without gradients, the
 
 from __future__ import annotations
 
-import os
 import time
 from itertools import cycle
 from statistics import median, quantiles
@@ -19,7 +18,7 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
-from benchmarks.population import coordinator, in_processes
+from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from washp2p.plan import Deriver
 from washp2p.rates import layer_rates
@@ -57,8 +56,7 @@ def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple
     """One rank; what each block took."""
     p, rounds, blocks = SETTINGS[name]
     small = name == "resnet18"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=N)
+    gather(rank, store, N)
     torch.manual_seed(0)
     model = build_model(name, (3, 32, 32), 10 if small else 1000)
     values = sum(parameter.numel() for parameter in model.parameters())
@@ -125,7 +123,7 @@ def main() -> None:
     """Measure both models and record them."""
     rows = []
     for name, (p, _, blocks) in SETTINGS.items():
-        store = f"/tmp/washp2p-benchmark-{os.getpid()}-{name}"
+        store = rendezvous(name)
         with coordinator(f"--n={N}", f"--p={p}", "--max-delay=0") as address:
             found = in_processes(N, work, address, store, name)[0]
         assert isinstance(found, dict)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 import zmq
 
-from benchmarks.population import coordinator, in_processes
+from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
-from benchmarks.security import MODEL, Found, P, bare, gather, rendezvous
+from benchmarks.security import MODEL, Found, P, bare
 from washp2p import keys
 from washp2p.control import Metrics, messages
 from washp2p.gate import present
@@ -52,7 +52,7 @@ def paced(send: Callable[[], None]) -> Iterator[None]:
             send()
             count += 1
         yield
-        time.sleep(0.002)
+        time.sleep(0.002)  # the pace
 
 
 def connections(endpoint: str) -> Callable[[], None]:

@@ -7,7 +7,6 @@ Needs a CUDA device; says so and ends with 0 where there is none.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 import washp2p
-from benchmarks.population import coordinator, in_processes
+from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import MEMBERS
 from washp2p.lanes import lane_for
@@ -115,8 +114,7 @@ def gather_and_scatter(layout: Layout, device: torch.device) -> tuple[float, flo
 
 def work(rank: int, addresses: dict[str, str], store: str, name: str) -> dict[str, object]:
     """One rank: by variant, milliseconds a step in each block, the slowest rank's."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=N)
+    gather(rank, store, N)
     device = torch.device("cuda")
     found: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -161,9 +159,7 @@ def main() -> int:
                 variant: stack.enter_context(coordinator(f"--n={N}", f"--p={P}", *flags))
                 for variant, flags in MEMBERS.items()
             }
-            found = in_processes(
-                N, work, addresses, f"/tmp/washp2p-gpu-{os.getpid()}-{name}", name
-            )[0]
+            found = in_processes(N, work, addresses, rendezvous(name), name)[0]
         assert isinstance(found, dict)
         for variant, blocks in found["ms"].items():
             ratios = [b / a for a, b in zip(found["ms"]["none"], blocks, strict=True)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import multiprocessing
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ def start_coordinator(
     os.close(ready_fd)
     with os.fdopen(ready) as pipe:
         return process, pipe.readline().strip()
+
+
+def rendezvous(name: str) -> str:
+    """Where the ranks of a benchmark find each other."""
+    return f"/tmp/washp2p-{os.getpid()}-{name}"
+
+
+def gather(rank: int, store: str, n: int) -> None:
+    """Be one of `n` ranks of torch.distributed on this machine."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
 
 
 def in_processes(n: int, work: Callable[..., object], *arguments: object) -> list[object]:

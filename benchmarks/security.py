@@ -8,7 +8,6 @@ In each, the variants take turns in blocks in the same processes, and ratios are
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.exchange import Nothing, timed
-from benchmarks.population import coordinator, in_processes
+from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import mlp, training
 from washp2p import keys
@@ -38,20 +37,7 @@ STEPS, BLOCKS = 100, 40
 """Steps in a block, blocks."""
 
 Found = dict[str, list[float]]
-
-
 Make = Callable[[str, Path | None], tuple["Member", Callable[[], object]]]
-
-
-def rendezvous(name: str) -> str:
-    """Where the ranks of a benchmark find each other."""
-    return f"/tmp/washp2p-security-{os.getpid()}-{name}"
-
-
-def gather(rank: int, store: str, n: int) -> None:
-    """Be one of `n` ranks."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
 
 
 def bare(address: str, own: Path | None) -> tuple[Member, Callable[[], object]]:

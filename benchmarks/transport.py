@@ -21,9 +21,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.exchange import timed
-from benchmarks.population import in_processes
+from benchmarks.population import gather, in_processes, rendezvous
 from benchmarks.record import record
-from benchmarks.security import gather, rendezvous
 from washp2p.ledger import Kind
 from washp2p.place import near_address
 from washp2p.transports import listen

@@ -57,6 +57,7 @@ class Victim:
             patience=Patience(),
             member=0,
             run=RUN,
+            place="here",
             rosters=[rounds.peers.roster],
             changes=0,
             seeds=SimpleNamespace(until=ROUNDS),

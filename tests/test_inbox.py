@@ -58,6 +58,7 @@ def scene():
         patience=Patience(0.1),
         member=0,
         run=RUN,
+        place="here",
         rosters=[roster(0, 0, 1, 2)],
         changes=1,
         check=lambda: None,

@@ -155,6 +155,8 @@ class Connection:
             self._greeting.insert(0, messages.encode(Rank(rank)))
         self._milestones: list[bytes] = []
         self._guests: deque[Peer] = deque()
+        self.place = this_place()
+        """Where this process runs, as its peers know it."""
         self.seeds = Seedbook()
         """Those that have arrived."""
         self._keys: dict[bytes, MemberId] = {}
@@ -217,9 +219,7 @@ class Connection:
         The data plane listens at `endpoint`, and at `near` if that is not empty. Raises
         JoinRefusedError if the model does not fit the population's, RunStoppedError.
         """
-        self._reach(
-            Attach(layout.to_wire(), endpoint, near, this_place(), key, rounds, installed())
-        )
+        self._reach(Attach(layout.to_wire(), endpoint, near, self.place, key, rounds, installed()))
         with self._changed:
             self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()

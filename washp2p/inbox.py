@@ -15,7 +15,6 @@ from washp2p.conduct import Reason
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.frames import Chunk, End, Fetch, Frame, Posted, headers
 from washp2p.lanes import as_bytes
-from washp2p.place import this_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +147,7 @@ class Inbox:
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
-                nearest = peer.nearest(this_place())
+                nearest = peer.nearest(self._connection.place)
                 otherwise = peer.endpoint if nearest != peer.endpoint else ""
                 self._transport.connect(peer.member, nearest, peer.key, otherwise)
             except UsageError as error:  # as good as a link that is broken

@@ -8,7 +8,6 @@ Optimizer state follows when it first exists. No sockets, no plans.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +15,14 @@ import torch
 
 from washp2p.errors import UsageError
 from washp2p.lanes import Staging, lane_for
-from washp2p.layout import ITEM_BYTES, Entry, Layout, Slot, aligned
+from washp2p.layout import Layout, Slot
+from washp2p.parameters import in_flat_order, plain_model, refuse_what_cannot_be_shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from washp2p.lanes import Lane, Mark, Places, Vectors
+    from washp2p.layout import Entry
 
 PARAM = "param"
 SLOTS = 8
@@ -61,12 +62,10 @@ class Store:
         lane: Lane | None = None,
     ) -> None:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
-        plain = plain_model(model)
-        self._prefix = _prefix_of(model, plain)
-        self._model = model = plain
+        self._model, self._prefix = plain_model(model)
         self._optimizer = optimizer
-        _refuse_what_cannot_be_shuffled(model, optimizer)
-        self._parameters, entries, dtype = _enumerate(model)
+        refuse_what_cannot_be_shuffled(self._model, optimizer)
+        self._parameters, entries, dtype = in_flat_order(self._model)
         self.layout = Layout(
             tuple(entries),
             (Slot(name=PARAM, dtype=dtype), *(Slot(name=s, dtype=dtype) for s in slots)),
@@ -301,58 +300,8 @@ class Store:
         self._missing.remove(number)
 
 
-def plain_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The module itself, if `model` is what `torch.compile` has made of one; parameters shared."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
-        model = inner
-    return model
-
-
-def _prefix_of(model: torch.nn.Module, inner: torch.nn.Module) -> str:
-    """What names in the state dict of `model` begin with that has become of `inner`."""
-    prefix = ""
-    while model is not inner:
-        prefix += "_orig_mod."
-        model = model._orig_mod  # type: ignore[assignment]  # as torch.compile names it
-    return prefix
-
-
 def _count(optimizer: torch.optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
-
-
-def _refuse_what_cannot_be_shuffled(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Raise UsageError for sharded parameters and sparse gradients."""
-    sparse = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag))
-        and module.sparse
-        and module.weight.requires_grad
-    ]
-    if sparse or isinstance(optimizer, torch.optim.SparseAdam):
-        raise UsageError(
-            f"gradients of {', '.join(sparse) or 'the parameters'} are sparse; expected dense "
-            "ones: sparse=False, and another optimizer than SparseAdam"
-        )
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    tensor = sys.modules.get("torch.distributed.tensor")
-    for module in model.modules():
-        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
-            raise UsageError(
-                "the model is wrapped in DistributedDataParallel; expected one process a member: "
-                "join with the module itself"
-            )
-        if (fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)) or any(
-            tensor is not None and isinstance(parameter, tensor.DTensor)
-            for parameter in module.parameters(recurse=False)
-        ):
-            raise UsageError(
-                f"the parameters of {type(module).__name__} are sharded over processes; expected "
-                "whole ones: a member is not to be larger than its device"
-            )
 
 
 def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
@@ -366,49 +315,3 @@ def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Te
 
 def _view(flat: torch.Tensor, entry: Entry) -> torch.Tensor:
     return flat.as_strided(entry.shape, entry.stride, flat.storage_offset() + entry.offset)
-
-
-def _enumerate(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
-    """Trainable parameters in flat order, each once, and where each one lies."""
-    parameters: list[torch.nn.Parameter] = []
-    entries: list[Entry] = []
-    seen: set[int] = set()
-    offset = layer = 0
-    dtype, device = "", torch.device("cpu")
-    for prefix, module in model.named_modules():
-        own = [
-            (f"{prefix}.{name}".removeprefix("."), parameter)
-            for name, parameter in module.named_parameters(recurse=False)
-            if parameter.requires_grad and id(parameter) not in seen
-        ]
-        for name, parameter in own:
-            seen.add(id(parameter))
-            kind = str(parameter.dtype).removeprefix("torch.")
-            if not parameters:
-                dtype, device = kind, parameter.device
-            if kind not in ITEM_BYTES:
-                raise UsageError(
-                    f"parameter {name} is {kind}; expected one of {', '.join(ITEM_BYTES)}: "
-                    "convert or freeze it"
-                )
-            if (kind, parameter.device) != (dtype, device):
-                raise UsageError(
-                    f"parameter {name} is {kind} on {parameter.device}, others are {dtype} on "
-                    f"{device}; expected one dtype and one device: convert the model before joining"
-                )
-            offset = aligned(offset, ITEM_BYTES[kind])
-            dense = torch.empty_like(parameter, device="meta")
-            entry = Entry(
-                name=name,
-                shape=tuple(parameter.shape),
-                stride=tuple(dense.stride()),
-                layer=layer,
-                offset=offset,
-            )
-            parameters.append(parameter)
-            entries.append(entry)
-            offset += entry.size
-        layer += bool(own)
-    if not parameters:
-        raise UsageError("the model has no trainable parameter; expected at least one")
-    return parameters, entries, dtype

@@ -148,6 +148,25 @@ class Runs:
             coordinator.kill()
 
 
+def collect(target, arguments):
+    """A process for each tuple of `arguments`, a queue being the last one; what they put into it.
+
+    All must end well.
+    """
+    queue = FORKSERVER.Queue()
+    processes = [FORKSERVER.Process(target=target, args=(*each, queue)) for each in arguments]
+    for process in processes:
+        process.start()
+    found = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+        process.close()
+    queue.close()
+    queue.join_thread()
+    return found
+
+
 def linked_by(summary):
     """By what each member's values went to each other one, by (member, peer)."""
     return {

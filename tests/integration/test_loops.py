@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import washp2p
-from tests.integration.conftest import FORKSERVER, ROOT
+from tests.integration.conftest import FORKSERVER, ROOT, collect
 from washp2p.errors import DroppedError
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import round_seed, run_key
@@ -179,20 +179,8 @@ def train(kind, address, queue):
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_loop_equals_the_reference(runs, kind):
     coordinator = runs.coordinator(f"--n={N}", f"--p={P}", f"--seed={SEED}", "--max-delay=0")
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=train, args=(kind, coordinator.address, queue)) for _ in range(N)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in processes)
+    found = dict(collect(train, [(kind, coordinator.address)] * N))
     assert coordinator.wait(30) == 0, coordinator.text
-    for process in processes:
-        process.join(10)
-        assert process.exitcode == 0
-        process.close()
-    queue.close()
-    queue.join_thread()
     torch.set_num_threads(1)
     expected, loops = by_the_reference(kind)
     for states in found.values():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import washp2p
-from tests.integration.conftest import FORKSERVER
+from tests.integration.conftest import FORKSERVER, collect
 from washp2p.errors import JoinRefusedError, RunStoppedError, UnreachableError
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import round_seed, run_key
@@ -33,7 +33,7 @@ def step(model, optimizer, member, number):
     optimizer.step()
 
 
-def train(address, queue, average):
+def train(address, average, queue):
     torch.set_num_threads(1)
     connection = washp2p.connect(address)
     model, optimizer = build(connection.member)
@@ -51,20 +51,7 @@ def train(address, queue, average):
 
 def test_a_loop_of_ones_own_equals_the_reference(runs):
     coordinator = runs.coordinator(*LOCKSTEP)
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=train, args=(coordinator.address, queue, number < 2))
-        for number in range(3)
-    ]
-    for process in processes:
-        process.start()
-    averaged = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-        process.close()
-    queue.close()
-    queue.join_thread()
+    averaged = dict(collect(train, [(coordinator.address, number < 2) for number in range(3)]))
     assert coordinator.wait() == 0
     assert coordinator.summary["rounds"] == STEPS
     assert coordinator.summary["accuracy"]["averaged"] is None
@@ -199,21 +186,8 @@ def train_unequally(address, queue):
 @pytest.mark.parametrize("max_delay", ["0", "auto", "none"])
 def test_a_member_that_has_finished_is_absent_from_later_rounds_and_averaged(runs, max_delay):
     coordinator = runs.coordinator("--n=2", "--p=1", f"--max-delay={max_delay}")
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=train_unequally, args=(coordinator.address, queue))
-        for _ in range(2)
-    ]
-    for process in processes:
-        process.start()
-    averaged = dict(queue.get(timeout=60) for _ in processes)
+    averaged = dict(collect(train_unequally, [(coordinator.address,)] * 2))
     assert coordinator.wait(30) == 0, coordinator.text
-    for process in processes:
-        process.join(10)
-        assert process.exitcode == 0
-        process.close()
-    queue.close()
-    queue.join_thread()
     for name, value in averaged[0].items():
         assert (averaged[1][name] == value).all()
     assert [row["steps"] for row in coordinator.summary["bytes"]] == [STEPS, STEPS + 5]

@@ -200,6 +200,8 @@ class ZeromqTransport(Transport):
             while True:
                 if self._backlog:
                     message = self._backlog.pop()
+                elif timeout == 0 and not self._readable():
+                    return None  # cheaper than an exception
                 else:
                     try:
                         message = self._take(timeout)
@@ -261,7 +263,7 @@ class ZeromqTransport(Transport):
                 refused: set[int] = set()
                 try:
                     for _ in range(AT_A_LOOK):
-                        if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
+                        if not self._readable():
                             break
                         self._put_by(refused)
                 except zmq.Again:
@@ -282,14 +284,13 @@ class ZeromqTransport(Transport):
             refused.add(connection)  # the rest of what it sent may be read when it has ended
             hang_up(frame)
 
+    def _readable(self) -> bool:
+        return bool(int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN)
+
     def _take(self, timeout: float | None) -> Message | None:
         """The next message of somebody who may send; None for an interrupt. Raises Again."""
-        flags = 0
-        if timeout == 0:
-            if not int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN:
-                raise zmq.Again  # cheaper than having ZeroMQ say so
-            flags = zmq.NOBLOCK
-        elif timeout != self._timeout:
+        flags = zmq.NOBLOCK if timeout == 0 else 0
+        if timeout not in {0, self._timeout}:
             self._incoming.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
             self._timeout = timeout
         if self._credentials is None:
