@@ -213,7 +213,12 @@ def _unpack_member(data: bytes) -> Member:
     values = msgpack.unpackb(data)
     layout, finished = values.pop("layout"), values.pop("finished")
     return Member(
-        **{**values, "phase": Phase(values["phase"]), "saved": set(values["saved"])},
+        **{
+            **values,
+            "phase": Phase(values["phase"]),
+            "saved": set(values["saved"]),
+            "near": tuple(values["near"]),
+        },
         layout=None if layout is None else Layout.from_wire(layout),
         finished=None if finished is None else Finished(**finished),
     )

@@ -127,7 +127,8 @@ class Lobby:
         try:
             layout = Layout.from_wire(attach.layout)
             check_reachable(attach.endpoint)
-            check_near(attach.near)
+            for address in attach.near:
+                check_near(address)
             self._check_key(attach.key)
         except ValueError as error:
             yield from population.dismiss(member, f"cannot be attached: {error}")
@@ -137,7 +138,7 @@ class Lobby:
             yield from population.expel(member, what)
             return
         member.endpoint, member.key = attach.endpoint, attach.key
-        member.near, member.place = attach.near, attach.place
+        member.near, member.place = tuple(attach.near), attach.place
         if reason := self._misfit(member, layout, attach.rounds):
             yield Event(f"refused: {reason}")
             yield from self._turn_away(member, reason)

@@ -36,7 +36,7 @@ class Member:
     phase: Phase = Phase.WELCOMED
     layout: Layout | None = None
     endpoint: str = ""
-    near: str = ""
+    near: tuple[str, ...] = ()
     place: str = ""
     """As in `Peer`."""
     key: bytes = b""

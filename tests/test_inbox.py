@@ -80,11 +80,11 @@ def calls(wire, name):
 
 def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
     connection, wire, inbox = scene
-    assert calls(wire, "connect") == [[m, f"memory://{m}", b"", ""] for m in (1, 2)]
+    assert calls(wire, "connect") == [[m, f"memory://{m}", b"", []] for m in (1, 2)]
     connection.rosters.append(roster(1, 0, 2, 3))
     connection.changes += 1
     inbox.drain()
-    assert calls(wire, "connect")[2:] == [[3, "memory://3", b"", ""]]
+    assert calls(wire, "connect")[2:] == [[3, "memory://3", b"", []]]
     assert calls(wire, "remove") == [[1]]
     assert calls(wire, "disconnect") == [[1]]
 

@@ -38,7 +38,7 @@ def test_a_member_is_reached_at_both_of_its_addresses():
     assert near_address() != near_address()
     receiver = listen("tcp://127.0.0.1:*", near=near_address())
     senders = [listen("tcp://127.0.0.1:*") for _ in range(2)]
-    for sender, address in zip(senders, (receiver.endpoint, receiver.near), strict=True):
+    for sender, address in zip(senders, (receiver.endpoint, *receiver.near), strict=True):
         sender.connect(0, address)
         sender.send(0, Kind.EXCHANGE, address[:3].encode())
     words = {bytes(receiver.receive(10).header) for _ in senders}
@@ -51,7 +51,7 @@ def test_a_member_is_reached_at_both_of_its_addresses():
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: abstract sockets")
 def test_where_the_near_address_does_not_work_the_other_one_is_taken():
     receiver, sender = listen("tcp://127.0.0.1:*"), listen("tcp://127.0.0.1:*", Patience(0.1))
-    sender.connect(0, near_address(), otherwise=receiver.endpoint)
+    sender.connect(0, near_address(), otherwise=[receiver.endpoint])
     while sender.broken(0):
         sender.mended()
     sender.send(0, Kind.EXCHANGE, b"x")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from washp2p.conduct import Conduct
     from washp2p.frames import End, Frame
     from washp2p.rounds import MemberId
-    from washp2p.transports import Buffer
+    from washp2p.transports import Payload
 
 HELD_BYTES = 64 << 20
 """What early frames may take, those of the very next round always being held: in lockstep there are
@@ -39,7 +39,7 @@ class Round:
     epoch: int
     fingerprint: int
     missing: dict[MemberId, Span]
-    arrived: dict[MemberId, tuple[Span, Buffer]] = field(default_factory=dict)
+    arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
     lost: list[MemberId] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ class Arrivals:
         self._scalar_bytes = sum(item_bytes)
         self._round = 0
         self._outstanding: dict[int, Round] = {}
-        self._early: dict[int, dict[MemberId, tuple[Frame, Buffer]]] = {}
+        self._early: dict[int, dict[MemberId, tuple[Frame, Payload]]] = {}
         self._early_bytes = 0
         self._dropped: set[tuple[int, MemberId]] = set()
         self._given_up: dict[MemberId, int] = {}
@@ -133,7 +133,7 @@ class Arrivals:
             for sender in self._silent.intersection(round_.missing):
                 self._lose(round_, sender)
 
-    def accept(self, frame: Frame, payload: Buffer) -> None:
+    def accept(self, frame: Frame, payload: Payload) -> None:
         """Take an arriving frame, unless it cannot be one.
 
         `payload` has every slot's values, one slot after the other; it is kept until applied.
@@ -200,7 +200,7 @@ class Arrivals:
         """The oldest outstanding round; the next one if there is none."""
         return next(iter(self._outstanding), self._round + 1)
 
-    def _match(self, round_: Round, frame: Frame, payload: Buffer) -> None:
+    def _match(self, round_: Round, frame: Frame, payload: Payload) -> None:
         sender = frame.sender
         span = round_.missing.get(sender)
         if span is None:
@@ -220,7 +220,7 @@ class Arrivals:
         round_.arrived[sender] = (span, payload)
 
     def _unlike(
-        self, round_: Round, frame: Frame, payload: Buffer, span: Span
+        self, round_: Round, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
         """In what a frame is not what its round's plan says."""
         if frame.epoch != round_.epoch:
@@ -249,7 +249,7 @@ class Arrivals:
             if peer in round_.missing:
                 self._lose(round_, peer)
 
-    def _hold(self, frame: Frame, payload: Buffer) -> None:
+    def _hold(self, frame: Frame, payload: Payload) -> None:
         held = self._early.setdefault(frame.round, {})
         if frame.sender in held or (frame.round, frame.sender) in self._dropped:
             self._refuse(frame, Reason.AGAIN, "once was expected")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
-TRANSPORTS = ("auto", "tcp")
+TRANSPORTS = ("auto", "torch", "tcp")
 METHODS = ("wash", "wash-opt", "none")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
@@ -58,7 +58,10 @@ class RunConfig:
     late: str = _option("overwrite", "how late values are applied", LATE)
     expire: int = _option(64, "rounds after which --max-delay none gives values up")
     transport: str = _option(
-        "auto", "what carries values: for each pair of members what is nearest, or tcp", TRANSPORTS
+        "auto",
+        "what carries values: for each pair of members what is nearest; torch.distributed wherever "
+        "they share a machine; or tcp only",
+        TRANSPORTS,
     )
     data: str = _option("digits", "data set", tuple(PRESETS))
     model: str = _option("cnn", "architecture", MODELS)

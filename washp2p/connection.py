@@ -75,7 +75,7 @@ from washp2p.seedbook import Seedbook
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.keys import JoinKey
     from washp2p.layout import Layout
@@ -213,13 +213,16 @@ class Connection:
             if self._failure is not None:
                 callback(self._failure)
 
-    def attach(self, layout: Layout, endpoint: str, near: str, key: bytes, rounds: int) -> None:
+    def attach(
+        self, layout: Layout, endpoint: str, near: Sequence[str], key: bytes, rounds: int
+    ) -> None:
         """Present the model and wait until there is a roster with this member, or a `donor`.
 
-        The data plane listens at `endpoint`, and at `near` if that is not empty. Raises
+        The data plane listens at `endpoint`, and at `near`, the nearest first. Raises
         JoinRefusedError if the model does not fit the population's, RunStoppedError.
         """
-        self._reach(Attach(layout.to_wire(), endpoint, near, self.place, key, rounds, installed()))
+        wire = layout.to_wire()
+        self._reach(Attach(wire, endpoint, list(near), self.place, key, rounds, installed()))
         with self._changed:
             self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()
@@ -390,10 +393,10 @@ class Connection:
             case Seeds():
                 self._take_seeds(message)
             case Guest(row):
-                self._guests.append(self._admit(Peer(*row)))
+                self._guests.append(self._admit(Peer.from_row(row)))
                 self.changes += 1
             case Donor(row):
-                self.donor = self._admit(Peer(*row))
+                self.donor = self._admit(Peer.from_row(row))
                 self.changes += 1
             case Settled(epoch):
                 self.settled = epoch

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
 from washp2p.records import Codec, Json
 
-PROTOCOL = 6
+PROTOCOL = 7
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""
@@ -27,7 +27,8 @@ KEY_BYTES = 32
 Key = Annotated[bytes, KEY_BYTES]
 """A public key of CURVE; empty where links are in plain text."""
 
-PeerRow = tuple[int, Name, Name, Key, Name, Name]
+Addresses = Annotated[list[Name], 4]
+PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
 """As in `rounds.Peer.row`."""
 
 
@@ -90,13 +91,13 @@ class Welcome:
 class Attach:
     """Worker: my model has this layout, my data plane listens here and is known by this key.
 
-    For peers at the same `place` it listens at `near`, too, if that is not empty. `rounds` is how
+    For peers at the same `place` it listens at `near`, too, the nearest first. `rounds` is how
     many rounds I shall take part in, 0 if not known; `versions` is what I run on.
     """
 
     layout: LayoutWire
     endpoint: Name
-    near: Name
+    near: Addresses
     place: Name
     key: Key
     rounds: int

@@ -12,7 +12,7 @@ import socket
 from washp2p.errors import UsageError
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+|\*):(?P<port>\d{1,5}|\*)")
-_NEAR = re.compile(r"(ipc://@washp2p-[0-9a-f]{1,64})?")
+_NEAR = re.compile(r"ipc://@washp2p-[0-9a-f]{1,64}|torch://127\.0\.0\.1:\d{1,5}/[A-Za-z0-9-]{1,64}")
 ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
@@ -32,9 +32,12 @@ def check_reachable(endpoint: str) -> None:
 
 
 def check_near(address: str) -> None:
-    """Raise UsageError unless `address` can be a member's at its place, or is empty."""
+    """Raise UsageError unless `address` can be a member's for those at its place."""
     if _NEAR.fullmatch(address) is None:
-        raise UsageError(f"{address!r:.100} is not a member's address; expected ipc://@washp2p-...")
+        raise UsageError(
+            f"{address!r:.100} is not a member's address; expected ipc://@washp2p-... or "
+            "torch://127.0.0.1:PORT/DEVICE"
+        )
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
-    from washp2p.transports import Buffer, Transport
+    from washp2p.transports import Buffers, Payload, Transport
 
 AHEAD = 2
 """Rounds whose values may still be on their way from the device when the next one is gathered."""
@@ -72,9 +71,9 @@ class Applied(NamedTuple):
 class _Messages(NamedTuple):
     """A round's messages, complete when `mark` is reached: (peer, bytes planned, parts)."""
 
-    mark: Mark
+    marks: list[Mark]
     header: bytes
-    parts: list[tuple[MemberId, int, list[memoryview]]]
+    parts: list[tuple[MemberId, int, Buffers]]
 
 
 class Exchange:
@@ -99,6 +98,7 @@ class Exchange:
         self._me = me
         self._run = run
         self._add = add
+        self._dtypes = [getattr(torch, slot.dtype) for slot in store.layout.slots]
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()
@@ -127,20 +127,14 @@ class Exchange:
         Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
         """
-        plan, sizes, members = staged.plan, self._item_bytes, staged.roster.members
+        plan, members = staged.plan, staged.roster.members
         self.epoch = staged.roster.epoch
-        values = self._outgoing.take(len(staged.send))
-        mark = self._store.gather(staged.send, values)
-        memory = self._outgoing.memory
         header = headers.encode(
-            Frame(self._run, self._me, self.epoch, number, len(sizes), share, plan.fingerprint)
+            Frame(
+                self._run, self._me, self.epoch, number, len(self._dtypes), share, plan.fingerprint
+            )
         )
-        messages = []
-        for position, begin, end in plan.send.parts:
-            peer = members[position]
-            if not self.arrivals.absent(peer, number):
-                parts = [view[begin * s : end * s] for view, s in zip(memory, sizes, strict=True)]
-                messages.append((peer, (end - begin) * self._scalar_bytes, parts))
+        messages = self._gather(staged, header, number)
         spans = {
             members[position]: (begin, end)
             for position, begin, end in plan.receive.parts
@@ -148,7 +142,7 @@ class Exchange:
         }
         self._gathered[number] = staged, self._store.keep(staged.receive) if self._add else []
         points.reach(points.BEFORE_SEND, number)
-        self._hand_over(_Messages(mark, header, messages))
+        self._hand_over(messages)
         self.posted = number
         self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
 
@@ -199,23 +193,53 @@ class Exchange:
             self._newest_writes.forget(self.arrivals.oldest)
         return done
 
+    def _gather(self, staged: Staged, header: bytes, number: int) -> _Messages:
+        """The round's values for each peer: on the device for whom they need not leave it."""
+        parts = [
+            (staged.roster.members[position], begin, end)
+            for position, begin, end in staged.plan.send.parts
+            if not self.arrivals.absent(staged.roster.members[position], number)
+        ]
+        direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
+        marks: list[Mark] = []
+        picked: Vectors = []
+        memory: list[memoryview] = []
+        if direct:
+            picked, mark = self._store.pick(staged.send)
+            marks.append(mark)
+        if len(direct) < len(parts) or not parts:
+            values = self._outgoing.take(len(staged.send))
+            marks.append(self._store.gather(staged.send, values))
+            memory = self._outgoing.memory
+        messages: list[tuple[MemberId, int, Buffers]] = []
+        for peer, begin, end in parts:
+            buffers: Buffers
+            if peer in direct:
+                buffers = [vector[begin:end] for vector in picked]
+            else:
+                sized = zip(memory, self._item_bytes, strict=True)
+                buffers = [view[begin * size : end * size] for view, size in sized]
+            messages.append((peer, (end - begin) * self._scalar_bytes, buffers))
+        return _Messages(marks, header, messages)
+
     def _hand_over(self, messages: _Messages) -> None:
         """Send at once, or on a thread of its own if values are still on their way, in order."""
         while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
             self._unsent.popleft().result()
-        if not self._unsent and messages.mark.done():
+        if not self._unsent and all(mark.done() for mark in messages.marks):
             self._send(messages)
         else:
             self._sender = self._sender or ThreadPoolExecutor(1, "washp2p sender")
             self._unsent.append(self._sender.submit(self._send, messages))
 
     def _send(self, messages: _Messages) -> None:
-        messages.mark.wait()
+        for mark in messages.marks:
+            mark.wait()
         for peer, planned, parts in messages.parts:
             self._transport.send(peer, Kind.EXCHANGE, messages.header, parts, expected=planned)
 
     def _scatter(self, round_: Round, *, newer_matter: bool) -> None:
-        """Merge what has arrived of a round: at once if nothing is missing, or by sender.
+        """Merge what has arrived of a round: at once if all is here, on the host; or by sender.
 
         `newer_matter`: an older round is outstanding and must not overwrite what is written now.
         """
@@ -223,7 +247,8 @@ class Exchange:
         arrived = list(round_.arrived.items())
         count = sum(end - begin for _, ((begin, end), _) in arrived)
         self.applied_values += count
-        if count == len(staged.receive):
+        on_device = any(isinstance(payload, torch.Tensor) for _, (_, payload) in arrived)
+        if count == len(staged.receive) and not on_device:
             self._merge(
                 round_.number,
                 staged.receive,
@@ -248,21 +273,15 @@ class Exchange:
         self,
         number: int,
         places: Places,
-        pieces: list[tuple[MemberId, tuple[Span, Buffer]]],
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
         *,
         offset: int,
         own: Vectors,
         newer_matter: bool,
     ) -> None:
         """Scatter payloads whose spans, less `offset`, fill `places`."""
-        values = self._incoming.take(len(places))
-        for _, ((begin, end), payload) in pieces:
-            first = 0
-            for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
-                last = first + (end - begin) * size
-                view[(begin - offset) * size : (end - offset) * size] = payload[first:last]
-                first = last
-        if not all(isfinite(vector.sum()) for vector in values):
+        values = self._values(len(places), [piece for _, piece in pieces], offset)
+        if not self._store.lane.finite(values):
             places, values, own = self._refuse(places, values, own, pieces, offset)
         if self._add:
             self._store.add(places, values, own)
@@ -276,18 +295,34 @@ class Exchange:
             self._newest_writes.note(places.host, number)
         self._store.scatter(places, values)
 
+    def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
+        """Payloads as one vector a slot: of several on the host, or one on the device."""
+        payload = pieces[0][1] if pieces else None
+        if isinstance(payload, torch.Tensor):
+            parts = payload.split([count * size for size in self._item_bytes])
+            return [part.view(kind) for part, kind in zip(parts, self._dtypes, strict=True)]
+        values = self._incoming.take(count)
+        for (begin, end), data in pieces:
+            assert isinstance(data, memoryview)
+            first = 0
+            for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
+                last = first + (end - begin) * size
+                view[(begin - offset) * size : (end - offset) * size] = data[first:last]
+                first = last
+        return values
+
     def _refuse(
         self,
         places: Places,
         values: Vectors,
         own: Vectors,
-        pieces: list[tuple[MemberId, tuple[Span, Buffer]]],
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
         offset: int,
     ) -> tuple[Places, Vectors, Vectors]:
         """Leave out scalars of which some slot's value is not finite, and note who sent them."""
         finite = np.ones(len(places), dtype=bool)
         for vector in values:
-            finite &= vector.isfinite().numpy()
+            finite &= vector.isfinite().cpu().numpy()
         for sender, ((begin, end), _) in pieces:
             if not finite[begin - offset : end - offset].all():
                 self.diverged.add(sender)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId, Peer
     from washp2p.transfer import Download, Transfer
-    from washp2p.transports import Buffer, Message, Transport
+    from washp2p.transports import Message, Payload, Transport
 
 AT_ONCE = 10_000
 """Messages handled before the caller goes on, however many there are."""
@@ -147,9 +147,8 @@ class Inbox:
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
-                nearest = peer.nearest(self._connection.place)
-                otherwise = peer.endpoint if nearest != peer.endpoint else ""
-                self._transport.connect(peer.member, nearest, peer.key, otherwise)
+                way, *otherwise = peer.ways(self._connection.place, self._transport.device)
+                self._transport.connect(peer.member, way, peer.key, otherwise)
             except UsageError as error:  # as good as a link that is broken
                 _log.warning("member %d: %s", self._connection.member, error)
             else:
@@ -241,13 +240,15 @@ class Inbox:
                 self._conduct.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
             elif sender is not None and header.sender != sender:
                 self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
+            elif not isinstance(header, Frame) and not isinstance(message.payload, memoryview):
+                self._conduct.refuse(header.sender, Reason.MALFORMED, f"{header!r:.200} and values")
             elif not self._knows(header.sender):
                 self._keep(message)
             else:
                 self._hand_on(header, message.payload)
         self._cut_off_offenders()
 
-    def _hand_on(self, header: Header, payload: Buffer) -> None:
+    def _hand_on(self, header: Header, payload: Payload) -> None:
         match header:
             case Frame() if header.round > self._seeds_until + IN_ADVANCE:
                 known = f"seeds are known up to {self._seeds_until}"
@@ -262,6 +263,7 @@ class Inbox:
             case Fetch():
                 self._transfer.on_fetch(header)
             case Chunk():
+                assert isinstance(payload, memoryview)
                 self._transfer.on_chunk(header, payload)
 
     @property

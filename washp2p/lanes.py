@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -82,7 +83,7 @@ def as_bytes(values: torch.Tensor) -> memoryview:
 
 
 class Lane(ABC):
-    """Gathers and scatters. `vectors` are a store's slots, `values` as many on the host."""
+    """Gathers and scatters. `vectors` are a store's slots, `values` as many, from anywhere."""
 
     @abstractmethod
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
@@ -99,6 +100,17 @@ class Lane(ABC):
     @abstractmethod
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
         """A copy of the values at `places`, as training has left them, for `add`."""
+
+    @abstractmethod
+    def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
+        """New vectors, beside those of training, that hold the values at `places` from the mark on.
+
+        The values are those that training has left.
+        """
+
+    @abstractmethod
+    def finite(self, values: Vectors) -> bool:
+        """Whether all that `assign` would take are numbers. Waits for no training."""
 
     @abstractmethod
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
@@ -144,6 +156,14 @@ class HostLane(Lane):
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
         """See Lane."""
         return [vector.index_select(0, places.device) for vector in vectors]
+
+    def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
+        """See Lane."""
+        return self.keep(vectors, places), DONE
+
+    def finite(self, values: Vectors) -> bool:
+        """See Lane."""
+        return all(isfinite(vector.sum()) for vector in values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
         """See Lane."""
@@ -204,8 +224,24 @@ class CudaLane(HostLane):
         with self._beside_training(places):
             return super().keep(vectors, places)
 
+    def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
+        """See Lane."""
+        picked = self.keep(vectors, places)
+        event = torch.cuda.Event(blocking=True)
+        event.record(self._stream)
+        return picked, _Event(event)
+
+    def finite(self, values: Vectors) -> bool:
+        """See Lane."""
+        with torch.cuda.stream(self._copies):
+            return super().finite(values)
+
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
         """See Lane: pinned, too, for copies from other memory make the host wait."""
+        if values[0].is_cuda:
+            with torch.cuda.stream(self._stream):
+                indices = torch.from_numpy(kept).to(self._device)
+                return [vector.index_select(0, indices) for vector in values]
         selected = self.staging([vector.dtype for vector in values]).take(len(kept))
         for vector, out in zip(values, selected, strict=True):
             torch.index_select(vector, 0, torch.from_numpy(kept), out=out)
@@ -225,7 +261,10 @@ class CudaLane(HostLane):
 
     def _upload(self, values: Vectors) -> Vectors:
         with torch.cuda.stream(self._stream):
-            return [vector.to(self._device, non_blocking=True) for vector in values]
+            uploaded = [vector.to(self._device, non_blocking=True) for vector in values]
+        for vector in uploaded:  # it may have come straight to the device
+            vector.record_stream(self._stream)
+        return uploaded
 
     @contextmanager
     def _beside_training(self, places: Places) -> Iterator[None]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from washp2p.rounds import MemberId
 
 
-WIRES = ("tcp", "ipc", "memory")
+WIRES = ("tcp", "ipc", "gloo", "nccl", "memory")
 """What values may go by."""
 
 

@@ -23,7 +23,7 @@ from washp2p.frames import HEADER_LIMIT
 from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
 from washp2p.keys import KeyPair
-from washp2p.place import near_address
+from washp2p.listening import listen_as
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.runlog import RunLog
@@ -33,7 +33,6 @@ from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
-from washp2p.transports import Credentials, listen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,12 +81,12 @@ class Member:
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
         self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
         self._key_pair = KeyPair.fresh()
-        self._transport = listen(
+        self._transport = listen_as(
+            connection,
             bind,
-            connection.patience,
-            Credentials(self._key_pair, connection.member_of) if connection.encrypted else None,
-            near=near_address() if connection.config.transport == "auto" else "",
-            largest=HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
+            self._key_pair,
+            self._store.device,
+            HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
         )
         try:
             self._endpoint = advertised(self._transport.endpoint, advertise, connection.address)

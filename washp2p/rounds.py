@@ -54,25 +54,35 @@ def unpack_seeds(data: bytes) -> list[int]:
 class Peer:
     """One member as its peers see it: its id, where its data plane listens, its host's name.
 
-    `key` is its data plane's public key, empty where links are in plain text. `near` is where else
-    it listens for those at the same `place`, empty if it does not.
+    `key` is its data plane's public key, empty where links are in plain text. `near` are other
+    addresses for those at the same `place`, the nearest first.
     """
 
     member: MemberId
     endpoint: str
     host: str = ""
     key: bytes = b""
-    near: str = ""
+    near: tuple[str, ...] = ()
     place: str = ""
 
-    @property
-    def row(self) -> tuple[MemberId, str, str, bytes, str, str]:
-        """It, as it travels and is kept: its fields in order."""
-        return self.member, self.endpoint, self.host, self.key, self.near, self.place
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> Self:
+        """Inverse of `row`. Raises ValueError or TypeError if it is not such a row."""
+        member, endpoint, host, key, near, place = row
+        return cls(member, endpoint, host, key, tuple(near), place)
 
-    def nearest(self, place: str) -> str:
-        """The address by which it is best reached from a place."""
-        return self.near if self.near and self.place == place else self.endpoint
+    @property
+    def row(self) -> tuple[MemberId, str, str, bytes, list[str], str]:
+        """It, as it travels and is kept: its fields in order."""
+        return self.member, self.endpoint, self.host, self.key, list(self.near), self.place
+
+    def ways(self, place: str, device: str) -> list[str]:
+        """The addresses by which it can be reached from a place and a device, the nearest first.
+
+        `device` as in the member's own `torch://` address; empty if it has none.
+        """
+        near = self.near if place == self.place else ()
+        return [*(way for way in near if _fits(way, device)), self.endpoint]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,7 @@ class Roster:
     @classmethod
     def from_rows(cls, epoch: int, first: int, rows: Sequence[Any]) -> Self:
         """Inverse of `rows`. Raises ValueError or TypeError if they are not such rows."""
-        peers = tuple(Peer(*row) for row in rows)
+        peers = tuple(map(Peer.from_row, rows))
         return cls(epoch=epoch, first=first, peers=peers)
 
     @property
@@ -111,6 +121,15 @@ class Roster:
         """Eight bytes that differ when the epoch or its members do."""
         text = f"{self.epoch}:" + ",".join(map(str, self.members))
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _fits(way: str, device: str) -> bool:
+    """Whether values can go from one device to the other: two GPUs, or the CPU on both sides."""
+    scheme, _, rest = way.partition("://")
+    other = rest.partition("/")[2]
+    if scheme != "torch" or other == device == "cpu":
+        return True
+    return bool(device) and "cpu" not in {device, other} and device != other
 
 
 def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:

@@ -84,6 +84,11 @@ class Store:
         last = entries[-1]
         self._last_views = {name: _view(flat, last).data_ptr() for name, flat in self._flat.items()}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._flat[PARAM].device
+
     def staging(self) -> Staging:
         """Host memory for the values of all slots in one direction."""
         return self.lane.staging([getattr(torch, slot.dtype) for slot in self.layout.slots])
@@ -95,9 +100,13 @@ class Store:
         reads as zeros. Raises UsageError if the model's parameters are no longer the ones that
         were attached.
         """
-        self._check_views()
-        self._adopt_state()
+        self._prepare()
         return self.lane.gather(self._vectors, places, out)
+
+    def pick(self, places: Places) -> tuple[Vectors, Mark]:
+        """As `gather`, into new vectors where the model is."""
+        self._prepare()
+        return self.lane.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
         """A copy of the values at `places`, for `add`."""
@@ -251,6 +260,10 @@ class Store:
                 own.add(id(tensor))
                 groups.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(tensor)
         return groups
+
+    def _prepare(self) -> None:
+        self._check_views()
+        self._adopt_state()
 
     def _check_views(self) -> None:
         """Notice whoever moved or replaced what was attached: one look at one parameter."""

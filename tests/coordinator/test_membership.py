@@ -46,7 +46,7 @@ from washp2p.control import (
     Synced,
     Welcome,
 )
-from washp2p.rounds import round_seed, run_key, unpack_seeds
+from washp2p.rounds import Peer, round_seed, run_key, unpack_seeds
 
 LAYOUT = make_layout([[9, 3], [12]])
 
@@ -86,9 +86,11 @@ class Run:
             commands = self.tell(who, self.attach(who))
         return commands
 
-    def attach(self, who, layout=LAYOUT, rounds=None, near=""):
+    def attach(self, who, layout=LAYOUT, rounds=None, near=()):
         endpoint = f"tcp://127.0.0.1:{9000 + who}"
-        return Attach(layout.to_wire(), endpoint, near, "here", b"", rounds or self.rounds, {})
+        return Attach(
+            layout.to_wire(), endpoint, list(near), "here", b"", rounds or self.rounds, {}
+        )
 
     def sync(self):
         for who in range(self.machine.population.config.n):
@@ -140,7 +142,7 @@ def test_the_roster_goes_out_when_all_have_attached():
     rosters = sent(run.start(), NewRoster)
     assert [identity for identity, _ in rosters] == [b"0", b"1", b"2"]
     assert rosters[0][1].peers == [
-        [m, f"tcp://127.0.0.1:{9000 + m}", "a", b"", "", "here"] for m in range(3)
+        [m, f"tcp://127.0.0.1:{9000 + m}", "a", b"", [], "here"] for m in range(3)
     ]
 
 
@@ -380,7 +382,7 @@ def test_a_newcomer_gets_a_donor_and_then_a_place():
     commands = run.tell(7, run.attach(7))
 
     def row(member, port):
-        return (member, f"tcp://127.0.0.1:{port}", "a", b"", "", "here")
+        return (member, f"tcp://127.0.0.1:{port}", "a", b"", [], "here")
 
     assert sent(commands, Guest) == [(b"2", Guest(row(3, 9007)))]
     assert sent(commands, Donor) == [(b"7", Donor(row(2, 9002)))]
@@ -679,23 +681,50 @@ def test_unknown_senders_and_messages_out_of_place():
     assert run.tell(1, run.attach(1)) == []  # said again
     run = Run()
     run.tell(0, hello())
-    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", "", "", b"", 3, {}))
+    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", [], "", b"", 3, {}))
     assert "not a layout" in told.message.reason
     assert "not a layout" in events(rest)[0]
 
 
 @pytest.mark.parametrize(
-    "near", ["ipc:///run/docker.sock", "tcp://127.0.0.1:1", "ipc://@other", "ipc://@washp2p-X"]
+    "near",
+    [
+        "",
+        "ipc:///run/docker.sock",
+        "tcp://127.0.0.1:1",
+        "ipc://@other",
+        "ipc://@washp2p-X",
+        "torch://10.0.0.1:80/cpu",
+        "torch://127.0.0.1:80",
+    ],
 )
 def test_members_are_near_at_names_of_their_own_only(near):
     run = Run()
     run.tell(0, hello())
-    assert sent(run.tell(0, run.attach(0, near=near)), Refuse)
+    assert sent(run.tell(0, run.attach(0, near=[near])), Refuse)
     run.tell(0, hello())
-    run.tell(0, run.attach(0, near="ipc://@washp2p-0a1b"))
+    run.tell(0, run.attach(0, near=["torch://127.0.0.1:8/cpu", "ipc://@washp2p-0a1b"]))
     (member,) = run.machine.population.attached()
-    assert member.peer.nearest("here") == "ipc://@washp2p-0a1b"
-    assert member.peer.nearest("there") == "tcp://127.0.0.1:9000"
+    assert member.peer.ways("here", "") == ["ipc://@washp2p-0a1b", "tcp://127.0.0.1:9000"]
+    assert member.peer.ways("there", "cpu") == ["tcp://127.0.0.1:9000"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fit"),
+    [
+        ("cpu", "cpu", True),
+        ("GPU-1", "GPU-2", True),
+        ("GPU-1", "GPU-1", False),
+        ("GPU-1", "cpu", False),
+        ("cpu", "GPU-1", False),
+        ("cpu", "", False),
+        ("GPU-1", "", False),
+    ],
+)
+def test_torch_distributed_carries_between_two_gpus_or_two_cpus(one, other, fit):
+    way = f"torch://127.0.0.1:8/{one}"
+    peer = Peer(0, "tcp://127.0.0.1:9", near=(way,), place="here")
+    assert (way in peer.ways("here", other)) is fit
 
 
 @pytest.mark.parametrize(

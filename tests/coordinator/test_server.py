@@ -59,7 +59,7 @@ class Worker:
         welcome = await self.hear()
         assert isinstance(welcome, Welcome)
         layout = make_layout([[9, 3], [12]]).to_wire()
-        await self.tell(Attach(layout, "tcp://127.0.0.1:1", "", "here", b"", ROUNDS, {}))
+        await self.tell(Attach(layout, "tcp://127.0.0.1:1", [], "here", b"", ROUNDS, {}))
         return welcome
 
     async def train(self):

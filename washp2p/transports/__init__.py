@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.transports.base import Buffer, Credentials, Message, Transport
+from washp2p.transports.base import Buffer, Buffers, Credentials, Message, Payload, Transport
 from washp2p.transports.memory import MemoryTransport
+from washp2p.transports.nearest import NearestTransport
+from washp2p.transports.torch_p2p import TorchTransport
 from washp2p.transports.zeromq import ZeromqTransport
 
 if TYPE_CHECKING:
@@ -18,17 +20,22 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMES",
     "Buffer",
+    "Buffers",
     "Credentials",
     "MemoryTransport",
     "Message",
+    "NearestTransport",
+    "Payload",
+    "TorchTransport",
     "Transport",
     "ZeromqTransport",
     "listen",
 ]
 
-SCHEMES: dict[str, type[MemoryTransport | ZeromqTransport]] = {
+SCHEMES: dict[str, type[MemoryTransport | TorchTransport | ZeromqTransport]] = {
     "tcp": ZeromqTransport,
     "ipc": ZeromqTransport,
+    "torch": TorchTransport,
     "memory": MemoryTransport,
 }
 

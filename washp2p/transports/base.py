@@ -9,18 +9,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from washp2p.ledger import Ledger, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
+
     from washp2p.keys import KeyPair
     from washp2p.ledger import Kind
     from washp2p.rounds import MemberId
 
 Buffer = memoryview
+Buffers: TypeAlias = "Sequence[Buffer] | Sequence[torch.Tensor]"
+"""A payload's parts: host memory, or vectors on the device that a link takes them from."""
+Payload: TypeAlias = "memoryview | torch.Tensor"
+"""A payload that has arrived: host memory, or a vector (uint8) on the receiver's device."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Message:
     """
 
     header: memoryview
-    payload: memoryview
+    payload: Payload
     sender: MemberId | None = None
 
 
@@ -56,24 +62,23 @@ class Transport(ABC):
     endpoint: str
     """The address at which peers reach this member."""
 
-    near: str = ""
-    """Another one, for peers at the same place; empty if there is none."""
+    near: tuple[str, ...] = ()
+    """Others, for peers at the same place, the nearest first."""
+
+    device: str = ""
+    """What peers at this place know the device as from which payloads may be sent; empty: none."""
 
     ledger: Ledger
     """Counts every message handed to `send`."""
 
-    def __init__(self) -> None:
-        self.ledger = Ledger()
-        self._wires: dict[MemberId, str] = {}
-        """By which scheme each peer is reached."""
-        self._sending = Lock()
-
     @abstractmethod
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
+    def connect(
+        self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
+    ) -> None:
         """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
 
-        `key` is the peer's public one, where links are encrypted. `otherwise` is another address of
-        it, tried once the link has not come up for one patience.
+        `key` is the peer's public one, where links are encrypted. `otherwise` are other addresses
+        of it; each is tried once the link has not come up for one patience.
 
         Raises UsageError if `endpoint` is not an address of this transport.
         """
@@ -100,12 +105,17 @@ class Transport(ABC):
     def mended(self) -> list[MemberId]:
         """Peers whose links were broken and hold again, each told once. Does not block."""
 
+    def direct(self, peer: MemberId) -> bool:
+        """Whether payloads for `peer` may be vectors on this member's device."""
+        return False
+
+    @abstractmethod
     def send(
         self,
         peer: MemberId,
         kind: Kind,
         header: bytes,
-        buffers: Sequence[Buffer] = (),
+        buffers: Buffers = (),
         *,
         expected: int = 0,
     ) -> None:
@@ -115,19 +125,8 @@ class Transport(ABC):
         where a peer has left too many unread.
 
         `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
-        ledger. Does not block; `buffers` may be reused on return.
-        """
-        with self._sending:
-            payload = self._put(peer, header, buffers)
-            if payload is not None:
-                link = Link(peer, kind, self._wires[peer])
-                self.ledger.sent(link, len(header), payload, expected=expected)
-
-    @abstractmethod
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
-        """Queue a message, one at a time, as `send` says; return its payload's bytes.
-
-        None: there is no link.
+        ledger. Does not block; memory of the host may be reused on return, tensors are the
+        transport's from now on.
         """
 
     @abstractmethod
@@ -149,4 +148,35 @@ class Transport(ABC):
         """Stop receiving, give queued messages at most `linger` seconds to leave, free all.
 
         Harmless when called twice.
+        """
+
+
+class Wire(Transport):
+    """A transport of one kind, which counts what it sends."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._sending = Lock()
+
+    def send(
+        self,
+        peer: MemberId,
+        kind: Kind,
+        header: bytes,
+        buffers: Buffers = (),
+        *,
+        expected: int = 0,
+    ) -> None:
+        """See Transport."""
+        with self._sending:
+            sent = self._put(peer, header, buffers)
+            if sent is not None:
+                wire, payload = sent
+                self.ledger.sent(Link(peer, kind, wire), len(header), payload, expected=expected)
+
+    @abstractmethod
+    def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
+        """Queue a message, one at a time, as `send` says; by what it goes, its payload's bytes.
+
+        None: there is no link.
         """

@@ -7,19 +7,19 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.transports.base import Buffer, Message, Transport
+from washp2p.transports.base import Message, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from washp2p.patience import Patience
     from washp2p.rounds import MemberId
-    from washp2p.transports.base import Credentials
+    from washp2p.transports.base import Buffers, Credentials
 
 _Inbox = SimpleQueue[Message | None]
 
 
-class MemoryTransport(Transport):
+class MemoryTransport(Wire):
     """Queues in this process, found by name."""
 
     _inboxes: dict[str, _Inbox] = {}  # noqa: RUF012 - the "network" all members of a process share
@@ -43,12 +43,13 @@ class MemoryTransport(Transport):
                 raise UsageError(f"{endpoint} is in use; choose another name")
             self._inboxes[endpoint] = self._inbox
 
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
+    def connect(
+        self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
+    ) -> None:
         """See Transport."""
         if not endpoint.startswith("memory://"):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
-        self._wires[peer] = "memory"
 
     def disconnect(self, peer: MemberId) -> None:
         """See Transport."""
@@ -66,15 +67,15 @@ class MemoryTransport(Transport):
         """See Transport: nothing breaks here."""
         return []
 
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
+    def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
         """See Transport. A message to a peer that is not there is lost, as on a network."""
-        payload = b"".join(buffers)
+        payload = b"".join(buffers)  # type: ignore[arg-type]
         if peer not in self._peers:
             return None
         inbox = self._inboxes.get(self._peers[peer])
         if inbox is not None:
             inbox.put(Message(memoryview(header), memoryview(payload)))
-        return len(payload)
+        return "memory", len(payload)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""

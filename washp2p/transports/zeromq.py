@@ -23,13 +23,13 @@ from washp2p.errors import UsageError
 from washp2p.gate import Gate, guard, hang_up, present
 from washp2p.patience import Patience
 from washp2p.transports.backlog import Backlog
-from washp2p.transports.base import Buffer, Message, Transport
+from washp2p.transports.base import Message, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from washp2p.rounds import MemberId
-    from washp2p.transports.base import Credentials
+    from washp2p.transports.base import Buffers, Credentials
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
@@ -49,11 +49,11 @@ AT_A_LOOK = 10_000
 class _Link:
     """A way to a peer. `since` is when it was made, or went down.
 
-    `otherwise` is where to try next if it does not come up.
+    `otherwise` says where to try next if it does not come up.
     """
 
     endpoint: str
-    otherwise: str
+    otherwise: list[str]
     key: bytes
     socket: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
@@ -63,7 +63,7 @@ class _Link:
     hopeless: bool = False
 
 
-class ZeromqTransport(Transport):
+class ZeromqTransport(Wire):
     """Messages over ZeroMQ, one ZeroMQ frame each: the header's length in a byte, header, payload.
 
     One frame costs half of what a multipart message does, on the wire and in calls.
@@ -120,21 +120,22 @@ class ZeromqTransport(Transport):
         if near:
             with suppress(zmq.ZMQError):  # some sandboxes forbid it
                 self._incoming.bind(near)
-                self.near = near
+                self.near = (near,)
         self._looking.start()
 
-    def connect(self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: str = "") -> None:
+    def connect(
+        self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
+    ) -> None:
         """See Transport."""
         try:
             link = self._link(endpoint, key)
-            link.otherwise = otherwise
+            link.otherwise = list(otherwise)
         except zmq.ZMQError as error:
             raise UsageError(
                 f"member {peer} is said to listen at {endpoint!r}: {error.strerror}; start it with "
                 "an --advertise address of the form tcp://HOST:PORT"
             ) from None
         self.disconnect(peer)
-        self._wires[peer] = endpoint.partition("://")[0]
         self._links[peer] = link
 
     def disconnect(self, peer: MemberId) -> None:
@@ -176,13 +177,13 @@ class ZeromqTransport(Transport):
                 link.hopeless = True  # nothing is to come back: away with it, unread
             late = now - link.since > self._patience.seconds
             if late and link.otherwise and not link.up:
-                link.endpoint, link.otherwise = link.otherwise, ""
+                link.endpoint = link.otherwise.pop(0)
                 self._replace(peer, link)
             elif link.hopeless or (late and link.broken):
                 self._replace(peer, link)
         return mended
 
-    def _put(self, peer: MemberId, header: bytes, buffers: Sequence[Buffer]) -> int | None:
+    def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
         """See Transport."""
         link = self._links.get(peer)
         if link is None or link.broken:
@@ -192,7 +193,7 @@ class ZeromqTransport(Transport):
             link.socket.send(message, zmq.NOBLOCK)
         except zmq.Again:
             return None
-        return len(message) - len(header) - 1
+        return link.endpoint.partition("://")[0], len(message) - len(header) - 1
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""
@@ -237,7 +238,7 @@ class ZeromqTransport(Transport):
         dealer.set(zmq.IPV6, "[" in endpoint)
         self._patience.watch(dealer)
         monitor = dealer.get_monitor_socket(_EVENTS)
-        link = _Link(endpoint, "", key, dealer, monitor, time.monotonic())
+        link = _Link(endpoint, [], key, dealer, monitor, time.monotonic())
         try:
             if self._credentials is not None:
                 present(dealer, self._credentials.own, key)
@@ -253,7 +254,6 @@ class ZeromqTransport(Transport):
         with suppress(zmq.ZMQError), self._sending:  # if it cannot be, the next time
             again = self._link(link.endpoint, link.key)
             _let_go(link)
-            self._wires[peer] = link.endpoint.partition("://")[0]
             link.socket, link.monitor = again.socket, again.monitor
 
     def _look(self) -> None:

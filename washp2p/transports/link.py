@@ -1,0 +1,142 @@
+"""A way to a peer over `torch.distributed`: what is to be sent there, and the thread that sends it.
+
+A message is an announcement of fixed length and, unless that is empty, its payload.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from threading import Lock
+
+    from washp2p.patience import Patience
+    from washp2p.transports.pair import Pair
+
+QUEUED = 10_000
+"""Messages kept for a peer that does not take them; more are lost."""
+
+NOTHING, HOST, DEVICE = range(3)
+"""What an announcement says of the payload; nothing is to come when it says that the link holds."""
+
+ANNOUNCEMENT = struct.Struct("<BBQ255s")
+"""Where the payload is, the header's length, the payload's, and the header."""
+
+_log = logging.getLogger("washp2p")
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way: a payload on the host, or vectors (uint8) on the device."""
+
+    header: bytes
+    payload: bytearray | list[torch.Tensor]
+    size: int
+
+
+class Link:
+    """A one-way link. It is made anew whenever it breaks, until it is let go."""
+
+    def __init__(self, call: Callable[[], Pair], patience: Patience, turn: Lock) -> None:
+        """`call` makes a pair with the peer; what is on the device is sent when it is its `turn`.
+
+        `call` may block, and raise OSError or RuntimeError.
+        """
+        self._call = call
+        self._patience = patience
+        self._turn = turn
+        self._queue: SimpleQueue[Outgoing | None] = SimpleQueue()
+        self._gone = Event()
+        self.up = False
+        """Whether the peer has been reached, and is."""
+        self._broken = False
+        self._mended = False
+        self._thread = Thread(target=self._run, name="washp2p torch sender", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread has not ended."""
+        return self._thread.is_alive()
+
+    def has_mended(self) -> bool:
+        """Whether it was broken and holds again; told once."""
+        mended, self._mended = self._mended, False
+        return mended
+
+    def put(self, message: Outgoing) -> bool:
+        """Queue a message; False if it is lost. Does not block."""
+        if self._broken or self._queue.qsize() >= QUEUED:
+            return False
+        self._queue.put(message)
+        return True
+
+    def let_go(self) -> None:
+        """What is queued is lost."""
+        self._gone.set()
+        self.finish()
+
+    def finish(self) -> None:
+        """End after what is queued."""
+        self._queue.put(None)
+
+    def join(self, seconds: float) -> None:
+        """Wait so long for the thread to end."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._gone.is_set():
+            try:
+                self._serve(self._call())
+            except (RuntimeError, OSError) as error:
+                _log.debug("a link has ended: %s", error)
+                if self.up:
+                    self.up, self._broken = False, True
+                    self._empty()
+                self._gone.wait(self._patience.ping)
+
+    def _empty(self) -> None:
+        with suppress(Empty):
+            while True:
+                if self._queue.get_nowait() is None:
+                    self._gone.set()
+
+    def _serve(self, pair: Pair) -> None:
+        """Send what comes, until the link breaks or is to end."""
+        self.up = True
+        if self._broken:
+            self._empty()
+            self._broken, self._mended = False, True
+        while not self._gone.is_set():
+            try:
+                message = self._queue.get(timeout=self._patience.ping)
+            except Empty:
+                pair.send(_announcement(NOTHING, b"", 0))
+                continue
+            if message is None:
+                self._gone.set()
+                return
+            payload = message.payload
+            if isinstance(payload, bytearray):
+                pair.send(_announcement(HOST, message.header, message.size))
+                if payload:
+                    pair.send(torch.frombuffer(payload, dtype=torch.uint8))
+            else:
+                with self._turn:
+                    pair.send(_announcement(DEVICE, message.header, message.size))
+                    pair.send_values(payload)
+
+
+def _announcement(payload: int, header: bytes, size: int) -> torch.Tensor:
+    data = bytearray(ANNOUNCEMENT.size)
+    ANNOUNCEMENT.pack_into(data, 0, payload, len(header), size, header)
+    return torch.frombuffer(data, dtype=torch.uint8)

@@ -1,0 +1,127 @@
+"""Several wires as one transport: to each peer by the nearest that both ends have.
+
+A peer at the same place may be reached by `torch.distributed`; everybody by ZeroMQ.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from washp2p.transports.base import Message, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.ledger import Kind
+    from washp2p.patience import Patience
+    from washp2p.rounds import MemberId
+    from washp2p.transports.base import Buffers
+    from washp2p.transports.torch_p2p import TorchTransport
+    from washp2p.transports.zeromq import ZeromqTransport
+
+_log = logging.getLogger("washp2p")
+
+
+@dataclass
+class _Near:
+    """A peer that is reached by the near wire. `held` is when its link held, or was begun."""
+
+    key: bytes
+    otherwise: Sequence[str]
+    held: float
+
+
+class NearestTransport(Transport):
+    """`torch.distributed` to peers whose address says so, while it holds; ZeroMQ to all others.
+
+    Owns both.
+    """
+
+    def __init__(self, wide: ZeromqTransport, near: TorchTransport, patience: Patience) -> None:
+        self._wide = wide
+        self._near = near
+        self._patience = patience
+        self.endpoint = wide.endpoint
+        self.near = (near.endpoint, *wide.near)
+        self.device = near.device
+        self.ledger = near.ledger = wide.ledger
+        self._nearby: dict[MemberId, _Near] = {}
+        self._interrupting = Lock()
+        near.on_arrival = self.interrupt
+
+    def connect(
+        self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
+    ) -> None:
+        """See Transport."""
+        if endpoint.startswith("torch://"):
+            self._near.connect(peer, endpoint)
+            self._nearby[peer] = _Near(key, otherwise, time.monotonic())
+        else:
+            self._wide.connect(peer, endpoint, key, otherwise)
+
+    def disconnect(self, peer: MemberId) -> None:
+        """See Transport."""
+        self._nearby.pop(peer, None)
+        self._near.disconnect(peer)
+        self._wide.disconnect(peer)
+
+    def cut(self, peer: MemberId, key: bytes) -> None:
+        """See Transport."""
+        self._nearby.pop(peer, None)
+        self._near.cut(peer, key)
+        self._wide.cut(peer, key)
+
+    def broken(self, peer: MemberId) -> bool:
+        """See Transport."""
+        return self._to(peer).broken(peer)
+
+    def mended(self) -> list[MemberId]:
+        """See Transport. Who cannot be reached by the near wire for long, is by another one."""
+        mended = self._near.mended() + self._wide.mended()
+        now = time.monotonic()
+        for peer, near in list(self._nearby.items()):
+            if not self._near.broken(peer):
+                near.held = now
+            elif now - near.held > self._patience.seconds and near.otherwise:
+                self.disconnect(peer)
+                self._wide.connect(peer, near.otherwise[0], near.key, near.otherwise[1:])
+                _log.warning("member %d is not reached by torch.distributed; now by ZeroMQ", peer)
+                mended.append(peer)
+        return mended
+
+    def direct(self, peer: MemberId) -> bool:
+        """See Transport."""
+        return peer in self._nearby and self._near.direct(peer)
+
+    def send(
+        self,
+        peer: MemberId,
+        kind: Kind,
+        header: bytes,
+        buffers: Buffers = (),
+        *,
+        expected: int = 0,
+    ) -> None:
+        """See Transport."""
+        self._to(peer).send(peer, kind, header, buffers, expected=expected)
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """See Transport."""
+        return self._near.receive(0) or self._wide.receive(timeout) or self._near.receive(0)
+
+    def interrupt(self) -> None:
+        """See Transport."""
+        with self._interrupting:
+            self._wide.interrupt()
+
+    def close(self, linger: float = 0.0) -> None:
+        """See Transport."""
+        self._near.close(linger)
+        self._wide.close(linger)
+
+    def _to(self, peer: MemberId) -> TorchTransport | ZeromqTransport:
+        return self._near if peer in self._nearby else self._wide

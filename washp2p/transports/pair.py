@@ -1,0 +1,137 @@
+"""Two ranks of `torch.distributed`, of which one sends and the other receives. All calls block.
+
+A process group for each pair, made over a store that the sender has; both are bound to loopback, in
+plain text. No operation has the tag of another one, none receives from any source, and each has
+its own deadline: `gloo`'s own, and for NCCL a look at the device, with the group aborted in the
+end, for its own watch takes minutes.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from washp2p.patience import Patience
+
+LOOPBACK = "127.0.0.1"
+PIECE = 64 << 20
+"""Bytes that have to arrive while patience lasts."""
+POLL_SECONDS = 50e-6
+
+_torch: Any = distributed
+
+
+class Pair:
+    """One of two ranks: rank 1 sends, rank 0 receives. Raises RuntimeError when it is over."""
+
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        device: torch.device,
+        patience: Patience,
+        gloo: Any,
+    ) -> None:
+        self._wait = timedelta(seconds=patience.dead)
+        self._other = 1 - rank
+        self._device = device
+        self._tag = count()
+        options = _torch.ProcessGroupGloo._Options()
+        options._devices = [gloo]
+        options._threads = 1
+        options._timeout = timedelta(seconds=patience.seconds)
+        self._gloo = _torch.ProcessGroupGloo(store, rank, 2, options)
+        self._nccl: Any = None
+        if device.type == "cuda":
+            options = _torch.ProcessGroupNCCL.Options()
+            store = _torch.PrefixStore("nccl", store)
+            self._nccl = _torch.ProcessGroupNCCL(store, rank, 2, options)
+            self._nccl.eager_connect_single_device(device)
+            self._stream = torch.cuda.Stream(device, priority=-rank)
+
+    def send(self, tensor: torch.Tensor) -> None:
+        """Send bytes (uint8), until the other end has them, or nearly so."""
+        for piece in tensor.split(PIECE) if len(tensor) else ():
+            if tensor.device.type == "cpu":
+                self._gloo.send([piece], self._other, next(self._tag)).wait(self._wait)
+            else:
+                self._by_nccl(self._nccl.send, piece)
+
+    def send_values(self, tensors: list[torch.Tensor]) -> None:
+        """Send the bytes of values on the device, end to end."""
+        with self._beside_training():
+            one = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        self.send(one)
+
+    def recv(self, into: torch.Tensor) -> torch.Tensor:
+        """Fill a tensor (uint8) of as many bytes as the other end sends."""
+        for piece in into.split(PIECE) if len(into) else ():
+            if into.device.type == "cpu":
+                self._gloo.recv([piece], self._other, next(self._tag)).wait(self._wait)
+            else:
+                self._by_nccl(self._nccl.recv, piece)
+        return into
+
+    def recv_values(self, size: int) -> torch.Tensor:
+        """So many bytes, on the device."""
+        with self._beside_training():
+            into = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self.recv(into)
+
+    def _beside_training(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._nccl is None else torch.cuda.stream(self._stream)
+
+    def _by_nccl(self, operation: Callable[..., Any], piece: torch.Tensor) -> None:
+        """Until it is done on the device, or late: NCCL's own watch takes minutes."""
+        deadline = time.monotonic() + self._wait.total_seconds()
+        done = torch.cuda.Event()
+        with torch.cuda.stream(self._stream):
+            operation([piece], self._other, next(self._tag)).wait()
+            done.record(self._stream)
+        while not done.query():
+            if time.monotonic() > deadline:
+                self._nccl.abort()
+                raise RuntimeError(f"NCCL has not moved {len(piece)} bytes in {self._wait}")
+            time.sleep(POLL_SECONDS)
+
+
+class Meeting:
+    """Where a member meets who is to receive from it, and makes its ends of pairs."""
+
+    def __init__(self, device: torch.device, patience: Patience) -> None:
+        self._device = device
+        self._patience = patience
+        self._gloo = _torch.ProcessGroupGloo.create_device(hostname=LOOPBACK, lazy_init=False)
+        listening = socket.create_server((LOOPBACK, 0))
+        self.port: int = listening.getsockname()[1]
+        """Its store's."""
+        self._store = _torch.TCPStore(
+            LOOPBACK,
+            self.port,
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),  # else it would listen everywhere
+        )
+
+    def pair(self, port: int, name: str, rank: int) -> Pair:
+        """The end `rank` of the pair `name`, which meets at that port. Raises RuntimeError."""
+        store = _torch.TCPStore(
+            LOOPBACK,
+            port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self._patience.seconds),
+        )
+        prefixed = _torch.PrefixStore(name, store)
+        return Pair(prefixed, rank, self._device, self._patience, self._gloo)

@@ -1,0 +1,258 @@
+"""`torch://127.0.0.1:PORT/DEVICE`: `torch.distributed` point to point, by NCCL or by gloo.
+
+NCCL is for values on GPUs, gloo for those on the CPU and for all else. Every link is a pair of its
+own (see `pair`): the end of one member breaks its own links and no others, and a new roster has
+nothing to build anew. A message is announced before its payload: the receiver takes what was sent,
+in the order in which it was sent, and nobody waits for what will not come. All waiting is done by
+threads, one at each end of a link, and ends after a time.
+
+Of the payloads that a member sends from a GPU one is on its way at a time, and it receives one at a
+time: so each that is being received is being sent, and none waits in a circle.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import time
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from threading import Condition, Event, Lock, Thread, current_thread
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.errors import UsageError
+from washp2p.patience import Patience
+from washp2p.transports.backlog import Backlog
+from washp2p.transports.base import Message, Wire
+from washp2p.transports.link import ANNOUNCEMENT, DEVICE, HOST, NOTHING, Link, Outgoing
+from washp2p.transports.pair import LOOPBACK, Meeting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from washp2p.rounds import MemberId
+    from washp2p.transports.base import Buffers, Credentials, Payload
+    from washp2p.transports.pair import Pair
+
+_ADDRESS = re.compile(r"torch://127\.0\.0\.1:(?P<port>\d{1,5}|\*)/(?P<device>[\w:-]{1,80})")
+CALLERS = 1024
+"""Links that others may have to one member."""
+
+_log = logging.getLogger("washp2p")
+
+
+class TorchTransport(Wire):
+    """Messages over `torch.distributed`. Payloads may be tensors on the device of the address.
+
+    Tensors are handed over, and arrive as one tensor (uint8) on the receiver's device.
+    """
+
+    def __init__(
+        self,
+        bind: str,
+        patience: Patience | None = None,
+        credentials: Credentials | None = None,
+        near: str = "",
+        largest: int = -1,
+    ) -> None:
+        """Listen at `torch://127.0.0.1:PORT/DEVICE`: `*` takes a free port, values are on DEVICE.
+
+        That is `cpu` or, say, `cuda:0`. Raises UsageError if it cannot, or links are to be
+        encrypted.
+        """
+        if credentials is not None:
+            raise UsageError(f"{bind}: torch.distributed cannot encrypt; use tcp or ipc with keys")
+        super().__init__()
+        port, name = _split(bind)
+        self._device, self.device = _device(name)
+        try:
+            self._server = socket.create_server((LOOPBACK, port))
+        except OSError as error:
+            raise UsageError(
+                f"cannot listen at {bind}: {error.strerror}; choose another port"
+            ) from None
+        self.endpoint = f"torch://{LOOPBACK}:{self._server.getsockname()[1]}/{self.device}"
+        self._wire = "gloo" if self._device.type == "cpu" else "nccl"
+        self._largest = largest
+        self._patience = patience or Patience()
+        self._to_send, self._to_receive = Lock(), Lock()
+        self.on_arrival: Callable[[], None] = lambda: None
+        """Called, by any thread, when something has arrived."""
+        self._links: dict[MemberId, Link] = {}
+        self._old: list[Link] = []
+        self._numbers = count()
+        self._backlog = Backlog(max(0, largest))
+        self._arrived = Condition()
+        self._interrupted = False
+        self._closing = Event()
+        self._meeting = Meeting(self._device, self._patience)
+        self._callers: set[Thread] = set()
+        self._acceptor = Thread(target=self._accept, name="washp2p torch door", daemon=True)
+        self._acceptor.start()
+
+    def connect(
+        self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
+    ) -> None:
+        """See Transport."""
+        port, _ = _split(endpoint)
+        self.disconnect(peer)
+        self._links[peer] = Link(partial(self._call, port), self._patience, self._to_send)
+
+    def disconnect(self, peer: MemberId) -> None:
+        """See Transport."""
+        with self._sending:
+            link = self._links.pop(peer, None)
+        if link is not None:
+            link.let_go()
+            self._old = [old for old in self._old if old.alive] + [link]
+
+    def cut(self, peer: MemberId, key: bytes) -> None:
+        """See Transport: who is on this machine is trusted, only the way there is closed."""
+        self.disconnect(peer)
+
+    def broken(self, peer: MemberId) -> bool:
+        """See Transport."""
+        link = self._links.get(peer)
+        return link is None or not link.up
+
+    def mended(self) -> list[MemberId]:
+        """See Transport."""
+        return [peer for peer, link in self._links.items() if link.has_mended()]
+
+    def direct(self, peer: MemberId) -> bool:
+        """See Transport."""
+        return peer in self._links
+
+    def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
+        """See Transport."""
+        link = self._links.get(peer)
+        if link is None:
+            return None
+        values = [b.view(torch.uint8) for b in buffers if isinstance(b, torch.Tensor)]
+        payload = values or bytearray().join(buffers)  # type: ignore[arg-type]
+        size = sum(map(len, values)) if values else len(payload)
+        if not link.put(Outgoing(header, payload, size)):
+            return None
+        return self._wire if values else "gloo", size
+
+    def receive(self, timeout: float | None = None) -> Message | None:
+        """See Transport."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._backlog or self._interrupted, timeout)
+            if self._backlog:
+                return self._backlog.pop()
+            self._interrupted = False
+            return None
+
+    def interrupt(self) -> None:
+        """See Transport."""
+        with self._arrived:
+            self._interrupted = True
+            self._arrived.notify()
+
+    def close(self, linger: float = 0.0) -> None:
+        """See Transport. Returns when its threads have ended, or are late."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        links = [*self._links.values(), *self._old]
+        until = time.monotonic() + linger
+        for link in links:
+            link.finish()
+        for link in links:
+            link.join(max(0.0, until - time.monotonic()))
+            link.let_go()
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        until = time.monotonic() + self._patience.seconds
+        self._acceptor.join()
+        for link in links:
+            link.join(max(0.0, until - time.monotonic()))
+        for caller in list(self._callers):
+            caller.join(max(0.0, until - time.monotonic()))
+
+    def _call(self, port: int) -> Pair:
+        """A new pair with who listens there. Blocks; raises OSError or RuntimeError."""
+        name = f"{next(self._numbers)}"
+        address = LOOPBACK, port
+        with socket.create_connection(address, timeout=self._patience.dead) as door:
+            door.sendall(f"{self._meeting.port} {name}\n".encode())
+        return self._meeting.pair(self._meeting.port, name, 1)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                door, _ = self._server.accept()
+            except OSError:
+                return  # closed
+            if len(self._callers) < CALLERS:
+                thread = Thread(
+                    target=self._serve, args=(door,), name="washp2p torch receiver", daemon=True
+                )
+                self._callers.add(thread)
+                thread.start()
+            else:
+                door.close()
+
+    def _serve(self, door: socket.socket) -> None:
+        """One caller's messages, to the end of its link."""
+        try:
+            with door:
+                door.settimeout(self._patience.dead)
+                port, _, name = door.makefile().readline(64).strip().partition(" ")
+            self._take_from(self._meeting.pair(int(port), name, 0))
+        except (RuntimeError, OSError, ValueError) as error:
+            _log.debug("a link to %s: %s", self.endpoint, error)
+        finally:
+            self._callers.discard(current_thread())
+
+    def _take_from(self, pair: Pair) -> None:
+        origin = object()
+        room = torch.empty(ANNOUNCEMENT.size, dtype=torch.uint8)
+        while not self._closing.is_set():
+            pair.recv(room)
+            kind, length, size, header = ANNOUNCEMENT.unpack(room.numpy().data)
+            if kind == NOTHING:
+                continue
+            if kind not in {HOST, DEVICE} or -1 < self._largest < size:
+                raise ValueError(f"a message of {size} bytes; expected at most {self._largest}")
+            payload: Payload
+            if kind == DEVICE:
+                with self._to_receive:
+                    payload = pair.recv_values(size)
+            else:
+                payload = pair.recv(torch.empty(size, dtype=torch.uint8)).numpy().data
+            message = Message(memoryview(header[:length]), payload)
+            with self._arrived:
+                if not self._backlog.put(origin, message):
+                    raise ValueError("it leaves too much unread")
+                self._arrived.notify()
+            self.on_arrival()
+
+
+def _split(address: str) -> tuple[int, str]:
+    """Port (0 for `*`) and device. Raises UsageError."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UsageError(
+            f"{address!r:.100} is not an address of this transport: torch://{LOOPBACK}:PORT/DEVICE"
+        )
+    return int(match["port"].replace("*", "0")), match["device"]
+
+
+def _device(name: str) -> tuple[torch.device, str]:
+    """A device here, and what peers on this machine know it by. Raises UsageError."""
+    try:
+        device = torch.device(name)
+        if device.type == "cpu":
+            return device, "cpu"
+        return device, f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"there is no {name:.40}: {str(error).splitlines()[0]}; expected cpu, cuda:0, ..."
+        ) from None
