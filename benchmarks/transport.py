@@ -1,4 +1,4 @@
-"""What a wire carries: tcp and ipc, beside the bare floor of each and beside gloo.
+"""What a wire carries: tcp, ipc and gloo, beside the bare floor of each.
 
     python -m benchmarks.transport
 
@@ -31,23 +31,32 @@ SIZES = {1000: 2000, 10_000: 2000, 100_000: 500, 1_000_000: 60, 10_000_000: 6, 1
 """Bytes of a payload, rounds in a block."""
 BLOCKS = 15
 HEADER = bytes(28)
-WIRES = ("bare tcp", "tcp", "bare ipc", "ipc", "bare gloo")
-FLOORS = {"tcp": "bare tcp", "ipc": "bare ipc"}
+SCHEMES = {"tcp": "tcp", "ipc": "ipc", "gloo": "torch"}
+WIRES = ("bare tcp", "tcp", "bare ipc", "ipc", "bare gloo", "gloo")
 
 Round = Callable[[memoryview], None]
 
 
-def ours(rank: int, scheme: str, stack: ExitStack) -> Round:
+def ours(rank: int, wire: str, stack: ExitStack) -> Round:
     """A round over a transport of ours."""
-    near = near_address()
-    transport = listen("tcp://127.0.0.1:*", near=near)
+    scheme = SCHEMES[wire]
+    address = {
+        "tcp": "tcp://127.0.0.1:*",
+        "ipc": near_address(),
+        "torch": "torch://127.0.0.1:*/cpu",
+    }
+    transport = listen(address[scheme])
     stack.callback(transport.close)
     addresses = [""] * 2
-    dist.all_gather_object(addresses, near if scheme == "ipc" else transport.endpoint)
+    dist.all_gather_object(addresses, transport.endpoint)
     transport.connect(1 - rank, addresses[1 - rank])
 
     def once(payload: memoryview) -> None:
-        transport.send(1 - rank, Kind.EXCHANGE, HEADER, (payload,))
+        if scheme == "torch":
+            values = torch.frombuffer(payload, dtype=torch.uint8).clone()  # as lanes pick them
+            transport.send(1 - rank, Kind.EXCHANGE, HEADER, [values])
+        else:
+            transport.send(1 - rank, Kind.EXCHANGE, HEADER, [payload])
         assert transport.receive(60) is not None
 
     return once
@@ -114,7 +123,8 @@ def measure(rank: int, store: str) -> dict[tuple[str, int], list[float]]:
         wires = {"bare gloo": gloo(rank)}
         for scheme in ("tcp", "ipc"):
             wires[f"bare {scheme}"] = bare(rank, scheme, stack)
-            wires[scheme] = ours(rank, scheme, stack)
+        for wire in SCHEMES:
+            wires[wire] = ours(rank, wire, stack)
         for size, repeat in SIZES.items():
             payload = memoryview(bytearray(size))
             for block in range(BLOCKS + 1):
@@ -134,10 +144,9 @@ def main() -> None:
     for size in SIZES:
         for name in WIRES:
             took = found[name, size]
-            floor = FLOORS.get(name)
             ratio = ""
-            if floor is not None:
-                pairs = zip(took, found[floor, size], strict=True)
+            if name in SCHEMES:
+                pairs = zip(took, found[f"bare {name}", size], strict=True)
                 ratio = f"{median(a / b for a, b in pairs):.2f}"
             against = [a / b for a, b in zip(took, found["tcp", size], strict=True)]
             rows.append(

@@ -24,7 +24,7 @@ from washp2p.reference import Reference
 from washp2p.rounds import Peer, Roster
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
-from washp2p.transports import listen
+from washp2p.transports import MemoryTransport, Message
 
 RUN = b"exchange"
 PEERS = range(9)
@@ -63,6 +63,10 @@ class LazyLane(HostLane):
         self.queue.append(LateCopy(picked, out))
         return self.queue[-1]
 
+    def pick(self, vectors, places):
+        out = [torch.empty(len(places), dtype=vector.dtype) for vector in vectors]
+        return out, self.gather(vectors, places, out)
+
     def run(self, count):
         for _ in range(min(count, len(self.queue))):
             self.queue.popleft().make()
@@ -85,17 +89,31 @@ class LateCopy:
         assert self.made.wait(20)
 
 
+class FromDevices(MemoryTransport):
+    """Takes vectors for every other peer, as wires between devices do, and brings them as one."""
+
+    def direct(self, peer):
+        return peer % 2 == 1
+
+    def _put(self, peer, header, buffers):
+        if not self.direct(peer) or not any(isinstance(b, torch.Tensor) for b in buffers):
+            return super()._put(peer, header, buffers)
+        payload = torch.cat([vector.view(torch.uint8) for vector in buffers])
+        self._inboxes[self._peers[peer]].put(Message(memoryview(header), payload))
+        return "memory", payload.nbytes
+
+
 class Population:
     """Members of one process: model, optimizer, store, transport, exchange each."""
 
-    def __init__(self, config, address, lane=HostLane):
+    def __init__(self, config, address, lane=HostLane, wire=MemoryTransport):
         self.strategies = []
         self.stores = []
         self.models = [model(member) for member in range(config.n)]
         self.optimizers = [
             torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in self.models
         ]
-        self.transports = [listen(address()) for _ in range(config.n)]
+        self.transports = [wire(address()) for _ in range(config.n)]
         roster = Roster(
             epoch=0,
             peers=tuple(
@@ -152,8 +170,8 @@ class Population:
 def population(memory_address):
     made = []
 
-    def make(config, lane=HostLane):
-        made.append(Population(config, memory_address, lane))
+    def make(config, lane=HostLane, wire=MemoryTransport):
+        made.append(Population(config, memory_address, lane, wire))
         return made[-1]
 
     yield make
@@ -205,13 +223,14 @@ def test_payload_is_the_plans_to_the_byte_and_wash_opt_doubles_it(population):
     assert min(totals["wash"]) > 0
 
 
+@pytest.mark.parametrize("wire", [MemoryTransport, FromDevices])
 @pytest.mark.parametrize("late", ["overwrite", "difference"])
 def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_named(
-    population, late
+    population, late, wire
 ):
     """One diverged member does not poison the others, one round late or not."""
     config = RunConfig.resolve(n=3, p=1.0, method="wash-opt", late=late, max_delay="1")
-    late_rounds = LateRounds(population, config)
+    late_rounds = LateRounds(population, config, wire=wire)
     for member in range(3):
         late_rounds.step(member)
     late_rounds.let_everything_through()
@@ -359,10 +378,10 @@ class LateRounds:
     Whatever is done is done to the reference, too.
     """
 
-    def __init__(self, population, config, lane=HostLane):
+    def __init__(self, population, config, lane=HostLane, wire=MemoryTransport):
         n = config.n
         self.config = config
-        self.peers = population(config, lane)
+        self.peers = population(config, lane, wire)
         self.models = [model(member) for member in range(n)]
         self.optimizers = [
             torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in self.models
@@ -447,6 +466,7 @@ schedules = st.lists(
 )
 
 
+@pytest.mark.parametrize("wire", [MemoryTransport, FromDevices])
 @pytest.mark.parametrize("lane", [HostLane, LazyLane])
 @pytest.mark.parametrize("late", ["overwrite", "difference"])
 @pytest.mark.parametrize("method", ["wash", "wash-opt"])
@@ -456,13 +476,13 @@ schedules = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(2, 6), st.sampled_from([0.2, 1.0]), st.sampled_from([0, 2, 3]), schedules)
-def test_any_schedule_of_arrivals(population, method, late, lane, n, p, group, schedule):
+def test_any_schedule_of_arrivals(population, method, late, lane, wire, n, p, group, schedule):
     """Late values by both rules, for every slot: bit for bit what the dense reference does.
 
     And by the difference the population's mean moves only by what the optimizers did.
     """
     config = RunConfig.resolve(n=n, p=p, method=method, late=late, group=group, max_delay="none")
-    late_rounds = LateRounds(population, config, lane)
+    late_rounds = LateRounds(population, config, lane, wire)
     moved = torch.zeros_like(late_rounds.mean())
     for member in range(n):
         before = late_rounds.mean()

@@ -107,7 +107,11 @@ def use(lane):
     lane.assign(vectors, places, [torch.tensor([1.0, 2.0, 3.0])] * 2)
     lane.add(vectors, places.part(1, 3), [torch.tensor([10.0, 20.0])] * 2, [v[1:] for v in own])
     kept = lane.select(out, np.array([0, 2]))
-    return [*vectors, *out, *kept]
+    picked, mark = lane.pick(vectors, places)
+    assert mark.done()
+    assert lane.finite(picked)
+    assert not lane.finite([*picked, torch.tensor([0.0, float("inf")])])
+    return [*vectors, *out, *kept, *picked]
 
 
 def test_both_lanes_give_the_same_values(streams):
@@ -138,6 +142,14 @@ def test_kernels_run_between_training_steps_and_copies_beside_them(streams):
         "lane waits for training",
         "lane waits for event of copies",
         "index_put_ in lane",
+        "training waits for lane",
+    ]
+    streams.log.clear()
+    lane.pick(vectors, places)
+    assert streams.log == [
+        "lane waits for training",
+        "lane waits for event of copies",
+        "index_select in lane",
         "training waits for lane",
     ]
 

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from washp2p.connection import Connection
-    from washp2p.joining import attach, connect, join
+    from washp2p.joining import attach, connect, follow, join
     from washp2p.member import Member
+    from washp2p.replicas import Replica
 
-__all__ = ["Connection", "Member", "attach", "connect", "join"]
+__all__ = ["Connection", "Member", "Replica", "attach", "connect", "follow", "join"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'washp2p' has no attribute {name!r}")
-    module = {"Connection": "connection", "Member": "member"}.get(name, "joining")
+    module = {"Connection": "connection", "Member": "member", "Replica": "replicas"}.get(
+        name, "joining"
+    )
     return getattr(import_module(f"washp2p.{module}"), name)

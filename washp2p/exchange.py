@@ -98,7 +98,7 @@ class Exchange:
         self._me = me
         self._run = run
         self._add = add
-        self._dtypes = [getattr(torch, slot.dtype) for slot in store.layout.slots]
+        self._dtypes = store.dtypes
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()

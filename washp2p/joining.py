@@ -12,6 +12,7 @@ from washp2p.endpoints import require_loopback, where_to_listen
 from washp2p.errors import RunStoppedError
 from washp2p.keys import read_join
 from washp2p.member import Member
+from washp2p.replicas import Replica, refuse_but_the_first
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +81,7 @@ def join(
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
     DroppedError once the population goes on without this member, who may join anew.
     """
+    refuse_but_the_first(model)
     connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
     try:
         member = Member(
@@ -125,6 +127,24 @@ def attach(
     member = join(run, model, optimizer, rounds=rounds, keys=keys, state=state, scaler=scaler)
     atexit.register(_abandon, weakref.ref(member))
     return member
+
+
+def follow(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Replica:
+    """Take part in a member that others train, too, in one DistributedDataParallel group.
+
+    `model` is in DistributedDataParallel. Rank 0 of its group joins the run, and is the member; all
+    others call this. On return the model, and the optimizer's state, are what rank 0's are; from
+    then on each `optimizer.step()` ends with what its round has written. `scaler` as in `join`.
+
+    Blocks until rank 0 has joined. Raises UsageError, RunStoppedError; the optimizer's step raises
+    RunStoppedError once the member's part is over.
+    """
+    return Replica(model, optimizer, scaler)
 
 
 def _abandon(reference: weakref.ref[Member]) -> None:

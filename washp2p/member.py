@@ -26,6 +26,7 @@ from washp2p.keys import KeyPair
 from washp2p.listening import listen_as
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
+from washp2p.replicas import Replicas, group_of
 from washp2p.runlog import RunLog
 from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
@@ -79,6 +80,8 @@ class Member:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
+        group = group_of(model)
+        self._replicas = None if group is None else Replicas(group, self._store)
         self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
         self._key_pair = KeyPair.fresh()
         self._transport = listen_as(
@@ -175,6 +178,13 @@ class Member:
 
     def begin(self, rounds: int) -> None:
         """Wait for the population, take over its state, hook into the optimizer. Blocks."""
+        try:
+            self._begin(rounds)
+        except BaseException:
+            self._end_replicas(early=True)
+            raise
+
+    def _begin(self, rounds: int) -> None:
         connection = self._connection
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
@@ -206,6 +216,9 @@ class Member:
         else:
             joined = self._entry.come_in()
             self._timeline.begin(Start(round=joined.round), joined)
+        if self._replicas is not None:
+            where = Snapshot(self._timeline.steps, self._timeline.round)
+            self._replicas.start(connection.config, where)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
         if self._scaler is not None:
             self._attempts = Attempts(self._scaler, self._optimizer, self._round)
@@ -306,6 +319,7 @@ class Member:
         self.closed = True
         try:
             if error is None:
+                self._end_replicas(early=False)
                 self._finish()
                 self._connection.close()
         except BaseException as late:
@@ -335,9 +349,17 @@ class Member:
             self._keeper.after_round(self._timeline)
             if self._inbox.guests or self._entry.serves:
                 self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+            if self._replicas is not None:
+                self._replicas.after_round(self._timeline.round)
         except RunStoppedError as error:
+            self._end_replicas(early=True)
             self.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _end_replicas(self, *, early: bool) -> None:
+        if self._replicas is not None:
+            replicas, self._replicas = self._replicas, None
+            replicas.end(early=early)
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""

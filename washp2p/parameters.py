@@ -14,14 +14,18 @@ from washp2p.layout import ITEM_BYTES, Entry, aligned
 
 
 def plain_model(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
-    """The module itself, if `model` is what `torch.compile` has made of one; parameters shared.
+    """The module itself, if `model` is one that is compiled or replicated; parameters shared.
 
     And what its names begin with in the state dict of `model`.
     """
     prefix = ""
-    while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
-        model, prefix = inner, prefix + "_orig_mod."
-    return model, prefix
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
+            model, prefix = inner, prefix + "_orig_mod."
+        elif isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model, prefix = model.module, prefix + "module."
+        else:
+            return model, prefix
 
 
 def refuse_what_cannot_be_shuffled(
@@ -45,8 +49,7 @@ def refuse_what_cannot_be_shuffled(
     for module in model.modules():
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
             raise UsageError(
-                "the model is wrapped in DistributedDataParallel; expected one process a member: "
-                "join with the module itself"
+                "a part of the model is in DistributedDataParallel; expected all of it, or nothing"
             )
         if (fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)) or any(
             tensor is not None and isinstance(parameter, tensor.DTensor)

@@ -21,6 +21,8 @@ from washp2p.parameters import in_flat_order, plain_model, refuse_what_cannot_be
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
     from washp2p.lanes import Lane, Mark, Places, Vectors
     from washp2p.layout import Entry
 
@@ -79,6 +81,7 @@ class Store:
         for slot in self.layout.slots[1:]:
             self._flat[slot.name] = torch.zeros_like(self._flat[PARAM])
         self._vectors = list(self._flat.values())
+        self._written: list[npt.NDArray[np.int64]] | None = None
         self.lane = lane or lane_for(self._flat[PARAM].device)
         """How values come and go."""
         last = entries[-1]
@@ -89,9 +92,22 @@ class Store:
         """Where the model is."""
         return self._flat[PARAM].device
 
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Those of the slots."""
+        return [vector.dtype for vector in self._vectors]
+
     def staging(self) -> Staging:
         """Host memory for the values of all slots in one direction."""
-        return self.lane.staging([getattr(torch, slot.dtype) for slot in self.layout.slots])
+        return self.lane.staging(self.dtypes)
+
+    def look(self) -> None:
+        """See what the optimizer has done: its state is as new. `gather` and `pick` do it.
+
+        Raises UsageError if the model's parameters are no longer the ones that were attached.
+        """
+        self._check_views()
+        self._adopt_state()
 
     def gather(self, places: Places, out: Vectors) -> Mark:
         """Copy the values of slot k at `places` into `out[k]`, which holds them from the mark on.
@@ -100,12 +116,12 @@ class Store:
         reads as zeros. Raises UsageError if the model's parameters are no longer the ones that
         were attached.
         """
-        self._prepare()
+        self.look()
         return self.lane.gather(self._vectors, places, out)
 
     def pick(self, places: Places) -> tuple[Vectors, Mark]:
         """As `gather`, into new vectors where the model is."""
-        self._prepare()
+        self.look()
         return self.lane.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
@@ -115,12 +131,22 @@ class Store:
     def scatter(self, places: Places, values: Vectors) -> None:
         """Assign `values[k]` to slot k at `places`; state that did not exist is created."""
         self.lane.assign(self._vectors, places, values)
-        self._create_state(places)
+        self._wrote(places)
 
     def add(self, places: Places, values: Vectors, own: Vectors) -> None:
         """Add `values[k] - own[k]` to slot k at `places`; state that did not exist is created."""
         self.lane.add(self._vectors, places, values, own)
-        self._create_state(places)
+        self._wrote(places)
+
+    def keep_track(self) -> None:
+        """From now on note what is written, for `take_written`."""
+        self._written = []
+
+    def take_written(self) -> npt.NDArray[np.int64]:
+        """All indices that were written since last time, each once, in order."""
+        assert self._written is not None
+        written, self._written = self._written, []
+        return np.unique(np.concatenate(written)) if written else np.empty(0, dtype=np.int64)
 
     def sections(self) -> dict[str, torch.Tensor]:
         """Everything that is a member's model, as one-dimensional contiguous CPU tensors.
@@ -261,10 +287,6 @@ class Store:
                 groups.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(tensor)
         return groups
 
-    def _prepare(self) -> None:
-        self._check_views()
-        self._adopt_state()
-
     def _check_views(self) -> None:
         """Notice whoever moved or replaced what was attached: one look at one parameter."""
         parameter = self._parameters[-1]
@@ -296,8 +318,10 @@ class Store:
                 state[slot.name] = view
             self._missing.remove(number)
 
-    def _create_state(self, places: Places) -> None:
+    def _wrote(self, places: Places) -> None:
         """Have the optimizer find the state that `places` have just been given."""
+        if self._written is not None:
+            self._written.append(places.host)
         if self._missing and len(places):
             hit = np.unique(np.searchsorted(self._ends, places.host, side="right")).tolist()
             for number in self._missing.intersection(hit):

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.faults.conftest import Story
-from tests.integration.conftest import replay
+from tests.integration.conftest import linked_by, replay
 from washp2p import points
 from washp2p.layout import Layout
 from washp2p.runlog import Jump, Record
@@ -78,11 +78,15 @@ def victim_of(coordinator, worker):
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "transport"),
+    [*((fault, "auto") for fault in FAULTS), ("SIGKILL", "torch"), ("SIGSTOP", "torch")],
+)
 @pytest.mark.parametrize("point", IN_TRAINING)
-def test_in_training(request, tmp_path, point, fault):
+def test_in_training(request, tmp_path, point, fault, transport):
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, f"--epochs={6 if fault == 'SIGKILL' else 9}")
+    flags = (*FLAGS, f"--epochs={6 if fault == 'SIGKILL' else 9}", f"--transport={transport}")
+    coordinator = population.coordinator(*flags)
     workers = [population.worker() for _ in range(2)]
     victim = population.worker((point, HELD_IN))
     assert victim.wait_until_held() == HELD_IN
@@ -102,6 +106,8 @@ def test_in_training(request, tmp_path, point, fault):
     assert [worker.wait() for worker in workers] == [0, 0]
     assert coordinator.wait() == 0, coordinator.text
     story = check(population, tmp_path, expected)
+    if transport == "torch":
+        assert set(linked_by(story.summary).values()) == {"gloo"}
     assert set(story.summary["averaged_over"]) == expected
     assert story.rosters[1].first == first
     assert story.rosters[1].members == tuple(sorted(set(range(3)) - {lost}))

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 import washp2p
 from tests.integration.conftest import FORKSERVER, ROOT, collect
-from washp2p.errors import DroppedError
+from washp2p.errors import DroppedError, RunStoppedError, UsageError
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import round_seed, run_key
 
@@ -150,6 +150,39 @@ class Attached(Loop):
         return washp2p.attach(self.model, self.optimizer, run)
 
 
+class Parts(Loop):
+    """Two parts of a batch, one after the other; Replicated has a process for each."""
+
+    def prepare(self):
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
+
+    def part(self, number, part):
+        return self.loss(2 * number + part)
+
+    def step(self, number):
+        self.optimizer.zero_grad()
+        for part in range(2):
+            (self.part(number, part) / 2).backward()
+        self.optimizer.step()
+
+
+class Replicated(Parts):
+    """One of two processes that train one member."""
+
+    def __init__(self, member, rank):
+        super().__init__(member)
+        self.rank = rank
+
+    def prepare(self):
+        self.model = nn.parallel.DistributedDataParallel(self.model)
+        super().prepare()
+
+    def step(self, number):
+        self.optimizer.zero_grad()
+        self.part(number, self.rank).backward()
+        self.optimizer.step()
+
+
 LOOPS = [
     Loop, Accumulation, Scaled, Compiled, Groups, Frozen, TiedWeights, Scheduled, Half, BFloat,
     Attached,
@@ -196,14 +229,14 @@ def test_a_loop_equals_the_reference(runs, kind):
     assert all(row["payload"] for row in rows)
 
 
-def by_the_reference(kind):
+def by_the_reference(kind, method="wash"):
     """All members' state dicts after STEPS steps, the averaged one as "-1", and the loops."""
     loops = [kind(member) for member in range(N)]
     models = [getattr(loop, "plain", loop.model) for loop in loops]
     for model in models[1:]:
         model.load_state_dict(models[0].state_dict())
     reference = Reference(
-        models, [loop.optimizer for loop in loops], method="wash", schedule="decreasing", p=P
+        models, [loop.optimizer for loop in loops], method=method, schedule="decreasing", p=P
     )
     for number in range(STEPS):
         for loop in loops:
@@ -212,6 +245,107 @@ def by_the_reference(kind):
     states = [model.state_dict() for model in models]
     named = {str(member): state for member, state in enumerate(states)}
     return {**named, "-1": plain_average(states)}, loops
+
+
+def train_replicated(address, meeting, number, rank, queue):
+    """One process of member `number`, which is one of two."""
+    torch.set_num_threads(1)
+    store = distributed.FileStore(f"{meeting}-{number}", 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    loop = Replicated(number, rank)
+    if rank == 0:
+        connection = washp2p.connect(address, rank=number)
+        member = washp2p.join(connection, loop.model, loop.optimizer)
+    else:
+        member = washp2p.follow(loop.model, loop.optimizer)
+        assert member.config.p == P
+    with member:
+        while member.round < STEPS:
+            loop.step(member.round)
+        moments = [loop.optimizer.state[p] for p in loop.model.parameters()]
+        vectors = {name: p.detach().numpy() for name, p in loop.model.module.named_parameters()}
+        vectors |= {f"{k}.exp_avg": s["exp_avg"].numpy() for k, s in enumerate(moments)}
+        averaged = member.average() if rank == 0 else {}
+    assert member.closed
+    queue.put((number, rank, vectors, {name: v.numpy() for name, v in averaged.items()}))
+    distributed.destroy_process_group()
+
+
+def test_one_member_on_several_devices_equals_the_reference(runs, tmp_path):
+    """Rank 0 of each member's own group exchanges; all its ranks end with the same bits."""
+    flags = (f"--n={N}", f"--p={P}", f"--seed={SEED}", "--max-delay=0", "--method=wash-opt")
+    coordinator = runs.coordinator(*flags)
+    processes = [
+        (coordinator.address, str(tmp_path / "meeting"), number, rank)
+        for number in range(N)
+        for rank in range(2)
+    ]
+    found = {
+        (number, rank): (vectors, averaged)
+        for number, rank, vectors, averaged in collect(train_replicated, processes)
+    }
+    assert coordinator.wait(30) == 0, coordinator.text
+    torch.set_num_threads(1)
+    expected, loops = by_the_reference(Parts, "wash-opt")
+    for (number, rank), (vectors, averaged) in found.items():
+        for name, value in expected[str(number)].items():
+            assert (vectors[name] == value.numpy()).all(), (number, rank, name)
+        for k, parameter in enumerate(loops[number].model.parameters()):
+            moment = loops[number].optimizer.state[parameter]["exp_avg"]
+            assert (vectors[f"{k}.exp_avg"] == moment.numpy()).all(), (number, rank, k)
+        for name in expected["-1"] if rank == 0 else ():
+            assert (averaged[f"module.{name}"] == expected["-1"][name].numpy()).all()
+
+
+def lose_the_run(address, meeting, rank, queue):
+    store = distributed.FileStore(meeting, 2)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    loop = Replicated(0, rank)
+    with pytest.raises(UsageError, match="washp2p.join here" if rank == 0 else "washp2p.follow"):
+        (washp2p.join if rank else washp2p.follow)(
+            *([address] if rank else []), loop.model, loop.optimizer
+        )
+    if rank == 0:
+        member = washp2p.join(address, loop.model, loop.optimizer)
+    else:
+        member = washp2p.follow(loop.model, loop.optimizer)
+    why = ""
+    while not why:
+        try:
+            loop.step(member.round)
+        except RunStoppedError as stopped:
+            why = str(stopped)
+        queue.put((rank, member.round, why))
+    assert member.closed
+    distributed.destroy_process_group()
+
+
+def test_replicas_stop_with_their_member(runs, tmp_path):
+    coordinator = runs.coordinator("--n=2", "--min-n=1", "--p=0.2", "--patience=1")
+    queue = FORKSERVER.Queue()
+    processes = [
+        FORKSERVER.Process(
+            target=lose_the_run,
+            args=(coordinator.address, str(tmp_path / "meeting"), rank, queue),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    while queue.get(timeout=60)[1] < 20:
+        pass
+    os.kill(coordinator.process.pid, signal.SIGINT)
+    ends = {}
+    while len(ends) < 2:
+        rank, number, why = queue.get(timeout=60)
+        if why:
+            ends[rank] = number, why
+    assert ends[1][0] == ends[0][0], ends
+    assert "the first process of this member" in ends[1][1]
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+        process.close()
 
 
 def abandon(address, how):

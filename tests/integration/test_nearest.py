@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from benchmarks.hosts import missing, on_a_switch
-from tests.integration.conftest import linked_by
+from tests.integration.conftest import linked_by, replay
 from tests.integration.test_hosts import start
 from tests.integration.test_population import simulated
 from washp2p import keys
@@ -18,8 +18,16 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 OPTIONS = {"epochs": 2, "seed": 5, "p": 0.2, "max_delay": "0"}
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-def test_a_mixed_population_equals_the_simulation(tmp_path, encrypted):
+@pytest.mark.parametrize(
+    ("transport", "encrypted", "wire"),
+    [
+        ("auto", False, "ipc"),
+        ("auto", True, "ipc"),
+        ("torch", False, "gloo"),
+        ("torch", True, "ipc"),
+    ],
+)
+def test_a_mixed_population_equals_the_simulation(tmp_path, transport, encrypted, wire):
     run = tmp_path / "run"
     links = ["--insecure"]
     if encrypted:
@@ -29,6 +37,7 @@ def test_a_mixed_population_equals_the_simulation(tmp_path, encrypted):
         bind = f"tcp://{address}:5555"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
         flags += ["--n=4", f"--bind={bind}", f"--run-dir={run}", *links]
+        flags.append(f"--transport={transport}")
         processes = [start(near, "coordinator", *flags)]
         local = [f"--coordinator={bind}", f"--run-dir={run}", "--threads=1", *links]
         processes += [start(host, "workers", *local) for host in (near, near, far, far)]
@@ -45,7 +54,7 @@ def test_a_mixed_population_equals_the_simulation(tmp_path, encrypted):
         assert all(mine[key].equal(theirs[key]) for key in theirs), name
     host_of = dict(zip(members, "aabb", strict=True))
     expected = {
-        (one, other): "ipc" if host_of[one] == host_of[other] else "tcp"
+        (one, other): wire if host_of[one] == host_of[other] else "tcp"
         for one in members
         for other in members
         if one != other
@@ -53,8 +62,29 @@ def test_a_mixed_population_equals_the_simulation(tmp_path, encrypted):
     assert linked_by(json.loads((run / "summary.json").read_text())) == expected
 
 
-def test_who_asks_for_tcp_gets_it(runs):
-    coordinator, workers = runs.population(2, "--epochs=1", "--transport=tcp")
+@pytest.mark.parametrize(
+    ("asked", "wire"),
+    [
+        ("--transport=tcp", "tcp"),
+        ("--transport=torch", "gloo"),
+        ("--transport=torch --max-delay=none", "ipc"),
+    ],
+)
+def test_who_asks_for_a_wire_gets_it_where_it_can_be(runs, asked, wire):
+    coordinator, workers = runs.population(2, "--epochs=1", *asked.split())
     assert coordinator.wait(60) == 0, coordinator.text
     assert [worker.wait() for worker in workers] == [0, 0]
-    assert set(linked_by(coordinator.summary).values()) == {"tcp"}
+    assert set(linked_by(coordinator.summary).values()) == {wire}
+    refused = "does without torch.distributed: --max-delay none lets rounds be skipped"
+    assert [refused in worker.text for worker in workers] == ["none" in asked] * 2
+
+
+@pytest.mark.parametrize("late", ["overwrite", "difference"])
+def test_late_values_by_torch_are_applied_as_logged(runs, tmp_path, late):
+    flags = ("--epochs=4", "--transport=torch", "--max-delay=3", f"--late={late}", "--p=0.1")
+    coordinator, workers = runs.population(3, *flags)
+    assert coordinator.wait(60) == 0, coordinator.text
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert set(linked_by(coordinator.summary).values()) == {"gloo"}
+    assert coordinator.summary["lost_values"] == 0
+    assert replay(runs.folder / "run", tmp_path) == []

@@ -10,6 +10,7 @@ import pytest
 
 from washp2p.errors import UsageError
 from washp2p.ledger import Count, Kind, Link
+from washp2p.patience import Patience
 from washp2p.transports import SCHEMES, listen
 
 _names = count()
@@ -28,7 +29,7 @@ def address(request, tmp_path):
 @pytest.fixture
 def members(address):
     """Three transports, each connected to the two others."""
-    transports = [listen(address()) for _ in range(3)]
+    transports = [listen(address(), Patience(1)) for _ in range(3)]
     for me, transport in enumerate(transports):
         for peer, other in enumerate(transports):
             if peer != me:
@@ -76,6 +77,46 @@ def test_send_does_not_wait_for_the_peer_to_read_or_to_exist(members, address):
     late = address()
     members[0].connect(7, late.replace("*", "9"))
     members[0].send(7, Kind.EXCHANGE, b"h", ())
+
+
+def test_a_link_breaks_with_its_peer_and_mends_with_who_takes_its_place(members):
+    a, b, c = members
+    a.send(1, Kind.EXCHANGE, b"before")
+    assert b.receive(10) is not None
+    while a.broken(1):
+        a.mended()
+    endpoint = b.endpoint
+    b.close()
+    while not a.broken(1):
+        a.mended()
+    a.send(2, Kind.EXCHANGE, b"others")
+    assert bytes(c.receive(10).header) == b"others"
+    a.send(1, Kind.EXCHANGE, b"lost")
+    if endpoint.startswith("memory"):
+        return  # which has no links that could mend
+    again = listen(endpoint, Patience(1))
+    try:
+        while a.mended() != [1]:
+            pass
+        assert a.mended() == []
+        a.send(1, Kind.EXCHANGE, b"after")
+        assert bytes(again.receive(10).header) == b"after"
+    finally:
+        again.close()
+
+
+def test_what_is_sent_to_who_is_let_go_of_is_lost(members):
+    a, b, _ = members
+    a.send(1, Kind.EXCHANGE, b"first")
+    assert bytes(b.receive(10).header) == b"first"
+    for _ in range(2):
+        a.disconnect(1)
+        a.send(1, Kind.EXCHANGE, b"lost", views(b"x"))
+    assert a.broken(1)
+    a.connect(1, b.endpoint)
+    a.send(1, Kind.EXCHANGE, b"second")
+    assert bytes(b.receive(10).header) == b"second"
+    assert a.ledger.total(Kind.EXCHANGE).messages == 2
 
 
 def test_receive_waits_for_its_timeout_and_no_longer(members):

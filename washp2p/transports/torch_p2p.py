@@ -204,9 +204,12 @@ class TorchTransport(Wire):
         try:
             with door:
                 door.settimeout(self._patience.dead)
-                port, _, name = door.makefile().readline(64).strip().partition(" ")
+                with door.makefile() as words:
+                    port, _, name = words.readline(32).strip().partition(" ")
+            with socket.create_connection((LOOPBACK, int(port)), timeout=self._patience.dead):
+                pass  # somebody is there, or the store would complain to the user
             self._take_from(self._meeting.pair(int(port), name, 0))
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, OverflowError) as error:
             _log.debug("a link to %s: %s", self.endpoint, error)
         finally:
             self._callers.discard(current_thread())
