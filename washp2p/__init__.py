@@ -1,10 +1,17 @@
 """Train an ensemble peer to peer, end with one averaged model.
 
-    with washp2p.join("tcp://host:5555", model, optimizer) as member:
-        for inputs, targets in loader:
-            ...
-            optimizer.step()          # the round runs in the optimizer's post-step hook
-        averaged = member.average()   # state dict of the averaged model
+>>> import torch, washp2p
+>>> model = torch.nn.Linear(8, 2)
+>>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+>>> with washp2p.join(address, model, optimizer) as member:  # the coordinator's: tcp://HOST:PORT
+...     for inputs, targets in loader:
+...         loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+...         optimizer.zero_grad()
+...         loss.backward()
+...         optimizer.step()  # a round follows, in the optimizer's post-step hook
+...     averaged = member.average()
+>>> list(averaged)  # the state dict of the averaged model
+['weight', 'bias']
 
 Importing the package is cheap; torch is imported when one of its names is first used, so that the
 coordinator can run where there is none.
@@ -16,18 +23,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from washp2p.config import RunConfig
     from washp2p.connection import Connection
     from washp2p.joining import attach, connect, follow, join
+    from washp2p.layout import Layout
+    from washp2p.ledger import Ledger
     from washp2p.member import Member
     from washp2p.replicas import Replica
 
-__all__ = ["Connection", "Member", "Replica", "attach", "connect", "follow", "join"]
+__all__ = [
+    "Connection",
+    "Layout",
+    "Ledger",
+    "Member",
+    "Replica",
+    "RunConfig",
+    "attach",
+    "connect",
+    "follow",
+    "join",
+]
+_WHERE = {
+    "Connection": "connection",
+    "Layout": "layout",
+    "Ledger": "ledger",
+    "Member": "member",
+    "Replica": "replicas",
+    "RunConfig": "config",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'washp2p' has no attribute {name!r}")
-    module = {"Connection": "connection", "Member": "member", "Replica": "replicas"}.get(
-        name, "joining"
-    )
-    return getattr(import_module(f"washp2p.{module}"), name)
+    return getattr(import_module(f"washp2p.{_WHERE.get(name, 'joining')}"), name)

@@ -134,6 +134,10 @@ class RunConfig:
         """A configuration from the values `given`, then the data set's preset, then defaults.
 
         A value of None counts as not given. Raises UsageError.
+
+        >>> config = RunConfig.resolve(n=5, p=0.05)
+        >>> config.n, config.p, config.method, config.data
+        (5, 0.05, 'wash', 'digits')
         """
         chosen = {name: value for name, value in given.items() if value is not None}
         if "n" not in chosen:
@@ -144,7 +148,7 @@ class RunConfig:
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
-        """What `to_wire` made. Raises UsageError if it is not a configuration of this version."""
+        """Inverse of `to_wire`. Raises UsageError if `wire` is no configuration of this version."""
         kinds: dict[str, set[type]] = {"int": {int}, "float": {int, float}, "str": {str}}
         try:
             for field_ in fields(cls):

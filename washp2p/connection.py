@@ -218,8 +218,10 @@ class Connection:
     ) -> None:
         """Present the model and wait until there is a roster with this member, or a `donor`.
 
-        The data plane listens at `endpoint`, and at `near`, the nearest first. Raises
-        JoinRefusedError if the model does not fit the population's, RunStoppedError.
+        `layout` is the model's. The data plane listens at `endpoint`, and at `near`, the nearest
+        first; it is known by the public `key` (32 bytes, none without encryption). `rounds` is how
+        many rounds the run has, 0 if not known. Blocks. Raises JoinRefusedError if the model does
+        not fit the population's, RunStoppedError.
         """
         wire = layout.to_wire()
         self._reach(Attach(wire, endpoint, list(near), self.place, key, rounds, installed()))
@@ -238,7 +240,7 @@ class Connection:
         return bool(self.rosters) and self.member in self.rosters[-1].members
 
     def member_of(self, key: bytes) -> MemberId | None:
-        """Whose public key this is, of the newest roster and who fetches a snapshot from whom."""
+        """Whose public `key` (32 bytes) it is, of the newest roster and who fetches a snapshot."""
         return self._keys.get(key)
 
     def take_guests(self) -> list[Peer]:
@@ -251,7 +253,10 @@ class Connection:
             raise self._failure
 
     def synced(self, epoch: int) -> None:
-        """Report that this member holds the initial state of the epoch's first member."""
+        """Report that this member holds the initial state of the first member of `epoch`.
+
+        That is the number of a roster.
+        """
         self._reach(Synced(epoch))
 
     def ready(self) -> None:
@@ -259,27 +264,30 @@ class Connection:
         self._reach(Ready())
 
     def averaged(self, epoch: int) -> None:
-        """Report that this member holds the average over the members of `epoch`."""
+        """Report that this member holds the average over the members of `epoch`, a number."""
         self._reach(Averaged(epoch))
 
     def stalled(self, member: MemberId) -> None:
-        """Report that this member has waited too long for another."""
+        """Report that this member has waited too long for the `member` of that number."""
         self._send(Stalled(member))
 
     def diverged(self, member: MemberId) -> None:
-        """Report that another sends values that are not finite."""
+        """Report that the `member` of that number sends values that are not finite."""
         self._send(Diverged(member))
 
     def cut_off(self, member: MemberId, what: str) -> None:
-        """Report that this member takes nothing from another any more."""
+        """Report that this member takes nothing from the `member` of that number any more.
+
+        `what` it has sent, in words.
+        """
         self._send(CutOff(member, _short(what)))
 
     def order_of(self, round_number: int) -> tuple[int, Roster] | None:
-        """The seed of a round and its roster, or None if it has not arrived."""
+        """The seed of round `round_number` and its roster, or None if it has not arrived."""
         return self.seeds.order_of(round_number, self.rosters)
 
     def reached(self, round_number: int) -> None:
-        """Say that a round begins: its seed and older ones are let go, and more are asked for."""
+        """Say that `round_number` begins: older seeds are let go, and more are asked for."""
         if self.seeds.reach(round_number):
             self.progress(round_number - 1)
 
@@ -289,11 +297,11 @@ class Connection:
         self._send(self._last_progress)
 
     def checkpoint_from(self, round_number: int) -> int | None:
-        """The first round from this one on of which a checkpoint is due, if any is known."""
+        """The first round from `round_number` on of which a checkpoint is due, if any is known."""
         return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
 
     def saved(self, round_number: int, error: str) -> None:
-        """Report that this member holds a checkpoint of a round; or not, because of `error`."""
+        """Report that this member holds a checkpoint of `round_number`; or not, due to `error`."""
         for due in tuple(self._checkpoints):
             if due <= round_number:
                 self._checkpoints.discard(due)
@@ -301,19 +309,19 @@ class Connection:
         self._send(self._last_saved)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Report one line of metrics.jsonl; plain values only."""
+        """Report one line of metrics.jsonl: plain `values` only, by name."""
         self._send(Metrics(values))
 
     def result(self, result: Result) -> None:
-        """Report what evaluation found, for summary.json."""
+        """Report what evaluation found, for summary.json: `result` is in per cent."""
         self._reach(result)
 
     def finished(self, message: Finished) -> None:
-        """Report that this member has all it needs."""
+        """Report that this member has all it needs, by a `message` that says what it did."""
         self._reach(message)
 
     def accounts(self, ledger: Ledger) -> None:
-        """Report what this member has sent, once `over`."""
+        """Report what this member has sent, by its `ledger`, once `over`."""
         self._reach(Accounts(ledger.to_wire()))
 
     @property

@@ -17,7 +17,11 @@ ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
 def split_tcp(endpoint: str) -> tuple[str, str]:
-    """Host and port of `tcp://HOST:PORT`. Raises UsageError on anything else."""
+    """Host and port of `tcp://HOST:PORT`. Raises UsageError on anything else.
+
+    >>> split_tcp("tcp://[::1]:5555")
+    ('::1', '5555')
+    """
     match = _TCP.fullmatch(endpoint)
     if match is None or (match["port"] != "*" and int(match["port"]) > 65535):
         raise UsageError(f"{endpoint!r} is not an address; expected tcp://HOST:PORT")
@@ -41,7 +45,11 @@ def check_near(address: str) -> None:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether traffic of `endpoint` cannot leave this machine."""
+    """Whether traffic of `endpoint` cannot leave this machine.
+
+    >>> is_loopback("tcp://127.0.0.1:5555"), is_loopback("tcp://192.0.2.1:5555")
+    (True, False)
+    """
     host, _ = split_tcp(endpoint)
     if host == "localhost":
         return True

@@ -119,8 +119,9 @@ def attach(
 ) -> Member:
     """`join`, for a loop that is no block: call `Member.close` after it.
 
-    A process that ends without is as one that leaves its block by an exception: the others are
-    told why, and go on. For what else `join` can be told, hand it over by `connect`.
+    `model`, `optimizer`, `run`, `rounds`, `keys`, `state` and `scaler` as there; for what else
+    `join` can be told, hand it over by `connect`. A process that ends without `close` is as one
+    that leaves its block by an exception: the others are told why, and go on.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """

@@ -72,13 +72,13 @@ class Layout:
 
     @cached_property
     def size(self) -> int:
-        """Length of the flat vector, padding included."""
+        """Length of the flat vector: a number of values, padding included."""
         last = self.entries[-1]
         return last.offset + last.size
 
     @property
     def bytes(self) -> int:
-        """What all slots take, padding included."""
+        """What all slots take in bytes, padding included."""
         return self.size * self.scalar_bytes
 
     @cached_property
@@ -93,7 +93,7 @@ class Layout:
 
     @cached_property
     def scalar_bytes(self) -> int:
-        """Bytes that one selected scalar costs, over all slots."""
+        """What one selected scalar costs, over all slots, in bytes."""
         return sum(slot.item_bytes for slot in self.slots)
 
     def to_wire(self) -> LayoutWire:
@@ -105,7 +105,7 @@ class Layout:
 
     @classmethod
     def from_wire(cls, wire: Any) -> Layout:
-        """Inverse of `to_wire`. Raises ValueError on anything that is not a layout."""
+        """Inverse of `to_wire`. Raises ValueError if `wire` is anything but a layout."""
         try:
             entries, slots = wire
             layout = cls(
@@ -134,7 +134,7 @@ class Layout:
         return layout
 
     def difference(self, other: Layout) -> str:
-        """The first thing in which two layouts differ, in words; empty if nothing does."""
+        """The first thing in which it and the `other` differ, in words; empty if nothing does."""
         if self.slots != other.slots:
             mine, theirs = (
                 ", ".join(f"{s.name} {s.dtype}" for s in layout.slots) for layout in (self, other)
@@ -153,6 +153,10 @@ def _describe(entry: Entry) -> str:
 
 
 def aligned(offset: int, item_bytes: int) -> int:
-    """The first index at or after `offset` that begins a 64-byte line."""
+    """The first index at or after `offset` that begins a 64-byte line.
+
+    >>> aligned(17, item_bytes=4)
+    32
+    """
     step = ALIGNMENT_BYTES // item_bytes
     return -(-offset // step) * step

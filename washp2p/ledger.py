@@ -46,13 +46,19 @@ class Count:
 
 
 class Ledger:
-    """What one member has sent. Not locked: its transport sends one message at a time."""
+    """What one member has sent. Not locked: its transport sends one message at a time.
+
+    >>> ledger = Ledger()
+    >>> ledger.sent(Link(1, Kind.EXCHANGE, "tcp"), header=28, payload=400, expected=400)
+    >>> ledger.total(Kind.EXCHANGE)
+    Count(payload=400, header=28, messages=1, expected=400)
+    """
 
     def __init__(self) -> None:
         self.counts: defaultdict[Link, Count] = defaultdict(Count)
 
     def sent(self, link: Link, header: int, payload: int, *, expected: int = 0) -> None:
-        """Count one message of `header` + `payload` bytes; the plan says `expected` of payload."""
+        """Count one message over `link`: `header` + `payload` bytes, by the plan `expected`."""
         count = self.counts[link]
         count.header += header
         count.payload += payload
@@ -60,14 +66,14 @@ class Ledger:
         count.expected += expected
 
     def total(self, kind: Kind) -> Count:
-        """The sum over peers."""
+        """The sum over peers of what was sent for one `kind` of purpose."""
         counts = [count for link, count in self.counts.items() if link.kind is kind]
         return Count(
             *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
         )
 
     def load(self, rows: list[dict[str, Any]]) -> None:
-        """Go on from what `to_wire` returned. Raises KeyError, TypeError or ValueError."""
+        """Go on from the `rows` that `to_wire` returned. Raises KeyError, TypeError, ValueError."""
         for row in rows:
             count = dict(row)
             link = Link(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))

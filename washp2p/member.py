@@ -177,7 +177,10 @@ class Member:
         return self._timeline.max_delay
 
     def begin(self, rounds: int) -> None:
-        """Wait for the population, take over its state, hook into the optimizer. Blocks."""
+        """Wait for the population, take over its state, hook into the optimizer.
+
+        `rounds` is how many the run has, 0 if not known. Blocks. Raises as `join`.
+        """
         try:
             self._begin(rounds)
         except BaseException:
@@ -271,7 +274,7 @@ class Member:
         return None if sections is None else self._store.state_dict(sections)
 
     def report(self, **values: Any) -> None:
-        """Add a line to the run's metrics.jsonl: plain values, besides member and round."""
+        """Add a line to the run's metrics.jsonl: plain `values`, besides member and round."""
         self._connection.metrics({"member": self.id, "round": self.round, **values})
 
     def result(
@@ -285,8 +288,9 @@ class Member:
     ) -> None:
         """Tell the coordinator what evaluation found, in per cent; it enters summary.json.
 
-        `members` are in the order of `over`, which is all averaged members if not given. One member
-        does this: the one that `leads`.
+        `members` are the members' own accuracies in the order of `over`, which is all averaged
+        members if not given; `ensemble`, `averaged` and `greedy_soup` are those of what they make
+        together. One member does this: the one that `leads`.
         """
         self._connection.result(
             Result(

@@ -12,7 +12,13 @@ Indices = npt.NDArray[np.int64]
 
 
 class NewestWrites:
-    """The newest round that wrote each scalar, for rounds above `forget`'s."""
+    """The newest round that wrote each scalar, for rounds above `forget`'s.
+
+    >>> writes = NewestWrites()
+    >>> writes.note(np.array([10, 20]), 7)
+    >>> writes.free(np.array([10, 15]), 6).tolist()  # round 6 comes late: 10 is newer already
+    [False, True]
+    """
 
     def __init__(self) -> None:
         self._indices: Indices = np.empty(0, dtype=np.int64)

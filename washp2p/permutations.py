@@ -29,6 +29,10 @@ def source_and_target(draws: Words, n: int, position: int) -> tuple[Positions, P
 
     A draw is 32 random bits for n <= LARGEST_TABLE and 64 beyond. `draws` is used up: it is
     scratch memory afterwards.
+
+    >>> draws = np.array([0, 1 << 31, (1 << 32) - 1], dtype=np.uint64)
+    >>> [images.tolist() for images in source_and_target(draws, 3, position=0)]
+    [[0, 1, 2], [0, 2, 2]]
     """
     if n > LARGEST_TABLE:
         source, target = keyed(draws, n, position)

@@ -20,6 +20,9 @@ def layer_rates(schedule: str, p: float, layers: int) -> tuple[Fraction, ...]:
 
     `decreasing` is equation 6, p (1 - l / (L - 1)): the last layer is never shuffled.
     `increasing` is its mirror image, `constant` is p everywhere. With one layer p_0 = p.
+
+    >>> [float(rate) for rate in layer_rates("decreasing", 0.5, 5)]
+    [0.5, 0.375, 0.25, 0.125, 0.0]
     """
     assert schedule in SCHEDULES
     base = Fraction(p)

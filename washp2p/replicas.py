@@ -142,7 +142,7 @@ class Replica:
 
     @property
     def round(self) -> int:
-        """The last round its member took part in: the population's clock."""
+        """The last of the rounds that its member took part in: the population's clock."""
         return self._round
 
     def close(self) -> None:

@@ -30,7 +30,11 @@ def run_key(seed: int) -> bytes:
 
 
 def round_seed(key: bytes, round_number: int) -> int:
-    """The 64-bit seed of one round: keyed BLAKE2b of the round number."""
+    """The 64-bit seed of one round: keyed BLAKE2b of the round number.
+
+    >>> hex(round_seed(run_key(0), 1))
+    '0xd83033dfe58f9572'
+    """
     digest = hashlib.blake2b(
         round_number.to_bytes(8, "little"), digest_size=SEED_BYTES, key=key, person=b"washp2p.seed"
     ).digest()
@@ -80,6 +84,13 @@ class Peer:
         """The addresses by which it can be reached from a place and a device, the nearest first.
 
         `device` as in the member's own `torch://` address; empty if it has none.
+
+        >>> near = ("torch://127.0.0.1:9/cpu", "ipc://@washp2p-1")
+        >>> peer = Peer(1, "tcp://10.0.0.1:7", near=near, place="here")
+        >>> peer.ways("here", device="")
+        ['ipc://@washp2p-1', 'tcp://10.0.0.1:7']
+        >>> peer.ways("elsewhere", device="cpu")
+        ['tcp://10.0.0.1:7']
         """
         near = self.near if place == self.place else ()
         return [*(way for way in near if _fits(way, device)), self.endpoint]

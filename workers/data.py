@@ -25,7 +25,7 @@ from workers.streams import key
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from washp2p.config import RunConfig
+    from washp2p import RunConfig
     from workers.models import Shape
 
     Loader = DataLoader[Any]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict
 
-from washp2p.evaluation.ensemble import accuracy, ensemble, probabilities
-from washp2p.evaluation.soup import greedy_soup
+from washp2p.evaluation import accuracy, ensemble, greedy_soup, probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from washp2p.evaluation.ensemble import accuracy, probabilities
+from washp2p.evaluation import accuracy, probabilities
 from workers.models import build_model
 from workers.streams import Streams, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from washp2p.config import RunConfig
+    from washp2p import RunConfig
     from workers.data import Data
 
 

@@ -1,14 +1,17 @@
-"""The examples, run as their first lines say."""
+"""The examples, run as their first lines say; and that of the package itself."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.integration.conftest import ROOT
+import washp2p
+from tests.integration.conftest import ROOT, collect
 
 EXAMPLES = {
     "plain.py": lambda address: [address],
@@ -48,3 +51,19 @@ def test_the_script_in_timms_style_does_without_a_population():
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert "epoch 0: top1" in found.stdout
+
+
+def run_the_example(address, loader, queue):
+    example = {"address": address, "loader": loader}
+    queue.put(doctest.testmod(washp2p, extraglobs=example))
+
+
+def test_the_first_example_works(runs):
+    """That of the package, by two members and a coordinator."""
+    generator = torch.Generator().manual_seed(0)
+    loader = [(torch.randn(4, 8, generator=generator), torch.zeros(4).long()) for _ in range(5)]
+    coordinator = runs.coordinator("--n=2", "--p=0.5")
+    found = collect(run_the_example, [(coordinator.address, loader)] * 2)
+    assert [(failed, tried > 4) for failed, tried in found] == [(0, True)] * 2
+    assert coordinator.wait(30) == 0
+    assert coordinator.summary["averaged_over"] == [0, 1]

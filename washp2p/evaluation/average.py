@@ -23,9 +23,13 @@ Sections = dict[str, torch.Tensor]
 
 
 def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The elementwise mean in the order given, accumulated in float64, in the tensors' dtype.
+    """The elementwise mean of `tensors` (one shape, one dtype), in the order given.
 
-    Integer and boolean tensors (counters, masks) take the maximum instead.
+    Accumulated in float64, a new tensor in the dtype of the first. Integer and boolean tensors
+    (counters, masks) take the maximum instead.
+
+    >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
+    tensor([2., 4.])
     """
     first = tensors[0]
     if not first.is_floating_point():
@@ -40,7 +44,13 @@ def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def average_state(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of state dicts with the same keys, tensor by tensor, in the order given."""
+    """The mean of `states`, state dicts with the same keys, tensor by tensor, in the order given.
+
+    >>> import torch
+    >>> states = [{"w": torch.tensor([1.0, 2.0]), "steps": torch.tensor(k)} for k in (3, 5)]
+    >>> average_state(states)
+    {'w': tensor([1., 2.]), 'steps': tensor(5)}
+    """
     return {name: mean([state[name] for state in states]) for name in states[0]}
 
 

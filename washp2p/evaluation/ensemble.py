@@ -18,7 +18,15 @@ def probabilities(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax outputs (float32, samples x classes) and labels (int64) over `batches`, on the CPU.
 
-    The model is evaluated in eval mode and left in the mode it was in.
+    `batches` are pairs of inputs (any shape that the `model` takes on `device`) and labels. The
+    model is evaluated in eval mode and left in the mode it was in.
+
+    >>> model = torch.nn.Linear(2, 3)
+    >>> outputs, labels = probabilities(
+    ...     model, [(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))], torch.device("cpu")
+    ... )
+    >>> outputs.shape, outputs.sum(1).round(decimals=3).tolist()
+    (torch.Size([4, 3]), [1.0, 1.0, 1.0, 1.0])
     """
     training = model.training
     model.eval()
@@ -31,10 +39,18 @@ def probabilities(
 
 
 def accuracy(outputs: torch.Tensor, labels: torch.Tensor) -> float:
-    """Top-1 accuracy in per cent."""
+    """Top-1 accuracy in per cent, of `outputs` (samples x classes) for `labels` (int64).
+
+    >>> accuracy(torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0]))
+    50.0
+    """
     return 100.0 * int((outputs.argmax(dim=1) == labels).sum()) / len(labels)
 
 
 def ensemble(outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The members' mean probabilities: the Ensemble of the papers' tables."""
+    """The mean of the members' `outputs` (each samples x classes): the papers' Ensemble.
+
+    >>> ensemble([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
+    tensor([[0.5000, 0.5000]])
+    """
     return torch.stack(tuple(outputs)).mean(dim=0)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def greedy_soup(states: Sequence[State], accuracy: Callable[[State], float]) -> State:
-    """The soup of `states` by held-out `accuracy`, and nothing of the test set.
+    """The soup of `states` (state dicts) by held-out `accuracy`, and nothing of the test set.
 
     Members are tried from best to worst (ties in the order given); each stays in if the mean with
     it is no less accurate than the mean without.
