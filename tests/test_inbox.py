@@ -20,6 +20,8 @@ RUN = b"run id 1"
 class Recorder:
     """Writes down what is called on it; `broken` links are those named so."""
 
+    device = ""
+
     def __init__(self):
         self.calls = []
         self.broken_to = set()
@@ -149,3 +151,18 @@ def test_of_nobody_only_so_much_is_kept(scene):
     wire.messages = [fetch(7, number) for number in range(AHEAD + 5)]
     inbox.drain()
     assert inbox._conduct.refused == {Reason.STRANGER: 5}
+
+
+def test_members_that_share_a_gpu_are_told_so_and_take_another_way(scene, caplog):
+    connection, wire, inbox = scene
+    wire.device = "GPU-1"
+    ways = [f"torch://127.0.0.1:1/GPU-{gpu}" for gpu in (1, 2)]
+    for member, way in enumerate(ways, 7):
+        near = (way, "ipc://@washp2p-1")
+        inbox.link(Peer(member, "tcp://10.0.0.1:1", near=near, place="here"))
+    taken = {member: way for member, way, *_ in calls(wire, "connect")}
+    assert taken[7] == "ipc://@washp2p-1"
+    assert taken[8] == ways[1]
+    assert caplog.messages == [
+        "member 0 shares its GPU with member 7: by ipc, since NCCL wants one each"
+    ]

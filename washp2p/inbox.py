@@ -147,7 +147,15 @@ class Inbox:
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
-                way, *otherwise = peer.ways(self._connection.place, self._transport.device)
+                device = self._transport.device
+                way, *otherwise = peer.ways(self._connection.place, device)
+                if device != "cpu" and peer.shares(self._connection.place, device):
+                    _log.warning(
+                        "member %d shares its GPU with member %d: by %s, since NCCL wants one each",
+                        self._connection.member,
+                        peer.member,
+                        way.partition(":")[0],
+                    )
                 self._transport.connect(peer.member, way, peer.key, otherwise)
             except UsageError as error:  # as good as a link that is broken
                 _log.warning("member %d: %s", self._connection.member, error)

@@ -80,6 +80,10 @@ class Peer:
         """It, as it travels and is kept: its fields in order."""
         return self.member, self.endpoint, self.host, self.key, list(self.near), self.place
 
+    def shares(self, place: str, device: str) -> bool:
+        """Whether its values are on the very `device` at that `place`; False if it does not say."""
+        return bool(device) and place == self.place and device in map(_device_of, self.near)
+
     def ways(self, place: str, device: str) -> list[str]:
         """The addresses by which it can be reached from a place and a device, the nearest first.
 
@@ -136,11 +140,14 @@ class Roster:
 
 def _fits(way: str, device: str) -> bool:
     """Whether values can go from one device to the other: two GPUs, or the CPU on both sides."""
-    scheme, _, rest = way.partition("://")
-    other = rest.partition("/")[2]
-    if scheme != "torch" or other == device == "cpu":
+    other = _device_of(way)
+    if not way.startswith("torch://") or other == device == "cpu":
         return True
     return bool(device) and "cpu" not in {device, other} and device != other
+
+
+def _device_of(way: str) -> str:
+    return way.partition("://")[2].partition("/")[2]
 
 
 def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:
