@@ -154,7 +154,7 @@ def test_of_nobody_only_so_much_is_kept(scene):
 
 
 def test_members_that_share_a_gpu_are_told_so_and_take_another_way(scene, caplog):
-    connection, wire, inbox = scene
+    _, wire, inbox = scene
     wire.device = "GPU-1"
     ways = [f"torch://127.0.0.1:1/GPU-{gpu}" for gpu in (1, 2)]
     for member, way in enumerate(ways, 7):
