@@ -28,7 +28,7 @@ class Streams:
 
     def stream(self, *_):
         self.count += 1
-        return Stream(self, ("lane", "copies")[self.count - 1])
+        return Stream(self, ("lane", "copies", "checks")[self.count - 1])
 
     @contextmanager
     def use(self, stream):

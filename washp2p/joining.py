@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import weakref
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from washp2p.connection import Connection
@@ -12,9 +13,10 @@ from washp2p.endpoints import require_loopback, where_to_listen
 from washp2p.errors import RunStoppedError
 from washp2p.keys import read_join
 from washp2p.member import Member
-from washp2p.replicas import Replica, refuse_but_the_first
+from washp2p.replicas import Replica, Replicas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import torch
@@ -81,30 +83,41 @@ def join(
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
     DroppedError once the population goes on without this member, who may join anew.
     """
-    refuse_but_the_first(model)
-    connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
+    replicas = Replicas.of(model)
+    with nullcontext() if replicas is None else replicas.waiting():
+        connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
+        try:
+            member = Member(
+                connection,
+                model,
+                optimizer,
+                bind=where_to_listen(
+                    connection.address, bind, encrypted=connection.encrypted, insecure=insecure
+                ),
+                advertise=advertise,
+                log=log,
+                state=state,
+                scaler=scaler,
+            )
+        except BaseException as error:
+            connection.leave(error)
+            raise
+        with _or_leave(member):
+            member.begin(rounds)
+    if replicas is not None:
+        with _or_leave(member):
+            member.replicate(replicas)
+    return member
+
+
+@contextmanager
+def _or_leave(member: Member) -> Iterator[None]:
+    """Who cannot begin leaves, and says why."""
     try:
-        member = Member(
-            connection,
-            model,
-            optimizer,
-            bind=where_to_listen(
-                connection.address, bind, encrypted=connection.encrypted, insecure=insecure
-            ),
-            advertise=advertise,
-            log=log,
-            state=state,
-            scaler=scaler,
-        )
-    except BaseException as error:
-        connection.leave(error)
-        raise
-    try:
-        member.begin(rounds)
+        yield
     except BaseException as error:
         member.__exit__(type(error), error, None)
         raise
-    return member
 
 
 def attach(

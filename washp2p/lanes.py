@@ -192,6 +192,7 @@ class CudaLane(HostLane):
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._copies = torch.cuda.Stream(device)
+        self._checks = torch.cuda.Stream(device)
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
         """See Lane. Pinned; torch's allocator hands it out again when the copy is over."""
@@ -233,7 +234,7 @@ class CudaLane(HostLane):
 
     def finite(self, values: Vectors) -> bool:
         """See Lane."""
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._checks):
             return super().finite(values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
@@ -241,7 +242,10 @@ class CudaLane(HostLane):
         if values[0].is_cuda:
             with torch.cuda.stream(self._stream):
                 indices = torch.from_numpy(kept).to(self._device)
-                return [vector.index_select(0, indices) for vector in values]
+                selected = [vector.index_select(0, indices) for vector in values]
+            for vector in values:
+                vector.record_stream(self._stream)
+            return selected
         selected = self.staging([vector.dtype for vector in values]).take(len(kept))
         for vector, out in zip(values, selected, strict=True):
             torch.index_select(vector, 0, torch.from_numpy(kept), out=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from washp2p.keys import KeyPair
     from washp2p.transports import Transport
 
+INTERFACE = "NCCL_SOCKET_IFNAME"
+
 _log = logging.getLogger("washp2p")
 
 
@@ -31,7 +34,8 @@ def listen_as(
 
     By ZeroMQ at `bind` (`tcp://HOST:PORT`), encrypted if the run has keys; but for `--transport
     tcp` at its place, too. By `torch.distributed` where that is asked for, and between GPUs: in
-    plain text only, and where rounds are bound to each other. Takes no message of more than
+    plain text only, and where rounds are bound to each other; NCCL only if it was told to keep to
+    loopback. Takes no message of more than
     `largest` bytes. Raises UsageError.
     """
     config, patience = connection.config, connection.patience
@@ -48,6 +52,10 @@ def listen_as(
     without = "member %d does without torch.distributed: %s"
     if connection.encrypted:
         _log.log(level, without, connection.member, "it cannot encrypt")
+    elif device.type == "cuda" and os.environ.get(INTERFACE) != "lo":
+        _log.log(
+            level, without, connection.member, f"NCCL would listen off loopback; {INTERFACE}=lo"
+        )
     elif config.max_delay == "none":
         _log.log(level, without, connection.member, "--max-delay none lets rounds be skipped")
     else:

@@ -7,6 +7,7 @@ else.
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,7 +27,6 @@ from washp2p.keys import KeyPair
 from washp2p.listening import listen_as
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
-from washp2p.replicas import Replicas, group_of
 from washp2p.runlog import RunLog
 from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
@@ -36,7 +36,7 @@ from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from washp2p.keeper import Stateful
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
+    from washp2p.replicas import Replicas
     from washp2p.rounds import MemberId, Roster
 
     Order = tuple[int, Roster]
@@ -80,8 +81,7 @@ class Member:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
         self._store = Store(model, optimizer, self._strategy.slots(optimizer))
-        group = group_of(model)
-        self._replicas = None if group is None else Replicas(group, self._store)
+        self._replicas: Replicas | None = None
         self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
         self._key_pair = KeyPair.fresh()
         self._transport = listen_as(
@@ -181,13 +181,6 @@ class Member:
 
         `rounds` is how many the run has, 0 if not known. Blocks. Raises as `join`.
         """
-        try:
-            self._begin(rounds)
-        except BaseException:
-            self._end_replicas(early=True)
-            raise
-
-    def _begin(self, rounds: int) -> None:
         connection = self._connection
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
@@ -219,12 +212,16 @@ class Member:
         else:
             joined = self._entry.come_in()
             self._timeline.begin(Start(round=joined.round), joined)
-        if self._replicas is not None:
-            where = Snapshot(self._timeline.steps, self._timeline.round)
-            self._replicas.start(connection.config, where)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
         if self._scaler is not None:
             self._attempts = Attempts(self._scaler, self._optimizer, self._round)
+
+    def replicate(self, replicas: Replicas) -> None:
+        """Have others follow: `replicas` of this model in its own group. Before the first step."""
+        self._replicas = replicas
+        with self._told():
+            where = Snapshot(self._timeline.steps, self._timeline.round)
+            replicas.start(self._connection.config, self._store, where)
 
     def average(self) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
@@ -237,12 +234,16 @@ class Member:
         """
         if self._finale is None:
             self._unhook()
-            self._timeline.finish()
-            if not self._store.is_finite():
-                raise RunStoppedError(
-                    f"member {self.id} has diverged, not all of its parameters are numbers; "
-                    "a lower --lr may help"
-                )
+            with self._told():
+                self._timeline.finish()
+                if not self._store.is_finite():
+                    raise RunStoppedError(
+                        f"member {self.id} has diverged, not all of its parameters are numbers; "
+                        "a lower --lr may help"
+                    )
+                if self._replicas is not None:
+                    self._replicas.after_round(self.round, self._store)
+                    self._replicas.end(early=False)
             self._connection.progress(self.round)
             self._finale = Finale(
                 {name: vector.clone() for name, vector in self._store.sections().items()},
@@ -323,7 +324,6 @@ class Member:
         self.closed = True
         try:
             if error is None:
-                self._end_replicas(early=False)
                 self._finish()
                 self._connection.close()
         except BaseException as late:
@@ -349,21 +349,26 @@ class Member:
     def _round(self) -> None:
         """What follows an optimizer step. An error ends this member's part: it may join anew."""
         try:
-            self._timeline.step()
-            self._keeper.after_round(self._timeline)
-            if self._inbox.guests or self._entry.serves:
-                self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
-            if self._replicas is not None:
-                self._replicas.after_round(self._timeline.round)
+            with self._told():
+                self._timeline.step()
+                self._keeper.after_round(self._timeline)
+                if self._inbox.guests or self._entry.serves:
+                    self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+                if self._replicas is not None:
+                    self._replicas.after_round(self.round, self._store)
         except RunStoppedError as error:
-            self._end_replicas(early=True)
             self.__exit__(type(error), error, error.__traceback__)
             raise
 
-    def _end_replicas(self, *, early: bool) -> None:
-        if self._replicas is not None:
-            replicas, self._replicas = self._replicas, None
-            replicas.end(early=early)
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """An error within is the end of this member's part for its replicas, who wait for it."""
+        try:
+            yield
+        except BaseException:
+            if self._replicas is not None:
+                self._replicas.end(early=True)
+            raise
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""

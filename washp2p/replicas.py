@@ -7,6 +7,8 @@ optimizer's step: an order (three int64), and what it announces.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self
 
 import msgpack
@@ -21,11 +23,14 @@ from washp2p.store import Store
 from washp2p.strategies import strategy_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from torch.utils.hooks import RemovableHandle
 
-_START, _ROUND, _END = range(3)
+_START, _ROUND, _END, _WAIT = range(4)
+WAIT_SECONDS = 60.0
+"""How often those who wait for rank 0 hear that it waits, too."""
 
 
 def group_of(model: torch.nn.Module) -> dist.ProcessGroup | None:
@@ -38,29 +43,26 @@ def group_of(model: torch.nn.Module) -> dist.ProcessGroup | None:
     return group if group.size() > 1 else None
 
 
-def refuse_but_the_first(model: torch.nn.Module) -> None:
-    """Raise UsageError where another process is the member."""
-    group = group_of(model)
-    if group is not None and group.rank():
-        raise UsageError(
-            f"this process is rank {group.rank()} of its model's group; expected rank 0 to join: "
-            "use washp2p.follow(model, optimizer) here"
-        )
-
-
 class _Channel:
     """Broadcasts from rank 0 of a group, by tensors on the model's device. Blocks."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup, model: torch.nn.Module) -> None:
         self._group = group
-        self._device = device
         self._first = dist.get_global_rank(group, 0)
+        self.device = next(model.parameters()).device
+        """Where tensors are to be."""
 
-    def order(self, *numbers: int) -> tuple[int, ...]:
-        """Three numbers, as rank 0 gives them."""
-        tensor = torch.tensor(numbers or (0, 0, 0), dtype=torch.int64, device=self._device)
-        self.share(tensor)
-        return tuple(tensor.tolist())
+    def give_order(self, *numbers: int) -> None:
+        """Rank 0: three numbers."""
+        self.share(torch.tensor(numbers, dtype=torch.int64, device=self.device))
+
+    def take_order(self) -> tuple[int, int, int]:
+        """Other ranks: the next order that is not to wait for another one."""
+        order = torch.tensor([_WAIT, 0, 0], dtype=torch.int64, device=self.device)
+        while order[0] == _WAIT:
+            self.share(order)
+        kind, first, second = order.tolist()
+        return kind, first, second
 
     def share(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank 0's values, in everybody's tensor."""
@@ -68,42 +70,87 @@ class _Channel:
         return tensor
 
     def send_bytes(self, data: bytes) -> None:
-        self.share(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device))
+        self.share(torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device))
 
     def receive_bytes(self, length: int) -> bytes:
-        empty = torch.empty(length, dtype=torch.uint8, device=self._device)
+        empty = torch.empty(length, dtype=torch.uint8, device=self.device)
         return self.share(empty).cpu().numpy().tobytes()
 
 
 class Replicas:
-    """The member's end."""
+    """The member's end. Nothing is sent after `end`."""
 
-    def __init__(self, group: dist.ProcessGroup, store: Store) -> None:
-        self._store = store
-        self._channel = _Channel(group, store.device)
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> Self | None:
+        """Those of a model, if it is replicated.
 
-    def start(self, config: RunConfig, where: Snapshot) -> None:
+        Raises UsageError where another process is to be the member.
+        """
+        group = group_of(model)
+        if group is None:
+            return None
+        if group.rank():
+            raise UsageError(
+                f"this process is rank {group.rank()} of its model's group; expected rank 0 to "
+                "join: use washp2p.follow(model, optimizer) here"
+            )
+        return cls(_Channel(group, model))
+
+    def __init__(self, channel: _Channel) -> None:
+        self._channel = channel
+        self._ended = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Have the others wait while this block does, however long: a group gives up in the end.
+
+        Should it raise, it was in vain, and they are told so.
+        """
+        done = Event()
+
+        def keep_on() -> None:
+            while not done.wait(WAIT_SECONDS):
+                self._channel.give_order(_WAIT, 0, 0)
+
+        thread = Thread(target=keep_on, name="washp2p replicas", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            done.set()
+            thread.join()
+            self.end(early=True)
+            raise
+        done.set()
+        thread.join()
+
+    def start(self, config: RunConfig, store: Store, where: Snapshot) -> None:
         """Give the others the run's configuration and the member's whole state."""
-        packed, state = msgpack.packb(config.to_wire()), take(self._store, where)
-        self._channel.order(_START, len(packed), len(state))
+        packed, state = msgpack.packb(config.to_wire()), take(store, where)
+        store.keep_track()
+        self._channel.give_order(_START, len(packed), len(state))
         self._channel.send_bytes(packed)
         self._channel.send_bytes(state)
-        self._store.keep_track()
 
-    def after_round(self, number: int) -> None:
+    def after_round(self, number: int, store: Store) -> None:
         """Give the others what was written since last time: every slot's values."""
-        written = self._store.take_written()
-        self._channel.order(_ROUND, number, len(written))
-        if len(written):
-            places = self._store.lane.upload(written)
-            values = self._store.keep(places)
-            self._channel.share(places.device)
+        if self._ended:
+            return
+        written = store.take_written()
+        places = store.lane.upload(written)
+        values = [places.device, *(store.keep(places) if len(written) else ())]
+        if places.device.is_cuda:  # it was made in other streams than that of training
             for vector in values:
-                self._channel.share(vector)
+                vector.record_stream(torch.cuda.current_stream(places.device.device))
+        self._channel.give_order(_ROUND, number, len(written))
+        for vector in values if len(written) else ():
+            self._channel.share(vector)
 
     def end(self, *, early: bool) -> None:
-        """Tell the others that no round follows."""
-        self._channel.order(_END, int(early), 0)
+        """Tell the others that no round follows. Harmless when called twice."""
+        if not self._ended:
+            self._ended = True
+            self._channel.give_order(_END, int(early), 0)
 
 
 class Replica:
@@ -128,8 +175,8 @@ class Replica:
         """Whether its part in the run is over."""
         self._hook: RemovableHandle | None = None
         self._attempts: Attempts | None = None
-        self._channel = _Channel(group, next(model.parameters()).device)
-        kind, first, second = self._channel.order()
+        self._channel = _Channel(group, model)
+        kind, first, second = self._channel.take_order()
         if kind != _START:
             self._gone()
         wire: Any = msgpack.unpackb(self._channel.receive_bytes(first))
@@ -146,15 +193,19 @@ class Replica:
         return self._round
 
     def close(self) -> None:
-        """End with the member, which calls its own `close`. Blocks. Harmless when called twice.
+        """End with the member, which averages or calls its own `close`: with its last values.
 
-        Raises RunStoppedError if the member's part was over before.
+        Blocks. Harmless when called twice. Raises RunStoppedError if the member's part was over
+        before.
         """
-        if not self.closed:
-            kind, early, _ = self._channel.order()
-            if kind != _END or early:
+        while not self.closed:
+            kind, number, count = self._channel.take_order()
+            if kind == _ROUND:
+                self._take(number, count)
+            elif kind == _END and not number:
+                self._unhook()
+            else:
                 self._gone()
-            self._unhook()
 
     def __enter__(self) -> Self:
         return self
@@ -171,10 +222,14 @@ class Replica:
             self._unhook()
 
     def _follow(self) -> None:
-        """What follows an optimizer step: the member's round, as far as it has written."""
-        kind, number, count = self._channel.order()
+        """What follows an optimizer step: the member's round."""
+        kind, number, count = self._channel.take_order()
         if kind != _ROUND:
             self._gone()
+        self._take(number, count)
+
+    def _take(self, number: int, count: int) -> None:
+        """Take over what the member has written."""
         self._round = number
         self._store.look()
         if count:

@@ -49,6 +49,7 @@ def work(options: argparse.Namespace) -> int:
     """Be a member, and another one whenever the population has gone on without this process."""
     import torch
 
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # it carries values within a machine only
     place = launched(os.environ)
     if place is not None and not options.device:
         options.device = place.device(torch.cuda.device_count())

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import distributed, nn
 
 import washp2p
 from tests.integration.conftest import FORKSERVER, ROOT, collect
+from washp2p import replicas
 from washp2p.errors import DroppedError, RunStoppedError, UsageError
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import round_seed, run_key
@@ -247,11 +249,21 @@ def by_the_reference(kind, method="wash"):
     return {**named, "-1": plain_average(states)}, loops
 
 
+def in_a_group(meeting, rank, seconds=60):
+    """Be one of two processes that train one member."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        store=distributed.FileStore(meeting, 2),
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=seconds),
+    )
+
+
 def train_replicated(address, meeting, number, rank, queue):
     """One process of member `number`, which is one of two."""
-    torch.set_num_threads(1)
-    store = distributed.FileStore(f"{meeting}-{number}", 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    in_a_group(f"{meeting}-{number}", rank)
     loop = Replicated(number, rank)
     if rank == 0:
         connection = washp2p.connect(address, rank=number)
@@ -262,19 +274,23 @@ def train_replicated(address, meeting, number, rank, queue):
     with member:
         while member.round < STEPS:
             loop.step(member.round)
-        moments = [loop.optimizer.state[p] for p in loop.model.parameters()]
-        vectors = {name: p.detach().numpy() for name, p in loop.model.module.named_parameters()}
-        vectors |= {f"{k}.exp_avg": s["exp_avg"].numpy() for k, s in enumerate(moments)}
         averaged = member.average() if rank == 0 else {}
     assert member.closed
+    moments = [loop.optimizer.state[p] for p in loop.model.parameters()]
+    vectors = {name: p.detach().numpy() for name, p in loop.model.module.named_parameters()}
+    vectors |= {f"{k}.exp_avg": s["exp_avg"].numpy() for k, s in enumerate(moments)}
     queue.put((number, rank, vectors, {name: v.numpy() for name, v in averaged.items()}))
     distributed.destroy_process_group()
 
 
-def test_one_member_on_several_devices_equals_the_reference(runs, tmp_path):
-    """Rank 0 of each member's own group exchanges; all its ranks end with the same bits."""
-    flags = (f"--n={N}", f"--p={P}", f"--seed={SEED}", "--max-delay=0", "--method=wash-opt")
-    coordinator = runs.coordinator(*flags)
+@pytest.mark.parametrize("max_delay", ["0", "3"])
+def test_one_member_on_several_devices(runs, tmp_path, max_delay):
+    """Rank 0 of each member's own group exchanges; all its ranks end with the same bits.
+
+    In lockstep these are the reference's.
+    """
+    flags = (f"--n={N}", f"--p={P}", f"--seed={SEED}", "--method=wash-opt")
+    coordinator = runs.coordinator(*flags, f"--max-delay={max_delay}")
     processes = [
         (coordinator.address, str(tmp_path / "meeting"), number, rank)
         for number in range(N)
@@ -285,42 +301,49 @@ def test_one_member_on_several_devices_equals_the_reference(runs, tmp_path):
         for number, rank, vectors, averaged in collect(train_replicated, processes)
     }
     assert coordinator.wait(30) == 0, coordinator.text
+    for number in range(N):
+        (first, _), (second, _) = found[number, 0], found[number, 1]
+        for name, value in first.items():
+            assert (second[name] == value).all(), (number, name)
+    if max_delay != "0":
+        return
     torch.set_num_threads(1)
     expected, loops = by_the_reference(Parts, "wash-opt")
-    for (number, rank), (vectors, averaged) in found.items():
+    for number in range(N):
+        vectors, averaged = found[number, 0]
         for name, value in expected[str(number)].items():
-            assert (vectors[name] == value.numpy()).all(), (number, rank, name)
+            assert (vectors[name] == value.numpy()).all(), (number, name)
         for k, parameter in enumerate(loops[number].model.parameters()):
             moment = loops[number].optimizer.state[parameter]["exp_avg"]
-            assert (vectors[f"{k}.exp_avg"] == moment.numpy()).all(), (number, rank, k)
-        for name in expected["-1"] if rank == 0 else ():
-            assert (averaged[f"module.{name}"] == expected["-1"][name].numpy()).all()
+            assert (vectors[f"{k}.exp_avg"] == moment.numpy()).all(), (number, k)
+        for name, value in expected["-1"].items():
+            assert (averaged[f"module.{name}"] == value.numpy()).all()
 
 
 def lose_the_run(address, meeting, rank, queue):
-    store = distributed.FileStore(meeting, 2)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    in_a_group(meeting, rank)
     loop = Replicated(0, rank)
     with pytest.raises(UsageError, match="washp2p.join here" if rank == 0 else "washp2p.follow"):
         (washp2p.join if rank else washp2p.follow)(
             *([address] if rank else []), loop.model, loop.optimizer
         )
     if rank == 0:
-        member = washp2p.join(address, loop.model, loop.optimizer)
+        member = washp2p.join(address, loop.model, loop.optimizer, rounds=30)
     else:
         member = washp2p.follow(loop.model, loop.optimizer)
     why = ""
     while not why:
         try:
             loop.step(member.round)
-        except RunStoppedError as stopped:
-            why = str(stopped)
+        except (RunStoppedError, UsageError) as stopped:
+            why = f"{type(stopped).__name__}: {stopped}"
         queue.put((rank, member.round, why))
-    assert member.closed
+    assert member.closed or rank == 0
     distributed.destroy_process_group()
 
 
-def test_replicas_stop_with_their_member(runs, tmp_path):
+@pytest.mark.parametrize("how", ["interrupted", "a step too many"])
+def test_replicas_stop_with_their_member(runs, tmp_path, how):
     coordinator = runs.coordinator("--n=2", "--min-n=1", "--p=0.2", "--patience=1")
     queue = FORKSERVER.Queue()
     processes = [
@@ -332,20 +355,94 @@ def test_replicas_stop_with_their_member(runs, tmp_path):
     ]
     for process in processes:
         process.start()
-    while queue.get(timeout=60)[1] < 20:
-        pass
-    os.kill(coordinator.process.pid, signal.SIGINT)
     ends = {}
     while len(ends) < 2:
         rank, number, why = queue.get(timeout=60)
+        if how == "interrupted" and (rank, number) == (0, 10):
+            os.kill(coordinator.process.pid, signal.SIGINT)
         if why:
             ends[rank] = number, why
+    expected = "RunStoppedError" if how == "interrupted" else "UsageError: step 31"
+    assert ends[0][1].startswith(expected), ends
+    assert ends[1][1].startswith("RunStoppedError: the first process of this member"), ends
     assert ends[1][0] == ends[0][0], ends
-    assert "the first process of this member" in ends[1][1]
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
         process.close()
+
+
+def average_in_vain(address, meeting, rank, queue):
+    in_a_group(meeting, rank)
+    loop = Replicated(0, rank)
+    if rank == 0:
+        member = washp2p.join(address, loop.model, loop.optimizer)
+    else:
+        member = washp2p.follow(loop.model, loop.optimizer)
+    loop.step(0)
+    if rank == 0:
+        next(loop.model.parameters()).data.fill_(float("nan"))
+    try:
+        with member:
+            if rank == 0:
+                member.average()
+    except RunStoppedError as stopped:
+        queue.put(str(stopped))
+    distributed.destroy_process_group()
+
+
+def test_replicas_hear_of_an_average_that_cannot_be(runs, tmp_path):
+    coordinator = runs.coordinator("--n=2", "--min-n=1", "--p=0.2", "--patience=1")
+    group = [(coordinator.address, str(tmp_path / "meeting"), rank) for rank in range(2)]
+    found = sorted(collect(average_in_vain, group))
+    assert "has diverged" in found[0]
+    assert "the first process of this member" in found[1]
+
+
+def wait_for_long(address, meeting, rank, queue):
+    """A member whose group waits for no operation longer than a second."""
+    in_a_group(meeting, rank, seconds=1)
+    loop = Replicated(0, rank)
+    if rank == 0:
+        replicas.WAIT_SECONDS = 0.2
+        member = washp2p.join(address, loop.model, loop.optimizer)
+    else:
+        queue.put("waits")
+        share = replicas._Channel.share
+
+        def told(channel, tensor):
+            queue.put("told")
+            return share(channel, tensor)
+
+        replicas._Channel.share = told
+        member = washp2p.follow(loop.model, loop.optimizer)
+    loop.step(0)
+    member.close()
+    distributed.destroy_process_group()
+
+
+def test_replicas_wait_as_long_as_their_member_does(runs, tmp_path):
+    coordinator = runs.coordinator("--n=2", "--p=0.2")
+    queue = FORKSERVER.Queue()
+    group = [(coordinator.address, str(tmp_path / "meeting"), rank) for rank in range(2)]
+    processes = [FORKSERVER.Process(target=wait_for_long, args=(*each, queue)) for each in group]
+    for process in processes:
+        process.start()
+    for _ in range(12):  # more than two seconds of waiting
+        queue.get(timeout=60)
+    alone = FORKSERVER.Process(target=take_one_step, args=(coordinator.address,))
+    alone.start()
+    for process in (*processes, alone):
+        process.join(30)
+        assert process.exitcode == 0
+        process.close()
+    assert coordinator.wait(30) == 0, coordinator.text
+
+
+def take_one_step(address):
+    loop = Parts(1)
+    with washp2p.join(address, loop.model, loop.optimizer):
+        loop.step(0)
 
 
 def abandon(address, how):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -49,7 +50,7 @@ class Link:
     def __init__(self, call: Callable[[], Pair], patience: Patience, turn: Lock) -> None:
         """`call` makes a pair with the peer; what is on the device is sent when it is its `turn`.
 
-        `call` may block, and raise OSError or RuntimeError.
+        `call` may block, and raise.
         """
         self._call = call
         self._patience = patience
@@ -58,6 +59,7 @@ class Link:
         self._gone = Event()
         self.up = False
         """Whether the peer has been reached, and is."""
+        self._held = time.monotonic()
         self._broken = False
         self._mended = False
         self._thread = Thread(target=self._run, name="washp2p torch sender", daemon=True)
@@ -67,6 +69,11 @@ class Link:
     def alive(self) -> bool:
         """Whether its thread has not ended."""
         return self._thread.is_alive()
+
+    @property
+    def down_for(self) -> float:
+        """Seconds since it was up, or begun."""
+        return 0.0 if self.up else time.monotonic() - self._held
 
     def has_mended(self) -> bool:
         """Whether it was broken and holds again; told once."""
@@ -97,9 +104,10 @@ class Link:
         while not self._gone.is_set():
             try:
                 self._serve(self._call())
-            except (RuntimeError, OSError) as error:
-                _log.debug("a link has ended: %s", error)
+            except Exception as error:  # whatever it was, the link is made anew
+                _log.debug("a link has ended: %r", error)
                 if self.up:
+                    self._held = time.monotonic()
                     self.up, self._broken = False, True
                     self._empty()
                 self._gone.wait(self._patience.ping)
@@ -131,9 +139,13 @@ class Link:
                 if payload:
                     pair.send(torch.frombuffer(payload, dtype=torch.uint8))
             else:
-                with self._turn:
+                while not self._turn.acquire(timeout=self._patience.ping):
+                    pair.send(_announcement(NOTHING, b"", 0))
+                try:
                     pair.send(_announcement(DEVICE, message.header, message.size))
                     pair.send_values(payload)
+                finally:
+                    self._turn.release()
 
 
 def _announcement(payload: int, header: bytes, size: int) -> torch.Tensor:

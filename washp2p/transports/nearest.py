@@ -6,7 +6,6 @@ A peer at the same place may be reached by `torch.distributed`; everybody by Zer
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -26,13 +25,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("washp2p")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Near:
-    """A peer that is reached by the near wire. `held` is when its link held, or was begun."""
+    """A peer that is reached by the near wire."""
 
     key: bytes
     otherwise: Sequence[str]
-    held: float
 
 
 class NearestTransport(Transport):
@@ -59,7 +57,7 @@ class NearestTransport(Transport):
         """See Transport."""
         if endpoint.startswith("torch://"):
             self._near.connect(peer, endpoint)
-            self._nearby[peer] = _Near(key, otherwise, time.monotonic())
+            self._nearby[peer] = _Near(key, otherwise)
         else:
             self._wide.connect(peer, endpoint, key, otherwise)
 
@@ -82,11 +80,8 @@ class NearestTransport(Transport):
     def mended(self) -> list[MemberId]:
         """See Transport. Who cannot be reached by the near wire for long, is by another one."""
         mended = self._near.mended() + self._wide.mended()
-        now = time.monotonic()
         for peer, near in list(self._nearby.items()):
-            if not self._near.broken(peer):
-                near.held = now
-            elif now - near.held > self._patience.seconds and near.otherwise:
+            if self._near.down_for(peer) > self._patience.seconds and near.otherwise:
                 self.disconnect(peer)
                 self._wide.connect(peer, near.otherwise[0], near.key, near.otherwise[1:])
                 _log.warning("member %d is not reached by torch.distributed; now by ZeroMQ", peer)
@@ -106,8 +101,13 @@ class NearestTransport(Transport):
         *,
         expected: int = 0,
     ) -> None:
-        """See Transport."""
-        self._to(peer).send(peer, kind, header, buffers, expected=expected)
+        """See Transport.
+
+        What was picked on the device for a peer that has been given another way since, is lost.
+        """
+        to = self._to(peer)
+        if to is self._near or all(isinstance(buffer, memoryview) for buffer in buffers):
+            to.send(peer, kind, header, buffers, expected=expected)
 
     def receive(self, timeout: float | None = None) -> Message | None:
         """See Transport."""

@@ -1,25 +1,28 @@
 """Two ranks of `torch.distributed`, of which one sends and the other receives. All calls block.
 
-A process group for each pair, made over a store that the sender has; both are bound to loopback, in
-plain text. No operation has the tag of another one, none receives from any source, and each has
-its own deadline: `gloo`'s own, and for NCCL a look at the device, with the group aborted in the
-end, for its own watch takes minutes.
+A process group for each pair, made over a store that the sender has. Store and gloo are bound to
+loopback, in plain text; NCCL's own sockets are where NCCL_SOCKET_IFNAME says. No operation has the
+tag of another one, none receives from any source, and each has its own deadline: gloo's own, and
+for NCCL a look at the device, with the group aborted in the end, for its own watch takes minutes,
+and then the process. The set-up of an NCCL pair has none.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from itertools import count
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from washp2p.patience import Patience
@@ -28,6 +31,9 @@ LOOPBACK = "127.0.0.1"
 PIECE = 64 << 20
 """Bytes that have to arrive while patience lasts."""
 POLL_SECONDS = 50e-6
+TAGS = 1 << 31
+_WATCH = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+_LOCK = Lock()
 
 _torch: Any = distributed
 
@@ -44,6 +50,8 @@ class Pair:
         gloo: Any,
     ) -> None:
         self._wait = timedelta(seconds=patience.dead)
+        self._idle = timedelta(seconds=patience.seconds)
+        self._turns = timedelta(seconds=patience.back)
         self._other = 1 - rank
         self._device = device
         self._tag = count()
@@ -56,7 +64,8 @@ class Pair:
         if device.type == "cuda":
             options = _torch.ProcessGroupNCCL.Options()
             store = _torch.PrefixStore("nccl", store)
-            self._nccl = _torch.ProcessGroupNCCL(store, rank, 2, options)
+            with _LOCK, _without_a_watch_that_ends_the_process():
+                self._nccl = _torch.ProcessGroupNCCL(store, rank, 2, options)
             self._nccl.eager_connect_single_device(device)
             self._stream = torch.cuda.Stream(device, priority=-rank)
 
@@ -64,9 +73,9 @@ class Pair:
         """Send bytes (uint8), until the other end has them, or nearly so."""
         for piece in tensor.split(PIECE) if len(tensor) else ():
             if tensor.device.type == "cpu":
-                self._gloo.send([piece], self._other, next(self._tag)).wait(self._wait)
+                self._gloo.send([piece], self._other, self._next_tag()).wait(self._wait)
             else:
-                self._by_nccl(self._nccl.send, piece)
+                self._by_nccl(self._nccl.send, piece, self._turns)
 
     def send_values(self, tensors: list[torch.Tensor]) -> None:
         """Send the bytes of values on the device, end to end."""
@@ -74,13 +83,17 @@ class Pair:
             one = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         self.send(one)
 
-    def recv(self, into: torch.Tensor) -> torch.Tensor:
-        """Fill a tensor (uint8) of as many bytes as the other end sends."""
+    def recv(self, into: torch.Tensor, *, idle: bool = False) -> torch.Tensor:
+        """Fill a tensor (uint8) of as many bytes as the other end sends.
+
+        It may be late if it has been `idle`: its threads are Python's, and others may hold them up.
+        """
+        wait = self._idle if idle else self._wait
         for piece in into.split(PIECE) if len(into) else ():
             if into.device.type == "cpu":
-                self._gloo.recv([piece], self._other, next(self._tag)).wait(self._wait)
+                self._gloo.recv([piece], self._other, self._next_tag()).wait(wait)
             else:
-                self._by_nccl(self._nccl.recv, piece)
+                self._by_nccl(self._nccl.recv, piece, wait)
         return into
 
     def recv_values(self, size: int) -> torch.Tensor:
@@ -92,18 +105,37 @@ class Pair:
     def _beside_training(self) -> AbstractContextManager[object]:
         return nullcontext() if self._nccl is None else torch.cuda.stream(self._stream)
 
-    def _by_nccl(self, operation: Callable[..., Any], piece: torch.Tensor) -> None:
-        """Until it is done on the device, or late: NCCL's own watch takes minutes."""
-        deadline = time.monotonic() + self._wait.total_seconds()
+    def _next_tag(self) -> int:
+        return next(self._tag) % TAGS
+
+    def _by_nccl(self, operation: Callable[..., Any], piece: torch.Tensor, wait: timedelta) -> None:
+        """Until it is done on the device, or late: NCCL's own watch takes minutes.
+
+        Who sends may have to wait until others' payloads have been received, or given up.
+        """
+        deadline = time.monotonic() + wait.total_seconds()
         done = torch.cuda.Event()
         with torch.cuda.stream(self._stream):
-            operation([piece], self._other, next(self._tag)).wait()
+            operation([piece], self._other, self._next_tag()).wait()
             done.record(self._stream)
         while not done.query():
             if time.monotonic() > deadline:
                 self._nccl.abort()
-                raise RuntimeError(f"NCCL has not moved {len(piece)} bytes in {self._wait}")
+                raise RuntimeError(f"NCCL has not moved {len(piece)} bytes in {wait}")
             time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _without_a_watch_that_ends_the_process() -> Iterator[None]:
+    """NCCL's watch may end the process when a peer is gone; a group asks for it when it is made."""
+    before = os.environ.get(_WATCH)
+    os.environ[_WATCH] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_WATCH]
+        if before is not None:
+            os.environ[_WATCH] = before
 
 
 class Meeting:

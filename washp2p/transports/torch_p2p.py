@@ -12,6 +12,7 @@ time: so each that is being received is being sent, and none waits in a circle.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
 import socket
@@ -21,6 +22,7 @@ from functools import partial
 from itertools import count
 from threading import Condition, Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from washp2p.transports.pair import Pair
 
 _ADDRESS = re.compile(r"torch://127\.0\.0\.1:(?P<port>\d{1,5}|\*)/(?P<device>[\w:-]{1,80})")
-CALLERS = 1024
+CALLERS = 256
 """Links that others may have to one member."""
 
 _log = logging.getLogger("washp2p")
@@ -93,6 +95,7 @@ class TorchTransport(Wire):
         self._callers: set[Thread] = set()
         self._acceptor = Thread(target=self._accept, name="washp2p torch door", daemon=True)
         self._acceptor.start()
+        _open.add(self)
 
     def connect(
         self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
@@ -122,6 +125,11 @@ class TorchTransport(Wire):
     def mended(self) -> list[MemberId]:
         """See Transport."""
         return [peer for peer, link in self._links.items() if link.has_mended()]
+
+    def down_for(self, peer: MemberId) -> float:
+        """Seconds since the link to `peer` was up, or begun."""
+        link = self._links.get(peer)
+        return 0.0 if link is None else link.down_for
 
     def direct(self, peer: MemberId) -> bool:
         """See Transport."""
@@ -188,19 +196,23 @@ class TorchTransport(Wire):
         while not self._closing.is_set():
             try:
                 door, _ = self._server.accept()
-            except OSError:
-                return  # closed
-            if len(self._callers) < CALLERS:
-                thread = Thread(
-                    target=self._serve, args=(door,), name="washp2p torch receiver", daemon=True
-                )
-                self._callers.add(thread)
-                thread.start()
-            else:
-                door.close()
+            except OSError:  # closed, or too many files are open
+                self._closing.wait(self._patience.ping)
+                continue
+            thread = Thread(
+                target=self._serve, args=(door,), name="washp2p torch receiver", daemon=True
+            )
+            try:
+                if len(self._callers) < CALLERS:
+                    thread.start()
+                    continue
+            except RuntimeError as error:  # no thread is to be had
+                _log.warning("nobody can be let in at %s: %s", self.endpoint, error)
+            door.close()
 
     def _serve(self, door: socket.socket) -> None:
         """One caller's messages, to the end of its link."""
+        self._callers.add(current_thread())
         try:
             with door:
                 door.settimeout(self._patience.dead)
@@ -209,8 +221,8 @@ class TorchTransport(Wire):
             with socket.create_connection((LOOPBACK, int(port)), timeout=self._patience.dead):
                 pass  # somebody is there, or the store would complain to the user
             self._take_from(self._meeting.pair(int(port), name, 0))
-        except (RuntimeError, OSError, ValueError, OverflowError) as error:
-            _log.debug("a link to %s: %s", self.endpoint, error)
+        except Exception as error:  # whatever it was, only this link ends
+            _log.debug("a link to %s has ended: %r", self.endpoint, error)
         finally:
             self._callers.discard(current_thread())
 
@@ -218,7 +230,7 @@ class TorchTransport(Wire):
         origin = object()
         room = torch.empty(ANNOUNCEMENT.size, dtype=torch.uint8)
         while not self._closing.is_set():
-            pair.recv(room)
+            pair.recv(room, idle=True)
             kind, length, size, header = ANNOUNCEMENT.unpack(room.numpy().data)
             if kind == NOTHING:
                 continue
@@ -236,6 +248,16 @@ class TorchTransport(Wire):
                     raise ValueError("it leaves too much unread")
                 self._arrived.notify()
             self.on_arrival()
+
+
+_open: WeakSet[TorchTransport] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread that is within torch when Python ends would abort the process."""
+    for transport in list(_open):
+        transport.close()
 
 
 def _split(address: str) -> tuple[int, str]:
