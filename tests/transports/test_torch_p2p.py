@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from washp2p.keys import KeyPair
 from washp2p.ledger import Count, Kind, Link
 from washp2p.patience import Patience
 from washp2p.transports import Credentials, NearestTransport, TorchTransport, listen
+from washp2p.transports.pair import Pair
 
 CPU = "torch://127.0.0.1:*/cpu"
 TCP = "tcp://127.0.0.1:*"
@@ -122,6 +124,78 @@ def test_a_peer_that_is_gone_or_hangs_holds_nobody_up(other, made, how):
         assert process.wait() == -how
 
 
+def test_a_peer_that_hangs_costs_other_links_nothing(other, made):
+    transport, process = other
+    made.append(TorchTransport(CPU, Patience(1)))
+    healthy = made[-1]
+    transport.connect(2, healthy.endpoint)
+    while transport.broken(1) or transport.broken(2):
+        pass
+    process.send_signal(signal.SIGSTOP)
+    sent = 0
+    while not transport.broken(1):
+        transport.send(1, Kind.EXCHANGE, b"h", [torch.zeros(1_000_000)])
+        transport.send(2, Kind.EXCHANGE, b"h", [torch.zeros(10)])
+        sent += 1
+        assert not transport.broken(2)
+        time.sleep(0.01)  # as a member's rounds would follow each other
+    for _ in range(sent):
+        assert healthy.receive(10) is not None
+    assert not transport.broken(2)
+
+
+def test_a_link_that_fails_in_an_unforeseen_way_is_made_anew(pair, monkeypatch):
+    a, b = pair
+    a.send(1, Kind.EXCHANGE, b"first")
+    assert b.receive(10) is not None
+    send = Pair.send
+
+    def fail(self, tensor):
+        monkeypatch.setattr(Pair, "send", send)
+        raise TypeError("what was that")
+
+    monkeypatch.setattr(Pair, "send", fail)
+    a.send(1, Kind.EXCHANGE, b"lost")
+    while not {0, 1} & {*a.mended(), *(1 - peer for peer in b.mended())}:
+        pass
+    while a.broken(1):
+        pass
+    a.send(1, Kind.EXCHANGE, b"after")
+    assert bytes(b.receive(10).header) == b"after"
+
+
+CROWDED = """
+import resource, os, sys
+from washp2p.patience import Patience
+from washp2p.transports import TorchTransport
+transport = TorchTransport("torch://127.0.0.1:*/cpu", Patience(1))
+limit = max(map(int, os.listdir("/proc/self/fd"))) + 6
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+print(transport.endpoint, flush=True)
+sys.stdin.readline()
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit + 50, limit + 50))
+print(bytes(transport.receive(30).header).decode(), flush=True)
+transport.close()
+"""
+
+
+def test_a_crowd_at_the_door_keeps_nobody_out_for_ever(made):
+    """Not even if no file can be opened for some time."""
+    made.append(TorchTransport(CPU, Patience(1)))
+    with subprocess.Popen(
+        [sys.executable, "-c", CROWDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        endpoint = process.stdout.readline().strip()
+        port = int(re.search(r":(\d+)/", endpoint)[1])
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        made[0].connect(1, endpoint)
+        for stranger in crowd:
+            stranger.close()
+        print(file=process.stdin, flush=True)
+        made[0].send(1, Kind.EXCHANGE, b"in at last")
+        assert process.stdout.readline() == "in at last\n"
+
+
 def test_a_peer_that_hung_is_reached_again(other):
     transport, process = other
     while transport.broken(1):
@@ -162,8 +236,6 @@ def test_who_leaves_too_much_unread_is_hung_up_on(made, monkeypatch):
 
 
 def test_strangers_at_the_door_do_no_harm(made):
-    import socket
-
     made += [TorchTransport(CPU, Patience(1)), TorchTransport(CPU, Patience(1))]
     port = int(re.search(r":(\d+)/", made[0].endpoint)[1])
     for words in (b"", b"1 x\n", b"nonsense\n", b"99999999 1\n", b"\xff\n", b"x" * 100):
@@ -228,6 +300,7 @@ def test_who_is_not_reached_by_torch_is_by_zeromq(nearest):
         assert a.broken(1)
         mended = a.mended()
     assert mended == [1]
+    a.send(1, Kind.EXCHANGE, b"picked before", [torch.zeros(3)])  # and lost
     a.send(1, Kind.EXCHANGE, b"h")
     assert bytes(b.receive(10).header) == b"h"
     assert [link.wire for link in a.ledger.counts] == ["tcp"]
