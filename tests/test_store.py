@@ -165,12 +165,20 @@ def alone():
 
 @pytest.mark.usefixtures("alone")
 def test_models_over_several_processes_are_refused():
-    wrapped = nn.parallel.DistributedDataParallel(small_model())
-    with pytest.raises(UsageError, match="wrapped in DistributedDataParallel"):
-        Store(wrapped, sgd(wrapped))
+    partly = nn.Sequential(nn.parallel.DistributedDataParallel(small_model()), nn.Linear(5, 2))
+    with pytest.raises(UsageError, match="part of the model is in DistributedDataParallel"):
+        Store(partly, sgd(partly))
     sharded = fully_shard(small_model(), mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(UsageError, match="are sharded over processes"):
         Store(sharded, sgd(sharded))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_replicated_model_is_the_model_itself():
+    replicated = nn.parallel.DistributedDataParallel(small_model())
+    store = Store(replicated, sgd(replicated))
+    assert store.layout == Store(small_model(), sgd(small_model())).layout
+    assert store.state_dict(store.sections()).keys() == replicated.state_dict().keys()
 
 
 def test_sparse_adam_is_refused():
