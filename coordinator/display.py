@@ -1,73 +1,61 @@
-"""What the coordinator shows while a run goes on: bars on a terminal, plain lines elsewhere."""
+"""What the coordinator shows while a run goes on: a table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.live import Live
 
 from washp2p.report import plain
+from washp2p.view import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rich.progress import TaskID
-    from rich.table import Table
-
-    from coordinator.members import Member
+    from rich.console import RenderableType
 
 
 class Display:
-    """Shows events, each member's rounds, and each epoch's metrics. A context manager."""
+    """Shows events, and how the run goes. A context manager."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._tasks: dict[int, TaskID] = {}
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        if self.is_live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._live.stop()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there is somebody to `show` a view to."""
+        return self.console.is_terminal
 
     def event(self, text: str) -> None:
         """One line that stays."""
         self.console.print(plain(text), markup=False, soft_wrap=True)
 
-    def progress(self, members: Iterable[Member], total: int) -> None:
-        """Move the bars."""
-        for member in members:
-            if member.id not in self._tasks:
-                self._tasks[member.id] = self._bars.add_task(f"member {member.id}", metrics="")
-            self._bars.update(self._tasks[member.id], completed=member.rounds, total=total or None)
+    def show(self, view: dict[str, Any]) -> None:
+        """How the run goes now, in the place of what was shown before."""
+        self._live.update(render(view, last=0), refresh=True)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """One member's epoch."""
-        text = "  ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in values.items()
-            if key not in {"member", "round"}
-        )
-        if self.console.is_terminal and values.get("member") in self._tasks:
-            self._bars.update(self._tasks[values["member"]], metrics=escape(plain(text)))
-        elif not self.console.is_terminal:
+        """One member's epoch, where no table shows it."""
+        if not self.is_live:
+            text = "  ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in values.items()
+                if key not in {"member", "round"}
+            )
             self.event(f"member {values.get('member')}  round {values.get('round')}  {text}")
 
-    def tables(self, tables: Iterable[Table | str]) -> None:
+    def tables(self, tables: Iterable[RenderableType]) -> None:
         """What a run ends with."""
-        self._bars.stop()
+        self._live.stop()
         for table in tables:
             self.console.print(table)

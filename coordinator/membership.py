@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator.commands import End, Event, Keep, Record, Reject, Send
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
+from coordinator.observation import Observation
 from coordinator.plausibility import implausible
 from coordinator.population import Population, announcement
 from coordinator.votes import Votes
@@ -43,6 +44,7 @@ from washp2p.control import (
     Settled,
     Stalled,
     Synced,
+    Vitals,
 )
 from washp2p.errors import EXIT_CODES
 from washp2p.patience import Patience
@@ -71,6 +73,8 @@ class Membership:
         encrypted: bool = False,
     ) -> None:
         self.population = Population(config)
+        self.observation = Observation()
+        """What all displays show."""
         self._lobby = Lobby(
             self.population,
             run=run,
@@ -129,7 +133,10 @@ class Membership:
             case Progress(rounds):
                 yield from self._progress(member, rounds)
             case Metrics(values):
+                self.observation.metrics(member.id, values)
                 yield Record(values | {"member": member.id})
+            case Vitals():
+                self.observation.vitals(member, message, now)
             case _:
                 yield from self._hear(member, message)
                 yield from self._move_on()

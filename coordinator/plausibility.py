@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.members import Phase
-from washp2p.control import Accounts, Averaged, Back, Finished, Progress, Result, Saved, Synced
-from washp2p.ledger import Ledger
+from washp2p.control import (
+    Accounts,
+    Averaged,
+    Back,
+    Finished,
+    Progress,
+    Result,
+    Saved,
+    Synced,
+    Vitals,
+)
+from washp2p.ledger import Kind, Ledger
 
 if TYPE_CHECKING:
     from coordinator.members import Member
@@ -33,6 +43,8 @@ def implausible(  # noqa: PLR0911 - a case a message
                 return f"has evaluated members {over!r:.200}, averaged are {there}"
         case Finished() | Accounts() if population.settled is None:
             return "has finished, nobody has averaged yet"
+        case Vitals(sent=sent) if not {row[1] for row in sent} <= set(Kind):
+            return "has sent what is sent for nothing"
         case Accounts(counts):
             if member.phase < Phase.FINISHED:
                 return "accounts for a run that it has not finished"

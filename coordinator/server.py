@@ -25,7 +25,19 @@ from coordinator.membership import Membership
 from coordinator.summary import summarise
 from washp2p import rundir
 from washp2p.conduct import Reason
-from washp2p.control import WORKER_LIMIT, Back, Claim, Hello, Kept, Ping, Rank, Seeds, messages
+from washp2p.control import (
+    WORKER_LIMIT,
+    Back,
+    Claim,
+    Hello,
+    Kept,
+    Look,
+    Ping,
+    Rank,
+    Seeds,
+    View,
+    messages,
+)
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
 from washp2p.gate import Gate, guard
 from washp2p.patience import FAREWELL_MS, Patience
@@ -212,10 +224,8 @@ class Server:
                 self._carry_out(self._membership.tick(time.monotonic()))
                 self._doorkeeper.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
-                self._display.progress(
-                    self._population.members.values(),
-                    self._population.total_rounds,
-                )
+                if self._display.is_live:
+                    self._display.show(self._view())
             self._bury()
         interrupted.cancel()
 
@@ -247,8 +257,11 @@ class Server:
         except ProtocolError as error:
             self._doorkeeper.refuse(identity, Reason.MALFORMED, str(error))
         else:
-            if isinstance(message, Hello | Claim | Back | Rank):
+            if isinstance(message, Hello | Claim | Back | Rank | Look):
                 self._doorkeeper.charge_knock(identity)
+            if isinstance(message, Look):
+                self._reaches(identity, messages.encode(View(self._view())))
+                return
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
                 self._control_bytes[identity] += len(data)
@@ -299,13 +312,27 @@ class Server:
                 case Reject(identity, what):
                     self._doorkeeper.refuse(identity, Reason.CLAIM, what)
                 case Event(text):
-                    self._display.event(text)
+                    self._tell(text)
                 case End(reason, code):
                     if not code:
                         self._write_summary()
                     self._journal.keep(("ended", reason))
                     self._end = command
         self._journal.commit()
+
+    def _tell(self, text: str) -> None:
+        """An event, for whoever looks."""
+        self._membership.observation.event(text, time.time())
+        self._display.event(text)
+
+    def _view(self) -> dict[str, Any]:
+        return {
+            "run": self._folder.name,
+            "version": VERSION,
+            "encrypted": self._keys is not None,
+            "refused_messages": {str(k): n for k, n in self._doorkeeper.refused.items()},
+            **self._membership.observation.view(self._population),
+        }
 
     def _append(self, values: dict[str, Any]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The `washp2p` command: run, simulate, report, keys."""
+"""The `washp2p` command: run, simulate, report, status, keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from washp2p import checkpoints, keys, rundir
-from washp2p.commandline import Parser, report_errors
+from washp2p.commandline import Parser, add_link_options, report_errors
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.report import final_tables, links_table
@@ -52,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     report.add_argument("run", type=Path, help="its run folder")
     report.add_argument("--json", action="store_true", help="for programs")
+    status = commands.add_parser("status", help="look at a run that goes on", prog="washp2p status")
+    status.add_argument("coordinator", help="its address, tcp://HOST:PORT")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument("--once", action="store_true", help="look once, on a terminal, too")
+    status.add_argument(
+        "--wait", type=float, default=5.0, help="seconds to wait for it (default: %(default)g)"
+    )
+    add_link_options(status, "join.key")
     key = commands.add_parser(
         "keys", help="make the keys that encrypted links need", prog="washp2p keys"
     )
@@ -65,7 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser_of.add_argument("folder", type=Path, metavar="DIR")
     with report_errors("washp2p"):
         options = parser.parse_args(arguments)
-        what = {"run": _run, "simulate": _simulate, "report": _report, "keys": _keys}
+        what = {
+            "run": _run,
+            "simulate": _simulate,
+            "report": _report,
+            "status": _status,
+            "keys": _keys,
+        }
         return what[options.command](options)
 
 
@@ -167,6 +181,16 @@ def _report(options: argparse.Namespace) -> int:
         console.print(table)
     console.print(links_table(summary))
     return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from washp2p.status import Observer, show
+
+    join = None if options.keys is None else keys.read_join(options.keys)
+    with Observer(
+        options.coordinator, join, insecure=options.insecure, wait=options.wait
+    ) as observer:
+        return show(observer, as_json=options.json, once=options.once)
 
 
 if __name__ == "__main__":

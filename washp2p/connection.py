@@ -53,6 +53,7 @@ from washp2p.control import (
     Stalled,
     Stop,
     Synced,
+    Vitals,
     Welcome,
     messages,
 )
@@ -311,6 +312,10 @@ class Connection:
     def metrics(self, values: dict[str, Any]) -> None:
         """Report one line of metrics.jsonl: plain `values` only, by name."""
         self._send(Metrics(values))
+
+    def vitals(self, vitals: Vitals) -> None:
+        """Report how it goes, by `vitals`: a member does every second or so."""
+        self._send(vitals)
 
     def result(self, result: Result) -> None:
         """Report what evaluation found, for summary.json: `result` is in per cent."""

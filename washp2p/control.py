@@ -325,6 +325,40 @@ class Ping:
 
 
 @dataclass(frozen=True)
+class Vitals:
+    """Worker, every second or so: how it goes. Totals since it joined.
+
+    `seconds` since its first round began; of them it `waited` for peers, and a thread beside
+    training spent so many on `planning`. `max_delay` as in Finished; `lost` and `refused` are
+    values. `distance` is its estimate of the population's mean squared distance from its mean,
+    negative if there is none yet. `sent` are rows of peer, kind, wire and bytes.
+    """
+
+    steps: int
+    seconds: float
+    waited: float
+    planning: float
+    max_delay: Name
+    lost: int
+    refused: int
+    refused_messages: Annotated[dict[str, int], 32]
+    distance: float
+    sent: Annotated[list[tuple[int, Name, Name, int]], 1 << 18]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Anybody: how does the run go? Answered by a View."""
+
+
+@dataclass(frozen=True)
+class View:
+    """Coordinator: how the run goes, as docs/protocol.md says."""
+
+    values: dict[str, Json]
+
+
+@dataclass(frozen=True)
 class Rank:
     """Worker, just before its Hello: I should like this MemberId, if it is nobody's yet."""
 
@@ -366,6 +400,9 @@ Message = (
     | Stop
     | Ping
     | Rank
+    | Vitals
+    | Look
+    | View
 )
 
 messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

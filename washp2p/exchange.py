@@ -19,6 +19,7 @@ import torch
 from washp2p import points
 from washp2p.arrivals import Arrivals
 from washp2p.frames import End, Frame, Posted, headers
+from washp2p.lanes import as_array
 from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from washp2p.arrivals import Round, Span
     from washp2p.conduct import Conduct
+    from washp2p.consensus import Consensus
     from washp2p.lanes import Lane, Mark, Places, Vectors
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
@@ -92,8 +94,12 @@ class Exchange:
         run: bytes,
         add: bool,
         conduct: Conduct[MemberId],
+        consensus: Consensus | None = None,
     ) -> None:
         self._store = store
+        self._consensus = consensus
+        self._measure = False
+        self._measured = 0
         self._transport = transport
         self._me = me
         self._run = run
@@ -140,11 +146,23 @@ class Exchange:
             for position, begin, end in plan.receive.parts
             if not self.arrivals.absent(members[position], number)
         }
-        self._gathered[number] = staged, self._store.keep(staged.receive) if self._add else []
+        if self._measure:
+            self._measure, self._measured = False, number
+        kept = self._add or number == self._measured
+        self._gathered[number] = staged, self._store.keep(staged.receive) if kept else []
         points.reach(points.BEFORE_SEND, number)
         self._hand_over(messages)
         self.posted = number
         self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
+
+    def measure(self) -> None:
+        """Have the next round tell how far the members are apart."""
+        self._measure = self._consensus is not None and not self._measured
+
+    @property
+    def distance(self) -> float:
+        """As `Consensus.distance`, negative if there is none."""
+        return -1.0 if self._consensus is None else self._consensus.distance
 
     def flush(self) -> None:
         """Block until all that was posted has left the device and is sent."""
@@ -184,6 +202,8 @@ class Exchange:
             if round_.arrived or round_.lost:
                 self._scatter(round_, newer_matter=waiting)
                 done.append(Applied(round_.number, tuple(round_.arrived), tuple(round_.lost)))
+            if round_.number == self._measured:
+                self._follow_measurement(round_)
             if round_.missing:
                 waiting = True
             else:
@@ -238,6 +258,16 @@ class Exchange:
         for peer, planned, parts in messages.parts:
             self._transport.send(peer, Kind.EXCHANGE, messages.header, parts, expected=planned)
 
+    def _follow_measurement(self, round_: Round) -> None:
+        assert self._consensus is not None
+        if round_.lost:
+            self._consensus.discard()
+            self._measured = 0
+        elif not round_.missing:
+            staged, _ = self._gathered[round_.number]
+            self._consensus.finish(len(staged.roster.members))
+            self._measured = 0
+
     def _scatter(self, round_: Round, *, newer_matter: bool) -> None:
         """Merge what has arrived of a round: at once if all is here, on the host; or by sender.
 
@@ -283,6 +313,9 @@ class Exchange:
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if not self._store.lane.finite(values):
             places, values, own = self._refuse(places, values, own, pieces, offset)
+        if number == self._measured:
+            assert self._consensus is not None
+            self._consensus.observe(places.host, as_array(own[0]), as_array(values[0]))
         if self._add:
             self._store.add(places, values, own)
             return

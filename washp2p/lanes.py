@@ -82,6 +82,13 @@ def as_bytes(values: torch.Tensor) -> memoryview:
     return values.view(torch.uint8).numpy().data
 
 
+def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
+    """Values in an array (float32, or float64 where they are); waits for the device."""
+    wide = values if values.dtype is torch.float64 else values.float()
+    array: npt.NDArray[np.floating] = wide.cpu().numpy()
+    return array
+
+
 class Lane(ABC):
     """Gathers and scatters. `vectors` are a store's slots, `values` as many, from anywhere."""
 

@@ -7,13 +7,14 @@ else.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p import points
 from washp2p.conduct import Conduct
-from washp2p.control import Finished, Result
+from washp2p.control import Finished, Result, Vitals
 from washp2p.delay import delay_for
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
 
 REFUSALS, REFUSALS_A_SECOND = 1000, 1
 """So many messages of a peer may be refused before it is cut off, and so many more as time goes."""
+
+FEW = 32
+"""Members of whom each may tell every second how it goes."""
 
 _log = logging.getLogger("washp2p")
 
@@ -110,7 +114,10 @@ class Member:
             run=connection.run,
             add=connection.config.late == "difference" and connection.config.max_delay != "0",
             conduct=self._conduct,
+            consensus=self._strategy.consensus(self._store.layout),
         )
+        self._planning = 0.0
+        self._told_at = 0.0
         self._inbox = Inbox(
             connection=connection,
             transport=self._transport,
@@ -356,9 +363,31 @@ class Member:
                     self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
                 if self._replicas is not None:
                     self._replicas.after_round(self.round, self._store)
+                if self._timeline.ended - self._told_at > max(1.0, len(self.members) / FEW):
+                    self._tell()
         except RunStoppedError as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _tell(self) -> None:
+        """Say how it goes; the more members there are, the less often."""
+        self._told_at = self._timeline.ended
+        self._exchange.measure()
+        counts = self._transport.ledger.counts.items()
+        self._connection.vitals(
+            Vitals(
+                steps=self._timeline.steps,
+                seconds=self._timeline.seconds,
+                waited=self._timeline.waited,
+                planning=self._planning,
+                max_delay=self._timeline.max_delay,
+                lost=self._exchange.arrivals.expired_values,
+                refused=self._exchange.refused_values,
+                refused_messages={str(k): n for k, n in self._conduct.refused.items()},
+                distance=self._exchange.distance,
+                sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
+            )
+        )
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -379,7 +408,10 @@ class Member:
             position = roster.position(self.id)
             self._strategy.prepare(self._store.layout, len(roster.members), position)
             self._prepared = roster
-        return stage(self._strategy.plan(seed), roster, self._store.lane)
+        began = time.thread_time()
+        staged = stage(self._strategy.plan(seed), roster, self._store.lane)
+        self._planning += time.thread_time() - began
+        return staged
 
     def _unhook(self) -> None:
         for attached in (self._hook, self._attempts):

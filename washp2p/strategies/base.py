@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from washp2p.consensus import Consensus
     from washp2p.layout import Layout
     from washp2p.plan import Plan
 
@@ -23,6 +24,10 @@ class Strategy(ABC):
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """Names of the optimizer's state to exchange besides the parameters."""
         return ()
+
+    def consensus(self, layout: Layout) -> Consensus | None:
+        """What can tell from received values how far members are apart; None: nothing can."""
+        return None
 
     @abstractmethod
     def prepare(self, layout: Layout, n: int, position: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from washp2p.consensus import Consensus
 from washp2p.plan import Deriver, Plan
 from washp2p.rates import expected_payload, layer_rates, paper_payload
 from washp2p.store import optimizer_slots
@@ -19,6 +20,11 @@ class Wash(Strategy):
     """theta_n[i] <- theta_{pi_i(n)}[i] for each selected scalar i."""
 
     _deriver: Deriver
+
+    def consensus(self, layout: Layout) -> Consensus | None:
+        """See Strategy."""
+        rates = layer_rates(self.schedule, self.p, layout.layers)
+        return Consensus(layout, rates, self.group) if self.p else None
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""

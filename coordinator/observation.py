@@ -1,0 +1,165 @@
+"""What a run looks like from outside: who is where, how fast, what goes from whom to whom. Pure.
+
+Made of what members say of themselves; every display of a run, on whatever wire, shows this.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from coordinator.members import Phase
+from washp2p.ledger import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from coordinator.members import Member
+    from coordinator.population import Population
+    from washp2p.control import Vitals
+    from washp2p.rounds import MemberId
+
+EVENTS = 100
+"""As many are remembered."""
+AGES = 1e9
+"""No run is said to take more seconds."""
+WEIGHT = 0.3
+"""Of the newest rate in what is shown."""
+
+
+@dataclass
+class _Pace:
+    """A total that grows, and how fast."""
+
+    total: float = 0.0
+    at: float | None = None
+    rate: float = 0.0
+
+    def reach(self, total: float, now: float) -> None:
+        if self.at is not None and now > self.at:
+            rate = max(0.0, total - self.total) / (now - self.at)
+            self.rate += (rate - self.rate) * (WEIGHT if self.rate else 1.0)
+        self.total, self.at = total, now
+
+
+@dataclass
+class _Seen:
+    """One member."""
+
+    vitals: Vitals | None = None
+    rounds: _Pace = field(default_factory=_Pace)
+    sent: _Pace = field(default_factory=_Pace)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Observation:
+    """Remembers what was last heard of each member, and what has happened."""
+
+    def __init__(self) -> None:
+        self._seen: dict[MemberId, _Seen] = {}
+        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
+
+    def event(self, text: str, when: float) -> None:
+        """Something has happened; `when` in seconds since 1970."""
+        self._events.append((when, text))
+
+    def metrics(self, member: MemberId, values: dict[str, Any]) -> None:
+        """A member's line of metrics."""
+        self._of(member).metrics = values
+
+    def vitals(self, member: Member, vitals: Vitals, now: float) -> None:
+        """A member says how it goes. `now` in seconds, of any steady clock."""
+        seen = self._of(member.id)
+        seen.vitals = vitals
+        seen.rounds.reach(vitals.steps, now)
+        seen.sent.reach(sum(row[3] for row in vitals.sent), now)
+
+    def distance(self, members: Iterable[MemberId]) -> float | None:
+        """How far members are from their mean, as a Euclidean distance; None if nobody knows."""
+        told = [
+            seen.vitals.distance
+            for member in members
+            if (seen := self._of(member)).vitals is not None and seen.vitals.distance >= 0
+        ]
+        return sqrt(sum(told) / len(told)) if told else None
+
+    def view(self, population: Population) -> dict[str, Any]:
+        """All of it, as plain values; docs/protocol.md says what they are."""
+        members = sorted(population.members.values(), key=lambda member: member.id)
+        enrolled = [member for member in members if member.phase >= Phase.ENROLLED]
+        rate = min((self._of(m.id).rounds.rate for m in enrolled), default=0.0)
+        slowest = min((member.rounds for member in enrolled), default=0)
+        total = population.total_rounds
+        config = population.config
+        return {
+            "state": _state(population),
+            "method": config.method,
+            "p": config.p,
+            "n": config.n,
+            "data": config.data,
+            "epoch": population.roster.epoch,
+            "round": slowest,
+            "rounds": total,
+            "rounds_per_second": round(rate, 3),
+            "seconds_left": round(min(AGES, (total - slowest) / rate), 1)
+            if rate and total
+            else None,
+            "distance": self.distance(member.id for member in enrolled),
+            "accuracy": population.accuracy,
+            "checkpoint": population.kept,
+            "members": [self._row(member) for member in members],
+            "departed": [
+                {"member": gone.member, "host": gone.host, "reason": gone.reason}
+                for gone in population.departed
+            ],
+            "sent": self._matrix(members),
+            "events": [{"at": round(at, 3), "text": text} for at, text in self._events],
+        }
+
+    def _of(self, member: MemberId) -> _Seen:
+        return self._seen.setdefault(member, _Seen())
+
+    def _row(self, member: Member) -> dict[str, Any]:
+        seen = self._of(member.id)
+        row: dict[str, Any] = {
+            "member": member.id,
+            "host": member.host,
+            "state": member.phase.name.lower() if member.connected else "away",
+            "round": member.rounds,
+            "rounds_per_second": round(seen.rounds.rate, 3),
+            "bytes_per_second": round(seen.sent.rate, 1),
+            "bytes": int(seen.sent.total),
+            "loss": seen.metrics.get("loss"),
+            "held_out": seen.metrics.get("held_out"),
+        }
+        if (vitals := seen.vitals) is not None:
+            row |= {
+                "steps": vitals.steps,
+                "seconds": round(vitals.seconds, 3),
+                "waited": round(vitals.waited, 3),
+                "planning": round(vitals.planning, 3),
+                "max_delay": vitals.max_delay,
+                "lost": vitals.lost,
+                "refused": vitals.refused,
+                "refused_messages": vitals.refused_messages,
+            }
+        return row
+
+    def _matrix(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+        """Who has sent whom how much, by what and for what."""
+        return [
+            {"member": member.id, "peer": peer, "kind": Kind(kind).value, "wire": wire, "bytes": n}
+            for member in members
+            if (vitals := self._of(member.id).vitals) is not None
+            for peer, kind, wire, n in vitals.sent
+        ]
+
+
+def _state(population: Population) -> str:
+    if population.ended:
+        return "ended"
+    if not population.started or not population.publication.begun:
+        return "waiting"
+    return "averaging" if population.ending else "training"

@@ -1,0 +1,86 @@
+"""`washp2p status`: a real run, looked at from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+from tests.integration.conftest import ROOT
+from washp2p import keys
+from washp2p.version import VERSION
+
+LONG = ("--epochs=400", "--lr=0.02", "--p=0.05")
+
+
+def status(address, *flags):
+    done = subprocess.run(
+        [sys.executable, "-m", "washp2p", "status", address, *flags],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_run_is_looked_at(runs):
+    coordinator, _ = runs.population(3, *LONG)
+    coordinator.until("epoch 3")
+    view = None
+    while view is None or any("steps" not in row for row in view["members"]):
+        code, output, _ = status(coordinator.address, "--json")
+        assert code == 0
+        view = json.loads(output)
+    assert (view["run"], view["state"], view["n"]) == ("run", "training", 3)
+    assert view["version"] == VERSION
+    assert [row["member"] for row in view["members"]] == [0, 1, 2]
+    assert view["distance"] > 0
+    for row in view["members"]:
+        assert 0 < row["round"] <= view["rounds"]
+        assert row["bytes"] > 0
+        assert row["loss"] > 0
+        assert row["planning"] > 0
+    pairs = {(row["member"], row["peer"]) for row in view["sent"] if row["kind"] == "exchange"}
+    assert pairs == {(a, b) for a in range(3) for b in range(3) if a != b}
+    assert any("training begins" in event["text"] for event in view["events"])
+    code, output, _ = status(coordinator.address)
+    assert code == 0
+    assert "run: training, round" in output
+    assert "\x1b" not in output
+
+
+def test_only_who_has_the_key_may_look(runs, tmp_path):
+    keys.make(tmp_path / "keys")
+    coordinator = runs.coordinator("--n=2", f"--keys={tmp_path / 'keys'}")
+    code, _, error = status(coordinator.address, "--wait=1")
+    assert code == 2
+    assert f"no coordinator answered at {coordinator.address} within 1 s" in error
+    code, output, _ = status(coordinator.address, f"--keys={tmp_path / 'keys'}", "--json")
+    assert code == 0
+    assert json.loads(output)["encrypted"]
+    assert coordinator.process.poll() is None
+
+
+def test_a_terminal_sees_it_go_on(runs):
+    coordinator, _ = runs.population(2, *LONG)
+    coordinator.until("epoch 1")
+    terminal, ours = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "washp2p", "status", coordinator.address],
+        stdin=subprocess.DEVNULL,
+        stdout=ours,
+        stderr=ours,
+        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as looking:
+        os.close(ours)
+        seen = b""
+        while seen.count(b"run: training") < 3:
+            seen += os.read(terminal, 4096)
+        looking.terminate()
+        assert looking.wait(10) == 130
+    os.close(terminal)
