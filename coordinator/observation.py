@@ -162,4 +162,8 @@ def _state(population: Population) -> str:
         return "ended"
     if not population.started or not population.publication.begun:
         return "waiting"
-    return "averaging" if population.ending else "training"
+    enrolled = [m for m in population.members.values() if m.phase >= Phase.ENROLLED]
+    total = population.total_rounds
+    done = total and all(member.rounds >= total for member in enrolled)
+    averages = any(member.averaged >= 0 for member in enrolled)
+    return "averaging" if done or averages else "training"

@@ -31,7 +31,7 @@ def test_a_run_is_looked_at(runs):
     coordinator, _ = runs.population(3, *LONG)
     coordinator.until("epoch 3")
     view = None
-    while view is None or any("steps" not in row for row in view["members"]):
+    while not (view and view["distance"] and all("steps" in row for row in view["members"])):
         code, output, _ = status(coordinator.address, "--json")
         assert code == 0
         view = json.loads(output)
