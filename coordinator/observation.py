@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 EVENTS = 100
 """As many are remembered."""
+ROWS = 20_000
+"""Of who has sent whom what, at most: a view is one message."""
+MOST = 1 << 62
+"""No more bytes than that are told of, whatever members say."""
 AGES = 1e9
 """No run is said to take more seconds."""
 WEIGHT = 0.3
@@ -83,7 +88,7 @@ class Observation:
             for member in members
             if (seen := self._of(member)).vitals is not None and seen.vitals.distance >= 0
         ]
-        return sqrt(sum(told) / len(told)) if told else None
+        return sqrt(sum(one / len(told) for one in told)) if told else None
 
     def view(self, population: Population) -> dict[str, Any]:
         """All of it, as plain values; docs/protocol.md says what they are."""
@@ -130,9 +135,9 @@ class Observation:
             "round": member.rounds,
             "rounds_per_second": round(seen.rounds.rate, 3),
             "bytes_per_second": round(seen.sent.rate, 1),
-            "bytes": int(seen.sent.total),
-            "loss": seen.metrics.get("loss"),
-            "held_out": seen.metrics.get("held_out"),
+            "bytes": int(min(seen.sent.total, MOST)),
+            "loss": _figure(seen.metrics.get("loss")),
+            "held_out": _figure(seen.metrics.get("held_out")),
         }
         if (vitals := seen.vitals) is not None:
             row |= {
@@ -148,13 +153,19 @@ class Observation:
         return row
 
     def _matrix(self, members: Iterable[Member]) -> list[dict[str, Any]]:
-        """Who has sent whom how much, by what and for what."""
-        return [
+        """Who has sent whom how much, by what and for what; of ROWS at most."""
+        rows = (
             {"member": member.id, "peer": peer, "kind": Kind(kind).value, "wire": wire, "bytes": n}
             for member in members
             if (vitals := self._of(member.id).vitals) is not None
             for peer, kind, wire, n in vitals.sent
-        ]
+        )
+        return list(islice(rows, ROWS))
+
+
+def _figure(value: Any) -> float | None:
+    """A member may report anything under any name."""
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _state(population: Population) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from coordinator.commands import End, Reject, Send
 from coordinator.membership import Membership
 from coordinator.summary import summarise
 from tests.conftest import make_layout
-from tests.messages import control_messages
+from tests.messages import control_messages, records
 from washp2p.config import RunConfig
-from washp2p.control import PROTOCOL, Attach, Hello, NewRoster, Synced, messages
+from washp2p.control import PROTOCOL, Attach, Hello, NewRoster, Synced, View, Vitals, messages
 from washp2p.report import final_tables
+from washp2p.view import render
 
 LAYOUT = make_layout([[9, 3], [12]]).to_wire()
 GOOD = 3
@@ -63,10 +66,13 @@ class Run:
 who = st.sampled_from([b"good0", b"bad", b"worse"])
 hello = st.just(Hello(PROTOCOL, 1, "1", "h", 1))
 attach = st.builds(
-    Attach, st.just(LAYOUT), st.just("tcp://127.0.0.1:1"), st.just(""), st.just("here"),
+    Attach, st.just(LAYOUT), st.just("tcp://127.0.0.1:1"), st.just([]), st.just("here"),
     st.binary(max_size=32), st.just(40), st.just({}),
 )  # fmt: skip
-said = st.one_of(control_messages, hello, attach)
+vitals = records([Vitals]).map(
+    lambda v: replace(v, sent=[(peer, "exchange", *row) for peer, _, *row in v.sent])
+)
+said = st.one_of(control_messages, hello, attach, vitals)
 steps = st.lists(
     st.one_of(
         st.tuples(who, said), st.tuples(who, st.just(None)), st.just((None, None))
@@ -89,6 +95,9 @@ def test_any_sequence_of_messages_losses_and_ticks_raises_nothing(encrypted, sta
             run.do(run.machine.gone(identity, run.now))
         else:
             run.do(run.machine.tick(run.now))
+        view = View(run.machine.observation.view(run.machine.population))
+        decoded = messages.decode(messages.encode(view))
+        Console(file=io.StringIO()).print(render({"run": "x", **decoded.values}))
     population = run.machine.population
     if population.ended and population.settled is not None:
         summary = summarise(population, Counter(), Counter(), {})

@@ -11,7 +11,15 @@ from rich.console import Console
 
 from coordinator.observation import EVENTS
 from tests.coordinator.test_membership import Run, events, finished, hello
-from washp2p.control import Averaged, Metrics, Progress, Vitals
+from washp2p.control import (
+    MESSAGE_LIMIT,
+    Averaged,
+    Metrics,
+    Progress,
+    View,
+    Vitals,
+    messages,
+)
 from washp2p.view import render
 
 
@@ -99,6 +107,18 @@ def test_what_a_member_sends_for_nothing_is_refused():
     commands = run.tell(0, vitals(sent=[(1, "gossip", "tcp", 5)]))
     assert "for nothing" in str(commands)
     assert view(run)["sent"] == []
+
+
+def test_a_view_fits_a_message_however_much_is_said():
+    run = Run(n=3)
+    run.start()
+    for who in range(3):
+        sent = [(peer % 3, "exchange", "x" * 300, 1 << 62) for peer in range(12_000)]
+        run.tell(who, vitals(sent=sent))
+        run.tell(who, Metrics({"loss": "x" * 1_000_000, "held_out": 1}))
+    for number in range(EVENTS):
+        run.machine.observation.event("x" * 5000 + str(number), 0.0)
+    assert len(messages.encode(View(view(run)))) < MESSAGE_LIMIT
 
 
 def test_the_last_events_are_remembered():
