@@ -21,8 +21,8 @@ from washp2p.runlog import Jump, Record
 from workers.data import load_data
 from workers.trainer import Trainer
 
-FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3", "--lr=0.02")
-LONG = "--epochs=40"
+FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3")
+LONG = ("--epochs=40", "--lr=0.02")
 """So that there is time to come back before the end, on a fast machine, too."""
 HELD_IN = 30
 """The round in which a member is held, where the point is one of a round."""
@@ -87,8 +87,8 @@ def victim_of(coordinator, worker):
 @pytest.mark.parametrize("point", IN_TRAINING)
 def test_in_training(request, tmp_path, point, fault, transport):
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    length = "--epochs=6" if fault == "SIGKILL" else LONG
-    flags = (*FLAGS, length, f"--transport={transport}")
+    length = ("--epochs=6",) if fault == "SIGKILL" else LONG
+    flags = (*FLAGS, *length, f"--transport={transport}")
     coordinator = population.coordinator(*flags)
     workers = [population.worker() for _ in range(2)]
     victim = population.worker((point, HELD_IN))
@@ -126,7 +126,7 @@ def test_in_training(request, tmp_path, point, fault, transport):
 def test_at_the_start(request, tmp_path, point, fault):
     """Lost before the start it frees its place; lost after it, the others begin without it."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, LONG)
+    coordinator = population.coordinator(*FLAGS, *LONG)
     victim = population.worker((point, 0))
     coordinator.until("joined (1 of 3)")
     workers = [population.worker() for _ in range(2)]
@@ -152,7 +152,7 @@ def test_at_the_start(request, tmp_path, point, fault):
 def test_while_it_gives_a_snapshot(request, tmp_path, fault):
     """The newcomer turns to another donor."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", LONG)
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
     workers = [population.worker((points.GIVING, 0)) for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker()
@@ -187,7 +187,7 @@ def test_while_it_gives_a_snapshot(request, tmp_path, fault):
 def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
     """The others do not notice."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", LONG)
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
     workers = [population.worker() for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker((points.RECEIVING, 0))
@@ -233,7 +233,7 @@ def test_while_all_average(request, tmp_path, fault):
 @pytest.mark.timeout(180)
 def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     """Both live and the coordinator sees both: nobody is dropped, each other's values are lost."""
-    coordinator = apart.coordinator(*FLAGS, LONG)
+    coordinator = apart.coordinator(*FLAGS, *LONG)
     one, other = apart.worker((points.BEFORE_SEND, HELD_IN)), apart.worker()
     third = apart.worker()
     assert one.wait_until_held() == HELD_IN
@@ -277,7 +277,7 @@ def test_a_link_between_two_members_that_stays_broken_in_the_average(apart, tmp_
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("policy", ["reset", "drop", "stop"])
 def test_one_that_diverges_does_not_poison_the_others(here, policy):
-    coordinator = here.coordinator(*FLAGS, LONG, f"--on-divergence={policy}")
+    coordinator = here.coordinator(*FLAGS, *LONG, f"--on-divergence={policy}")
     workers = [here.worker() for _ in range(2)]
     sick = here.worker(("poisoned", HELD_IN))
     if policy == "stop":
