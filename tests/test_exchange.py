@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -31,6 +33,11 @@ PEERS = range(9)
 
 
 def model(member):
+    return deepcopy(_model(member))
+
+
+@cache  # torch keeps a stack for every seed it is given, if there is no accelerator
+def _model(member):
     torch.manual_seed(member)
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 3)
