@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from washp2p import rundir
-from washp2p.commandline import Parser, add_link_options, report_errors
+from washp2p.commandline import (
+    Parser,
+    add_link_options,
+    add_observation_options,
+    report_errors,
+)
 from washp2p.config import FREE, add_options, config_from
-from washp2p.endpoints import require_loopback
+from washp2p.endpoints import http_address, require_loopback
 from washp2p.keys import read_coordinator
+from washp2p.logs import Log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         help="write the address and a newline to this file descriptor once workers may join",
     )
+    add_observation_options(parser)
     with report_errors("coordinator"):
         options = parser.parse_args(arguments)
+        log = Log(options.log)
         folder = options.resume or options.run_dir or rundir.default()
         if options.resume is not None:
             rundir.require_unfinished(folder)
@@ -58,12 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.bind:
             encrypted = keys is not None
             require_loopback(options.bind, encrypted=encrypted, insecure=options.insecure)
+        http = http_address(options.http, public=options.public) if options.http else None
         from coordinator.display import Display
+        from coordinator.observers import Observers
+        from coordinator.scalars import Scalars
         from coordinator.server import Server
 
-        with Display() as display:
+        folder = folder.resolve()
+        scalars = Scalars(folder / "tensorboard") if options.tensorboard else None
+        log.about(run=folder.name)
+        with Display(log) as display:
+            observers = Observers(display, folder, http=http, scalars=scalars)
             resume = options.resume is not None
-            server = Server(config, folder.resolve(), display, keys=keys, resume=resume)
+            server = Server(config, folder, observers, keys=keys, resume=resume)
             return asyncio.run(server.serve(options.bind, ready_fd=options.ready_fd))
 
 

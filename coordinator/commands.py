@@ -6,12 +6,13 @@ What is to be kept comes before what is sent because of it: on disk before it is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordinator.members import Departed, Member
     from washp2p.control import Message
-    from washp2p.rounds import Roster
+    from washp2p.rounds import MemberId, Roster
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,36 @@ class Reject:
     what: str
 
 
+class What(StrEnum):
+    """What has happened, for programs that read logs."""
+
+    LISTENING = "listening"
+    WAITING = "waiting"
+    JOINED = "joined"
+    REJOINED = "rejoined"
+    REFUSED = "refused"
+    SNAPSHOT = "snapshot"
+    ENTERED = "entered"
+    BEGUN = "begun"
+    GOES_ON = "goes on"
+    AWAY = "away"
+    BACK = "back"
+    DROPPED = "dropped"
+    CHECKPOINT = "checkpoint"
+    NO_CHECKPOINT = "no checkpoint"
+    CUT_OFF = "cut off"
+    DISK = "disk"
+    METRICS = "metrics"
+    ENDED = "ended"
+
+
 @dataclass(frozen=True)
 class Event:
-    """Tell the user."""
+    """Tell whoever looks: `text` for people, the rest for programs."""
 
     text: str
+    what: What
+    member: MemberId | None = None
 
 
 @dataclass(frozen=True)

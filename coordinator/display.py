@@ -1,4 +1,6 @@
-"""What the coordinator shows while a run goes on: a table on a terminal, plain lines elsewhere."""
+"""What the coordinator prints while a run goes on: a table on a terminal, plain lines elsewhere,
+or JSON for programs.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,20 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.live import Live
 
-from washp2p.report import plain
+from coordinator.commands import What
+from washp2p.report import final_tables, plain
 from washp2p.view import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from rich.console import RenderableType
+    from coordinator.commands import Event
+    from washp2p.logs import Log
 
 
 class Display:
     """Shows events, and how the run goes. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self.console = Console(highlight=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
 
@@ -34,11 +37,14 @@ class Display:
     @property
     def is_live(self) -> bool:
         """Whether there is somebody to `show` a view to."""
-        return self.console.is_terminal
+        return self.console.is_terminal and not self._log.for_programs
 
-    def event(self, text: str) -> None:
+    def event(self, event: Event) -> None:
         """One line that stays."""
-        self.console.print(plain(text), markup=False, soft_wrap=True)
+        if self._log.for_programs:
+            self._log.event(event.text, event.what, member=event.member)
+        else:
+            self._say(event.text)
 
     def show(self, view: dict[str, Any]) -> None:
         """How the run goes now, in the place of what was shown before."""
@@ -46,16 +52,28 @@ class Display:
 
     def metrics(self, values: dict[str, Any]) -> None:
         """One member's epoch, where no table shows it."""
-        if not self.is_live:
-            text = "  ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in values.items()
-                if key not in {"member", "round"}
-            )
-            self.event(f"member {values.get('member')}  round {values.get('round')}  {text}")
+        if self.is_live:
+            return
+        text = "  ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in values.items()
+            if key not in {"member", "round"}
+        )
+        line = f"member {values.get('member')}  round {values.get('round')}  {text}"
+        if self._log.for_programs:
+            self._log.event(line, What.METRICS, member=values.get("member"), values=values)
+        else:
+            self._say(line)
 
-    def tables(self, tables: Iterable[RenderableType]) -> None:
+    def end(self, summary: dict[str, Any]) -> None:
         """What a run ends with."""
         self._live.stop()
-        for table in tables:
+        if self._log.for_programs:
+            told = {key: summary[key] for key in ("rounds", "seconds", "accuracy", "lost_values")}
+            self._log.event("all members finished", What.ENDED, **told)
+            return
+        for table in final_tables(summary):
             self.console.print(table)
+
+    def _say(self, text: str) -> None:
+        self.console.print(plain(text), markup=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.admission import mismatch, objection, unreachable
-from coordinator.commands import Event, Keep, Rewind, Send, Started
+from coordinator.commands import Event, Keep, Rewind, Send, Started, What
 from coordinator.members import Departed, Member, Phase
 from coordinator.publication import Publication
 from coordinator.resumption import Resumption
@@ -60,7 +60,8 @@ class Lobby:
         newest, *complete = resumption.rounds
         which = f"{complete[0]}, or {newest} if they kept that" if complete else f"{newest}"
         who = ", ".join(map(str, resumption.members))
-        yield Event(f"waiting for workers with the checkpoints of members {who}, of round {which}")
+        text = f"waiting for workers with the checkpoints of members {who}, of round {which}"
+        yield Event(text, What.WAITING)
 
     def knock(self, identity: bytes, message: Hello | Claim, now: float) -> Iterator[Command]:
         """A worker would like to join, or says which checkpoints it has."""
@@ -140,7 +141,7 @@ class Lobby:
         member.endpoint, member.key = attach.endpoint, attach.key
         member.near, member.place = tuple(attach.near), attach.place
         if reason := self._misfit(member, layout, attach.rounds):
-            yield Event(f"refused: {reason}")
+            yield Event(f"refused: {reason}", What.REFUSED, member.id)
             yield from self._turn_away(member, reason)
             yield population.waiting()
             return
@@ -164,7 +165,8 @@ class Lobby:
             return
         member.donor = None
         yield from population.enrol([*population.enrolled(), member])
-        yield Event(f"{member} takes part from round {population.roster.first} on")
+        text = f"{member} takes part from round {population.roster.first} on"
+        yield Event(text, What.ENTERED, member.id)
 
     def tick(self, now: float, patience: float) -> Iterator[Command]:
         """Go on with `min_n` members once nobody has come for a while."""
@@ -174,7 +176,7 @@ class Lobby:
             return
         here = len(population.attached())
         if here >= fewest and now - self._latest_arrival >= patience:
-            yield Event(f"going on with {here} of {population.config.n} members")
+            yield Event(f"going on with {here} of {population.config.n} members", What.GOES_ON)
             yield from self._start()
 
     def find_donors(self) -> Iterator[Command]:
@@ -198,7 +200,8 @@ class Lobby:
         newcomer.donor = donor.id
         yield Send(donor.identity, Guest(newcomer.peer.row))
         yield Send(newcomer.identity, Donor(donor.peer.row))
-        yield Event(f"{newcomer} fetches a snapshot from member {donor.id}")
+        text = f"{newcomer} fetches a snapshot from member {donor.id}"
+        yield Event(text, What.SNAPSHOT, newcomer.id)
 
     def _take_in(self, member: Member, now: float) -> Iterator[Command]:
         population = self._population
@@ -209,8 +212,17 @@ class Lobby:
             expected = self._resumption.expected(population.members.values())
             population.expected = min(population.config.n, expected)
         yield Keep(member)
-        yield Event(f"{member} joined ({len(population.members)} of {population.expected})")
+        yield self._joined(member)
         yield Send(member.identity, self._welcome(member))
+
+    def _joined(self, member: Member) -> Event:
+        population = self._population
+        here = f"({len(population.members)} of {population.expected})"
+        for gone in reversed(population.departed):
+            if (gone.host, gone.pid) == (member.host, member.pid):
+                text = f"{member} joined again, as member {gone.member} it was dropped {here}"
+                return Event(text, What.REJOINED, member.id)
+        return Event(f"{member} joined {here}", What.JOINED, member.id)
 
     def _welcome(self, member: Member) -> Welcome:
         config = self._population.config.to_wire()
@@ -269,7 +281,8 @@ class Lobby:
         population.publication = Publication(population.config, population.total_rounds)
         yield from population.enrol(present)
         yield Started(tuple(present))
-        yield Event(f"{len(present)} members are here and fetch member {present[0].id}'s state")
+        text = f"{len(present)} members are here and fetch member {present[0].id}'s state"
+        yield Event(text, What.SNAPSHOT)
 
     def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
         """All that come are here: go on from the newest checkpoint that all of them hold."""
@@ -291,11 +304,12 @@ class Lobby:
         )
         yield from population.enrol(present)
         yield Started(tuple(present))
-        yield Event(f"{len(present)} members go on from their checkpoints of round {number}")
+        text = f"{len(present)} members go on from their checkpoints of round {number}"
+        yield Event(text, What.GOES_ON)
         for member in without:
             yield from population.expel(member, f"has no checkpoint of round {number}")
 
 
 def _refuse(identity: bytes, who: Hello | Claim, reason: str) -> Iterator[Command]:
-    yield Event(f"refused {who.host}, process {who.pid}: {reason}")
+    yield Event(f"refused {who.host}, process {who.pid}: {reason}", What.REFUSED)
     yield Send(identity, Refuse(reason))

@@ -84,6 +84,8 @@ class Departed:
     reason: str
     round: int
     """From which on the roster is without it."""
+    pid: int = 0
+    """Its process, 0 if not known."""
 
 
 @dataclass(frozen=True)

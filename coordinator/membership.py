@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Send
+from coordinator.commands import End, Event, Keep, Record, Reject, Send, What
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
 from coordinator.observation import Observation
@@ -100,7 +100,8 @@ class Membership:
             if member.phase < Phase.ACCOUNTED:
                 member.away_until = now + self._patience.back
         away = sum(not member.connected for member in past.members)
-        yield Event(f"back after round {past.published}'s seed: {away} members are waited for")
+        text = f"back after round {past.published}'s seed: {away} members are waited for"
+        yield Event(text, What.GOES_ON)
         yield from self._end_if_all_have()
 
     def resume(self, past: Past) -> Iterator[Command]:
@@ -150,7 +151,8 @@ class Membership:
             return
         if [m for m in population.enrolled() if m.connected] == [member]:
             member.away_until = now + self._patience.back
-            yield Event(f"{member} is not connected, nor is any other: it is waited for")
+            text = f"{member} is not connected, nor is any other: it is waited for"
+            yield Event(text, What.AWAY, member.id)
         elif member.phase < Phase.ACCOUNTED:
             yield from population.drop(member, "died: its connection is closed")
             yield from self._move_on()
@@ -226,7 +228,7 @@ class Membership:
         epoch = population.roster.epoch
         if not population.publication.begun and all(m.synced == epoch for m in enrolled):
             population.publication.begin(self._now)
-            yield Event("training begins")
+            yield Event("training begins", What.BEGUN)
             yield from self._publish()
         yield from self._complete_checkpoint()
         if population.settled is None and all(m.averaged == epoch for m in enrolled):
@@ -257,7 +259,7 @@ class Membership:
         """A member is connected again: it gets what it missed."""
         population = self.population
         member.away_until = None
-        yield Event(f"{member} is back")
+        yield Event(f"{member} is back", What.BACK, member.id)
         its = [roster for roster in population.rosters if member.id in roster.members]
         for roster in its:
             if roster.epoch >= epochs:
@@ -346,7 +348,8 @@ class Membership:
             population.publication.planned.remove(number)
             kept = population.kept
             last = f"the last good one is of round {kept}" if kept else "there is none"
-            yield Event(f"{member} has no checkpoint of round {number}: {error}; {last}")
+            text = f"{member} has no checkpoint of round {number}: {error}; {last}"
+            yield Event(text, What.NO_CHECKPOINT, member.id)
             yield from population.tell(Discard(number), population.enrolled())
 
     def _complete_checkpoint(self) -> Iterator[Command]:
@@ -361,5 +364,5 @@ class Membership:
                 planned[:] = [later for later in planned if later > number]
                 yield Keep(("checkpoint", [number, [member.id for member in holders]]))
                 yield from population.tell(Kept(number), population.enrolled())
-                yield Event(f"all members have a checkpoint of round {number}")
+                yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)
                 return

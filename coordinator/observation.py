@@ -5,10 +5,10 @@ Made of what members say of themselves; every display of a run, on whatever wire
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import islice
-from math import sqrt
+from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 from coordinator.members import Phase
@@ -17,6 +17,7 @@ from washp2p.ledger import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from coordinator.commands import Event
     from coordinator.members import Member
     from coordinator.population import Population
     from washp2p.control import Vitals
@@ -64,11 +65,11 @@ class Observation:
 
     def __init__(self) -> None:
         self._seen: dict[MemberId, _Seen] = {}
-        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS)
+        self._events: deque[tuple[float, Event]] = deque(maxlen=EVENTS)
 
-    def event(self, text: str, when: float) -> None:
+    def event(self, event: Event, when: float) -> None:
         """Something has happened; `when` in seconds since 1970."""
-        self._events.append((when, text))
+        self._events.append((when, event))
 
     def metrics(self, member: MemberId, values: dict[str, Any]) -> None:
         """A member's line of metrics."""
@@ -90,13 +91,57 @@ class Observation:
         ]
         return sqrt(sum(one / len(told) for one in told)) if told else None
 
-    def view(self, population: Population) -> dict[str, Any]:
-        """All of it, as plain values; docs/protocol.md says what they are."""
+    def point(self, population: Population) -> dict[str, Any]:
+        """Where the population is now, in a few plain values: a point of its curves.
+
+        `round` is the slowest member's. What members report of themselves, as `loss` and
+        `held_out`, is a mean over those that do.
+        """
+        enrolled = population.enrolled()
+        seen = [self._of(member.id) for member in enrolled]
+        losses = [x for one in seen if (x := _figure(one.metrics.get("loss"))) is not None]
+        scores = [x for one in seen if (x := _figure(one.metrics.get("held_out"))) is not None]
+        return {
+            "round": min((member.rounds for member in enrolled), default=0),
+            "epoch": population.roster.epoch,
+            "members": len(enrolled),
+            "rounds_per_second": round(min((one.rounds.rate for one in seen), default=0.0), 3),
+            "bytes_per_second": round(sum(one.sent.rate for one in seen), 1),
+            "distance": self.distance(member.id for member in enrolled),
+            "loss": _mean(losses),
+            "held_out": _mean(scores),
+            "held_out_low": min(scores, default=None),
+            "held_out_high": max(scores, default=None),
+        }
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Of all members that there ever were: bytes sent, values lost, messages refused.
+
+        By kind, and by reason.
+        """
+        sent: Counter[str] = Counter()
+        lost: Counter[str] = Counter()
+        refused: Counter[str] = Counter()
+        for seen in self._seen.values():
+            if (vitals := seen.vitals) is not None:
+                for _, kind, _, count in vitals.sent:
+                    sent[Kind(kind).value] += count
+                lost.update(vitals.lost)
+                refused.update(vitals.refused_messages)
+        return {
+            name: {key: min(count, MOST) for key, count in counts.items()}
+            for name, counts in (("sent", sent), ("lost", lost), ("refused_messages", refused))
+        }
+
+    def view(self, population: Population, *, links: bool = True) -> dict[str, Any]:
+        """All of it, as plain values; docs/protocol.md says what they are.
+
+        Without `links` it does not say who has sent what to whom.
+        """
         members = sorted(population.members.values(), key=lambda member: member.id)
-        enrolled = [member for member in members if member.phase >= Phase.ENROLLED]
-        rate = min((self._of(m.id).rounds.rate for m in enrolled), default=0.0)
-        slowest = min((member.rounds for member in enrolled), default=0)
-        total = population.total_rounds
+        point = self.point(population)
+        rate, total = point["rounds_per_second"], population.total_rounds
+        left = min(AGES, (total - point["round"]) / rate) if rate and total else None
         config = population.config
         return {
             "state": _state(population),
@@ -104,14 +149,10 @@ class Observation:
             "p": config.p,
             "n": config.n,
             "data": config.data,
-            "epoch": population.roster.epoch,
-            "round": slowest,
             "rounds": total,
-            "rounds_per_second": round(rate, 3),
-            "seconds_left": round(min(AGES, (total - slowest) / rate), 1)
-            if rate and total
-            else None,
-            "distance": self.distance(member.id for member in enrolled),
+            "seconds_left": None if left is None else round(left, 1),
+            **point,
+            "totals": self.totals(),
             "accuracy": population.accuracy,
             "checkpoint": population.kept,
             "members": [self._row(member) for member in members],
@@ -119,8 +160,16 @@ class Observation:
                 {"member": gone.member, "host": gone.host, "reason": gone.reason}
                 for gone in population.departed
             ],
-            "sent": self._matrix(members),
-            "events": [{"at": round(at, 3), "text": text} for at, text in self._events],
+            "sent": self._matrix(members) if links else [],
+            "events": [
+                {
+                    "at": round(at, 3),
+                    "event": str(event.what),
+                    "member": event.member,
+                    "text": event.text,
+                }
+                for at, event in self._events
+            ],
         }
 
     def _of(self, member: MemberId) -> _Seen:
@@ -146,7 +195,9 @@ class Observation:
                 "waited": round(vitals.waited, 3),
                 "planning": round(vitals.planning, 3),
                 "max_delay": vitals.max_delay,
-                "lost": vitals.lost,
+                "late": round(vitals.late, 3),
+                "applied": vitals.applied,
+                "lost": min(sum(vitals.lost.values()), MOST),
                 "refused": vitals.refused,
                 "refused_messages": vitals.refused_messages,
             }
@@ -163,9 +214,15 @@ class Observation:
         return list(islice(rows, ROWS))
 
 
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
 def _figure(value: Any) -> float | None:
-    """A member may report anything under any name."""
-    return float(value) if isinstance(value, int | float) else None
+    """A member may report anything under any name, and loss may be NaN."""
+    if isinstance(value, float) and isfinite(value):
+        return value
+    return float(value) if isinstance(value, int) and abs(value) < MOST else None
 
 
 def _state(population: Population) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from coordinator.commands import End, Event, Keep, Send
+from coordinator.commands import End, Event, Keep, Send, What
 from coordinator.members import Departed, Phase
 from coordinator.publication import Publication
 from washp2p.control import Dropped, NewRoster, Refuse, Stop
@@ -128,9 +128,9 @@ class Population:
         """A member is lost: the others go on without it."""
         del self.members[member.identity]
         first = self.published + 1 if self.started else 0
-        departed = Departed(member.id, member.host, what, first)
+        departed = Departed(member.id, member.host, what, first, member.pid)
         yield Keep(departed)
-        yield Event(f"{member} {what}")
+        yield Event(f"{member} {what}", What.DROPPED, member.id)
         if not self.started:
             if code == INTERRUPTED:
                 yield from self.stop(f"{member} {what}", code)
@@ -147,7 +147,8 @@ class Population:
         yield from self.enrol(left)
         yield Event(
             f"going on with {len(left)} of {self.config.n} members, from round {first} on in "
-            f"epoch {self.roster.epoch}"
+            f"epoch {self.roster.epoch}",
+            What.GOES_ON,
         )
 
     def expel(
@@ -172,7 +173,8 @@ class Population:
 
     def waiting(self) -> Event:
         """Who is missing before the start."""
-        return Event(f"waiting for {self.expected - len(self.members)} of {self.expected} members")
+        missing = self.expected - len(self.members)
+        return Event(f"waiting for {missing} of {self.expected} members", What.WAITING)
 
 
 def announcement(roster: Roster) -> NewRoster:

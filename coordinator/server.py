@@ -7,10 +7,8 @@ next message to it, at the latest a ping, finds nobody.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send, Started
+from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send, Started, What
 from coordinator.doorkeeper import Doorkeeper
 from coordinator.journal import Journal
 from coordinator.membership import Membership
@@ -40,8 +38,8 @@ from washp2p.control import (
 )
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
 from washp2p.gate import Gate, guard
+from washp2p.logs import complain
 from washp2p.patience import FAREWELL_MS, Patience
-from washp2p.report import final_tables
 from washp2p.version import DERIVATION, VERSION, installed
 
 if TYPE_CHECKING:
@@ -49,8 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.commands import Command
-    from coordinator.display import Display
     from coordinator.members import Member
+    from coordinator.observers import Observers
     from washp2p.config import RunConfig
     from washp2p.control import Message
     from washp2p.keys import CoordinatorKeys
@@ -72,17 +70,20 @@ class Server:
         self,
         config: RunConfig,
         folder: Path,
-        display: Display,
+        observers: Observers,
         *,
         keys: CoordinatorKeys | None = None,
         resume: bool = False,
     ) -> None:
         self._keys = keys
         self._folder = folder
-        self._display = display
+        self._observers = observers
         self._patience = Patience(config.patience)
         self._goes_on = rundir.unfinished(folder)
-        self._journal = Journal(rundir.create(folder, go_on=True) / rundir.JOURNAL, display.event)
+        self._journal = Journal(
+            rundir.create(folder, go_on=True) / rundir.JOURNAL,
+            lambda text: observers.event(Event(text, What.DISK)),
+        )
         self._resumes = resume or self._journal.fact("resuming", False)
         self._past = self._journal.read()
         if self._resumes:
@@ -117,7 +118,9 @@ class Server:
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
-        self._doorkeeper = Doorkeeper(keys, self._patience, display.event)
+        self._doorkeeper = Doorkeeper(
+            keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
+        )
         self._end: End | None = None
 
     async def serve(self, bind: str | None, *, ready_fd: int | None = None) -> int:
@@ -141,6 +144,7 @@ class Server:
             guard(self._router, self._keys.own)
         try:
             self._catch_signals()  # before anybody is told that it is ready
+            self._observers.open(self._view, self._membership.observation)
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
             if self._resumes:
                 self._carry_out(self._membership.resume(self._past))
@@ -152,6 +156,7 @@ class Server:
             context.term()
             if gate is not None:
                 gate.join()
+            self._observers.close()
             self._journal.close()
         return self._conclude()
 
@@ -170,9 +175,8 @@ class Server:
         self._journal.commit()
         if self._resumes or not self._goes_on:
             self._write_config(())
-        self._display.event(
-            f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
-        )
+        text = f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
+        self._observers.event(Event(text, What.LISTENING))
         if ready_fd is not None:
             try:
                 with os.fdopen(ready_fd, "w") as ready:
@@ -224,8 +228,7 @@ class Server:
                 self._carry_out(self._membership.tick(time.monotonic()))
                 self._doorkeeper.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
-                if self._display.is_live:
-                    self._display.show(self._view())
+                self._observers.tick(self._population)
             self._bury()
         interrupted.cancel()
 
@@ -260,7 +263,7 @@ class Server:
             if isinstance(message, Hello | Claim | Back | Rank | Look):
                 self._doorkeeper.charge_knock(identity)
             if isinstance(message, Look):
-                self._reaches(identity, messages.encode(View(self._view())))
+                self._reaches(identity, messages.encode(View(self._view(links=True))))
                 return
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
@@ -302,17 +305,16 @@ class Server:
                 case Keep(what):
                     self._journal.keep(what)
                 case Record(values):
-                    self._display.metrics(values)
-                    self._append(values)
+                    self._observers.metrics(values)
                 case Rewind(number):
                     self._journal.keep(command)
-                    self._trim_metrics(number)
+                    self._observers.rewind(number)
                 case Started(members):
                     self._write_config(members)
                 case Reject(identity, what):
                     self._doorkeeper.refuse(identity, Reason.CLAIM, what)
-                case Event(text):
-                    self._tell(text)
+                case Event():
+                    self._observers.event(command)
                 case End(reason, code):
                     if not code:
                         self._write_summary()
@@ -320,40 +322,22 @@ class Server:
                     self._end = command
         self._journal.commit()
 
-    def _tell(self, text: str) -> None:
-        """An event, for whoever looks."""
-        self._membership.observation.event(text, time.time())
-        self._display.event(text)
-
-    def _view(self) -> dict[str, Any]:
+    def _view(self, *, links: bool) -> dict[str, Any]:
         return {
             "run": self._folder.name,
             "version": VERSION,
             "encrypted": self._keys is not None,
             "refused_messages": {str(k): n for k, n in self._doorkeeper.refused.items()},
-            **self._membership.observation.view(self._population),
+            **self._membership.observation.view(self._population, links=links),
         }
-
-    def _append(self, values: dict[str, Any]) -> None:
-        try:
-            with (self._folder / rundir.METRICS).open("a") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            self._display.event(f"a line of {rundir.METRICS} is lost: {error.strerror}")
-
-    def _trim_metrics(self, round_number: int) -> None:
-        try:
-            rundir.trim_metrics(self._folder, round_number)
-        except UsageError as error:
-            self._display.event(f"some lines of {rundir.METRICS} will be there twice: {error}")
 
     def _conclude(self) -> int:
         assert self._end is not None
         if self._end.code:
             hint = f"; go on with --resume {self._folder}" if self._population.kept else ""
-            print(f"run ended: {self._end.reason}{hint}", file=sys.stderr)
+            complain(f"run ended: {self._end.reason}{hint}", What.ENDED)
             return self._end.code
-        self._display.tables(final_tables(rundir.read_summary(self._folder)))
+        self._observers.end(rundir.read_summary(self._folder))
         return 0
 
     def _write_summary(self) -> None:

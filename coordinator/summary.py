@@ -44,7 +44,8 @@ def summarise(
                 "waited": round(finished.waited, 3),
                 "max_delay": finished.max_delay,
                 "applied_values": finished.applied_values,
-                "expired_values": finished.expired_values,
+                "expired_values": sum(finished.lost.values()),
+                "lost": finished.lost,
                 "refused_values": finished.refused_values,
                 "refused_messages": finished.refused_messages,
                 "payload": total["payload"],
@@ -82,5 +83,5 @@ def summarise(
         ],
         "bytes": rows,
         "refused_messages": {str(reason): count for reason, count in refused.items()},
-        "lost_values": sum(finished.expired_values for _, finished in done),
+        "lost_values": sum(row["expired_values"] for row in rows),
     }

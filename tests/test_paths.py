@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordinator.commands import Event, What
 from coordinator.display import Display
 from washp2p import checkpoints, rundir
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
-from washp2p.report import final_tables, plain
+from washp2p.logs import Log
+from washp2p.report import plain
 
 NASTY = [
     "..",
@@ -71,8 +73,8 @@ def test_no_text_steers_a_terminal(text):
 
 
 def test_what_workers_say_is_shown_as_it_is(capsys):
-    with Display() as display:
-        display.event("member 0 (\x1b[31mred\x1b[0m, [bold]process 1)")
+    with Display(Log()) as display:
+        display.event(Event("member 0 (\x1b[31mred\x1b[0m, [bold]process 1)", What.JOINED, 0))
         display.metrics({"member": 0, "round": 1, "\x1b]0;title\x07": "[red]x"})
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
@@ -95,10 +97,10 @@ def test_what_workers_said_cannot_spoil_the_last_tables(capsys):
         "rounds_per_second": 1.0,
         "method": "wash",
         "departed": [{"member": 0, "host": nasty, "reason": nasty, "round": 1}],
-        "bytes": [{**row, "max_delay": nasty, "links": []}],
+        "bytes": [{**row, "max_delay": nasty, "lost": {nasty: 1}, "links": []}],
     }
-    with Display() as display:
-        display.tables(final_tables(summary))
+    with Display(Log()) as display:
+        display.end(summary)
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
     assert "[/bold]" in shown

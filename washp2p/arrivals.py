@@ -7,7 +7,9 @@ that what was to come in its stead is lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,18 @@ HELD_BYTES = 64 << 20
 no others. One that would be too much is dropped and counts as expired."""
 
 Span = tuple[int, int]
+
+
+class Loss(StrEnum):
+    """Why values never come, or come in vain."""
+
+    GONE = "sender dropped"
+    LINK = "link broken"
+    LATE = "too late"
+    SKIPPED = "sender skipped the round"
+    JUMPED = "receiver skipped the round"
+    REFUSED = "refused"
+    EARLY = "too early"
 
 
 @dataclass(slots=True)
@@ -65,10 +79,20 @@ class Arrivals:
         """The newest round of which any frame has arrived."""
         self.last_share = 0
         """Per mille of its time that the sender of the last frame says it waits."""
-        self.expired_values = 0
-        """Scalars this member should have received and never will apply."""
+        self.lost: Counter[Loss] = Counter()
+        """Scalars this member should have received and never will apply, by reason."""
         self.refused = 0
         """Frames of members that are gone, or that came after they were given up."""
+
+    @property
+    def expired_values(self) -> int:
+        """All that are `lost`."""
+        return self.lost.total()
+
+    @property
+    def lost_by_reason(self) -> dict[str, int]:
+        """The same, as plain values."""
+        return {str(why): count for why, count in self.lost.items()}
 
     def __iter__(self) -> Iterator[Round]:
         """The outstanding rounds, oldest first."""
@@ -96,7 +120,7 @@ class Arrivals:
     def silence(self, peer: MemberId) -> None:
         """Wait for nothing from `peer` until a frame of it arrives: the link to it is broken."""
         self._silent.add(peer)
-        self._give_up_on(peer)
+        self._give_up_on(peer, self._why_silent(peer))
 
     def remove(self, peer: MemberId) -> None:
         """`peer` is no member any more: nothing more is taken from it."""
@@ -110,7 +134,7 @@ class Arrivals:
     def posted(self, sender: MemberId, last: int) -> None:
         """What has not come of `sender`'s rounds up to `last` was lost with a connection."""
         if sender not in self._gone:
-            self._lose_before(sender, last + 1)
+            self._lose_before(sender, last + 1, Loss.LINK)
 
     def expect(
         self, number: int, epoch: int, fingerprint: int, spans: dict[MemberId, Span]
@@ -126,12 +150,12 @@ class Arrivals:
         if self._dropped:
             for sender in [s for s in spans if (number, s) in self._dropped]:
                 self._dropped.remove((number, sender))
-                self._lose(round_, sender, count=False)
+                self._lose(round_, sender, None)
         for sender in [s for s in round_.missing if number < self._heard.get(s, 0)]:
-            self._lose(round_, sender)  # it has jumped over this round, and is heard no more
+            self._lose(round_, sender, Loss.SKIPPED)  # and is heard no more
         if self._silent:
             for sender in self._silent.intersection(round_.missing):
-                self._lose(round_, sender)
+                self._lose(round_, sender, self._why_silent(sender))
 
     def accept(self, frame: Frame, payload: Payload) -> None:
         """Take an arriving frame, unless it cannot be one.
@@ -146,7 +170,7 @@ class Arrivals:
             self._silent.discard(sender)
         self.newest = max(self.newest, number)
         self.last_share = frame.waits
-        self._lose_before(sender, number)
+        self._lose_before(sender, number, Loss.SKIPPED)
         round_ = self._outstanding.get(number)
         if round_ is not None:
             self._match(round_, frame, payload)
@@ -155,14 +179,14 @@ class Arrivals:
         elif number < self._given_up.get(sender, 0):
             self.refused += 1
         elif any(number in skipped for skipped in self._skipped):
-            self.expired_values += payload.nbytes // self._scalar_bytes
+            self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
         else:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
         """A peer takes part in no round after `end.last`, and has sent all it will send."""
         self._last[end.sender] = end.last
-        self._lose_before(end.sender, end.last + 1)
+        self._lose_before(end.sender, end.last + 1, Loss.SKIPPED)
         for round_ in self._outstanding.values():
             round_.missing.pop(end.sender, None)
 
@@ -181,7 +205,7 @@ class Arrivals:
             if number >= before:
                 return
             for sender in tuple(round_.missing):
-                self._lose(round_, sender)
+                self._lose(round_, sender, Loss.LATE)
 
     def settle(self, round_: Round) -> None:
         """What has arrived of `round_`, and what is lost, is dealt with."""
@@ -214,7 +238,8 @@ class Arrivals:
             return
         if problem := self._unlike(round_, frame, payload, span):
             self._refuse(frame, *problem)
-            self._lose(round_, sender)  # what has come in its stead is not it, nor will that come
+            # what has come in its stead is not it, nor will that come
+            self._lose(round_, sender, Loss.REFUSED)
             return
         del round_.missing[sender]
         round_.arrived[sender] = (span, payload)
@@ -242,12 +267,15 @@ class Arrivals:
         what = f"frame of round {frame.round} from member {frame.sender}: {detail}"
         self._conduct.refuse(frame.sender, reason, what)
 
-    def _give_up_on(self, peer: MemberId, before: float = inf) -> None:
+    def _why_silent(self, peer: MemberId) -> Loss:
+        return Loss.GONE if peer in self._gone else Loss.LINK
+
+    def _give_up_on(self, peer: MemberId, why: Loss, before: float = inf) -> None:
         for number, round_ in self._outstanding.items():
             if number >= before:
                 break
             if peer in round_.missing:
-                self._lose(round_, peer)
+                self._lose(round_, peer, why)
 
     def _hold(self, frame: Frame, payload: Payload) -> None:
         held = self._early.setdefault(frame.round, {})
@@ -257,7 +285,7 @@ class Arrivals:
         size = payload.nbytes
         if frame.round > self._round + 1 and self._early_bytes + size > HELD_BYTES:
             self._dropped.add((frame.round, frame.sender))
-            self.expired_values += size // self._scalar_bytes
+            self.lost[Loss.EARLY] += size // self._scalar_bytes
             return
         held[frame.sender] = (frame, payload)
         self._early_bytes += size
@@ -268,17 +296,19 @@ class Arrivals:
         for number in [number for number in self._early if number in rounds]:
             for _, payload in self._early.pop(number).values():
                 self._early_bytes -= payload.nbytes
-                self.expired_values += payload.nbytes // self._scalar_bytes
+                self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
         self._dropped = {pair for pair in self._dropped if pair[0] not in rounds}
 
-    def _lose_before(self, sender: MemberId, number: int) -> None:
+    def _lose_before(self, sender: MemberId, number: int, why: Loss) -> None:
         """Messages come in order: what `sender` has not sent before round `number` never comes."""
         self._heard[sender] = number
-        self._give_up_on(sender, before=number)
+        self._give_up_on(sender, why, before=number)
 
-    def _lose(self, round_: Round, sender: MemberId, *, count: bool = True) -> None:
+    def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
+        """`why` is None if it was counted before."""
         begin, end = round_.missing.pop(sender)
         after = round_.number + 1  # of a link that broke, old messages may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, 0), after)
-        self.expired_values += (end - begin) * count
+        if why is not None:
+            self.lost[why] += end - begin
         round_.lost.append(sender)

@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from washp2p import checkpoints, keys, rundir
-from washp2p.commandline import Parser, add_link_options, report_errors
+from washp2p.commandline import (
+    Parser,
+    add_link_options,
+    add_observation_options,
+    report_errors,
+)
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
+from washp2p.logs import Log
 from washp2p.report import final_tables, links_table
 from workers.options import add_data_options, add_devices_option, add_threads_option
 
@@ -38,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_data_options(command)
     add_devices_option(run)
     add_threads_option(run)
+    add_observation_options(run)
     run.add_argument(
         "--resume",
         type=Path,
@@ -108,7 +115,11 @@ def _run(options: argparse.Namespace) -> int:
         f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
         for field in fields(RunConfig)
     ]
-    local = [f"--data-dir={options.data_dir}"]
+    Log(options.log)
+    flags += [f"--log={options.log}"]
+    flags += [f"--http={options.http}"] if options.http else []
+    flags += [f"--{name}" for name in ("public", "tensorboard") if getattr(options, name)]
+    local = [f"--data-dir={options.data_dir}", f"--log={options.log}"]
     if options.threads:
         local.append(f"--threads={options.threads}")
     if options.download:

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from washp2p.errors import INTERRUPTED, UsageError, WashError
+from washp2p.logs import add_log_option, complain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+HTTP = "127.0.0.1:8080"
+"""Where a status page is served if nobody says where."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,9 +45,30 @@ def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
     )
 
 
+def add_observation_options(parser: argparse.ArgumentParser) -> None:
+    """How a run's coordinator shows it."""
+    group = parser.add_argument_group("to be looked at")
+    add_log_option(group)
+    group.add_argument(
+        "--http",
+        nargs="?",
+        const=HTTP,
+        metavar="HOST:PORT",
+        help=f"serve a status page there, and Prometheus metrics (without an address: {HTTP})",
+    )
+    group.add_argument(
+        "--public", action="store_true", help="serve it off loopback, to whoever comes"
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write TensorBoard event files into the run folder (extra `tensorboard`)",
+    )
+
+
 @contextmanager
 def report_errors(program: str) -> Iterator[None]:
-    """Turn this project's errors and an interrupt into one line on stderr and an exit.
+    """Turn this project's errors and an interrupt into one line and an exit.
 
     SIGTERM counts as an interrupt from here on, and as many connections may be open as the system
     allows: strangers that only connect must not use them up. Raises SystemExit.
@@ -53,8 +79,8 @@ def report_errors(program: str) -> Iterator[None]:
     try:
         yield
     except WashError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        complain(f"{program}: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
+        complain(f"{program}: interrupted", "interrupted")
         sys.exit(INTERRUPTED)

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
 from washp2p.records import Codec, Json
 
-PROTOCOL = 7
+PROTOCOL = 8
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""
@@ -26,6 +26,9 @@ Text = Annotated[str, TEXT_LIMIT]
 KEY_BYTES = 32
 Key = Annotated[bytes, KEY_BYTES]
 """A public key of CURVE; empty where links are in plain text."""
+
+Losses = Annotated[dict[str, int], 32]
+"""Values, by why they were lost."""
 
 Addresses = Annotated[list[Name], 4]
 PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
@@ -271,8 +274,9 @@ class Finished:
     """Worker: I have all I need. I keep serving my peers until Finish.
 
     `seconds` from the first round's beginning to the last one's end, of which I `waited` so many
-    for peers; `max_delay` is the S I ended with, or "none". The last four are what the selection's
-    theory, the paper, and PAPA, with and without all-reduce, say of the payload in bytes.
+    for peers; `max_delay` is the S I ended with, or "none"; `lost` are values by reason. The last
+    four are what the selection's theory, the paper, and PAPA, with and without all-reduce, say of
+    the payload in bytes.
     """
 
     rounds: int
@@ -281,7 +285,7 @@ class Finished:
     waited: float
     max_delay: Name
     applied_values: int
-    expired_values: int
+    lost: Losses
     refused_values: int
     refused_messages: Annotated[dict[str, int], 32]
     parameters: int
@@ -329,17 +333,21 @@ class Vitals:
     """Worker, every second or so: how it goes. Totals since it joined.
 
     `seconds` since its first round began; of them it `waited` for peers, and a thread beside
-    training spent so many on `planning`. `max_delay` as in Finished; `lost` and `refused` are
-    values. `distance` is its estimate of the population's mean squared distance from its mean,
-    negative if there is none yet. `sent` are rows of peer, kind, wire and bytes.
+    training spent so many on `planning`. `max_delay` and `lost` as in Finished; values have been
+    `late` by so many rounds of late; so many were `applied` and, not being finite, `refused`.
+    `distance` is its estimate of the population's mean squared distance from its mean, negative if
+    there is none yet. `sent` are rows of peer, kind, wire and bytes.
     """
 
     steps: int
     seconds: float
     waited: float
     planning: float
+    epoch: int
+    applied: int
     max_delay: Name
-    lost: int
+    late: float
+    lost: Losses
     refused: int
     refused_messages: Annotated[dict[str, int], 32]
     distance: float

@@ -73,6 +73,27 @@ def require_loopback(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
         )
 
 
+def http_address(address: str, *, public: bool) -> tuple[str, int]:
+    """Host and port of HOST:PORT to serve at, port 0 (or `*`) being any that is free.
+
+    What is served there is plain text to be read by whoever comes: off loopback only if it is
+    `public`. Raises UsageError.
+
+    >>> http_address("127.0.0.1:8080", public=False)
+    ('127.0.0.1', 8080)
+    """
+    try:
+        host, port = split_tcp(f"tcp://{address}")
+    except UsageError:
+        raise UsageError(f"{address!r} is not an address; expected HOST:PORT") from None
+    if not public and not is_loopback(f"tcp://{address}"):
+        raise UsageError(
+            f"{address} is not on loopback: whoever reaches it could look at the run; add --public "
+            "if they may"
+        )
+    return "0.0.0.0" if host == "*" else host, 0 if port == "*" else int(port)
+
+
 def facing(endpoint: str) -> str:
     """The local address from which this host would reach `endpoint`, as `tcp://HOST:*`.
 

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from washp2p import checkpoints
+from washp2p.arrivals import Loss
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.snapshot import Snapshot, restore, take
 from washp2p.timeline import Start
@@ -89,7 +90,7 @@ class Keeper:
             )
             self._ledger.load(extra["ledger"])
             self._exchange.applied_values, self._exchange.refused_values = extra["values"]
-            self._exchange.arrivals.expired_values = extra["expired"]
+            self._exchange.arrivals.lost.update({Loss(k): n for k, n in extra["lost"].items()})
             if self._log is not None:
                 self._log.go_back(*extra["log"])
             if self._state is not None:
@@ -123,7 +124,7 @@ class Keeper:
                 **timeline.account(),
                 "ledger": self._ledger.to_wire(),
                 "values": [self._exchange.applied_values, self._exchange.refused_values],
-                "expired": self._exchange.arrivals.expired_values,
+                "lost": self._exchange.arrivals.lost_by_reason,
                 "log": None if self._log is None else self._log.keep(),
                 "state": {} if self._state is None else self._state.state_dict(),
             }

@@ -15,6 +15,7 @@ from asyncio import subprocess
 from typing import TYPE_CHECKING
 
 from washp2p.errors import INTERRUPTED, RunStoppedError
+from washp2p.logs import complain, message_of
 from washp2p.rundir import CONFIG, create
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Launch:
                     return await self._explain(worker.result(), log, end)
                 if not end.done():
                     line = _last_line(worker.result(), log)
-                    print(f"{line} (log: {log}); the others go on", file=sys.stderr, flush=True)
+                    complain(f"{line} (log: {log}); the others go on", "worker lost")
         stop.cancel()
         if working and end.result() == 0:
             await asyncio.wait(working, timeout=END_SECONDS)
@@ -184,4 +185,4 @@ def _last_line(code: int, log: Path) -> str:
     if code < 0:
         return f"worker: killed by {signal.Signals(-code).name}"
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"worker: ended with code {code}"
+    return message_of(lines[-1]) if lines else f"worker: ended with code {code}"

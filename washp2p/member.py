@@ -116,6 +116,8 @@ class Member:
             conduct=self._conduct,
             consensus=self._strategy.consensus(self._store.layout),
         )
+        self.vitals: Vitals | None = None
+        """What it last said of how it goes, as it does every second; not to be changed."""
         self._planning = 0.0
         self._told_at = 0.0
         self._inbox = Inbox(
@@ -374,20 +376,22 @@ class Member:
         self._told_at = self._timeline.ended
         self._exchange.measure()
         counts = self._transport.ledger.counts.items()
-        self._connection.vitals(
-            Vitals(
-                steps=self._timeline.steps,
-                seconds=self._timeline.seconds,
-                waited=self._timeline.waited,
-                planning=self._planning,
-                max_delay=self._timeline.max_delay,
-                lost=self._exchange.arrivals.expired_values,
-                refused=self._exchange.refused_values,
-                refused_messages={str(k): n for k, n in self._conduct.refused.items()},
-                distance=self._exchange.distance,
-                sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
-            )
+        self.vitals = Vitals(
+            steps=self._timeline.steps,
+            seconds=self._timeline.seconds,
+            waited=self._timeline.waited,
+            planning=self._planning,
+            epoch=self._exchange.epoch,
+            applied=self._exchange.applied_values,
+            max_delay=self._timeline.max_delay,
+            late=self._timeline.late,
+            lost=self._exchange.arrivals.lost_by_reason,
+            refused=self._exchange.refused_values,
+            refused_messages={str(k): n for k, n in self._conduct.refused.items()},
+            distance=self._exchange.distance,
+            sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
         )
+        self._connection.vitals(self.vitals)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -421,6 +425,7 @@ class Member:
 
     def _finish(self) -> None:
         self.average()
+        self._tell()
         layout = self._store.layout
         timeline = self._timeline
         epochs = timeline.epochs
@@ -432,7 +437,7 @@ class Member:
                 waited=timeline.waited,
                 max_delay=timeline.max_delay,
                 applied_values=self._exchange.applied_values,
-                expired_values=self._exchange.arrivals.expired_values,
+                lost=self._exchange.arrivals.lost_by_reason,
                 refused_values=self._exchange.refused_values,
                 refused_messages={str(k): n for k, n in self._conduct.refused.items()},
                 parameters=layout.values,

@@ -5,6 +5,7 @@ Reads summary.json, returns tables; torch-free, so that the coordinator can prin
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Summary = dict[str, Any]
 SHORTFALL = 2.0
@@ -129,6 +130,14 @@ def pace_table(summary: Summary) -> Table:
     return table
 
 
+def losses(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Values lost by reason, over the `rows` of all members, most first."""
+    total: Counter[str] = Counter()
+    for row in rows:
+        total.update(row["lost"])
+    return dict(total.most_common())
+
+
 def links_table(summary: Summary) -> Table:
     """Bytes by worker, peer, kind and wire."""
     table = _table(
@@ -169,6 +178,9 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     for gone in summary.get("departed", []):
         what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
         yield escape(plain(f"{what}; the roster is without it from round {gone['round']} on"))
+    if lost := losses(summary["bytes"]):
+        told = ", ".join(f"{count:,} ({why})" for why, count in lost.items())
+        yield escape(plain(f"values lost: {told}"))
     seconds = f"{summary['rounds']} rounds in {summary['seconds']:.1f} s"
     yield f"{seconds} ({summary['rounds_per_second']:.1f} rounds/s)"
     if text := warning(summary):

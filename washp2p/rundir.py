@@ -1,8 +1,8 @@
 """The run folder: what lies where, and writing it so that a reader never sees half a file.
 
-config.json, metrics.jsonl, summary.json, averaged.safetensors, members/<id>.safetensors,
-log/<id>.msgpack (the run log), checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and
-journal.sqlite (the coordinator's). Others rely on these names.
+config.json, metrics.jsonl and population.jsonl (the curves), summary.json, averaged.safetensors,
+members/<id>.safetensors, log/<id>.msgpack (the run log), checkpoints/<round>/<id>.safetensors
+(`checkpoints.py`) and journal.sqlite (the coordinator's). Others rely on these names.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 
-CONFIG, METRICS, SUMMARY, AVERAGED, JOURNAL = (
+CONFIG, METRICS, POPULATION, SUMMARY, AVERAGED, JOURNAL = (
     "config.json",
     "metrics.jsonl",
+    "population.jsonl",
     "summary.json",
     "averaged.safetensors",
     "journal.sqlite",
@@ -114,17 +115,32 @@ def _make_last(folder: Path) -> None:
         os.close(descriptor)
 
 
-def trim_metrics(folder: Path, round_number: int) -> None:
-    """Leave out of metrics.jsonl what members will report again as they go on after a round."""
-    path = folder / METRICS
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # one cut short by a kill
-            if json.loads(line)["round"] < round_number:
-                kept.append(f"{line}\n")
-    write_bytes(path, "".join(kept).encode())
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file, each with a `round`; none if it is not there.
+
+    A line that a kill has cut short is left out.
+    """
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if isinstance(values["round"], int):
+                found.append(values)
+    return found
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a record to a .jsonl file. Raises OSError."""
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def trim_lines(folder: Path, round_number: int) -> None:
+    """Leave out of the .jsonl files what is told again as members go on after a round."""
+    for path in (folder / METRICS, folder / POPULATION):
+        if path.exists():
+            kept = [v for v in read_lines(path) if v["round"] < round_number]
+            write_bytes(path, "".join(json.dumps(v) + "\n" for v in kept).encode())
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -73,6 +73,8 @@ class Timeline:
         self.waited = 0.0
         """Seconds spent waiting for peers."""
         self.began = self.ended = time.monotonic()
+        self.late = 0.0
+        """By how many rounds values have been late of late."""
         self._share = 0.0
         self._start = Start()
         self._reported: set[MemberId] = set()
@@ -203,11 +205,13 @@ class Timeline:
         elapsed = time.monotonic() - self.ended
         self.waited += waited
         self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
+        lateness = max((self.round - one.round for one in applied if one.senders), default=0)
+        self.late += RECENT * (lateness - self.late)
         self._delay.observe(
             waited=waited,
             elapsed=elapsed,
             useful=self._arrivals.last_share > 1000 * WORTH_WAITING,
-            lateness=max((self.round - one.round for one in applied if one.senders), default=0),
+            lateness=lateness,
         )
 
     def _write(self, applied: Sequence[Applied], *, jumped: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from washp2p.commandline import Parser, add_link_options, report_errors
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
+from washp2p.logs import Log, add_log_option, complain
 from workers.launched import launched
 from workers.options import add_data_options, add_device_option, add_threads_option
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from washp2p.errors import WashError
+    from washp2p.metrics import Exporter
 
 GRACE_SECONDS = 1.0
 """How long a step may go on after the run has ended before the process does."""
@@ -39,13 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_options(parser)
     add_device_option(parser)
     add_threads_option(parser)
+    watch = parser.add_argument_group("to be looked at")
+    add_log_option(watch)
+    watch.add_argument(
+        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there (extra `metrics`)"
+    )
+    watch.add_argument(
+        "--public", action="store_true", help="serve them off loopback, to whoever comes"
+    )
     with report_errors("worker"):
         options = parser.parse_args(arguments)
-        logging.basicConfig(format="%(message)s")
-        return work(options)
+        return work(options, Log(options.log))
 
 
-def work(options: argparse.Namespace) -> int:
+def work(options: argparse.Namespace, log: Log) -> int:
     """Be a member, and another one whenever the population has gone on without this process."""
     import torch
 
@@ -56,26 +64,38 @@ def work(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    exporter: Exporter | None = None
+    if options.metrics:
+        from washp2p.metrics import Exporter
+
+        exporter = Exporter(options.metrics, public=options.public)
+        log.event(f"metrics at {exporter.address}", "listening", address=exporter.address)
     dropped: DroppedError | None = None
     while True:
         try:
-            take_part(options, device, None if place is None else place.rank)
+            take_part(options, device, None if place is None else place.rank, log, exporter)
         except DroppedError as error:
             dropped = error.with_traceback(None)  # which holds on to the whole former life
-            print(f"worker: {error}; joining again", file=sys.stderr, flush=True)
+            complain(f"worker: {error}; joining again", "dropped")
         except JoinRefusedError as refusal:
             if dropped is None:
                 raise
             raise RunStoppedError(f"{dropped}, and cannot join again: {refusal}") from None
         else:
-            print("finished", flush=True)
+            log.event("finished", "finished")
             return 0
 
 
-def take_part(options: argparse.Namespace, device: torch.device, rank: int | None) -> None:
+def take_part(
+    options: argparse.Namespace,
+    device: torch.device,
+    rank: int | None,
+    log: Log,
+    exporter: Exporter | None,
+) -> None:
     """Join, train, average, and write what belongs to this member. Raises WashError.
 
-    `rank` is the MemberId to have if it is still to be had.
+    `rank` is the MemberId to have if it is still to be had; `exporter` is told of it.
     """
     import washp2p
     from washp2p import rundir
@@ -94,7 +114,8 @@ def take_part(options: argparse.Namespace, device: torch.device, rank: int | Non
     )
     connection.on_stop(_exit_soon)
     folder = connection.folder
-    print(f"member {connection.member} of run {connection.name}", flush=True)
+    log.about(run=connection.name, member=connection.member)
+    log.event(f"member {connection.member} of run {connection.name}", "joined")
     try:
         data = load_data(connection.config, options.data_dir, download=options.download)
         trainer = Trainer(connection.config, data, connection.member, device)
@@ -112,12 +133,16 @@ def take_part(options: argparse.Namespace, device: torch.device, rank: int | Non
         log=rundir.log_file(folder, connection.member),
         state=trainer,
     ) as member:
+        if exporter is not None:
+            exporter.watch(member, connection.name)
         trainer.round = member.round
         with trainer.streams.active():
             for epoch in trainer.train():
                 trainer.round = member.round
                 if epoch is not None:
                     member.report(**epoch.to_metrics())
+                    if log.for_programs:
+                        log.event(f"epoch {epoch.number}", "metrics", **epoch.to_metrics())
         averaged = member.average()
         own = member.model_of(member.id)
         assert own is not None
@@ -150,7 +175,7 @@ def _exit_soon(error: WashError) -> None:
         return  # it will join again
 
     def end() -> None:
-        print(f"worker: {error}", file=sys.stderr, flush=True)
+        complain(f"worker: {error}")
         for child in multiprocessing.active_children():  # data loaders
             child.kill()
         os._exit(error.exit_code)

@@ -250,6 +250,7 @@ def _summary(
                     row[population.members.index(member)] for row in population.reference.sent
                 ),
                 "expired_values": 0,
+                "lost": {},
                 "refused_values": 0,
                 "payload": payload,
                 "header": 0,

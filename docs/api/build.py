@@ -9,7 +9,14 @@ import pdoc
 
 import washp2p
 
-MODULES = ("washp2p", "!washp2p.", "washp2p.evaluation", "!washp2p.evaluation.", "washp2p.errors")
+MODULES = (
+    "washp2p",
+    "!washp2p.",
+    "washp2p.evaluation",
+    "!washp2p.evaluation.",
+    "washp2p.errors",
+    "washp2p.metrics",
+)
 
 if __name__ == "__main__":
     vars(washp2p).update((name, getattr(washp2p, name)) for name in washp2p.__all__)

@@ -118,7 +118,7 @@ def finished():
         waited=0.0,
         max_delay="0",
         applied_values=10,
-        expired_values=0,
+        lost={},
         refused_values=0,
         refused_messages={},
         parameters=24,

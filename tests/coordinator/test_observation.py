@@ -9,6 +9,7 @@ from math import sqrt
 import pytest
 from rich.console import Console
 
+from coordinator.commands import Event, What
 from coordinator.observation import EVENTS
 from tests.coordinator.test_membership import Run, events, finished, hello
 from washp2p.control import (
@@ -29,8 +30,11 @@ def vitals(steps=0, distance=-1.0, sent=(), **changes):
         "seconds": 2.0,
         "waited": 0.5,
         "planning": 0.1,
+        "epoch": 0,
+        "applied": 5,
         "max_delay": "3",
-        "lost": 7,
+        "late": 1.5,
+        "lost": {"sender dropped": 4, "link broken": 3},
         "refused": 0,
         "refused_messages": {},
         "distance": distance,
@@ -117,18 +121,18 @@ def test_a_view_fits_a_message_however_much_is_said():
         run.tell(who, vitals(sent=sent))
         run.tell(who, Metrics({"loss": "x" * 1_000_000, "held_out": 1}))
     for number in range(EVENTS):
-        run.machine.observation.event("x" * 5000 + str(number), 0.0)
+        run.machine.observation.event(Event("x" * 5000 + str(number), What.REFUSED), 0.0)
     assert len(messages.encode(View(view(run)))) < MESSAGE_LIMIT
 
 
 def test_the_last_events_are_remembered():
     run = Run(n=2)
     for number in range(EVENTS + 5):
-        run.machine.observation.event(f"event {number}", float(number))
+        run.machine.observation.event(Event(f"event {number}", What.JOINED, 1), float(number))
     seen = view(run)["events"]
     assert [seen[0], seen[-1]] == [
-        {"at": 5.0, "text": "event 5"},
-        {"at": EVENTS + 4.0, "text": f"event {EVENTS + 4}"},
+        {"at": 5.0, "event": "joined", "member": 1, "text": "event 5"},
+        {"at": EVENTS + 4.0, "event": "joined", "member": 1, "text": f"event {EVENTS + 4}"},
     ]
 
 
@@ -142,7 +146,7 @@ def test_a_terminal_shows_it_and_nobody_steers_the_terminal():
     run.tell(0, vitals(steps=3, max_delay="[b]\x1b"))
     run.tell(0, Metrics({"loss": 0.5, "held_out": 91.25}))
     run.tell(1, Metrics({"loss": "\x1b[2J", "held_out": [1]}))
-    run.machine.observation.event("\x1b]0;title\x07", 0.0)
+    run.machine.observation.event(Event("\x1b]0;title\x07", What.REFUSED), 0.0)
     text = shown(view(run))
     assert "\x1b" not in text
     assert "x: training, round 0/40" in text

@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 
 from coordinator.display import Display
+from coordinator.observers import Observers
 from coordinator.server import Server
 from tests.conftest import make_layout
 from washp2p.config import RunConfig
@@ -33,6 +34,7 @@ from washp2p.control import (
     Welcome,
     messages,
 )
+from washp2p.logs import Log
 from washp2p.rounds import round_seed, run_key, unpack_seeds
 from washp2p.version import DERIVATION, VERSION
 
@@ -78,7 +80,7 @@ class Worker:
         await self.tell(Averaged(0))
         assert isinstance(await self.hear(), Settled)
         theory = (1, 1.0, 1.0, 1.0, 1.0)
-        await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, 0, 0, {}, *theory))
+        await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, {}, 0, {}, *theory))
         assert isinstance(await self.hear(), Finish)
         await self.tell(Accounts([]))
         return seeds, size
@@ -91,8 +93,9 @@ def server(tmp_path):
     async def start():
         ready, ready_fd = os.pipe()
         config = RunConfig.resolve(n=3, seed=5)
+        folder = tmp_path / "run"
         task = asyncio.create_task(
-            Server(config, tmp_path / "run", Display()).serve(
+            Server(config, folder, Observers(Display(Log()), folder)).serve(
                 "tcp://127.0.0.1:*", ready_fd=ready_fd
             )
         )

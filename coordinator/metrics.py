@@ -1,0 +1,97 @@
+"""The population in Prometheus's format, of a view of it. Needs the extra `metrics`.
+
+What one member does is its own to tell (`washp2p.metrics`); here is what only all together have.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+STATES = ("welcomed", "attached", "enrolled", "finished", "accounted", "away")
+GAUGES = {
+    "epoch": ("epoch", "Number of the newest roster"),
+    "round": ("round", "Last round of the slowest member"),
+    "rounds": ("rounds", "Rounds of the whole run, 0 if not known"),
+    "rounds_per_second": ("rounds_per_second", "Pace of the slowest member"),
+    "seconds_left": ("left_seconds", "Until the last round, at this pace"),
+    "distance": ("consensus_distance", "Of members from their mean, a Euclidean norm"),
+    "loss": ("loss", "Mean of what members last reported"),
+    "held_out": ("held_out_percent", "Mean accuracy that members last reported"),
+    "checkpoint": ("checkpoint_round", "Round of the last checkpoint that all members have"),
+    "n": ("wanted_members", "Members that the run is for"),
+}
+TOTALS = {
+    "sent": ("sent_bytes", "Payload and headers sent among members", "kind"),
+    "lost": ("lost_values", "Values that never came, or in vain", "reason"),
+    "refused_messages": ("members_refused_messages", "Messages that members refused", "reason"),
+}
+
+
+def exposition(view: dict[str, Any]) -> tuple[str, bytes]:
+    """Content type and text. Raises UsageError if prometheus-client is not installed."""
+    try:
+        from prometheus_client import CollectorRegistry, exposition
+        from prometheus_client.registry import Collector
+    except ImportError:
+        raise UsageError(
+            "prometheus-client is not installed; pip install prometheus-client (or this project's "
+            "extra `metrics`)"
+        ) from None
+
+    class Population(Collector):
+        def collect(self) -> Iterator[Metric]:
+            return families(view)
+
+    registry = CollectorRegistry()
+    registry.register(Population())
+    return exposition.CONTENT_TYPE_LATEST, exposition.generate_latest(registry)
+
+
+def families(view: dict[str, Any]) -> Iterator[Metric]:
+    """What there is to tell, each with the run's name as a label."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    run = view["run"]
+
+    def gauge(name: str, text: str, values: Mapping[str, float | None], label: str = "") -> Metric:
+        labels = ["run", label] if label else ["run"]
+        family = GaugeMetricFamily(f"washp2p_population_{name}", text, labels=labels)
+        for key, value in values.items():
+            if value is not None:
+                family.add_metric([run, key] if label else [run], value)
+        return family
+
+    def counter(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
+        family = CounterMetricFamily(f"washp2p_{name}", text, labels=["run", label])
+        for key, value in values.items():
+            family.add_metric([run, key], value)
+        return family
+
+    for key, (name, text) in GAUGES.items():
+        yield gauge(name, text, {"": view[key]})
+    states = [row["state"] for row in view["members"]]
+    counts = {state: states.count(state) for state in STATES}
+    yield gauge("members", "Members, by state", counts, "state")
+    for key, (name, text, label) in TOTALS.items():
+        yield counter(f"population_{name}", text, view["totals"][key], label)
+    departed = CounterMetricFamily(
+        "washp2p_population_departed_members", "Members that were dropped", labels=["run"]
+    )
+    departed.add_metric([run], len(view["departed"]))
+    yield departed
+    yield counter(
+        "coordinator_refused_messages",
+        "Messages that the coordinator refused",
+        view["refused_messages"],
+        "reason",
+    )
+    accuracy = view["accuracy"]
+    models = {key: accuracy.get(key) for key in ("ensemble", "averaged", "greedy_soup")}
+    yield gauge("accuracy_percent", "Test accuracy at the end", models, "model")

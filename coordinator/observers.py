@@ -1,0 +1,142 @@
+"""Who looks at a run while it goes on, all told in one place: the terminal or log, the curves in
+the run folder, TensorBoard, and whoever asks over HTTP.
+
+They look; none of them can hold up or end a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from coordinator.commands import Event, What
+from coordinator.history import History
+from coordinator.web import Page
+from washp2p import rundir
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from coordinator.display import Display
+    from coordinator.observation import Observation
+    from coordinator.population import Population
+    from coordinator.scalars import Scalars
+
+T = TypeVar("T")
+
+
+class Look(Protocol):
+    """How the run goes now, with who has sent what to whom or without."""
+
+    def __call__(self, *, links: bool) -> dict[str, Any]:
+        """A view."""
+
+
+ANSWER_SECONDS = 5.0
+"""How long the page waits for the coordinator's own thread."""
+
+
+class Observers:
+    """Of one run in one folder. All but what the page's threads call belongs to one thread."""
+
+    def __init__(
+        self,
+        display: Display,
+        folder: Path,
+        *,
+        http: tuple[str, int] | None = None,
+        scalars: Scalars | None = None,
+    ) -> None:
+        self._display = display
+        self._folder = folder
+        self._http = http
+        self._scalars = scalars
+        self._history = History(rundir.read_lines(folder / rundir.POPULATION))
+        self._page: Page | None = None
+        self._look: Look
+        self._observation: Observation | None = None
+        self._failing: set[str] = set()
+
+    def open(self, look: Look, observation: Observation) -> None:
+        """Begin; in a running event loop. Raises UsageError."""
+        self._look, self._observation = look, observation
+        self._loop = asyncio.get_running_loop()
+        if self._http is not None:
+            self._page = Page(self._http, self)
+            self.event(Event(f"status page at {self._page.address}", What.LISTENING))
+
+    def close(self) -> None:
+        """No more will happen."""
+        if self._page is not None:
+            self._page.close()
+        if self._scalars is not None:
+            self._scalars.close()
+
+    def event(self, event: Event) -> None:
+        """Something has happened."""
+        if self._observation is not None:
+            self._observation.event(event, time.time())
+        self._display.event(event)
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """A member's line of metrics."""
+        self._display.metrics(values)
+        self._append(rundir.METRICS, values)
+        if self._scalars is not None:
+            self._scalars.metrics(values)
+
+    def rewind(self, round_number: int) -> None:
+        """The run goes on from a round: what came after it will be told again."""
+        self._history.rewind(round_number)
+        try:
+            rundir.trim_lines(self._folder, round_number)
+        except UsageError as error:
+            self.event(Event(f"some lines of metrics will be there twice: {error}", What.DISK))
+
+    def tick(self, population: Population) -> None:
+        """Some time has passed."""
+        assert self._observation is not None
+        if population.publication.begun and not population.ended:
+            now = time.monotonic()
+            if self._history.due(now):
+                point = self._history.add(self._observation.point(population), now)
+                self._append(rundir.POPULATION, {"at": round(time.time(), 3), **point})
+                if self._scalars is not None:
+                    self._scalars.point(point, self._look(links=False)["members"])
+        if self._display.is_live:
+            self._display.show(self._look(links=False))
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """The run has come to its end."""
+        self._display.end(summary)
+
+    # On the page's threads
+
+    def view(self) -> dict[str, Any]:
+        """How the run goes now. Raises TimeoutError."""
+        return self._ask(lambda: self._look(links=True))
+
+    def points(self) -> list[dict[str, Any]]:
+        """The curves. Raises TimeoutError."""
+        return self._ask(lambda: list(self._history.points))
+
+    def _ask(self, what: Callable[[], T]) -> T:
+        async def answer() -> T:
+            return what()
+
+        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(ANSWER_SECONDS)
+
+    def _append(self, name: str, values: dict[str, Any]) -> None:
+        """A line more; what cannot be written is said once, and lost."""
+        try:
+            rundir.append_line(self._folder / name, values)
+        except OSError as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                text = f"lines of {name} are lost: {error.strerror}; the run goes on"
+                self.event(Event(text, What.DISK))
+        else:
+            self._failing.discard(name)

@@ -1,0 +1,68 @@
+"""What TensorBoard shows of a run: a series for each member, and one for the population.
+
+Needs the extra `tensorboard`, and NumPy with it; neither torch nor TensorFlow. By round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+POPULATION = "population"
+OF_MEMBERS = (
+    "rounds_per_second",
+    "bytes_per_second",
+    "bytes",
+    "waited",
+    "planning",
+    "late",
+    "lost",
+    "refused",
+)
+
+
+class Scalars:
+    """Writes event files below `folder`. Raises UsageError if tensorboard is not installed."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.summary import Writer
+        except ImportError:
+            raise UsageError(
+                "--tensorboard needs tensorboard; pip install tensorboard (or this project's extra "
+                "`tensorboard`)"
+            ) from None
+        self._writer = Writer
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """A line that a member has reported: all figures in it."""
+        values = dict(values)
+        member, number = values.pop("member"), values.pop("round", None)
+        if isinstance(number, int):
+            self._add(f"member-{member}", "training", values, number)
+
+    def point(self, point: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """A point of the population's curves, and each member's row then."""
+        values = dict(point)
+        self._add(POPULATION, "population", values, values.pop("round"))
+        for row in rows:
+            told = {key: row[key] for key in OF_MEMBERS if key in row}
+            self._add(f"member-{row['member']}", "exchange", told, row["round"])
+
+    def close(self) -> None:
+        """Have all of it on disk."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _add(self, series: str, group: str, values: dict[str, Any], step: int) -> None:
+        if series not in self._writers:
+            self._writers[series] = self._writer(str(self._folder / series))
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._writers[series].add_scalar(f"{group}/{key}", float(value), step=step)

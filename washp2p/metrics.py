@@ -1,0 +1,139 @@
+"""A member in Prometheus's format. Needs prometheus-client, the extra `metrics`.
+
+An `Exporter` tells what its member last said of itself, once a second, so a scrape costs training
+nothing. What all members have together is the coordinator's to tell (its --http).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from washp2p.endpoints import http_address
+from washp2p.errors import UsageError
+from washp2p.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from prometheus_client.core import Metric
+
+    from washp2p.member import Member
+
+__all__ = ["Exporter"]
+
+
+class Exporter:
+    """Serves a process's member at http://ADDRESS/metrics, on a thread of its own, until closed.
+
+    >>> exporter = Exporter("127.0.0.1:*")
+    >>> exporter.address.startswith("http://127.0.0.1:")
+    True
+    >>> exporter.close()
+    """
+
+    def __init__(self, address: str, *, public: bool = False) -> None:
+        """Listen at `address`, HOST:PORT, port `*` being any that is free.
+
+        Off loopback only if it is `public`: whoever comes may look. Raises UsageError if it cannot
+        listen, or prometheus-client is not installed.
+        """
+        host, port = http_address(address, public=public)
+        try:
+            from prometheus_client import CollectorRegistry, start_http_server
+        except ImportError:
+            raise UsageError(
+                "--metrics needs prometheus-client; pip install prometheus-client (or this "
+                "project's extra `metrics`)"
+            ) from None
+        registry = CollectorRegistry()
+        registry.register(_collector(self))
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise UsageError(
+                f"cannot serve metrics at {address}: {error.strerror}; choose another --metrics"
+            ) from None
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{self._server.server_address[1]}/metrics"
+        """Where it is served."""
+        self._member: Member | None = None
+        self._run = ""
+
+    def watch(self, member: Member, run: str) -> None:
+        """From now on tell of this `member` of the run named `run`."""
+        self._member, self._run = member, run
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _collect(self) -> Iterator[Metric]:
+        if self._member is not None:
+            yield from _families(self._member, self._run)
+
+
+def _collector(exporter: Exporter) -> Any:
+    from prometheus_client.registry import Collector
+
+    class Mine(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return exporter._collect()
+
+    return Mine()
+
+
+def _families(member: Member, run: str) -> Iterator[Metric]:
+    """All there is to tell of a member; only who it is, before its first second is over."""
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        InfoMetricFamily,
+    )
+
+    own = [run, str(member.id)]
+
+    def gauge(name: str, text: str, value: float | None) -> Iterator[Metric]:
+        if value is not None:
+            family = GaugeMetricFamily(f"washp2p_{name}", text, labels=["run", "member"])
+            family.add_metric(own, value)
+            yield family
+
+    def counter(name: str, text: str, *labels: str, rows: Iterable[tuple[Any, ...]]) -> Metric:
+        family = CounterMetricFamily(f"washp2p_{name}", text, labels=["run", "member", *labels])
+        for *values, count in rows:
+            family.add_metric([*own, *map(str, values)], count)
+        return family
+
+    info = InfoMetricFamily("washp2p", "What this member runs", labels=["run", "member"])
+    info.add_metric(own, {"version": VERSION})
+    yield info
+    vitals = member.vitals
+    if vitals is None:
+        return
+    yield from gauge("members", "Members of the newest roster", len(member.members))
+    yield from gauge("epoch", "Number of the roster of the last round", vitals.epoch)
+    yield from gauge("delay_rounds", "How late values have been of late", vitals.late)
+    bound = int(vitals.max_delay) if vitals.max_delay.isdecimal() else None
+    yield from gauge("delay_bound_rounds", "How late values may be (none: no bound)", bound)
+    distance = math.sqrt(vitals.distance) if vitals.distance >= 0 else None
+    text = "Of the population from its mean, a Euclidean norm, as this member estimates it"
+    yield from gauge("consensus_distance", text, distance)
+    for name, text, value in (
+        ("rounds", "Rounds taken part in", vitals.steps),
+        ("training_seconds", "Since its first round began", vitals.seconds),
+        ("wait_seconds", "Spent waiting for peers", vitals.waited),
+        ("plan_seconds", "CPU time of deriving plans, beside training", vitals.planning),
+        ("applied_values", "Values received and applied", vitals.applied),
+        ("refused_values", "Values refused, not being finite", vitals.refused),
+    ):
+        yield counter(name, text, rows=[(value,)])
+    text = "Payload and headers sent to peers"
+    yield counter("sent_bytes", text, "peer", "kind", "wire", rows=vitals.sent)
+    text = "Values that never came, or in vain"
+    yield counter("lost_values", text, "reason", rows=vitals.lost.items())
+    text = "Messages refused"
+    yield counter("refused_messages", text, "reason", rows=vitals.refused_messages.items())
