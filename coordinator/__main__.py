@@ -16,6 +16,7 @@ from washp2p.commandline import (
 )
 from washp2p.config import FREE, add_options, config_from
 from washp2p.endpoints import http_address, require_loopback
+from washp2p.errors import UsageError
 from washp2p.keys import read_coordinator
 from washp2p.logs import Log
 
@@ -51,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         help="write the address and a newline to this file descriptor once workers may join",
     )
-    add_observation_options(parser)
+    add_observation_options(parser).add_argument(
+        "--stay",
+        action="store_true",
+        help="when the run is over leave the status page there, until interrupted",
+    )
     with report_errors("coordinator"):
         options = parser.parse_args(arguments)
         log = Log(options.log)
@@ -66,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.bind:
             encrypted = keys is not None
             require_loopback(options.bind, encrypted=encrypted, insecure=options.insecure)
+        if options.stay and not options.http:
+            raise UsageError("--stay is for the status page; add --http, or leave it out")
         http = http_address(options.http, public=options.public) if options.http else None
         from coordinator.display import Display
         from coordinator.observers import Observers
@@ -79,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             observers = Observers(display, folder, http=http, scalars=scalars)
             resume = options.resume is not None
             server = Server(config, folder, observers, keys=keys, resume=resume)
-            return asyncio.run(server.serve(options.bind, ready_fd=options.ready_fd))
+            serving = server.serve(options.bind, ready_fd=options.ready_fd, stay=options.stay)
+            return asyncio.run(serving)
 
 
 if __name__ == "__main__":

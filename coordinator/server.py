@@ -123,14 +123,29 @@ class Server:
         )
         self._end: End | None = None
 
-    async def serve(self, bind: str | None, *, ready_fd: int | None = None) -> int:
+    async def serve(
+        self, bind: str | None, *, ready_fd: int | None = None, stay: bool = False
+    ) -> int:
         """Listen at `bind` until the run is over; return the exit code.
 
-        None is where the run's coordinator listened before, else loopback's port 5555.
+        With `stay` the observers are served on after it, until interrupted. `bind` None is where
+        the run's coordinator listened before, else loopback's port 5555.
 
         Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
         UsageError if it cannot listen.
         """
+        try:
+            self._catch_signals()  # before anybody is told that it is ready
+            self._observers.open(self._view, self._membership.observation)
+            await self._run(bind, ready_fd)
+            code = self._conclude()
+            if stay:
+                await self._interrupted.wait()
+        finally:
+            self._observers.close()
+        return code
+
+    async def _run(self, bind: str | None, ready_fd: int | None) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = context.socket(zmq.ROUTER)
         self._router.set(zmq.ROUTER_MANDATORY, 1)
@@ -143,8 +158,6 @@ class Server:
             gate = Gate(context, self._doorkeeper.admits, self._patience)
             guard(self._router, self._keys.own)
         try:
-            self._catch_signals()  # before anybody is told that it is ready
-            self._observers.open(self._view, self._membership.observation)
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
             if self._resumes:
                 self._carry_out(self._membership.resume(self._past))
@@ -156,9 +169,7 @@ class Server:
             context.term()
             if gate is not None:
                 gate.join()
-            self._observers.close()
             self._journal.close()
-        return self._conclude()
 
     def _listen(self, bind: str, ready_fd: int | None) -> None:
         try:

@@ -20,8 +20,9 @@ from washp2p.commandline import (
 )
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
+from washp2p.finished import FinishedRun
 from washp2p.logs import Log
-from washp2p.report import final_tables, links_table
+from washp2p.report import final_tables, links_table, runs_table
 from workers.options import add_data_options, add_devices_option, add_threads_option
 
 if TYPE_CHECKING:
@@ -55,10 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--replay", type=Path, metavar="RUN", help="repeat a run from its folder, bit for bit"
     )
     report = commands.add_parser(
-        "report", help="bytes and accuracy of a run", prog="washp2p report"
+        "report", help="bytes and accuracy of a run, or several", prog="washp2p report"
     )
-    report.add_argument("run", type=Path, help="its run folder")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
     report.add_argument("--json", action="store_true", help="for programs")
+    report.add_argument(
+        "--html", action="store_true", help="one file with tables and pictures (extra `report`)"
+    )
+    report.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where that goes (default: RUN/report.html; of several runs report.html)",
+    )
     status = commands.add_parser("status", help="look at a run that goes on", prog="washp2p status")
     status.add_argument("coordinator", help="its address, tcp://HOST:PORT")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -183,14 +193,25 @@ def _keys(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    summary = rundir.read_summary(options.run)
-    if options.json:
-        print(json.dumps(summary, indent=1))
-        return 0
-    console = Console(highlight=False)
-    for table in final_tables(summary):
-        console.print(table)
-    console.print(links_table(summary))
+    if options.output is not None and not options.html:
+        raise UsageError("--output is where --html goes; add --html")
+    runs = [FinishedRun.read(folder) for folder in options.runs]
+    summaries = [run.summary for run in runs]
+    if options.html:
+        from washp2p.htmlreport import page
+
+        default = options.runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+        place = options.output or default
+        rundir.write_bytes(place, page(runs).encode())
+        print(place)
+    elif options.json:
+        print(json.dumps(summaries[0] if len(runs) == 1 else summaries, indent=1))
+    elif len(runs) == 1:
+        console = Console(highlight=False)
+        for table in (*final_tables(summaries[0]), links_table(summaries[0])):
+            console.print(table)
+    else:
+        Console(highlight=False).print(runs_table(runs))
     return 0
 
 

@@ -45,7 +45,7 @@ def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
     )
 
 
-def add_observation_options(parser: argparse.ArgumentParser) -> None:
+def add_observation_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """How a run's coordinator shows it."""
     group = parser.add_argument_group("to be looked at")
     add_log_option(group)
@@ -64,6 +64,7 @@ def add_observation_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write TensorBoard event files into the run folder (extra `tensorboard`)",
     )
+    return group
 
 
 @contextmanager

@@ -6,23 +6,43 @@ Reads summary.json, returns tables; torch-free, so that the coordinator can prin
 from __future__ import annotations
 
 from collections import Counter
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from washp2p.finished import differences
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from washp2p.finished import FinishedRun
 
 Summary = dict[str, Any]
 SHORTFALL = 2.0
 """Points by which the averaged model may miss the ensemble before the report says so."""
 
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
 
 def plain(text: str) -> str:
     """A line that cannot steer a terminal, whoever had a hand in it."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def amount(count: float, digits: int = 3) -> str:
+    """Bytes for people, in powers of 1,000.
+
+    >>> amount(1234567), amount(999.9, digits=4)
+    ('1.23 MB', '999.9 B')
+    """
+    power = 0
+    while round(count, digits) >= 1000 - 0.5 * 10 ** (3 - digits) and power < len(UNITS) - 1:
+        count /= 1000
+        power += 1
+    return f"{count:.{digits}g} {UNITS[power]}"
 
 
 def accuracy_table(summary: Summary) -> Table | None:
@@ -84,9 +104,9 @@ def bytes_table(summary: Summary) -> Table:
         )
         table.add_row(
             str(row["member"]),
-            *map(_size, (row["payload"], row["expected_payload"], row["theory"], row["header"])),
+            *map(_amount, (row["payload"], row["expected_payload"], row["theory"], row["header"])),
             f"{row['messages']:,}",
-            *map(_size, (other, row["control"])),
+            *map(_amount, (other, row["control"])),
         )
     return table
 
@@ -97,14 +117,14 @@ def comparison(summary: Summary) -> str:
     sent = sum(r["payload"] for r in summary["bytes"]) / len(summary["bytes"])
     text = (
         f"PAPA (all {summary['parameters']:,} parameters every 10 steps) would have sent "
-        f"{_size(row['papa'])} per worker, {_size(row['papa_all_reduce'])} as a ring all-reduce"
+        f"{_amount(row['papa'])} per worker, {_amount(row['papa_all_reduce'])} as a ring all-reduce"
     )
     theory = sum(r["theory"] for r in summary["bytes"]) / len(summary["bytes"])
     if not sent or not theory:
         return text
     return (
         f"theory is (N-1)/N * sum p_l d_l for this model's layers; {sent / theory:.3f} of "
-        f"it was sent. By the paper's rule for equal layers it would be {_size(row['paper'])}. "
+        f"it was sent. By the paper's rule for equal layers it would be {_amount(row['paper'])}. "
         f"{text}: {row['papa'] / sent:.1f} and {row['papa_all_reduce'] / sent:.1f} times as much"
     )
 
@@ -167,6 +187,32 @@ def links_table(summary: Summary) -> Table:
     return table
 
 
+def runs_table(runs: Sequence[FinishedRun]) -> Table:
+    """Several runs side by side: what differs in their settings, accuracies, bytes of a worker."""
+    table = _table("runs", "", *(escape(plain(run.name)) for run in runs))
+
+    def row(name: str, values: Iterable[object]) -> None:
+        table.add_row(name, *(escape(plain(str(value))) for value in values))
+
+    for name, values in differences(runs).items():
+        row(name, values)
+    table.add_section()
+    summaries = [run.summary for run in runs]
+    accuracies = [summary["accuracy"] for summary in summaries]
+    for name, key in (
+        ("Ensemble", "ensemble"),
+        ("Averaged", "averaged"),
+        ("GreedySoup", "greedy_soup"),
+    ):
+        row(name, ["" if a[key] is None else f"{a[key]:.2f}" for a in accuracies])
+    table.add_section()
+    for name, key in (("payload", "payload"), ("theory", "theory"), ("PAPA", "papa")):
+        row(name, [_amount(mean(row[key] for row in s["bytes"])) for s in summaries])
+    row("values lost", [f"{summary['lost_values']:,}" for summary in summaries])
+    row("rounds/s", [f"{summary['rounds_per_second']:.1f}" for summary in summaries])
+    return table
+
+
 def final_tables(summary: Summary) -> Iterator[Table | str]:
     """What a run ends with."""
     table = accuracy_table(summary)
@@ -197,10 +243,5 @@ def _table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _size(count: float) -> str:
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.4g} {unit}"
-        value /= 1000
-    return f"{value:.4g} TB"
+def _amount(count: float) -> str:
+    return amount(count, digits=4)

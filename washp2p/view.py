@@ -14,13 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from washp2p.report import plain
+from washp2p.report import amount, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 View = dict[str, Any]
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def headline(view: View) -> str:
@@ -76,19 +75,6 @@ def render(view: View, last: int = 5) -> RenderableType:
         members_table(view),
         *(Text(text, style="dim") for text in events(view, last)),
     )
-
-
-def amount(count: float) -> str:
-    """Bytes for people, in powers of 1,000.
-
-    >>> amount(1234567)
-    '1.23 MB'
-    """
-    power = 0
-    while count >= 999.5 and power < len(UNITS) - 1:
-        count /= 1000
-        power += 1
-    return f"{count:.3g} {UNITS[power]}"
 
 
 def _number(value: Any, form: str) -> str:

@@ -1,4 +1,5 @@
-"""What `torchrun` and `srun` tell the processes they start: their rank, and that on their host.
+"""What `torchrun`, `srun` and Kubernetes tell the processes they start: their rank, and that on
+their host.
 
 These variables are all that is read of the environment.
 """
@@ -17,6 +18,8 @@ LAUNCHERS = {
     "torchrun": ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 }
+INDEX = "JOB_COMPLETION_INDEX"
+"""Of a pod of an Indexed Job, which has a host, as it were, of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
 
     Raises UsageError if it makes no sense.
     """
+    if INDEX in environment:
+        index = environment[INDEX]
+        if not (index.isascii() and index.isdecimal()):
+            raise UsageError(f"{INDEX} is {index!r:.20}; expected the number of a pod")
+        return Launched(int(index), 0, int(index) + 1)
     for launcher, names in LAUNCHERS.items():
         if all(name in environment for name in names):
             values = {name: environment[name] for name in names}

@@ -1,4 +1,4 @@
-"""What torchrun and srun say of a process."""
+"""What torchrun, srun and Kubernetes say of a process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def test_rank_and_device_are_the_launchers(environment):
     place = launched(environment)
     assert place == Launched(rank=5, local=1, world=8)
     assert [place.device(count) for count in (0, 1, 4)] == ["", "cuda:0", "cuda:1"]
+
+
+def test_a_pod_of_an_indexed_job_has_its_number_and_the_devices_it_sees():
+    place = launched({"JOB_COMPLETION_INDEX": "3"})
+    assert place.rank == 3
+    assert place.device(1) == "cuda:0"
+    with pytest.raises(UsageError, match="expected the number of a pod"):
+        launched({"JOB_COMPLETION_INDEX": "three"})
 
 
 def test_who_was_launched_by_nobody_reads_nothing():
