@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from washp2p.arrivals import Loss
+from washp2p.conduct import Reason
 from washp2p.errors import UsageError
+from washp2p.ledger import Kind
+from washp2p.metrics import every
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,9 +32,9 @@ GAUGES = {
     "n": ("wanted_members", "Members that the run is for"),
 }
 TOTALS = {
-    "sent": ("sent_bytes", "Payload and headers sent among members", "kind"),
-    "lost": ("lost_values", "Values that never came, or in vain", "reason"),
-    "refused_messages": ("members_refused_messages", "Messages that members refused", "reason"),
+    "sent": ("sent_bytes", "Payload and headers sent among members", "kind", Kind),
+    "lost": ("lost_values", "Values that never came, or in vain", "reason", Loss),
+    "refused_messages": ("refused_messages", "Messages that members refused", "reason", Reason),
 }
 
 
@@ -79,8 +83,8 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
     states = [row["state"] for row in view["members"]]
     counts = {state: states.count(state) for state in STATES}
     yield gauge("members", "Members, by state", counts, "state")
-    for key, (name, text, label) in TOTALS.items():
-        yield counter(f"population_{name}", text, view["totals"][key], label)
+    for key, (name, text, label, known) in TOTALS.items():
+        yield counter(f"population_{name}", text, dict(every(known, view["totals"][key])), label)
     departed = CounterMetricFamily(
         "washp2p_population_departed_members", "Members that were dropped", labels=["run"]
     )
@@ -89,7 +93,7 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
     yield counter(
         "coordinator_refused_messages",
         "Messages that the coordinator refused",
-        view["refused_messages"],
+        dict(every(Reason, view["refused_messages"])),
         "reason",
     )
     accuracy = view["accuracy"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.members import Phase
+from washp2p.arrivals import Loss
+from washp2p.conduct import Reason
 from washp2p.control import (
     Accounts,
     Averaged,
@@ -45,6 +47,11 @@ def implausible(  # noqa: PLR0911 - a case a message
             return "has finished, nobody has averaged yet"
         case Vitals(sent=sent) if not {row[1] for row in sent} <= set(Kind):
             return "has sent what is sent for nothing"
+        case (
+            Vitals(lost=lost, refused_messages=refused)
+            | Finished(lost=lost, refused_messages=refused)
+        ) if not (set(lost) <= set(Loss) and set(refused) <= set(Reason)):
+            return "has lost or refused what nobody does"
         case Accounts(counts):
             if member.phase < Phase.FINISHED:
                 return "accounts for a run that it has not finished"

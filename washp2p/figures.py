@@ -35,6 +35,7 @@ STYLE: Any = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "washp2p",
 }
 LEGEND = 12

@@ -273,8 +273,8 @@ def _faults(run: FinishedRun) -> Iterator[str]:
         return
     share = 100 * lost / received if received else 0.0
     yield (
-        f"{len(departed)} members were lost; {lost:,} of {received:,} values that were to come "
-        f"were never applied ({share:.2f} %). The averaged model is of members "
+        f"Members lost: {len(departed)}. Of {received:,} values that were to come, {lost:,} were "
+        f"never applied ({share:.2f} %). The averaged model is of members "
         f"{', '.join(map(str, summary['averaged_over']))}."
     )
 

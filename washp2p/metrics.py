@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from washp2p.arrivals import Loss
+from washp2p.conduct import Reason
 from washp2p.endpoints import http_address
 from washp2p.errors import UsageError
 from washp2p.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from prometheus_client.core import Metric
@@ -76,6 +78,11 @@ class Exporter:
             yield from _families(self._member, self._run)
 
 
+def every(reasons: Iterable[str], counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """(reason, count) for all `reasons`: what never happened is a number, too."""
+    return [(str(reason), counts.get(reason, 0)) for reason in reasons]
+
+
 def _collector(exporter: Exporter) -> Any:
     from prometheus_client.registry import Collector
 
@@ -134,6 +141,6 @@ def _families(member: Member, run: str) -> Iterator[Metric]:
     text = "Payload and headers sent to peers"
     yield counter("sent_bytes", text, "peer", "kind", "wire", rows=vitals.sent)
     text = "Values that never came, or in vain"
-    yield counter("lost_values", text, "reason", rows=vitals.lost.items())
+    yield counter("lost_values", text, "reason", rows=every(Loss, vitals.lost))
     text = "Messages refused"
-    yield counter("refused_messages", text, "reason", rows=vitals.refused_messages.items())
+    yield counter("refused_messages", text, "reason", rows=every(Reason, vitals.refused_messages))
