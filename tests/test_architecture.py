@@ -38,6 +38,12 @@ FORBIDDEN = {
     "coordinator/plausibility.py": ("zmq", "time", "asyncio", "rich"),
     "coordinator/votes.py": ("zmq", "time", "asyncio", "rich"),
     "coordinator/lobby.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/observation.py": ("zmq", "time", "asyncio", "rich"),
+    "coordinator/history.py": ("zmq", "time", "asyncio", "rich", "washp2p"),
+    "washp2p/logs.py": ("torch", "numpy", "zmq", "washp2p"),
+    "washp2p/finished.py": ("torch", "numpy", "zmq"),
+    "washp2p/report.py": ("torch", "numpy", "zmq"),
+    "washp2p/figures.py": ("torch", "zmq"),
 }
 
 
