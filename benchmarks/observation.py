@@ -16,7 +16,9 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack
-from statistics import median, quantiles
+from pathlib import Path
+from random import choices
+from statistics import median, stdev
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,8 +36,9 @@ if TYPE_CHECKING:
 N = 2
 P = 0.001
 BATCH = 24
-STEPS = 150
-BLOCKS = 40
+STEPS = 66
+"""About a second's."""
+BLOCKS = 400
 SCRAPE_SECONDS = 5.0
 """As deploy/monitoring/prometheus.yml has it."""
 VARIANTS = ("nobody looks", "all look")
@@ -71,9 +74,9 @@ class Looking:
 
 
 def work(rank: int, coordinators: list[tuple[str, int]], store: str) -> dict[str, list[float]]:
-    """One rank: by variant, seconds a step in each block, the slower rank's."""
+    """One rank: by variant, seconds a step in each block, the slower rank's; and of its CPU."""
     gather(rank, store, N)
-    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    found: dict[str, list[float]] = {name: [] for name in (*VARIANTS, *map(cpu, VARIANTS))}
     steps: list[Callable[[], None]] = []
     with ExitStack() as stack:
         exporter = Exporter("127.0.0.1:*")
@@ -101,14 +104,16 @@ def work(rank: int, coordinators: list[tuple[str, int]], store: str) -> dict[str
                     os.kill(processes[turn], signal.SIGCONT)
                 looking.turn(on=turn == 1)
                 dist.barrier()
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), time.process_time()
                 for _ in range(STEPS):
                     steps[turn]()
                 took = torch.tensor((time.perf_counter() - began) / STEPS)
+                busy = (time.process_time() - busy) / STEPS
                 looking.turn(on=False)
                 dist.all_reduce(took, dist.ReduceOp.MAX)
                 if block:
                     found[VARIANTS[turn]].append(float(took))
+                    found[cpu(VARIANTS[turn])].append(busy)
         dist.barrier()
         if rank == 0:
             for process in processes:
@@ -117,9 +122,27 @@ def work(rank: int, coordinators: list[tuple[str, int]], store: str) -> dict[str
     return found
 
 
+def cpu(variant: str) -> str:
+    """Under what name a variant's CPU time is kept."""
+    return f"{variant}, CPU"
+
+
+def used(process: int) -> float:
+    """CPU seconds that a process has used."""
+    words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _silence(member: Any) -> None:
     """Have a member say nothing of how it goes: there is no flag for that."""
     member._tell = lambda: None
+
+
+def against(its: list[float], other: list[float]) -> str:
+    """The median of ratios, block by block, with twice its standard error, by the bootstrap."""
+    ratios = [a / b for a, b in zip(its, other, strict=True)]
+    draws = [median(choices(ratios, k=len(ratios))) for _ in range(1000)]
+    return f"{median(ratios):.4f} ± {2 * stdev(draws):.4f}"
 
 
 def main() -> None:
@@ -129,24 +152,31 @@ def main() -> None:
         coordinators = [
             stack.enter_context(coordinator_process(*flags, *more)) for more in (QUIET, WATCHED)
         ]
+        before = [used(process) for _, process in coordinators]
         found = in_processes(N, work, coordinators, rendezvous("observation"))[0]
+        after = [used(process) for _, process in coordinators]
     assert isinstance(found, dict)
-    quiet, watched = (found[name] for name in VARIANTS)
-    ratios = [b / a for a, b in zip(quiet, watched, strict=True)]
-    low, middle, high = quantiles(ratios, n=4)
-    rows = [
-        [VARIANTS[0], f"{1e3 * median(quiet):.2f}", ""],
-        [VARIANTS[1], f"{1e3 * median(watched):.2f}", f"{middle:.4f} ({low:.4f} to {high:.4f})"],
-    ]
+    rows = []
+    for name, begun, ended in zip(VARIANTS, before, after, strict=True):
+        rows.append(
+            [
+                name,
+                f"{1e3 * median(found[name]):.2f}",
+                against(found[name], found[VARIANTS[0]]),
+                against(found[cpu(name)], found[cpu(VARIANTS[0])]),
+                f"{100 * (ended - begun) / (STEPS * sum(found[name])):.1f} %",
+            ]
+        )
     record(
         "observation",
         "What it costs to look at a run",
-        ["variant", "ms a step", "time, of the other's"],
+        ["variant", "ms a step", "time", "CPU time of a member", "coordinator, of a core"],
         rows,
         f"N = {N} processes of one thread, an MLP of 4.2 M parameters, p = {P}; {BLOCKS} blocks of "
-        f"{STEPS} steps of each, in turn, the slower process's; medians and quartiles. Looking: "
-        "vitals once a second, curves, TensorBoard, JSON logs; the page's requests every second "
-        f"and every three; Prometheus at coordinator and members every {SCRAPE_SECONDS:g} s.",
+        f"{STEPS} steps of each, in turn, the slower process's; medians, and medians of ratios "
+        "block by block, ± two standard errors. Looking: vitals once a second, curves, "
+        "TensorBoard, JSON logs; the page's requests every second and every three; Prometheus at "
+        f"coordinator and members every {SCRAPE_SECONDS:g} s.",
     )
 
 

@@ -79,7 +79,6 @@ class What(StrEnum):
     DROPPED = "dropped"
     CHECKPOINT = "checkpoint"
     NO_CHECKPOINT = "no checkpoint"
-    CUT_OFF = "cut off"
     DISK = "disk"
     METRICS = "metrics"
     ENDED = "ended"

@@ -72,8 +72,7 @@ class Observers:
         """No more will happen."""
         if self._page is not None:
             self._page.close()
-        if self._scalars is not None:
-            self._scalars.close()
+        self._plot(lambda scalars: scalars.close())
 
     def event(self, event: Event) -> None:
         """Something has happened."""
@@ -85,8 +84,7 @@ class Observers:
         """A member's line of metrics."""
         self._display.metrics(values)
         self._append(rundir.METRICS, values)
-        if self._scalars is not None:
-            self._scalars.metrics(values)
+        self._plot(lambda scalars: scalars.metrics(values))
 
     def rewind(self, round_number: int) -> None:
         """The run goes on from a round: what came after it will be told again."""
@@ -104,8 +102,7 @@ class Observers:
             if self._history.due(now):
                 point = self._history.add(self._observation.point(population), now)
                 self._append(rundir.POPULATION, {"at": round(time.time(), 3), **point})
-                if self._scalars is not None:
-                    self._scalars.point(point, self._look(links=False)["members"])
+                self._plot(lambda s: s.point(point, self._look(links=False)["members"]))
         if self._display.is_live:
             self._display.show(self._look(links=False))
 
@@ -128,6 +125,16 @@ class Observers:
             return what()
 
         return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(ANSWER_SECONDS)
+
+    def _plot(self, what: Callable[[Scalars], None]) -> None:
+        """Tell TensorBoard, as long as its files can be written."""
+        if self._scalars is not None:
+            try:
+                what(self._scalars)
+            except OSError as error:
+                self._scalars = None
+                text = f"no more is written for TensorBoard: {error.strerror}; the run goes on"
+                self.event(Event(text, What.DISK))
 
     def _append(self, name: str, values: dict[str, Any]) -> None:
         """A line more; what cannot be written is said once, and lost."""

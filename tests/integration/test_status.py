@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -65,22 +66,52 @@ def test_only_who_has_the_key_may_look(runs, tmp_path):
     assert coordinator.process.poll() is None
 
 
+class Terminal:
+    """A command on a terminal, and what it has shown there."""
+
+    def __init__(self, *command):
+        self._screen, ours = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=ours,
+            stderr=ours,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(ours)
+        self.shown = ""
+
+    def until(self, words, times=1):
+        """Read until `words` were shown so often."""
+        while self.shown.count(words) < times:
+            self.shown += os.read(self._screen, 4096).decode(errors="replace")
+
+    def close(self):
+        """End it; its exit code."""
+        self.process.terminate()
+        code = self.process.wait(10)
+        os.close(self._screen)
+        return code
+
+
 def test_a_terminal_sees_it_go_on(runs):
     coordinator, _ = runs.population(2, *LONG)
     coordinator.until("epoch 1")
-    terminal, ours = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "washp2p", "status", coordinator.address],
-        stdin=subprocess.DEVNULL,
-        stdout=ours,
-        stderr=ours,
-        cwd=ROOT,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-    ) as looking:
-        os.close(ours)
-        seen = b""
-        while seen.count(b"run: training") < 3:
-            seen += os.read(terminal, 4096)
-        looking.terminate()
-        assert looking.wait(10) == 130
-    os.close(terminal)
+    terminal = Terminal("washp2p", "status", coordinator.address)
+    terminal.until("run: training", times=3)
+    assert terminal.close() == 130
+
+
+def test_the_coordinators_own_terminal_shows_it_too(runs, tmp_path):
+    """A table that is drawn anew once a second, with events above it."""
+    flags = ("--n=2", *LONG, f"--run-dir={tmp_path / 'run'}", "--bind=tcp://127.0.0.1:*")
+    terminal = Terminal("coordinator", *flags)
+    terminal.until("members wanted")
+    address = re.search(r"coordinator at (tcp://[\d.:]+)", terminal.shown)[1]
+    for _ in range(2):
+        runs.worker(address)
+    terminal.until("run: training", times=3)
+    for words in ("training begins", "held out", "left", "rounds/s"):
+        terminal.until(words)
+    assert terminal.close() == 130

@@ -1,0 +1,86 @@
+"""Those who look can neither end a run nor hold it up, whatever becomes of what they write."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from coordinator.display import Display
+from coordinator.observers import Observers
+from tests.coordinator.test_membership import Run
+from washp2p.logs import Log
+from washp2p.rundir import METRICS, POPULATION
+
+
+class FullScalars:
+    """TensorBoard's files on a disk that is full."""
+
+    def metrics(self, values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    close = point = metrics
+
+
+class Scene:
+    def __init__(self, folder, scalars=None):
+        self.run = Run(n=2)
+        self.run.start()
+        self.folder = folder
+        self.observers = Observers(Display(Log()), folder, scalars=scalars)
+
+    async def open(self):
+        self.observers.open(self.look, self.run.machine.observation)
+        return self
+
+    def look(self, *, links):
+        return self.run.machine.observation.view(self.run.machine.population, links=links)
+
+    @property
+    def events(self):
+        return [event["text"] for event in self.look(links=False)["events"]]
+
+
+@pytest.mark.asyncio
+async def test_curves_begin_with_training(tmp_path):
+    scene = await Scene(tmp_path).open()
+    scene.observers.tick(scene.run.machine.population)
+    assert not (tmp_path / POPULATION).exists()
+    scene.run.sync()
+    for _ in range(3):
+        scene.observers.tick(scene.run.machine.population)
+    (line,) = (tmp_path / POPULATION).read_text().splitlines()
+    assert json.loads(line)["members"] == 2
+
+
+@pytest.mark.asyncio
+async def test_a_disk_that_is_full_is_said_once_and_ends_nothing(tmp_path):
+    scene = await Scene(tmp_path, FullScalars()).open()
+    (tmp_path / METRICS).mkdir()  # nothing can be appended to it
+    for number in range(3):
+        scene.observers.metrics({"member": 0, "round": number})
+    assert scene.events == [
+        "lines of metrics.jsonl are lost: Is a directory; the run goes on",
+        "no more is written for TensorBoard: No space left on device; the run goes on",
+    ]
+    (tmp_path / METRICS).rmdir()
+    scene.observers.metrics({"member": 0, "round": 4})
+    assert json.loads((tmp_path / METRICS).read_text())["round"] == 4
+    scene.observers.close()
+
+
+@pytest.mark.asyncio
+async def test_another_coordinator_goes_on_with_the_curves(tmp_path):
+    scene = await Scene(tmp_path).open()
+    scene.run.sync()
+    scene.observers.tick(scene.run.machine.population)
+    scene.observers.metrics({"member": 0, "round": 7})
+    later = await Scene(tmp_path).open()
+    later.run.sync()
+    later.observers.tick(later.run.machine.population)
+    lines = [json.loads(line) for line in (tmp_path / POPULATION).read_text().splitlines()]
+    assert [line["seconds"] for line in lines] == [0.0, 0.0]
+    later.observers.rewind(0)
+    assert (tmp_path / POPULATION).read_text() == ""
+    assert (tmp_path / METRICS).read_text() == ""
