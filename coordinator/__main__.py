@@ -48,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checkpoints have come; only --min-n and --patience may be changed",
     )
     local.add_argument(
+        "--hand-over",
+        action="store_true",
+        help="on SIGTERM leave the run to another coordinator with the same --run-dir, as where a "
+        "cluster moves it, instead of ending the run",
+    )
+    local.add_argument(
         "--ready-fd",
         type=int,
         help="write the address and a newline to this file descriptor once workers may join",
@@ -85,7 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Display(log) as display:
             observers = Observers(display, folder, http=http, scalars=scalars)
             resume = options.resume is not None
-            server = Server(config, folder, observers, keys=keys, resume=resume)
+            server = Server(
+                config,
+                folder,
+                observers,
+                keys=keys,
+                resume=resume,
+                hand_over=options.hand_over,
+            )
             serving = server.serve(options.bind, ready_fd=options.ready_fd, stay=options.stay)
             return asyncio.run(serving)
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from washp2p import metrics
 from washp2p.arrivals import Loss
 from washp2p.conduct import Reason
-from washp2p.errors import UsageError
 from washp2p.ledger import Kind
-from washp2p.metrics import every
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,22 +39,7 @@ TOTALS = {
 
 def exposition(view: dict[str, Any]) -> tuple[str, bytes]:
     """Content type and text. Raises UsageError if prometheus-client is not installed."""
-    try:
-        from prometheus_client import CollectorRegistry, exposition
-        from prometheus_client.registry import Collector
-    except ImportError:
-        raise UsageError(
-            "prometheus-client is not installed; pip install prometheus-client (or this project's "
-            "extra `metrics`)"
-        ) from None
-
-    class Population(Collector):
-        def collect(self) -> Iterator[Metric]:
-            return families(view)
-
-    registry = CollectorRegistry()
-    registry.register(Population())
-    return exposition.CONTENT_TYPE_LATEST, exposition.generate_latest(registry)
+    return metrics.exposition(families(view))
 
 
 def families(view: dict[str, Any]) -> Iterator[Metric]:
@@ -84,7 +68,9 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
     counts = {state: states.count(state) for state in STATES}
     yield gauge("members", "Members, by state", counts, "state")
     for key, (name, text, label, known) in TOTALS.items():
-        yield counter(f"population_{name}", text, dict(every(known, view["totals"][key])), label)
+        yield counter(
+            f"population_{name}", text, dict(metrics.every(known, view["totals"][key])), label
+        )
     departed = CounterMetricFamily(
         "washp2p_population_departed_members", "Members that were dropped", labels=["run"]
     )
@@ -93,7 +79,7 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
     yield counter(
         "coordinator_refused_messages",
         "Messages that the coordinator refused",
-        dict(every(Reason, view["refused_messages"])),
+        dict(metrics.every(Reason, view["refused_messages"])),
         "reason",
     )
     accuracy = view["accuracy"]

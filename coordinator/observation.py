@@ -215,7 +215,7 @@ class Observation:
 
 
 def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return sum(value / len(values) for value in values) if values else None
 
 
 def _figure(value: Any) -> float | None:

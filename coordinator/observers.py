@@ -7,7 +7,9 @@ They look; none of them can hold up or end a run.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from coordinator.commands import Event, What
@@ -37,6 +39,8 @@ class Look(Protocol):
 
 ANSWER_SECONDS = 5.0
 """How long the page waits for the coordinator's own thread."""
+FRESH_SECONDS = 0.4
+"""However many ask, a view is made no more often than that."""
 
 
 class Observers:
@@ -59,6 +63,9 @@ class Observers:
         self._look: Look
         self._observation: Observation | None = None
         self._failing: set[str] = set()
+        self._seen: dict[str, Any] = {}
+        self._seen_at = -inf
+        self._seen_by_all = threading.Lock()
 
     def open(self, look: Look, observation: Observation) -> None:
         """Begin; in a running event loop. Raises UsageError."""
@@ -66,7 +73,7 @@ class Observers:
         self._loop = asyncio.get_running_loop()
         if self._http is not None:
             self._page = Page(self._http, self)
-            self.event(Event(f"status page at {self._page.address}", What.LISTENING))
+            self.event(Event(f"status page at {self._page.address}/", What.LISTENING))
 
     def close(self) -> None:
         """No more will happen."""
@@ -113,8 +120,12 @@ class Observers:
     # On the page's threads
 
     def view(self) -> dict[str, Any]:
-        """How the run goes now. Raises TimeoutError."""
-        return self._ask(lambda: self._look(links=True))
+        """How the run goes now, or went FRESH_SECONDS ago. Raises TimeoutError."""
+        with self._seen_by_all:
+            if time.monotonic() - self._seen_at > FRESH_SECONDS:
+                self._seen = self._ask(lambda: self._look(links=True))
+                self._seen_at = time.monotonic()
+            return self._seen
 
     def points(self) -> list[dict[str, Any]]:
         """The curves. Raises TimeoutError."""
@@ -124,16 +135,21 @@ class Observers:
         async def answer() -> T:
             return what()
 
-        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result(ANSWER_SECONDS)
+        future = asyncio.run_coroutine_threadsafe(answer(), self._loop)
+        try:
+            return future.result(ANSWER_SECONDS)
+        except TimeoutError:
+            future.cancel()
+            raise
 
     def _plot(self, what: Callable[[Scalars], None]) -> None:
         """Tell TensorBoard, as long as its files can be written."""
         if self._scalars is not None:
             try:
                 what(self._scalars)
-            except OSError as error:
+            except Exception as error:  # its writer is not ours; nor may it end the run
                 self._scalars = None
-                text = f"no more is written for TensorBoard: {error.strerror}; the run goes on"
+                text = f"no more is written for TensorBoard: {error!r:.200}; the run goes on"
                 self.event(Event(text, What.DISK))
 
     def _append(self, name: str, values: dict[str, Any]) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POPULATION = "population"
+LAST_STEP = 1 << 63
+LARGEST = 3e38
+"""What its files have room for."""
 OF_MEMBERS = (
     "rounds_per_second",
     "bytes_per_second",
@@ -44,13 +47,16 @@ class Scalars:
         """A line that a member has reported: all figures in it."""
         values = dict(values)
         member, number = values.pop("member"), values.pop("round", None)
-        if isinstance(number, int):
+        if type(number) is int and 0 <= number < LAST_STEP:
             self._add(f"member-{member}", "training", values, number)
 
     def point(self, point: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """A point of the population's curves, and each member's row then."""
         values = dict(point)
         self._add(POPULATION, "population", values, values.pop("round"))
+        here = {POPULATION, *(f"member-{row['member']}" for row in rows)}
+        for gone in self._writers.keys() - here:
+            self._writers.pop(gone).close()
         for row in rows:
             told = {key: row[key] for key in OF_MEMBERS if key in row}
             self._add(f"member-{row['member']}", "exchange", told, row["round"])
@@ -64,5 +70,5 @@ class Scalars:
         if series not in self._writers:
             self._writers[series] = self._writer(str(self._folder / series))
         for key, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and abs(value) < LARGEST:
                 self._writers[series].add_scalar(f"{group}/{key}", float(value), step=step)

@@ -74,7 +74,10 @@ class Server:
         *,
         keys: CoordinatorKeys | None = None,
         resume: bool = False,
+        hand_over: bool = False,
     ) -> None:
+        """With `hand_over` SIGTERM leaves the run to another coordinator instead of ending it."""
+        self._hands_over = hand_over
         self._keys = keys
         self._folder = folder
         self._observers = observers
@@ -213,8 +216,13 @@ class Server:
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         self._interrupted = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupted.set)
+        self._leaves = False
+        loop.add_signal_handler(signal.SIGINT, self._interrupted.set)
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
+
+    def _leave(self) -> None:
+        self._leaves = self._hands_over
+        self._interrupted.set()
 
     async def _loop(self) -> None:
         ping_at = time.monotonic()
@@ -226,9 +234,9 @@ class Server:
             await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             if interrupted.done():
                 arrival.cancel()
-                self._carry_out(
-                    self._population.stop("the coordinator was interrupted", INTERRUPTED)
-                )
+                if not self._leaves:
+                    reason = "the coordinator was interrupted"
+                    self._carry_out(self._population.stop(reason, INTERRUPTED))
                 return
             for _ in range(AT_ONCE):
                 if self._end is not None or not self._arrived():
@@ -343,7 +351,10 @@ class Server:
         }
 
     def _conclude(self) -> int:
-        assert self._end is not None
+        if self._end is None:
+            text = "left the run: another coordinator with this --run-dir goes on with it"
+            complain(text, "handed over")
+            return INTERRUPTED
         if self._end.code:
             hint = f"; go on with --resume {self._folder}" if self._population.kept else ""
             complain(f"run ended: {self._end.reason}{hint}", What.ENDED)

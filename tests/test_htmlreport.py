@@ -12,7 +12,8 @@ import pytest
 
 from washp2p import cli, rundir
 from washp2p.config import RunConfig
-from washp2p.finished import FinishedRun, differences
+from washp2p.figures import _mean_curve
+from washp2p.finished import FinishedRun, differences, read_runs
 from washp2p.htmlreport import page
 
 NASTY = "<script>alert(1)</script>"
@@ -137,7 +138,7 @@ def test_it_needs_nothing_from_elsewhere_and_nobody_can_write_into_it(tmp_path):
     assert all(link.startswith("data:image/svg+xml;base64,") for link in seen.links)
     assert "script" not in seen.tags
     assert not re.search(r"https?://|@import|url\(", text)
-    assert [cells[1] for cells in seen.table("member", "host")[1:]] == [NASTY] * 3
+    assert {cells[2] for cells in seen.table("run", "who")[1:]} == {"", NASTY}
 
 
 def test_faults_and_what_they_cost(tmp_path):
@@ -151,7 +152,10 @@ def test_faults_and_what_they_cost(tmp_path):
         {"epoch": 1, "first_round": 51, "members": [0, 2]},
     ]
     text = page([write_run(tmp_path / "first", rows=rows, departed=departed, epochs=epochs)])
-    assert "Members lost: 1. Of 1,900 values that were to come, 100 were" in text
+    assert (
+        "Members lost: 1. Of 1,900 values that were to come to those that finished, 100 were"
+        in text
+    )
     assert "(5.26 %)" in text
     assert "of members 0, 2." in text
     seen = Tables(text)
@@ -216,3 +220,63 @@ def test_a_run_that_was_not_evaluated_has_a_report_all_the_same(tmp_path):
 def test_a_picture_is_the_same_whenever_it_is_drawn(tmp_path):
     run = write_run(tmp_path / "first")
     assert page([run]) == page([run])
+
+
+def test_the_mean_of_members_is_of_those_that_were_there(tmp_path):
+    run = write_run(tmp_path / "first")
+    run.metrics[:] = [
+        *(
+            {"member": m, "round": r, "held_out": 50.0 + 10 * m}
+            for m in (0, 1)
+            for r in (10, 20, 40)
+        ),
+        *({"member": 2, "round": r, "held_out": 90.0} for r in (30, 40)),
+    ]
+    assert _mean_curve(list(run.curves("held_out").values())) == [
+        (10, 55.0), (20, 55.0), (30, pytest.approx(200 / 3)), (40, pytest.approx(200 / 3)),
+    ]  # fmt: skip
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    lossy = row(0, [1, 2], expired_values=60, lost={"too late": 60})
+    write_run(tmp_path / "a" / "run", rows=[lossy])
+    write_run(tmp_path / "b" / "run")
+    names = ["a/run", "b/run"]
+    runs = read_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    assert [run.name for run in runs] == names
+    text = page(runs)
+    assert "60" in pictures(text)["lost"]
+    assert {cells[0] for cells in Tables(text).table("run", "who")[1:]} == set(names)
+
+
+def test_a_name_is_no_mathematics(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("p$x^$q", "plain")]
+    assert "p$x^$q" in pictures(page(runs))["accuracy"]
+
+
+def test_members_are_named_however_many_there_are(tmp_path):
+    members = range(0, 40, 2)
+    rows = [row(m, [peer for peer in members if peer != m]) for m in members]
+    drawn = pictures(page([write_run(tmp_path / "first", rows=rows)]))["matrix"]
+    shown = {int(text) for text in drawn if text.isdecimal()}
+    assert shown
+    assert shown <= set(members)
+
+
+def test_what_was_refused_is_said(tmp_path):
+    rows = [row(0, [1, 2], refused_values=7, refused_messages={"malformed": 2})]
+    text = page([write_run(tmp_path / "first", rows=rows)])
+    assert "7 values were refused, not being finite" in text
+    assert "Messages refused: 2 malformed." in text
+
+
+def test_a_run_of_an_older_version_has_a_report(tmp_path, capsys):
+    write_run(tmp_path / "first")
+    path = tmp_path / "first" / rundir.SUMMARY
+    summary = json.loads(path.read_text())
+    for each in summary["bytes"]:
+        del each["lost"]
+    path.write_text(json.dumps(summary))
+    (tmp_path / "first" / rundir.CONFIG).unlink()
+    assert cli.main(["report", str(tmp_path / "first")]) == 0
+    assert "Averaged" in capsys.readouterr().out

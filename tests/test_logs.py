@@ -16,6 +16,7 @@ from washp2p.logs import Log
 log = Log({form!r})
 log.event("hello", "listening", address="here")
 log.about(run="r", member=3)
+log.event("epoch 1", "metrics", loss=float("nan"), more=[float("inf"), 1.5])
 logging.getLogger("washp2p").warning("member %d is %s", 3, "late")
 log.event("a \\n line \\x1b[2J", "joined", member=4)
 with report_errors("program"):
@@ -37,13 +38,15 @@ def test_a_line_of_json_is_an_event():
     events = [json.loads(line) for line in lines]
     assert [(e["run"], e["member"], e["event"], e["level"]) for e in events] == [
         (None, None, "listening", "info"),
+        ("r", 3, "metrics", "info"),
         ("r", 3, "log", "warning"),
         ("r", 4, "joined", "info"),
         ("r", 3, "failed", "error"),
     ]
     assert events[0]["address"] == "here"
-    assert events[1]["message"] == "member 3 is late"
-    assert events[3]["message"] == "program: no"
+    assert (events[1]["loss"], events[1]["more"]) == (None, [None, 1.5])  # JSON has no NaN
+    assert events[2]["message"] == "member 3 is late"
+    assert events[4]["message"] == "program: no"
     assert all(event["time"].endswith("+00:00") for event in events)
 
 
@@ -57,7 +60,7 @@ def test_what_nobody_foresaw_is_an_event_too():
 
 def test_people_get_text():
     code, lines, errors = run("text")
-    assert (code, lines[0]) == (2, "hello")
+    assert (code, lines[:2]) == (2, ["hello", "epoch 1"])
     assert errors == "member 3 is late\nprogram: no\n"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
+import urllib.error
 import urllib.request
-from types import SimpleNamespace
+import weakref
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.coordinator.test_observation import vitals
+from tests.prometheus import samples, series
 from washp2p.errors import UsageError
 from washp2p.metrics import Exporter
 
@@ -27,9 +29,13 @@ def scrape(exporter):
         return answer.read().decode()
 
 
-def member(told):
+class Member:
     """All of a member that is asked for."""
-    return SimpleNamespace(id=2, members=(0, 2, 5), vitals=told)
+
+    id, members = 2, (0, 2, 5)
+
+    def __init__(self, vitals):
+        self.vitals = vitals
 
 
 TOLD = vitals(
@@ -42,14 +48,15 @@ TOLD = vitals(
 
 def test_it_tells_what_its_member_last_said(exporter):
     assert scrape(exporter) == ""
-    exporter.watch(member(None), "run")
+    member = Member(None)
+    exporter.watch(member, "run")
     assert "washp2p_info{" in scrape(exporter)
-    exporter.watch(member(TOLD), "run")
-    found = {}
-    for family in text_string_to_metric_families(scrape(exporter)):
-        for sample in family.samples:
-            assert (sample.labels.pop("run"), sample.labels.pop("member")) == ("run", "2")
-            found[(sample.name, *dict(sorted(sample.labels.items())).values())] = sample.value
+    member.vitals = TOLD
+    text = scrape(exporter)
+    assert {(m["run"], m["member"]) for rows in samples(text).values() for m, _ in rows} == {
+        ("run", "2")
+    }
+    found = series(text, "run", "member")
     assert found[("washp2p_rounds_total",)] == 7
     assert found[("washp2p_wait_seconds_total",)] == 0.5
     assert found[("washp2p_plan_seconds_total",)] == 0.1
@@ -67,7 +74,8 @@ def test_it_tells_what_its_member_last_said(exporter):
 
 
 def test_what_nobody_knows_is_not_told(exporter):
-    exporter.watch(member(vitals(max_delay="none")), "run")
+    member = Member(vitals(max_delay="none"))
+    exporter.watch(member, "run")
     text = scrape(exporter)
     assert "washp2p_delay_bound_rounds{" not in text
     assert "washp2p_consensus_distance{" not in text
@@ -75,7 +83,8 @@ def test_what_nobody_knows_is_not_told(exporter):
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_names_follow_prometheus_conventions(exporter):
-    exporter.watch(member(TOLD), "run")
+    member = Member(TOLD)
+    exporter.watch(member, "run")
     done = subprocess.run(
         ["promtool", "check", "metrics"],
         input=scrape(exporter),
@@ -91,5 +100,21 @@ def test_it_listens_off_loopback_only_if_told_to(exporter):
     with pytest.raises(UsageError, match="not on loopback"):
         Exporter("0.0.0.0:0")
     port = exporter.address.split(":")[2].partition("/")[0]
-    with pytest.raises(UsageError, match=r"cannot serve metrics at .* choose another --metrics"):
+    with pytest.raises(UsageError, match=r"cannot listen at .* choose another --metrics"):
         Exporter(f"127.0.0.1:{port}")
+
+
+def test_a_member_that_is_no_more_is_not_kept_by_being_watched(exporter):
+    member = Member(TOLD)
+    gone = weakref.ref(member)
+    exporter.watch(member, "run")
+    del member
+    gc.collect()
+    assert gone() is None
+    assert scrape(exporter) == ""
+
+
+def test_another_sites_page_may_not_look(exporter):
+    request = urllib.request.Request(exporter.address, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=10)

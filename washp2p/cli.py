@@ -20,7 +20,7 @@ from washp2p.commandline import (
 )
 from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
-from washp2p.finished import FinishedRun
+from washp2p.finished import read_runs
 from washp2p.logs import Log
 from washp2p.report import final_tables, links_table, runs_table
 from workers.options import add_data_options, add_devices_option, add_threads_option
@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report", help="bytes and accuracy of a run, or several", prog="washp2p report"
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
-    report.add_argument("--json", action="store_true", help="for programs")
-    report.add_argument(
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument(
         "--html", action="store_true", help="one file with tables and pictures (extra `report`)"
     )
     report.add_argument(
@@ -195,23 +196,24 @@ def _keys(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     if options.output is not None and not options.html:
         raise UsageError("--output is where --html goes; add --html")
-    runs = [FinishedRun.read(folder) for folder in options.runs]
-    summaries = [run.summary for run in runs]
+    folders: list[Path] = options.runs
+    console = Console(highlight=False)
     if options.html:
         from washp2p.htmlreport import page
 
-        default = options.runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+        default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
         place = options.output or default
-        rundir.write_bytes(place, page(runs).encode())
+        rundir.write_bytes(place, page(read_runs(folders)).encode())
         print(place)
     elif options.json:
-        print(json.dumps(summaries[0] if len(runs) == 1 else summaries, indent=1))
-    elif len(runs) == 1:
-        console = Console(highlight=False)
-        for table in (*final_tables(summaries[0]), links_table(summaries[0])):
+        summaries = [rundir.read_summary(folder) for folder in folders]
+        print(json.dumps(summaries[0] if len(folders) == 1 else summaries, indent=1))
+    elif len(folders) == 1:
+        summary = rundir.read_summary(folders[0])
+        for table in (*final_tables(summary), links_table(summary)):
             console.print(table)
     else:
-        Console(highlight=False).print(runs_table(runs))
+        console.print(runs_table(read_runs(folders)))
     return 0
 
 

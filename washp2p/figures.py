@@ -7,10 +7,12 @@ have nothing to show in it. No files, no HTML.
 from __future__ import annotations
 
 import io
+from functools import wraps
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -18,7 +20,7 @@ from washp2p.ledger import Kind
 from washp2p.report import amount, losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
 
@@ -46,6 +48,22 @@ LABELLED = 12
 """A matrix of more members has no numbers in its cells."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """All of a figure is made in our style, whatever the caller's is."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> R:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
 def accuracy(runs: Sequence[FinishedRun]) -> str | None:
     """Held-out accuracy over rounds: of one run every member's, of several the members' mean."""
     curves = [(run.name, run.curves("held_out")) for run in runs]
@@ -64,6 +82,7 @@ def accuracy(runs: Sequence[FinishedRun]) -> str | None:
     return _svg(figure)
 
 
+@_styled
 def distance(runs: Sequence[FinishedRun]) -> str | None:
     """Distance to consensus over rounds."""
     found = [(run.name, _defined(run.population, "distance")) for run in runs]
@@ -78,6 +97,7 @@ def distance(runs: Sequence[FinishedRun]) -> str | None:
     return _svg(figure)
 
 
+@_styled
 def volume(runs: Sequence[FinishedRun]) -> str:
     """Bytes that one worker sent in its exchanges, against the theory and PAPA."""
     bars = []
@@ -109,6 +129,7 @@ def volume(runs: Sequence[FinishedRun]) -> str:
     return _svg(figure)
 
 
+@_styled
 def matrix(run: FinishedRun) -> str | None:
     """Who has sent whom how many bytes, for all purposes."""
     sent: dict[tuple[int, int], int] = {}
@@ -122,16 +143,20 @@ def matrix(run: FinishedRun) -> str | None:
     table = [[sent.get((a, b), 0) for b in members] for a in members]
     size = min(6.5, 1.6 + 0.6 * len(members))
     figure, axes = _figure(width=size, height=size * 0.85)
-    image = axes.imshow(table, cmap="Blues", vmin=0)
     most = max(map(max, table))
+    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=1.3 * most)
+    places = range(len(members))
     if len(members) <= LABELLED:
         for y, row_ in enumerate(table):
             for x, count in enumerate(row_):
                 if count:
-                    colour = "white" if count > 0.6 * most else "black"
+                    colour = "white" if count > 0.7 * most else "black"
                     axes.text(x, y, amount(count), ha="center", va="center", color=colour, size=7)
-        axes.set_xticks(range(len(members)), map(str, members))
-        axes.set_yticks(range(len(members)), map(str, members))
+        axes.set_xticks(range(len(members)))
+        axes.set_yticks(range(len(members)))
+    named = FuncFormatter(lambda at, _: str(members[int(at)]) if at in places else "")
+    axes.xaxis.set_major_formatter(named)
+    axes.yaxis.set_major_formatter(named)
     axes.grid(visible=False)
     form = FuncFormatter(lambda value, _: amount(value))
     figure.colorbar(image, ax=axes, format=form, shrink=0.8)
@@ -139,6 +164,7 @@ def matrix(run: FinishedRun) -> str | None:
     return _svg(figure)
 
 
+@_styled
 def kinds(run: FinishedRun) -> str:
     """For what each member has sent bytes."""
     rows = run.summary["bytes"]
@@ -155,10 +181,12 @@ def kinds(run: FinishedRun) -> str:
         axes.set_xticks(range(len(rows)), [str(row["member"]) for row in rows])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: amount(value)))
     axes.grid(visible=False, axis="x")
-    _finish(axes, "member", "sent")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(Kind))
+    _finish(axes, "member", "sent", legend=False)
     return _svg(figure)
 
 
+@_styled
 def lives(run: FinishedRun) -> str | None:
     """In which rounds each member was in the roster; None if nobody came or went."""
     epochs = run.summary.get("epochs", [])
@@ -179,6 +207,7 @@ def lives(run: FinishedRun) -> str | None:
     return _svg(figure)
 
 
+@_styled
 def lost(runs: Sequence[FinishedRun]) -> str | None:
     """Values that never came, or in vain, by reason; None if there are none."""
     found = {run.name: losses(run.summary["bytes"]) for run in runs}
@@ -202,9 +231,8 @@ def lost(runs: Sequence[FinishedRun]) -> str | None:
 
 def _figure(width: float = 6.5, height: float = 3.0) -> tuple[Figure, Axes]:
     """Inches."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.add_subplot()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def _finish(axes: Axes, x: str, y: str, *, legend: bool = True) -> None:
@@ -215,9 +243,8 @@ def _finish(axes: Axes, x: str, y: str, *, legend: bool = True) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    with mpl.rc_context(STYLE):
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "washp2p"})
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "washp2p"})
     return text.getvalue()
 
 
@@ -228,10 +255,14 @@ def _defined(points: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 
 def _mean_curve(members: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """The k-th points of all members that have one, averaged."""
-    longest = max(map(len, members), default=0)
-    together = [[points[k] for points in members if k < len(points)] for k in range(longest)]
-    return [
-        (round(mean(at for at, _ in points)), mean(value for _, value in points))
-        for points in together
-    ]
+    """The mean at each round at which any reported, over those that had begun and not ended."""
+    rounds = sorted({at for points in members for at, _ in points})
+    found = []
+    for number in rounds:
+        here = [
+            float(np.interp(number, [at for at, _ in points], [value for _, value in points]))
+            for points in members
+            if points[0][0] <= number <= points[-1][0]
+        ]
+        found.append((number, mean(here)))
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
@@ -63,6 +63,18 @@ class FinishedRun:
             if isinstance(value, int | float) and isfinite(value) and "member" in line:
                 found.setdefault(line["member"], []).append((line["round"], float(value)))
         return found
+
+
+def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
+    """Several, each by a name of its own: as much of its path as that takes. Raises UsageError."""
+    paths = [folder.resolve() for folder in folders]
+    length = 1
+    while len({path.parts[-length:] for path in paths}) < len(set(paths)):
+        length += 1
+    return [
+        replace(FinishedRun.read(folder), name="/".join(path.parts[-length:]))
+        for folder, path in zip(folders, paths, strict=True)
+    ]
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:

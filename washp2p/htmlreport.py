@@ -6,6 +6,7 @@ It needs nothing from elsewhere: pictures and style are in it. Needs the extra `
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from statistics import mean
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.finished import differences
-from washp2p.report import amount, comparison, losses, warning
+from washp2p.report import amount, comparison, links, losses, pace, sent, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,19 +85,27 @@ def page(runs: Sequence[FinishedRun]) -> str:
                     ("accuracy", "Held-out accuracy of each member", figures.accuracy(runs)),
                     ("consensus", DISTANCE, figures.distance(runs)),
                 ),
-                tables=[_pace(first)],
+                tables=[_Table(*pace(first.summary))],
             ),
             _Section(
                 "Bytes",
                 texts=[comparison(first.summary) + "."],
                 pictures=pictures(
                     ("volume", "Payload of a worker's exchanges, mean", figures.volume(runs)),
-                    ("matrix", "Who sent whom, all kinds, with headers", figures.matrix(first)),
+                    (
+                        "matrix",
+                        "What those that finished sent whom, all kinds, with headers",
+                        figures.matrix(first),
+                    ),
                     ("kinds", "Sent for what, with headers", figures.kinds(first)),
                 ),
-                tables=[_bytes(first)],
+                tables=[
+                    _Table(
+                        *sent(first.summary), caption="`other` is state transfer and final average"
+                    )
+                ],
                 more_title="By peer, kind and wire",
-                more=[_links(first)],
+                more=[_Table(*links(first.summary), names=4)],
             ),
             _Section(
                 "Faults, and what they cost",
@@ -211,72 +220,28 @@ def _members(run: FinishedRun) -> _Table:
     return _Table(["model", "test accuracy, %"], rows)
 
 
-def _pace(run: FinishedRun) -> _Table:
-    rows = [
-        [
-            row["member"],
-            row["host"],
-            row["steps"],
-            f"{row['steps'] / row['seconds']:.1f}" if row["seconds"] else "",
-            f"{row['waited']:.2f}",
-            row["max_delay"],
-            f"{row['applied_values']:,}",
-            f"{row['expired_values']:,}",
-        ]
-        for row in run.summary["bytes"]
-    ]
-    header = ["member", "host", "steps", "steps/s", "waited, s", "late by", "applied", "lost"]
-    return _Table(header, rows, 2)
-
-
-def _bytes(run: FinishedRun) -> _Table:
-    rows = []
-    for row in run.summary["bytes"]:
-        other = sum(x["payload"] + x["header"] for x in row["links"] if x["kind"] != "exchange")
-        sizes = (row["payload"], row["expected_payload"], row["theory"], row["header"])
-        rows.append(
-            [
-                row["member"],
-                *map(amount, sizes),
-                f"{row['messages']:,}",
-                amount(other),
-                amount(row["control"]),
-            ]
-        )
-    header = ["member", "payload", "plan", "theory", "header", "messages", "other", "control"]
-    return _Table(header, rows, caption="`other` is state transfer and final average")
-
-
-def _links(run: FinishedRun) -> _Table:
-    rows = [
-        [
-            row["member"],
-            link["peer"],
-            link["kind"],
-            link["wire"],
-            f"{link['payload']:,}",
-            f"{link['header']:,}",
-            f"{link['messages']:,}",
-        ]
-        for row in run.summary["bytes"]
-        for link in row["links"]
-    ]
-    return _Table(["from", "to", "kind", "by", "payload", "header", "messages"], rows, 4)
-
-
 def _faults(run: FinishedRun) -> Iterator[str]:
     summary = run.summary
     departed, lost = summary.get("departed", []), summary["lost_values"]
-    received = lost + sum(row["applied_values"] for row in summary["bytes"])
-    if not departed and not lost:
+    refused = sum(row.get("refused_values", 0) for row in summary["bytes"])
+    messages = Counter(summary.get("refused_messages", {}))
+    for row in summary["bytes"]:
+        messages.update(row.get("refused_messages", {}))
+    if not departed and not lost and not refused and not messages:
         yield "None: nobody was lost, and every value that was to come was applied."
         return
+    received = lost + refused + sum(row["applied_values"] for row in summary["bytes"])
     share = 100 * lost / received if received else 0.0
     yield (
-        f"Members lost: {len(departed)}. Of {received:,} values that were to come, {lost:,} were "
-        f"never applied ({share:.2f} %). The averaged model is of members "
+        f"Members lost: {len(departed)}. Of {received:,} values that were to come to those that "
+        f"finished, {lost:,} were never applied ({share:.2f} %). The averaged model is of members "
         f"{', '.join(map(str, summary['averaged_over']))}."
     )
+    if refused:
+        yield f"{refused:,} values were refused, not being finite."
+    if messages:
+        told = ", ".join(f"{count:,} {reason}" for reason, count in messages.most_common())
+        yield f"Messages refused: {told}."
 
 
 def _departed(run: FinishedRun) -> _Table:

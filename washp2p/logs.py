@@ -12,6 +12,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from washp2p.rundir import to_json
+
 if TYPE_CHECKING:
     import argparse
     from types import TracebackType
@@ -40,7 +42,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             values["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(values)
+        return to_json(values)
 
 
 class Log:

@@ -7,12 +7,14 @@ nothing. What all members have together is the coordinator's to tell (its --http
 from __future__ import annotations
 
 import math
+import weakref
 from typing import TYPE_CHECKING
 
 from washp2p.arrivals import Loss
 from washp2p.conduct import Reason
 from washp2p.endpoints import http_address
 from washp2p.errors import UsageError
+from washp2p.httpd import Service
 from washp2p.version import VERSION
 
 if TYPE_CHECKING:
@@ -41,56 +43,53 @@ class Exporter:
         Off loopback only if it is `public`: whoever comes may look. Raises UsageError if it cannot
         listen, or prometheus-client is not installed.
         """
-        host, port = http_address(address, public=public)
-        try:
-            from prometheus_client import CollectorRegistry, start_http_server
-        except ImportError:
-            raise UsageError(
-                "--metrics needs prometheus-client; pip install prometheus-client (or this "
-                "project's extra `metrics`)"
-            ) from None
-        registry = CollectorRegistry()
-        registry.register(_collector(self))
-        try:
-            self._server, self._thread = start_http_server(port, host, registry)
-        except OSError as error:
-            raise UsageError(
-                f"cannot serve metrics at {address}: {error.strerror}; choose another --metrics"
-            ) from None
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"http://{shown}:{self._server.server_address[1]}/metrics"
-        """Where it is served."""
-        self._member: Member | None = None
+        self._member: weakref.ref[Member] | None = None
         self._run = ""
+        place = http_address(address, public=public)
+        exposition({})  # whether it can be had
+        self._service = Service(place, {"/metrics": self._answer}, flag="--metrics")
+        self.address = f"{self._service.address}/metrics"
+        """Where it is served."""
 
     def watch(self, member: Member, run: str) -> None:
-        """From now on tell of this `member` of the run named `run`."""
-        self._member, self._run = member, run
+        """From now on tell of this `member` of the run named `run`, as long as it is there."""
+        self._member, self._run = weakref.ref(member), run
 
     def close(self) -> None:
         """Serve no more."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._service.close()
 
-    def _collect(self) -> Iterator[Metric]:
-        if self._member is not None:
-            yield from _families(self._member, self._run)
+    def _answer(self, _: object) -> tuple[str, bytes]:
+        member = None if self._member is None else self._member()
+        return exposition(() if member is None else _families(member, self._run))
+
+
+def exposition(families: Iterable[Metric]) -> tuple[str, bytes]:
+    """Content type and text in Prometheus's format.
+
+    Raises UsageError if prometheus-client is not installed.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, exposition
+        from prometheus_client.registry import Collector
+    except ImportError:
+        raise UsageError(
+            "metrics need prometheus-client; pip install prometheus-client (or this project's "
+            "extra `metrics`)"
+        ) from None
+
+    class Given(Collector):
+        def collect(self) -> Iterable[Metric]:
+            return families
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Given())
+    return exposition.CONTENT_TYPE_LATEST, exposition.generate_latest(registry)
 
 
 def every(reasons: Iterable[str], counts: Mapping[str, int]) -> list[tuple[str, int]]:
     """(reason, count) for all `reasons`: what never happened is a number, too."""
     return [(str(reason), counts.get(reason, 0)) for reason in reasons]
-
-
-def _collector(exporter: Exporter) -> Any:
-    from prometheus_client.registry import Collector
-
-    class Mine(Collector):
-        def collect(self) -> Iterable[Metric]:
-            return exporter._collect()
-
-    return Mine()
 
 
 def _families(member: Member, run: str) -> Iterator[Metric]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from washp2p.finished import FinishedRun
 
 Summary = dict[str, Any]
+Columns = tuple[list[str], list[list[str]]]
+"""A header, and rows."""
 SHORTFALL = 2.0
 """Points by which the averaged model may miss the ensemble before the report says so."""
 
@@ -82,33 +84,22 @@ def warning(summary: Summary) -> str:
     return f"the averaged model is {gap:.1f} points short of the ensemble; {remedy}"
 
 
-def bytes_table(summary: Summary) -> Table:
+def sent(summary: Summary) -> Columns:
     """Bytes sent by each worker in its exchanges, against plan and theory.
 
     `other` is state transfer and final average, headers included.
     """
-    table = _table(
-        "bytes sent per worker",
-        "member",
-        "payload",
-        "plan",
-        "theory",
-        "header",
-        "messages",
-        "other",
-        "control",
-    )
+    rows = []
     for row in summary["bytes"]:
         other = sum(
             link["payload"] + link["header"] for link in row["links"] if link["kind"] != "exchange"
         )
-        table.add_row(
-            str(row["member"]),
-            *map(_amount, (row["payload"], row["expected_payload"], row["theory"], row["header"])),
-            f"{row['messages']:,}",
-            *map(_amount, (other, row["control"])),
-        )
-    return table
+        sizes = (row["payload"], row["expected_payload"], row["theory"], row["header"])
+        messages = f"{row['messages']:,}"
+        rest = (other, row["control"])
+        rows.append([str(row["member"]), *map(_amount, sizes), messages, *map(_amount, rest)])
+    header = ["member", "payload", "plan", "theory", "header", "messages", "other", "control"]
+    return header, rows
 
 
 def comparison(summary: Summary) -> str:
@@ -129,62 +120,56 @@ def comparison(summary: Summary) -> str:
     )
 
 
-def pace_table(summary: Summary) -> Table:
+def pace(summary: Summary) -> Columns:
     """Each worker's pace, and what became of the values it was sent.
 
-    `late by` is the bound on lateness it ended with; `expired` are values never applied.
+    `late by` is the bound on lateness it ended with; `lost` are values never applied.
     """
-    table = _table(
-        "pace", "member", "steps", "steps/s", "waited, s", "late by", "applied", "expired"
-    )
-    for row in summary["bytes"]:
-        table.add_row(
+    rows = [
+        [
             str(row["member"]),
             str(row["steps"]),
             f"{row['steps'] / row['seconds']:.1f}" if row["seconds"] else "",
             f"{row['waited']:.2f}",
-            escape(plain(row["max_delay"])),
+            row["max_delay"],
             f"{row['applied_values']:,}",
             f"{row['expired_values']:,}",
-        )
-    return table
+        ]
+        for row in summary["bytes"]
+    ]
+    return ["member", "steps", "steps/s", "waited, s", "late by", "applied", "lost"], rows
 
 
 def losses(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Values lost by reason, over the `rows` of all members, most first."""
     total: Counter[str] = Counter()
     for row in rows:
-        total.update(row["lost"])
+        total.update(row.get("lost", {}))
     return dict(total.most_common())
 
 
-def links_table(summary: Summary) -> Table:
+def links(summary: Summary) -> Columns:
     """Bytes by worker, peer, kind and wire."""
-    table = _table(
-        "bytes by peer and kind",
-        "from",
-        "to",
-        "kind",
-        "by",
-        "payload",
-        "plan",
-        "header",
-        "messages",
-    )
-    for row in summary["bytes"]:
-        for link in row["links"]:
-            table.add_row(
-                str(row["member"]),
-                str(link["peer"]),
-                link["kind"],
-                link["wire"],
-                f"{link['payload']:,}",
-                f"{link['expected']:,}" if link["kind"] == "exchange" else "",
-                f"{link['header']:,}",
-                f"{link['messages']:,}",
-            )
-        table.add_section()
-    return table
+    rows = [
+        [
+            str(row["member"]),
+            str(link["peer"]),
+            link["kind"],
+            link["wire"],
+            f"{link['payload']:,}",
+            f"{link['expected']:,}" if link["kind"] == "exchange" else "",
+            f"{link['header']:,}",
+            f"{link['messages']:,}",
+        ]
+        for row in summary["bytes"]
+        for link in row["links"]
+    ]
+    return ["from", "to", "kind", "by", "payload", "plan", "header", "messages"], rows
+
+
+def links_table(summary: Summary) -> Table:
+    """The same on a terminal."""
+    return _filled("bytes by peer and kind", links(summary))
 
 
 def runs_table(runs: Sequence[FinishedRun]) -> Table:
@@ -218,8 +203,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     table = accuracy_table(summary)
     if table is not None:
         yield table
-    yield pace_table(summary)
-    yield bytes_table(summary)
+    yield _filled("pace", pace(summary))
+    yield _filled("bytes sent per worker", sent(summary))
     yield comparison(summary)
     for gone in summary.get("departed", []):
         what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
@@ -231,6 +216,14 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     yield f"{seconds} ({summary['rounds_per_second']:.1f} rounds/s)"
     if text := warning(summary):
         yield f"[yellow]warning: {text}"
+
+
+def _filled(title: str, columns: Columns) -> Table:
+    header, rows = columns
+    table = _table(title, *header)
+    for row in rows:
+        table.add_row(*(escape(plain(cell)) for cell in row))
+    return table
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

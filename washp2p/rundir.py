@@ -12,6 +12,7 @@ import os
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def default() -> Path:
 
 def unfinished(folder: Path) -> bool:
     """Whether a folder holds a run that a new coordinator can go on with."""
-    return (folder / JOURNAL).exists() and not (folder / SUMMARY).exists()
+    begun = (folder / JOURNAL).exists() and (folder / CONFIG).exists()
+    return begun and not (folder / SUMMARY).exists()
 
 
 def require_unfinished(folder: Path) -> None:
@@ -121,7 +123,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     A line that a kill has cut short is left out.
     """
     found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         with suppress(ValueError, KeyError, TypeError):
             values = json.loads(line)
             if isinstance(values["round"], int):
@@ -130,9 +133,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add a record to a .jsonl file. Raises OSError."""
-    with path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
+    """Add a record to a .jsonl file, whose last line may have been cut short. Raises OSError."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        file.write(b"\n" * torn + to_json(values).encode() + b"\n")
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """One line of JSON; a number that is none, which JSON does not have, is null."""
+    return json.dumps(_finite(values), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def trim_lines(folder: Path, round_number: int) -> None:
@@ -140,7 +161,7 @@ def trim_lines(folder: Path, round_number: int) -> None:
     for path in (folder / METRICS, folder / POPULATION):
         if path.exists():
             kept = [v for v in read_lines(path) if v["round"] < round_number]
-            write_bytes(path, "".join(json.dumps(v) + "\n" for v in kept).encode())
+            write_bytes(path, "".join(to_json(v) + "\n" for v in kept).encode())
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -40,11 +40,6 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
 
     Raises UsageError if it makes no sense.
     """
-    if INDEX in environment:
-        index = environment[INDEX]
-        if not (index.isascii() and index.isdecimal()):
-            raise UsageError(f"{INDEX} is {index!r:.20}; expected the number of a pod")
-        return Launched(int(index), 0, int(index) + 1)
     for launcher, names in LAUNCHERS.items():
         if all(name in environment for name in names):
             values = {name: environment[name] for name in names}
@@ -56,4 +51,9 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
                 said = ", ".join(f"{name}={value!r:.20}" for name, value in values.items())
                 raise UsageError(f"{launcher} says {said}; expected ranks below the world's size")
             return found
+    if INDEX in environment:
+        index = environment[INDEX]
+        if not (index.isascii() and index.isdecimal()):
+            raise UsageError(f"{INDEX} is {index!r:.20}; expected the number of a pod")
+        return Launched(int(index), 0, int(index) + 1)
     return None

@@ -130,7 +130,8 @@ function ticks(low, high) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((k) => k * power).find((each) => each >= rough);
   const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high + step * 1e-9; k += 1) found.push(Number((k * step).toPrecision(12)));
+  const first = Math.ceil(low / step);
+  for (let k = 0; k < 20 && (first + k) * step <= high + step * 1e-9; k += 1) found.push(Number(((first + k) * step).toPrecision(12)));
   return found;
 }
 
@@ -147,7 +148,11 @@ function chart(id, name, label, low, high) {
   const to = Math.max(known[known.length - 1].round, from + 1);
   let least = Math.min(...known.map((point) => point[low || name]));
   let most = Math.max(...known.map((point) => point[high || name]));
-  if (most - least < 1e-9 * Math.max(1, Math.abs(most))) { most += 1; least = Math.max(0, least - 1); }
+  if (most - least < 1e-9 * Math.abs(most) || most === least) {
+    const room = Math.max(1, 1e-9 * Math.abs(most));
+    least -= room;
+    most += room;
+  }
   const x = (round) => left + (width - left - right) * (round - from) / (to - from);
   const y = (value) => top + (height - top - bottom) * (most - value) / (most - least);
   const svg = drawing("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${name} over rounds` });
@@ -181,6 +186,7 @@ async function showStatus() {
   const state = byId("state");
   try {
     const view = await ask("status.json");
+    if (byId("run").textContent !== view.run) points.length = 0;  // another run at the same address
     document.title = `${view.run}: ${view.state}`;
     byId("run").textContent = view.run;
     state.textContent = view.state;
@@ -203,6 +209,9 @@ async function showHistory() {
   try {
     const last = points.length ? points[points.length - 1].seconds : -1;
     points.push(...await ask(`history.json?after=${last}`));
+    // A run that goes on from a checkpoint tells again what came after it.
+    const newest = points.length ? points[points.length - 1].round : 0;
+    while (points.length > 1 && points[points.length - 2].round > newest) points.splice(points.length - 2, 1);
     showCharts();
   } catch {
     // showStatus says so

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
+import time
 
 import pytest
 
 from coordinator.display import Display
-from coordinator.observers import Observers
+from coordinator.observers import FRESH_SECONDS, Observers
+from coordinator.scalars import Scalars
 from tests.coordinator.test_membership import Run
 from washp2p.logs import Log
 from washp2p.rundir import METRICS, POPULATION
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 class FullScalars:
     """TensorBoard's files on a disk that is full."""
 
     def metrics(self, values):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise FULL
 
     close = point = metrics
 
@@ -62,7 +67,7 @@ async def test_a_disk_that_is_full_is_said_once_and_ends_nothing(tmp_path):
         scene.observers.metrics({"member": 0, "round": number})
     assert scene.events == [
         "lines of metrics.jsonl are lost: Is a directory; the run goes on",
-        "no more is written for TensorBoard: No space left on device; the run goes on",
+        f"no more is written for TensorBoard: {FULL!r}; the run goes on",
     ]
     (tmp_path / METRICS).rmdir()
     scene.observers.metrics({"member": 0, "round": 4})
@@ -84,3 +89,23 @@ async def test_another_coordinator_goes_on_with_the_curves(tmp_path):
     later.observers.rewind(0)
     assert (tmp_path / POPULATION).read_text() == ""
     assert (tmp_path / METRICS).read_text() == ""
+
+
+@pytest.mark.asyncio
+async def test_a_round_or_figure_that_no_file_has_room_for_ends_nothing(tmp_path):
+    scene = await Scene(tmp_path, Scalars(tmp_path / "board")).open()
+    for number in (1 << 63, 1, True):
+        scene.observers.metrics({"member": 0, "round": number, "loss": 1e300, "held_out": 1 << 63})
+    scene.observers.close()
+    assert scene.events == []
+
+
+@pytest.mark.asyncio
+async def test_however_many_ask_the_run_is_looked_at_now_and_then(tmp_path):
+    scene = await Scene(tmp_path).open()
+    looks = []
+    scene.observers._look = lambda *, links: looks.append(links) or {"round": len(looks)}
+    began = time.monotonic()
+    for _ in range(50):
+        assert (await asyncio.to_thread(scene.observers.view))["round"] == len(looks)
+    assert len(looks) <= 1 + (time.monotonic() - began) / FRESH_SECONDS

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
+import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator import web
 from coordinator.web import Page
 from tests.coordinator.test_membership import Run
 from tests.coordinator.test_observation import vitals
+from tests.prometheus import samples, series
+from washp2p import httpd
 from washp2p.control import Metrics, Progress
 from washp2p.endpoints import http_address
 from washp2p.errors import UsageError
@@ -49,17 +51,9 @@ def page():
 
 
 def get(page, path, **headers):
-    request = urllib.request.Request(page.address + path, headers=headers)
+    request = urllib.request.Request(f"{page.address}/{path}", headers=headers)
     with urllib.request.urlopen(request, timeout=10) as answer:
         return answer.headers, answer.read()
-
-
-def samples(text):
-    return {
-        (sample.name, *sorted((k, v) for k, v in sample.labels.items() if k != "run")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def test_it_serves_the_page_and_what_it_is_made_of(page):
@@ -78,57 +72,68 @@ def test_what_is_not_there_is_not_found_and_nothing_can_be_changed(page):
     for path in ("nothing", "../server.py", "page.html", "status.json/"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(page, path)
-    request = urllib.request.Request(page.address, data=b"x")
+    request = urllib.request.Request(f"{page.address}/", data=b"x")
     with pytest.raises(urllib.error.HTTPError, match="501"):
         urllib.request.urlopen(request, timeout=10)
 
 
-def test_another_sites_page_may_not_look_at_loopback(page):
-    port = page.address.rpartition(":")[2]
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
+def test_another_sites_page_may_not_look(page):
+    """Its own name may resolve to this machine: it is not answered under such names."""
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[x]", "a:b:c"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             get(page, "status.json", Host=host)
-    assert get(page, "status.json", Host="localhost")[1]
+    for host in ("localhost", "127.0.0.2:80", "[::1]", "[::1]:80", "coordinator:8080", "10.1.2.3"):
+        assert get(page, "status.json", Host=host)[1]
 
 
 def test_metrics_are_prometheus_own(page):
     headers, body = get(page, "metrics")
     assert headers["Content-Type"].startswith("text/plain; version=")
-    found = samples(body.decode())
-    assert found[("washp2p_population_members", ("state", "enrolled"))] == 2
+    found = series(body.decode(), "run")
+    assert found[("washp2p_population_members", "enrolled")] == 2
     assert found[("washp2p_population_consensus_distance",)] == 2.0
-    assert found[("washp2p_population_sent_bytes_total", ("kind", "exchange"))] == 1000
-    assert found[("washp2p_population_sent_bytes_total", ("kind", "final average"))] == 0
-    assert found[("washp2p_population_lost_values_total", ("reason", "sender dropped"))] == 4
-    assert found[("washp2p_population_lost_values_total", ("reason", "too late"))] == 0
-    assert found[("washp2p_coordinator_refused_messages_total", ("reason", "malformed"))] == 2
+    assert found[("washp2p_population_sent_bytes_total", "exchange")] == 1000
+    assert found[("washp2p_population_sent_bytes_total", "final average")] == 0
+    assert found[("washp2p_population_lost_values_total", "sender dropped")] == 4
+    assert found[("washp2p_population_lost_values_total", "too late")] == 0
+    assert found[("washp2p_coordinator_refused_messages_total", "malformed")] == 2
     assert found[("washp2p_population_held_out_percent",)] == 80
-    labels = {
-        s.labels["run"] for f in text_string_to_metric_families(body.decode()) for s in f.samples
-    }
-    assert labels == {'r"\\'}
+    told = [labels["run"] for rows in samples(body.decode()).values() for labels, _ in rows]
+    assert set(told) == {'r"\\'}
 
 
-def test_a_busy_coordinator_is_said_to_be(page):
-    def busy():
+def test_a_busy_coordinator_is_said_to_be(page, monkeypatch):
+    def busy(self):
         raise TimeoutError
 
-    page._server.source.view = busy
+    monkeypatch.setattr(Source, "view", busy)
     with pytest.raises(urllib.error.HTTPError, match="503"):
         get(page, "status.json")
 
 
-def test_whoever_only_connects_takes_nobodys_place_for_ever(page, monkeypatch):
-    port = int(page.address.rstrip("/").rpartition(":")[2])
-    monkeypatch.setattr(web._Handler, "timeout", 0.5)
+@pytest.mark.parametrize("trickle", [False, True], ids=["silent", "trickling"])
+def test_whoever_only_connects_takes_nobodys_place_for_long(monkeypatch, trickle):
+    monkeypatch.setattr(httpd, "ANSWER_SECONDS", 1.0)
+    page = Page(("127.0.0.1", 0), Source())
+    port = int(page.address.rpartition(":")[2])
     with ExitStack() as stack:
+        stack.callback(page.close)
         idle = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-            for _ in range(web.AT_ONCE + 5)
+            for _ in range(httpd.AT_ONCE + 5)
         ]
-        for connection in idle:  # one too many is hung up on at once, the others by and by
-            assert connection.recv(1) == b""
-    assert get(page, "status.json")[1]
+        open_ = set(idle)
+        began = time.monotonic()
+        while open_:  # one too many is hung up on at once, the others after a second
+            assert time.monotonic() - began < 8
+            for connection in select.select(open_, [], [], 0.1)[0]:
+                with suppress(ConnectionError):
+                    assert connection.recv(1) == b""
+                open_.discard(connection)
+            for connection in open_ if trickle else ():
+                with suppress(ConnectionError):
+                    connection.send(b"G")
+        assert get(page, "status.json")[1]
 
 
 def test_where_it_may_be_served():
@@ -143,6 +148,6 @@ def test_where_it_may_be_served():
 
 
 def test_a_port_that_is_taken_is_named(page):
-    port = int(page.address.rstrip("/").rpartition(":")[2])
+    port = int(page.address.rpartition(":")[2])
     with pytest.raises(UsageError, match=f"127.0.0.1:{port}: Address already in use; choose"):
         Page(("127.0.0.1", port), Source())

@@ -48,13 +48,6 @@ def test_a_population_trains_to_the_end_and_its_bytes_are_the_interfaces(project
     population = project("compose.yaml", COUNTERS, N="3", FLAGS="--epochs=12 --p=0.3")
     population.compose("up", "-d", "--scale", "worker=3")
     assert population.until(lambda view: view["state"] == "training")
-    states = {
-        name: [
-            population.inspect(c)["State"]["Health"]["Status"] for c in population.containers(name)
-        ]
-        for name in ("coordinator", "worker")
-    }
-    assert all(state in {"starting", "healthy"} for each in states.values() for state in each)
     assert population.exit_codes("coordinator") == [0]
     assert population.exit_codes("worker") == [0, 0, 0]
     report = json.loads(population.on_volume("washp2p", "report", "--json", "runs/run"))
@@ -82,7 +75,7 @@ def test_a_population_trains_to_the_end_and_its_bytes_are_the_interfaces(project
 
 
 def test_containers_come_and_go_and_a_stopped_run_goes_on(project):
-    flags = "--min-n=3 --epochs=90 --lr=0.02 --patience=2 --checkpoint-epochs=3"
+    flags = "--min-n=3 --epochs=200 --lr=0.02 --patience=2 --checkpoint-epochs=3"
     population = project("compose.yaml", N="4", FLAGS=flags)
     population.compose("up", "-d", "--scale", "worker=3")
     population.until(lambda view: view["round"] > 100)
@@ -121,7 +114,7 @@ def test_containers_come_and_go_and_a_stopped_run_goes_on(project):
     assert population.exit_codes("coordinator") == [0], population.compose("logs", "coordinator")
     summary = json.loads(population.file("run/summary.json"))
     assert len(summary["averaged_over"]) == 4
-    assert summary["rounds"] == 90 * 40
+    assert summary["rounds"] == 200 * 40
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
@@ -141,22 +134,29 @@ def test_prometheus_finds_all_and_every_panel_of_the_dashboard_has_something_to_
     population.compose("up", "-d", "--scale", "worker=3", "coordinator", "worker", "prometheus")
     population.until(lambda view: view["distance"] and view["held_out"])
 
+    def healthy(_):
+        containers = population.containers("coordinator") + population.containers("worker")
+        states = [population.inspect(each)["State"]["Health"]["Status"] for each in containers]
+        return states == ["healthy"] * 4
+
+    population.until(healthy)
+
     def ask(path):
         return json.loads(population.ask("prometheus", 9090, f"api/v1/{path}"))["data"]
 
-    def healthy(_):
+    def scraped(_):
         targets = ask("targets")["activeTargets"]
         return sorted(t["labels"]["job"] for t in targets if t["health"] == "up") == [
             "coordinator", "worker", "worker", "worker",
         ]  # fmt: skip
 
-    population.until(healthy)
+    population.until(scraped)
     board = json.loads((DEPLOY / "monitoring/dashboards/washp2p.json").read_text())
     source = (DEPLOY / "monitoring/provisioning/datasources/prometheus.yml").read_text()
     for panel in board["panels"]:
         assert f"uid: {panel['datasource']['uid']}" in source
         for target in panel["targets"]:
-            query = target["expr"].replace("$run", ".*")
+            query = target["expr"].replace("$run", ".*").removesuffix(" or vector(0)")
             population.until(lambda _, q=query: result_of(ask, q))
     (variable,) = board["templating"]["list"]
     assert variable["query"]["query"] == "label_values(washp2p_population_round, run)"

@@ -7,16 +7,17 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.coordinator.test_scalars import series
 from tests.integration.test_status import LONG
+from tests.prometheus import samples
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -33,15 +34,6 @@ def address_in(text, event="listening"):
 def ask(address):
     with urllib.request.urlopen(address, timeout=10) as answer:
         return answer.read().decode()
-
-
-def samples(text):
-    """By name, of each sample its labels and value."""
-    found = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
 
 
 def eventually(look, seconds=30):
@@ -98,9 +90,15 @@ def test_all_that_looks_sees_one_and_the_same_run(runs):
         assert found["washp2p_plan_seconds_total"][0][1] > 0
         assert {value for _, value in found["washp2p_lost_values_total"]} == {0}
     assert set(links) == {(a, b) for a in range(3) for b in range(3) if a != b}
-    together = samples(ask(observed.page + "metrics"))
-    sent = {labels["kind"]: n for labels, n in together["washp2p_population_sent_bytes_total"]}
-    assert sent["exchange"] >= sum(links.values()) > 0
+    assert sum(links.values()) > 0
+
+    def said_by_all():
+        """As much as each has said of itself: it tells the coordinator a moment later."""
+        found = samples(ask(observed.page + "metrics"))
+        sent = {labels["kind"]: n for labels, n in found["washp2p_population_sent_bytes_total"]}
+        return sent["exchange"] >= sum(links.values()) and found
+
+    together = eventually(said_by_all)
     assert together["washp2p_population_held_out_percent"][0][1] > 0
     assert together["washp2p_population_round"][0][1] >= view["round"] > 0
     eventually(lambda: observed.points()[-1]["distance"] and observed.points()[-1]["held_out"])
@@ -216,3 +214,29 @@ def test_flags_that_cannot_work_are_named(runs, flags, words):
     assert coordinator.wait() == 2
     assert words in coordinator.text
     assert len(coordinator.text.splitlines()) == 1
+
+
+def test_a_run_whose_page_could_not_be_served_can_be_started_again(runs):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        coordinator = runs.coordinator("--n=2", f"--http=127.0.0.1:{port}")
+        assert coordinator.wait() == 2
+        assert f"cannot listen at 127.0.0.1:{port}" in coordinator.text
+    again = runs.coordinator("--n=2", "--http=127.0.0.1:*")
+    again.until("2 members wanted")
+
+
+@pytest.mark.timeout(120)
+def test_a_coordinator_that_is_moved_hands_the_run_over(runs):
+    """As a cluster does: SIGTERM, and another one in the same run folder."""
+    flags = ("--epochs=60", "--lr=0.02", "--hand-over")
+    first, workers = runs.population(3, *flags)
+    first.until("epoch 2")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 130
+    assert "left the run: another coordinator with this --run-dir goes on with it" in first.text
+    second = runs.coordinator("--hand-over", bind=first.address)
+    assert second.wait(100) == 0, second.text
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert second.summary["rounds"] == 60 * 40
+    assert second.summary["departed"] == []

@@ -22,6 +22,7 @@ def test_a_pod_of_an_indexed_job_has_its_number_and_the_devices_it_sees():
     place = launched({"JOB_COMPLETION_INDEX": "3"})
     assert place.rank == 3
     assert place.device(1) == "cuda:0"
+    assert launched({"JOB_COMPLETION_INDEX": "1", **TORCHRUN}) == launched(TORCHRUN)
     with pytest.raises(UsageError, match="expected the number of a pod"):
         launched({"JOB_COMPLETION_INDEX": "three"})
 
