@@ -1,4 +1,4 @@
-"""The `washp2p` command: run, simulate, report, status, keys."""
+"""The `washp2p` command: run, simulate, report, soup, evaluate, status, keys."""
 
 from __future__ import annotations
 
@@ -22,12 +22,19 @@ from washp2p.config import FREE, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.finished import read_runs
 from washp2p.logs import Log
-from washp2p.report import final_tables, links_table, runs_table
-from workers.options import add_data_options, add_devices_option, add_threads_option
+from washp2p.report import filled, final_tables, links_table, runs_table
+from workers.options import (
+    add_data_options,
+    add_device_option,
+    add_devices_option,
+    add_threads_option,
+)
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    from workers.soup import Models
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +77,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="where that goes (default: RUN/report.html; of several runs report.html)",
     )
+    soup = commands.add_parser(
+        "soup", help="one model out of the members of a run", prog="washp2p soup"
+    )
+    evaluate = commands.add_parser(
+        "evaluate", help="what each model of a run is worth", prog="washp2p evaluate"
+    )
+    for command in (soup, evaluate):
+        command.add_argument(
+            "places",
+            type=Path,
+            nargs="+",
+            metavar="RUN|FILE",
+            help="a run folder, or models (safetensors) in one",
+        )
+        add_data_options(command, results=False)
+        add_device_option(command)
+    soup.add_argument(
+        "--kind",
+        default="average",
+        choices=("average", "greedy", "best"),
+        help="the mean of all, of those that GreedySoup takes, or the best alone "
+        "(default: %(default)s)",
+    )
+    soup.add_argument(
+        "--align", action="store_true", help="permute each model's units to match the soup so far"
+    )
+    soup.add_argument(
+        "--repair", action="store_true", help="give features their members' mean and deviation"
+    )
+    soup.add_argument(
+        "--update-bn", action="store_true", help="compute statistics of batch norms anew"
+    )
+    soup.add_argument(
+        "--output", type=Path, help="where it goes (default: RUN/soup-<kind and options>)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="for programs")
     status = commands.add_parser("status", help="look at a run that goes on", prog="washp2p status")
     status.add_argument("coordinator", help="its address, tcp://HOST:PORT")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -95,6 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run": _run,
             "simulate": _simulate,
             "report": _report,
+            "soup": _soup,
+            "evaluate": _evaluate,
             "status": _status,
             "keys": _keys,
         }
@@ -214,6 +259,47 @@ def _report(options: argparse.Namespace) -> int:
             console.print(table)
     else:
         console.print(runs_table(read_runs(folders)))
+    return 0
+
+
+def _models(options: argparse.Namespace) -> Models:
+    from workers.__main__ import pick_device
+    from workers.soup import read_models
+
+    device = pick_device(options.device)
+    return read_models(options.places, options.data_dir, device, download=options.download)
+
+
+def _soup(options: argparse.Namespace) -> int:
+    from workers.checkpoint import save_model
+    from workers.soup import soup
+
+    models = _models(options)
+    made = soup(
+        models,
+        options.kind,
+        aligned=options.align,
+        repaired=options.repair,
+        new_statistics=options.update_bn,
+    )
+    more = [name for name in ("align", "repair", "update_bn") if getattr(options, name)]
+    name = "-".join(["soup", options.kind, *more]).replace("_", "-")
+    place: Path = options.output or models.folder / f"{name}.safetensors"
+    save_model(place, made)
+    held_out, test = models.held_out(made), models.accuracy(made, models.data.test)
+    print(f"{place}: {test:.2f} % of the test images, {held_out:.2f} % of those held out")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from workers.soup import evaluate
+
+    found = evaluate(_models(options))
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        rows = [[name, f"{value:.2f}"] for name, value in found.items()]
+        Console(highlight=False).print(filled("test accuracy", (["model", "%"], rows)))
     return 0
 
 

@@ -169,7 +169,7 @@ def links(summary: Summary) -> Columns:
 
 def links_table(summary: Summary) -> Table:
     """The same on a terminal."""
-    return _filled("bytes by peer and kind", links(summary))
+    return filled("bytes by peer and kind", links(summary))
 
 
 def runs_table(runs: Sequence[FinishedRun]) -> Table:
@@ -203,8 +203,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     table = accuracy_table(summary)
     if table is not None:
         yield table
-    yield _filled("pace", pace(summary))
-    yield _filled("bytes sent per worker", sent(summary))
+    yield filled("pace", pace(summary))
+    yield filled("bytes sent per worker", sent(summary))
     yield comparison(summary)
     for gone in summary.get("departed", []):
         what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
@@ -218,7 +218,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
         yield f"[yellow]warning: {text}"
 
 
-def _filled(title: str, columns: Columns) -> Table:
+def filled(title: str, columns: Columns) -> Table:
+    """Columns as a table on a terminal."""
     header, rows = columns
     table = _table(title, *header)
     for row in rows:

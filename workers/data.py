@@ -69,6 +69,11 @@ class Data:
             return DataLoader(dataset, sampler=sampler, batch_size=None)
         return DataLoader(dataset, 64, num_workers=min(4, os.cpu_count() or 1))
 
+    def first_batches(self, count: int, size: int, device: torch.device) -> list[torch.Tensor]:
+        """Inputs of the first training images, always the same: `count` batches at most."""
+        loader = DataLoader(Subset(self.train, range(min(count * size, _length(self.train)))), size)
+        return [inputs.to(device) for inputs, _ in loader]
+
 
 def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
     """The data set that `config` names, from `folder`, downloaded there if allowed and missing.
@@ -97,6 +102,10 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
         shape=(images.shape[1], images.shape[2], images.shape[3]),
         classes=classes,
     )
+
+
+def _length(dataset: Dataset[Any]) -> int:
+    return len(dataset)  # type: ignore[arg-type]  # all of ours have one
 
 
 _Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -10,16 +10,19 @@ if TYPE_CHECKING:
     import argparse
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Where data come from and results go."""
+def add_data_options(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
+    """Where data come from and, with `results`, where they go."""
     group = parser.add_argument_group("this machine's files")
     group.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="data sets (default: %(default)s)"
     )
     group.add_argument("--download", action="store_true", help="fetch the data set if missing")
-    group.add_argument(
-        "--run-dir", type=Path, help="folder for the run's files (default: runs/<the run's name>)"
-    )
+    if results:
+        group.add_argument(
+            "--run-dir",
+            type=Path,
+            help="folder for the run's files (default: runs/<the run's name>)",
+        )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,16 @@
 """From N trained members to numbers and to one model: average, ensemble, soup."""
 
 from washp2p.evaluation.average import average_state, mean
-from washp2p.evaluation.ensemble import accuracy, ensemble, probabilities
-from washp2p.evaluation.soup import greedy_soup
+from washp2p.evaluation.ensemble import accuracy, ensemble, logits, probabilities
+from washp2p.evaluation.soup import greedy_choice, greedy_soup
 
-__all__ = ["accuracy", "average_state", "ensemble", "greedy_soup", "mean", "probabilities"]
+__all__ = [
+    "accuracy",
+    "average_state",
+    "ensemble",
+    "greedy_choice",
+    "greedy_soup",
+    "logits",
+    "mean",
+    "probabilities",
+]

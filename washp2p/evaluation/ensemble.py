@@ -12,27 +12,37 @@ if TYPE_CHECKING:
     Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
-@torch.no_grad()
 def probabilities(
     model: torch.nn.Module, batches: Batches, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax outputs (float32, samples x classes) and labels (int64) over `batches`, on the CPU.
+    """Softmax of the `logits` (float32, samples x classes), and labels; takes what that takes:
+    `model`, `batches`, `device`.
+    """
+    outputs, labels = logits(model, batches, device)
+    return outputs.softmax(dim=1), labels
+
+
+@torch.no_grad()
+def logits(
+    model: torch.nn.Module, batches: Batches, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs (float32, samples x classes) and labels (int64) over `batches`, on the CPU.
 
     `batches` are pairs of inputs (any shape that the `model` takes on `device`) and labels. The
     model is evaluated in eval mode and left in the mode it was in.
 
     >>> model = torch.nn.Linear(2, 3)
-    >>> outputs, labels = probabilities(
+    >>> outputs, labels = logits(
     ...     model, [(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))], torch.device("cpu")
     ... )
-    >>> outputs.shape, outputs.sum(1).round(decimals=3).tolist()
-    (torch.Size([4, 3]), [1.0, 1.0, 1.0, 1.0])
+    >>> outputs.shape, labels.tolist()
+    (torch.Size([4, 3]), [0, 0, 0, 0])
     """
     training = model.training
     model.eval()
     outputs, labels = [], []
     for inputs, targets in batches:
-        outputs.append(model(inputs.to(device)).float().softmax(dim=1).cpu())
+        outputs.append(model(inputs.to(device)).float().cpu())
         labels.append(targets)
     model.train(training)
     return torch.cat(outputs), torch.cat(labels)

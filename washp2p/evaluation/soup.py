@@ -20,14 +20,28 @@ def greedy_soup(states: Sequence[State], accuracy: Callable[[State], float]) -> 
     Members are tried from best to worst (ties in the order given); each stays in if the mean with
     it is no less accurate than the mean without.
     """
+    return average_state(greedy_choice(states, accuracy))
+
+
+def greedy_choice(
+    states: Sequence[State],
+    accuracy: Callable[[State], float],
+    fit: Callable[[State, State], State] | None = None,
+) -> list[State]:
+    """Those of `states` (state dicts) whose mean is the GreedySoup by held-out `accuracy`.
+
+    `fit` makes of a member, given the soup so far, what is to be added instead: aligned with it,
+    say.
+    """
     ranked = sorted(states, key=accuracy, reverse=True)
     chosen = [ranked[0]]
     soup = average_state(chosen)
     best = accuracy(soup)
-    for state in ranked[1:]:
+    for member in ranked[1:]:
+        state = fit(member, soup) if fit is not None else member
         candidate = average_state([*chosen, state])
         score = accuracy(candidate)
         if score >= best:
             chosen.append(state)
             soup, best = candidate, score
-    return soup
+    return chosen

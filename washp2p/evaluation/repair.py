@@ -1,0 +1,139 @@
+"""REPAIR, generalised to p networks (PAPA, Algorithms 4 and 5; Jordan et al. 2023).
+
+Averaging networks shrinks the variance of their features. After REPAIR every preactivation of the
+averaged network has the mean and the standard deviation that its members have on average. No files.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    State = dict[str, torch.Tensor]
+    Inputs = Sequence[torch.Tensor]
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+EPSILON = 1e-12
+"""Added to variances: a unit that never varies is left as it is."""
+
+
+class _Moments:
+    """What a temporary batch norm behind a layer counts: running moments of its channels.
+
+    Each batch counts alike. Channels are dimension 1.
+    """
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self.mean = torch.zeros(())
+        self.variance = torch.zeros(())
+
+    @property
+    def deviation(self) -> torch.Tensor:
+        return (self.variance + EPSILON).sqrt()
+
+    def count(self, features: torch.Tensor) -> None:
+        """A batch of them."""
+        others = [d for d in range(features.dim()) if d != 1]
+        mean = features.mean(dim=others)
+        variance = features.var(dim=others, correction=0)
+        self._batches += 1
+        self.mean = self.mean + (mean - self.mean) / self._batches
+        self.variance = self.variance + (variance - self.variance) / self._batches
+
+
+@torch.no_grad()
+def repair(
+    model: nn.Module,
+    states: Sequence[State],
+    averaged: State,
+    batches: Sequence[Inputs],
+    weights: Sequence[float] | None = None,
+) -> State:
+    """The state dict `averaged`, its preactivations' moments repaired: new CPU tensors.
+
+    `model` is their architecture; it is not changed. `states` are the members' state dicts.
+    `batches` has for each member, and then for the averaged model itself, the inputs it is to see,
+    on the device of `model`: the same images for all, by each one's own augmentation. `weights` are
+    the members' in the average, equal ones if not given. Layers without a bias get the standard
+    deviation only: in the papers' networks a batch norm follows, which takes the mean away. Running
+    statistics of batch norms are computed anew.
+
+    Layers are repaired one after the other, each on the features that the repaired ones before it
+    give, so the moments are exact whatever the number of batches; that takes a pass over the
+    averaged model's inputs for each layer. Where Algorithm 4 lets temporary batch norms normalise
+    each batch by itself meanwhile, a soup of identical models would not be that model.
+    """
+    assert len(batches) == len(states) + 1
+    shares = weights or [1 / len(states)] * len(states)
+    network = deepcopy(model)
+    targets = [(torch.zeros(()), torch.zeros(())) for _ in preactivations(network)]
+    for state, inputs, share in zip(states, batches, shares, strict=False):
+        network.load_state_dict(state)
+        counted = _moments(network, preactivations(network), inputs)
+        targets = [
+            (mean + share * each.mean, deviation + share * each.deviation)
+            for (mean, deviation), each in zip(targets, counted, strict=True)
+        ]
+    network.load_state_dict(averaged)
+    for layer, (mean, deviation) in zip(preactivations(network), targets, strict=True):
+        (own,) = _moments(network, [layer], batches[-1])
+        scale = deviation / own.deviation
+        layer.weight.mul_(scale.view([-1] + [1] * (layer.weight.dim() - 1)))
+        if layer.bias is not None:
+            layer.bias.sub_(own.mean).mul_(scale).add_(mean)
+    reset_batch_norm(network, batches[-1])
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+@torch.no_grad()
+def reset_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
+    """Compute running statistics of the `model`'s batch norms anew, from `inputs` (Algorithm 5).
+
+    Each batch counts alike. The model is left in the mode it was in.
+    """
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    training = model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.eval()
+    for norm in norms:
+        norm.train()
+    for batch in inputs:
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
+
+
+def preactivations(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The `model`'s linear and convolution layers but the last one, whose outputs are the logits.
+
+    In the order of registration, in which no layer comes before one that it takes its inputs from
+    (as in all models that are made of blocks).
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return layers[:-1]
+
+
+def _moments(
+    model: nn.Module, layers: Sequence[nn.Module], inputs: Iterable[torch.Tensor]
+) -> list[_Moments]:
+    """Of what each of the `layers` gives, batch norms normalising each batch by itself."""
+    counted = [_Moments() for _ in layers]
+    handles = [
+        layer.register_forward_hook(lambda _, __, output, each=each: each.count(output))
+        for layer, each in zip(layers, counted, strict=True)
+    ]
+    reset_batch_norm(model, inputs)
+    for handle in handles:
+        handle.remove()
+    return counted
