@@ -7,7 +7,6 @@ run with the same configuration ends with the same bits, on the same machine and
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from copy import deepcopy
@@ -73,7 +72,7 @@ def simulate(
     with (folder / rundir.METRICS).open("w") as metrics:
 
         def report(values: dict[str, Any]) -> None:
-            metrics.write(json.dumps(values) + "\n")
+            metrics.write(rundir.to_json(values) + "\n")
             on_epoch(values)
 
         population.train(scripts, report)
