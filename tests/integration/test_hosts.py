@@ -66,6 +66,7 @@ def test_two_hosts(tmp_path):
         "config.json",
         "journal.sqlite",
         "metrics.jsonl",
+        "population.jsonl",
         "summary.json",
     }
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.safetensors"))
