@@ -138,6 +138,7 @@ def test_one_command(tmp_path):
         "log",
         "members",
         "metrics.jsonl",
+        "population.jsonl",
         "summary.json",
     }
     summary = json.loads((folder / "summary.json").read_text())
