@@ -95,6 +95,11 @@ class Server:
                     f"the run in {folder} had not begun, there is nothing to go on from; start it "
                     "anew with another --run-dir"
                 )
+            if self._journal.fact("ended") and not self._past.kept[0]:
+                raise UsageError(
+                    f"the run in {folder} ended before its first checkpoint, there is nothing to "
+                    "go on from; start it anew with another --run-dir"
+                )
             self._journal.forget_members()
         elif ended := self._journal.fact("ended"):
             raise UsageError(

@@ -74,7 +74,8 @@ def accuracy(runs: Sequence[FinishedRun]) -> str | None:
         colour = COLOURS[number % len(COLOURS)]
         if len(runs) == 1:
             for points in members.values():
-                axes.plot(*zip(*points, strict=True), color=colour, alpha=0.3, linewidth=0.8)
+                axes.plot(*zip(*points, strict=True), color=COLOURS[5], alpha=0.6, linewidth=0.9)
+            axes.plot([], [], color=COLOURS[5], alpha=0.6, linewidth=0.9, label="members")
         if centre := _mean_curve(list(members.values())):
             label = "mean of members" if len(runs) == 1 else name
             axes.plot(*zip(*centre, strict=True), color=colour, label=label)

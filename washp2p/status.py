@@ -21,6 +21,8 @@ from washp2p.view import render
 if TYPE_CHECKING:
     from washp2p.keys import JoinKey
 
+WIDTH = 120
+"""Columns where it is no terminal that has so many."""
 EVERY_SECONDS = 1.0
 """How often a live view looks anew."""
 
@@ -72,6 +74,8 @@ def show(observer: Observer, *, as_json: bool, once: bool) -> int:
         print(json.dumps(observer.look(), indent=1))
         return 0
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
     view = observer.look()
     if once or not console.is_terminal:
         console.print(render(view))

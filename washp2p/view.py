@@ -28,7 +28,7 @@ def headline(view: View) -> str:
     parts = [
         f"{view['run']}: {view['state']}",
         f"round {rounds}",
-        f"epoch {view['epoch']}",
+        f"roster {view['epoch']}",
         f"{view['rounds_per_second']:.1f} rounds/s",
     ]
     if view["seconds_left"] is not None and view["state"] == "training":
@@ -42,7 +42,7 @@ def members_table(view: View) -> Table:
     """Each member: where it is, how fast, what it sends, how well it does."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "host", "state"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, min_width=2)
     for column in ("round", "1/s", "delay", "waits", "sends/s", "lost", "loss", "held out"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in view["members"]:

@@ -367,3 +367,14 @@ def test_washp2p_run_is_interrupted_and_goes_on(tmp_path):
     code, errors = command("coordinator", f"--run-dir={folder}")
     assert code == 2
     assert "already holds a run; choose another --run-dir" in errors
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_cannot_be_gone_on_with(runs):
+    coordinator, workers = runs.population(2, *LONG)
+    coordinator.until("epoch 1")
+    coordinator.process.send_signal(signal.SIGINT)
+    assert coordinator.wait() == 130
+    assert [worker.wait() for worker in workers] == [130, 130]
+    again = runs.coordinator(resume=True)
+    assert again.wait() == 2
+    assert "ended before its first checkpoint, there is nothing to go on from" in again.text
