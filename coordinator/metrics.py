@@ -48,40 +48,35 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
 
     run = view["run"]
 
-    def gauge(name: str, text: str, values: Mapping[str, float | None], label: str = "") -> Metric:
-        labels = ["run", label] if label else ["run"]
-        family = GaugeMetricFamily(f"washp2p_population_{name}", text, labels=labels)
+    def family(
+        kind: type[GaugeMetricFamily | CounterMetricFamily],
+        name: str,
+        text: str,
+        values: Mapping[str, float | None],
+        label: str = "",
+    ) -> Metric:
+        """By the values of a `label`; or without one, and then there is one value. None: none."""
+        made = kind(f"washp2p_{name}", text, labels=["run", label] if label else ["run"])
         for key, value in values.items():
             if value is not None:
-                family.add_metric([run, key] if label else [run], value)
-        return family
+                made.add_metric([run, key] if label else [run], value)
+        return made
 
-    def counter(name: str, text: str, values: Mapping[str, float], label: str) -> Metric:
-        family = CounterMetricFamily(f"washp2p_{name}", text, labels=["run", label])
-        for key, value in values.items():
-            family.add_metric([run, key], value)
-        return family
-
+    gauge, counter = GaugeMetricFamily, CounterMetricFamily
     for key, (name, text) in GAUGES.items():
-        yield gauge(name, text, {"": view[key]})
+        yield family(gauge, f"population_{name}", text, {"": view[key]})
     states = [row["state"] for row in view["members"]]
     counts = {state: states.count(state) for state in STATES}
-    yield gauge("members", "Members, by state", counts, "state")
+    yield family(gauge, "population_members", "Members, by state", counts, "state")
     for key, (name, text, label, known) in TOTALS.items():
-        yield counter(
-            f"population_{name}", text, dict(metrics.every(known, view["totals"][key])), label
-        )
-    departed = CounterMetricFamily(
-        "washp2p_population_departed_members", "Members that were dropped", labels=["run"]
-    )
-    departed.add_metric([run], len(view["departed"]))
-    yield departed
-    yield counter(
-        "coordinator_refused_messages",
-        "Messages that the coordinator refused",
-        dict(metrics.every(Reason, view["refused_messages"])),
-        "reason",
-    )
+        totals = dict(metrics.every(known, view["totals"][key]))
+        yield family(counter, f"population_{name}", text, totals, label)
+    text = "Members that were dropped"
+    yield family(counter, "population_departed_members", text, {"": len(view["departed"])})
+    text = "Messages that the coordinator refused"
+    refused = dict(metrics.every(Reason, view["refused_messages"]))
+    yield family(counter, "coordinator_refused_messages", text, refused, "reason")
     accuracy = view["accuracy"]
     models = {key: accuracy.get(key) for key in ("ensemble", "averaged", "greedy_soup")}
-    yield gauge("accuracy_percent", "Test accuracy at the end", models, "model")
+    text = "Test accuracy at the end"
+    yield family(gauge, "population_accuracy_percent", text, models, "model")

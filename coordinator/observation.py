@@ -57,6 +57,8 @@ class _Seen:
     vitals: Vitals | None = None
     rounds: _Pace = field(default_factory=_Pace)
     sent: _Pace = field(default_factory=_Pace)
+    by_kind: Counter[str] = field(default_factory=Counter)
+    """Bytes sent, added up once as they are told of: a member may tell of very many links."""
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,7 +82,10 @@ class Observation:
         seen = self._of(member.id)
         seen.vitals = vitals
         seen.rounds.reach(vitals.steps, now)
-        seen.sent.reach(sum(row[3] for row in vitals.sent), now)
+        seen.by_kind = Counter()
+        for _, kind, _, count in vitals.sent:
+            seen.by_kind[kind] += count
+        seen.sent.reach(seen.by_kind.total(), now)
 
     def distance(self, members: Iterable[MemberId]) -> float | None:
         """How far members are from their mean, as a Euclidean distance; None if nobody knows."""
@@ -123,9 +128,8 @@ class Observation:
         lost: Counter[str] = Counter()
         refused: Counter[str] = Counter()
         for seen in self._seen.values():
+            sent.update(seen.by_kind)
             if (vitals := seen.vitals) is not None:
-                for _, kind, _, count in vitals.sent:
-                    sent[Kind(kind).value] += count
                 lost.update(vitals.lost)
                 refused.update(vitals.refused_messages)
         return {

@@ -104,7 +104,9 @@ def soup(
     norms from all of them. New CPU tensors.
     """
     states = models.states
-    inputs = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
+    inputs = []
+    if aligned or repaired:
+        inputs = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
     fit = partial(_fit, models, inputs) if aligned else None
     if kind == "average":
         chosen = list(states)
