@@ -45,9 +45,11 @@ class Drift:
         self._apply = population.reference.apply
         population.reference.apply = self._watched  # type: ignore[method-assign]  # to look on
 
-    def _watched(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
+    def _watched(
+        self, member: int, number: int, senders: Sequence[int] | None = None, leg: int = 0
+    ) -> None:
         before = flat(self._models[member])
-        self._apply(member, number, senders)
+        self._apply(member, number, senders, leg)
         self.moved += (flat(self._models[member]) - before) / len(self._models)
 
 

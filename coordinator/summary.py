@@ -52,7 +52,7 @@ def summarise(
                 "header": total["header"],
                 "messages": total["messages"],
                 "expected_payload": total["expected"],
-                "theory": finished.wash,
+                "theory": finished.theory,
                 "paper": finished.paper,
                 "papa": finished.papa,
                 "papa_all_reduce": finished.papa_all_reduce,

@@ -275,7 +275,7 @@ def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_na
 def test_it_says_what_was_applied(population):
     peers = population(RunConfig.resolve(n=3, p=1.0))
     for number in range(1, 4):
-        assert peers.round(number, number)[1] == [(number, (0, 2), ())]
+        assert peers.round(number, number)[1] == [(number, (0, 2), (), 0)]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_frames_the_plan_did_not_foresee_are_named_and_count_as_lost(
     assert [(peer, why) for peer, why, _ in peers.refusals[1].all] == [(0, reason)]
     assert arrivals.complete(1)
     assert arrivals.expired_values > 0
-    assert peers.exchanges[1].apply() == [(1, (), (0,))]
+    assert peers.exchanges[1].apply() == [(1, (), (0,), 0)]
     assert all(map(torch.equal, before, peers.models[1].parameters()))
 
 
@@ -365,14 +365,14 @@ def test_whoever_falls_silent_is_waited_for_no_longer(population, leaves):
     for message in early:
         arrivals.accept(headers.decode(message.header), message.payload)
     assert arrivals.refused == 1
-    ((_, senders, missing),) = peers.exchanges[0].apply()
+    ((_, senders, missing, _),) = peers.exchanges[0].apply()
     assert (senders, missing) == ((1,), (2,))
     for me in range(3):
         peers.post(me, 2, 2)
     peers.deliver(0)
     again = leaves == "silence"  # it is heard again
     assert arrivals.complete(2)
-    ((_, senders, missing),) = peers.exchanges[0].apply()
+    ((_, senders, missing, _),) = peers.exchanges[0].apply()
     assert set(missing) == (set() if again else {2})
     for me in range(3):
         peers.post(me, 3, 3)
@@ -435,7 +435,7 @@ class LateRounds:
                 self.peers.exchanges[receiver].arrivals.accept(header, payload)
 
     def apply(self, member):
-        for number, senders, _ in self.peers.exchanges[member].apply():
+        for number, senders, _, _ in self.peers.exchanges[member].apply():
             self.reference.apply(member, number, senders)
 
     def let_everything_through(self):
@@ -628,9 +628,9 @@ def test_what_is_given_up_is_counted_once_even_if_it_arrives(population):
     exchange.arrivals.give_up(4)
     expired = exchange.arrivals.expired_values
     assert expired > 0
-    assert [lost for _, _, lost in exchange.apply()] == [(2,), (2,), (2,), ()]
+    assert [one.lost for one in exchange.apply()] == [(2,), (2,), (2,), ()]
     late.deliver(2, 0, 10)
-    assert [(n, senders) for n, senders, _ in exchange.apply()] == [(4, (2,))]
+    assert [(one.round, one.senders) for one in exchange.apply()] == [(4, (2,))]
     assert exchange.arrivals.expired_values == expired
     total = sum(
         link.payload

@@ -2,11 +2,13 @@
 
 Pure bookkeeping of one member, over all epochs: no tensors, no sockets. A value that never comes
 is counted once, here at the receiver. A frame that cannot be is refused: it changes nothing but
-that what was to come in its stead is lost.
+that what was to come in its stead is lost. A round may have several legs, each with frames of its
+own: a *turn* is a round and a leg, and turns are in order.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,6 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
+from washp2p.frames import FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +31,7 @@ HELD_BYTES = 64 << 20
 no others. One that would be too much is dropped and counts as expired."""
 
 Span = tuple[int, int]
+Turn = tuple[int, int]
 
 
 class Loss(StrEnum):
@@ -44,7 +48,7 @@ class Loss(StrEnum):
 
 @dataclass(slots=True)
 class Round:
-    """A round that this member has gathered: what is to come of it, and what has come.
+    """A leg of a round that this member has gathered: what is to come of it, and what has come.
 
     A span is what a sender's values have as their part of the plan's receive route.
     """
@@ -53,8 +57,14 @@ class Round:
     epoch: int
     fingerprint: int
     missing: dict[MemberId, Span]
+    leg: int = FIRST
     arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
     lost: list[MemberId] = field(default_factory=list)
+
+    @property
+    def turn(self) -> Turn:
+        """Its place among all."""
+        return self.number, self.leg
 
 
 class Arrivals:
@@ -64,14 +74,14 @@ class Arrivals:
         self._conduct = conduct
         self._slots = len(item_bytes)
         self._scalar_bytes = sum(item_bytes)
-        self._round = 0
-        self._outstanding: dict[int, Round] = {}
-        self._early: dict[int, dict[MemberId, tuple[Frame, Payload]]] = {}
+        self._turn: Turn = (0, FIRST)
+        self._outstanding: dict[Turn, Round] = {}
+        self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
         self._early_bytes = 0
-        self._dropped: set[tuple[int, MemberId]] = set()
-        self._given_up: dict[MemberId, int] = {}
+        self._dropped: set[tuple[Turn, MemberId]] = set()
+        self._given_up: dict[MemberId, Turn] = {}
         self._skipped: list[range] = []
-        self._heard: dict[MemberId, int] = {}
+        self._heard: dict[MemberId, Turn] = {}
         self._last: dict[MemberId, int] = {}
         self._silent: set[MemberId] = set()
         self._gone: set[MemberId] = set()
@@ -108,14 +118,14 @@ class Arrivals:
 
     def begin_after(self, number: int) -> None:
         """The first round of this member is the one after `number`."""
-        self._round = number
-        for early in [early for early in self._early if early <= number]:
+        self._turn = (number, sys.maxsize)
+        for early in [early for early in self._early if early < self._turn]:
             for _, payload in self._early.pop(early).values():
                 self._early_bytes -= payload.nbytes
 
     def waits_for(self, upto: int) -> set[MemberId]:
         """From whom something is missing of rounds up to `upto`."""
-        return {s for n, r in self._outstanding.items() if n <= upto for s in r.missing}
+        return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
 
     def silence(self, peer: MemberId) -> None:
         """Wait for nothing from `peer` until a frame of it arrives: the link to it is broken."""
@@ -134,24 +144,31 @@ class Arrivals:
     def posted(self, sender: MemberId, last: int) -> None:
         """What has not come of `sender`'s rounds up to `last` was lost with a connection."""
         if sender not in self._gone:
-            self._lose_before(sender, last + 1, Loss.LINK)
+            self._lose_before(sender, (last + 1, FIRST), Loss.LINK)
 
     def expect(
-        self, number: int, epoch: int, fingerprint: int, spans: dict[MemberId, Span]
+        self,
+        number: int,
+        epoch: int,
+        fingerprint: int,
+        spans: dict[MemberId, Span],
+        leg: int = FIRST,
     ) -> None:
-        """Round `number` is gathered; rounds between the last one and it are left out."""
-        if number > self._round + 1:
-            self._skip(range(self._round + 1, number))
-        self._round = number
-        self._outstanding[number] = round_ = Round(number, epoch, fingerprint, spans)
-        for frame, payload in self._early.pop(number, {}).values():
+        """A leg of round `number` is gathered; rounds between the last one and it are left out."""
+        round_ = Round(number, epoch, fingerprint, spans, leg)
+        turn, (last, _) = round_.turn, self._turn
+        if number > last + 1:
+            self._skip(range(last + 1, number))
+        self._turn = turn
+        self._outstanding[turn] = round_
+        for frame, payload in self._early.pop(turn, {}).values():
             self._early_bytes -= payload.nbytes
             self._match(round_, frame, payload)
         if self._dropped:
-            for sender in [s for s in spans if (number, s) in self._dropped]:
-                self._dropped.remove((number, sender))
+            for sender in [s for s in spans if (turn, s) in self._dropped]:
+                self._dropped.remove((turn, sender))
                 self._lose(round_, sender, None)
-        for sender in [s for s in round_.missing if number < self._heard.get(s, 0)]:
+        for sender in [s for s in round_.missing if turn < self._heard.get(s, turn)]:
             self._lose(round_, sender, Loss.SKIPPED)  # and is heard no more
         if self._silent:
             for sender in self._silent.intersection(round_.missing):
@@ -163,6 +180,7 @@ class Arrivals:
         `payload` has every slot's values, one slot after the other; it is kept until applied.
         """
         number, sender = frame.round, frame.sender
+        turn = number, frame.leg
         if self._silent:
             if sender in self._gone:
                 self.refused += 1
@@ -170,13 +188,13 @@ class Arrivals:
             self._silent.discard(sender)
         self.newest = max(self.newest, number)
         self.last_share = frame.waits
-        self._lose_before(sender, number, Loss.SKIPPED)
-        round_ = self._outstanding.get(number)
+        self._lose_before(sender, turn, Loss.SKIPPED)
+        round_ = self._outstanding.get(turn)
         if round_ is not None:
             self._match(round_, frame, payload)
-        elif number > self._round:
+        elif turn > self._turn:
             self._hold(frame, payload)
-        elif number < self._given_up.get(sender, 0):
+        elif turn < self._given_up.get(sender, turn):
             self.refused += 1
         elif any(number in skipped for skipped in self._skipped):
             self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
@@ -186,14 +204,14 @@ class Arrivals:
     def ended(self, end: End) -> None:
         """A peer takes part in no round after `end.last`, and has sent all it will send."""
         self._last[end.sender] = end.last
-        self._lose_before(end.sender, end.last + 1, Loss.SKIPPED)
+        self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
         for round_ in self._outstanding.values():
             round_.missing.pop(end.sender, None)
 
     def complete(self, upto: int) -> bool:
         """Whether nothing is to come any more of rounds up to `upto`."""
-        for number, round_ in self._outstanding.items():
-            if number > upto:
+        for round_ in self._outstanding.values():
+            if round_.number > upto:
                 return True
             if round_.missing:
                 return False
@@ -201,8 +219,8 @@ class Arrivals:
 
     def give_up(self, before: int) -> None:
         """Wait no longer for what is missing of rounds before `before`."""
-        for number, round_ in self._outstanding.items():
-            if number >= before:
+        for round_ in self._outstanding.values():
+            if round_.number >= before:
                 return
             for sender in tuple(round_.missing):
                 self._lose(round_, sender, Loss.LATE)
@@ -212,7 +230,7 @@ class Arrivals:
         round_.arrived.clear()
         round_.lost.clear()
         if not round_.missing:
-            del self._outstanding[round_.number]
+            del self._outstanding[round_.turn]
 
     @property
     def outstanding(self) -> bool:
@@ -222,13 +240,13 @@ class Arrivals:
     @property
     def oldest(self) -> int:
         """The oldest outstanding round; the next one if there is none."""
-        return next(iter(self._outstanding), self._round + 1)
+        return next(iter(self._outstanding), (self._turn[0] + 1, FIRST))[0]
 
     def _match(self, round_: Round, frame: Frame, payload: Payload) -> None:
         sender = frame.sender
         span = round_.missing.get(sender)
         if span is None:
-            if frame.round < self._given_up.get(sender, 0):
+            if round_.turn < self._given_up.get(sender, round_.turn):
                 self.refused += 1
                 return
             if sender in round_.arrived:
@@ -270,21 +288,22 @@ class Arrivals:
     def _why_silent(self, peer: MemberId) -> Loss:
         return Loss.GONE if peer in self._gone else Loss.LINK
 
-    def _give_up_on(self, peer: MemberId, why: Loss, before: float = inf) -> None:
-        for number, round_ in self._outstanding.items():
-            if number >= before:
+    def _give_up_on(self, peer: MemberId, why: Loss, before: tuple[float, int] = (inf, 0)) -> None:
+        for turn, round_ in self._outstanding.items():
+            if turn >= before:
                 break
             if peer in round_.missing:
                 self._lose(round_, peer, why)
 
     def _hold(self, frame: Frame, payload: Payload) -> None:
-        held = self._early.setdefault(frame.round, {})
-        if frame.sender in held or (frame.round, frame.sender) in self._dropped:
+        turn = frame.round, frame.leg
+        held = self._early.setdefault(turn, {})
+        if frame.sender in held or (turn, frame.sender) in self._dropped:
             self._refuse(frame, Reason.AGAIN, "once was expected")
             return
         size = payload.nbytes
-        if frame.round > self._round + 1 and self._early_bytes + size > HELD_BYTES:
-            self._dropped.add((frame.round, frame.sender))
+        if frame.round > self._turn[0] + 1 and self._early_bytes + size > HELD_BYTES:
+            self._dropped.add((turn, frame.sender))
             self.lost[Loss.EARLY] += size // self._scalar_bytes
             return
         held[frame.sender] = (frame, payload)
@@ -293,22 +312,22 @@ class Arrivals:
     def _skip(self, rounds: range) -> None:
         """Leave out `rounds`: what was sent to this member in them expires."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
-        for number in [number for number in self._early if number in rounds]:
-            for _, payload in self._early.pop(number).values():
+        for turn in [turn for turn in self._early if turn[0] in rounds]:
+            for _, payload in self._early.pop(turn).values():
                 self._early_bytes -= payload.nbytes
                 self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
-        self._dropped = {pair for pair in self._dropped if pair[0] not in rounds}
+        self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
-    def _lose_before(self, sender: MemberId, number: int, why: Loss) -> None:
-        """Messages come in order: what `sender` has not sent before round `number` never comes."""
-        self._heard[sender] = number
-        self._give_up_on(sender, why, before=number)
+    def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
+        """Messages come in order: what `sender` has not sent before this turn never comes."""
+        self._heard[sender] = turn
+        self._give_up_on(sender, why, before=turn)
 
     def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
         """`why` is None if it was counted before."""
         begin, end = round_.missing.pop(sender)
-        after = round_.number + 1  # of a link that broke, old messages may come after new ones
-        self._given_up[sender] = max(self._given_up.get(sender, 0), after)
+        after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
+        self._given_up[sender] = max(self._given_up.get(sender, after), after)
         if why is not None:
             self.lost[why] += end - begin
         round_.lost.append(sender)

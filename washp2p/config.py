@@ -7,6 +7,7 @@ coordinator, `washp2p run` and `washp2p simulate` are made from its fields.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.errors import UsageError
@@ -19,7 +20,19 @@ if TYPE_CHECKING:
 LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
 TRANSPORTS = ("auto", "torch", "tcp")
-METHODS = ("wash", "wash-opt", "none")
+METHODS = ("wash", "wash-opt", "sparta", "papa", "papa-all", "dart", "papa-2", "none")
+MEANS: dict[str, dict[str, Any]] = {
+    "sparta": {"max_delay": "0"},
+    "papa": {"max_delay": "0", "init": "different", "every": 10},
+    "papa-all": {"max_delay": "0", "init": "different", "every": 5},
+    "dart": {"max_delay": "0", "init": "different", "every": 5, "from_": "0.5"},
+    "papa-2": {"max_delay": "0", "init": "different", "every": 5},
+}
+"""Methods that take means, in lockstep only, and what differs from the fields' own defaults."""
+BY_EPOCHS = ("papa-all", "dart", "papa-2")
+"""Methods whose `every` counts epochs instead of steps."""
+OPTIMIZERS = ("sgd", "adam", "adamw")
+INITS = ("same", "different")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
 
@@ -51,7 +64,17 @@ class RunConfig:
     method: str = _option("wash", "what members do with a round", METHODS)
     p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
     schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
-    group: int = _option(0, "permute within random groups of at most G members; 0: all in one")
+    group: int = _option(
+        0, "permute (sparta: average) within random groups of at most G members; 0: all in one"
+    )
+    from_: str = _option(
+        "0", "exchange only after this epoch, or this fraction of the run if it has a point in it"
+    )
+    until: str = _option("1.0", "exchange only up to the end of this epoch, or fraction")
+    every: int = _option(
+        1, "steps from one exchange to the next; epochs for papa-all, dart and papa-2"
+    )
+    alpha: float = _option(0.99, "papa: what is kept of a member at a pull to the mean (eq. 1)")
     max_delay: str = _option(
         "auto", "rounds by which values may be late: a number (0: lockstep), auto or none"
     )
@@ -67,6 +90,8 @@ class RunConfig:
     model: str = _option("cnn", "architecture", MODELS)
     epochs: int = _option(12, "passes over the training data")
     batch_size: int = _option(64, "images in a step")
+    init: str = _option("same", "initial parameters: the first member's, or each its own", INITS)
+    optimizer: str = _option("sgd", "what takes the steps", OPTIMIZERS)
     lr: float = _option(0.1, "learning rate at the first step")
     min_lr: float = _option(1e-4, "learning rate after the last step (cosine, by step)")
     momentum: float = _option(0.9, "SGD momentum")
@@ -87,6 +112,8 @@ class RunConfig:
         """Raise UsageError on the first value that cannot work."""
         for name, known in (
             ("method", METHODS),
+            ("init", INITS),
+            ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("late", LATE),
             ("transport", TRANSPORTS),
@@ -101,6 +128,13 @@ class RunConfig:
                 f"--max-delay is {self.max_delay!r:.40}; expected a number of rounds from 0 on, "
                 "auto or none"
             )
+        if self.method in MEANS and self.max_delay != "0":
+            raise UsageError(
+                f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
+                "everyone waits: expected 0, or leave it out"
+            )
+        for name in ("from_", "until"):
+            _expect_when(name, getattr(self, name))
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
         _expect_known("data", self.data, tuple(PRESETS))
@@ -118,6 +152,8 @@ class RunConfig:
             ("batch_size", 1, 10**6),
             ("train_limit", 0, 10**12),
             ("seed", 0, 2**63 - 1),
+            ("every", 1, 10**9),
+            ("alpha", 0.0, 1.0),
             ("p", 0.0, 1.0),
             ("lr", 0.0, 1e6),
             ("min_lr", 0.0, self.lr),
@@ -127,11 +163,11 @@ class RunConfig:
         ):
             value = getattr(self, name)
             if not low <= value <= high:  # also catches NaN
-                raise UsageError(f"--{_flag(name)} is {value}; expected {low} to {high}")
+                raise UsageError(f"--{flag(name)} is {value}; expected {low} to {high}")
 
     @classmethod
     def resolve(cls, **given: Any) -> Self:
-        """A configuration from the values `given`, then the data set's preset, then defaults.
+        """A configuration from the values `given`, then presets of method and data, then defaults.
 
         A value of None counts as not given. Raises UsageError.
 
@@ -144,7 +180,7 @@ class RunConfig:
             raise UsageError("the number of members is missing; add --n N")
         data = chosen.get("data", "digits")
         _expect_known("data", data, tuple(PRESETS))
-        return cls(**(PRESETS[data] | chosen))
+        return cls(**(PRESETS[data] | MEANS.get(chosen.get("method", ""), {}) | chosen))
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
@@ -169,9 +205,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     for option in fields(RunConfig):
         needed = option.name == "n"
-        presets = {k: v[option.name] for k, v in PRESETS.items() if option.name in v}
+        presets = {k: v[option.name] for k, v in (PRESETS | MEANS).items() if option.name in v}
         default = ", ".join(f"{value} for {key}" for key, value in presets.items())
-        if len(presets) < len(PRESETS) and not needed:
+        if presets.keys() != PRESETS.keys() and not needed:
             default = f"{default}, else {option.default}" if default else str(option.default)
         choices = option.metadata["choices"]
         kind = {"int": int, "float": float, "str": str}[str(option.type)]
@@ -179,7 +215,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if choices:
             parser_type["metavar"] = "{" + ",".join(choices) + "}"
         group.add_argument(
-            f"--{_flag(option.name)}",
+            f"--{flag(option.name)}",
+            dest=option.name,
             help=option.metadata["help"] + ("" if needed else f" (default: {default})"),
             **parser_type,
         )
@@ -198,17 +235,38 @@ def config_from(
     for name, value in given.items():
         if value is not None and value != getattr(known, name) and name not in free:
             raise UsageError(
-                f"--{_flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
+                f"--{flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
                 "flag out to go on with it, or choose another --run-dir"
             )
     changed = {name: given[name] for name in free if given[name] is not None}
     return replace(known, **changed)
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+def moment(when: str, epochs: int) -> Fraction:
+    """The fraction of a run of so many `epochs` that `--from` or `--until` names.
+
+    >>> moment("0.25", 12), moment("3", 12)
+    (Fraction(1, 4), Fraction(1, 4))
+    """
+    return min(Fraction(1), Fraction(when) if "." in when else Fraction(int(when), epochs))
+
+
+def flag(name: str) -> str:
+    """A field's flag, without dashes before it."""
+    return name.rstrip("_").replace("_", "-")
+
+
+def _expect_when(name: str, value: str) -> None:
+    number = value.replace(".", "", 1)
+    if not (number.isascii() and number.isdecimal() and len(number) < 10) or (
+        "." in value and Fraction(value) > 1
+    ):
+        raise UsageError(
+            f"--{flag(name)} is {value!r:.40}; expected a number of epochs, or a fraction from "
+            "0.0 to 1.0"
+        )
 
 
 def _expect_known(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"--{_flag(name)} is {value!r}; expected one of {', '.join(known)}")
+        raise UsageError(f"--{flag(name)} is {value!r}; expected one of {', '.join(known)}")

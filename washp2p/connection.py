@@ -71,7 +71,7 @@ from washp2p.errors import (
 )
 from washp2p.patience import Patience
 from washp2p.place import this_place
-from washp2p.rounds import MemberId, Peer, Roster
+from washp2p.rounds import MemberId, Order, Peer, Roster
 from washp2p.seedbook import Seedbook
 from washp2p.version import DERIVATION, VERSION, installed
 
@@ -283,8 +283,8 @@ class Connection:
         """
         self._send(CutOff(member, _short(what)))
 
-    def order_of(self, round_number: int) -> tuple[int, Roster] | None:
-        """The seed of round `round_number` and its roster, or None if it has not arrived."""
+    def order_of(self, round_number: int) -> Order | None:
+        """What the round's plan is derived from, or None if its seed has not arrived."""
         return self.seeds.order_of(round_number, self.rosters)
 
     def reached(self, round_number: int) -> None:

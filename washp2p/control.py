@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
 from washp2p.records import Codec, Json
 
-PROTOCOL = 8
+PROTOCOL = 9
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""
@@ -289,7 +289,7 @@ class Finished:
     refused_values: int
     refused_messages: Annotated[dict[str, int], 32]
     parameters: int
-    wash: float
+    theory: float
     paper: float
     papa: float
     papa_all_reduce: float

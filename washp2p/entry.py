@@ -50,9 +50,9 @@ class Entry:
     def start_together(self) -> None:
         """Take over the parameters and buffers of the roster's first member, as all others do.
 
-        Should that one be lost before training begins, the next one's, and so on. A member that
-        cannot reach it gets them from others that have them. Blocks until training begins. Raises
-        RunStoppedError.
+        Or keep one's own, if each is to begin so. Should that one be lost before training begins,
+        the next one's, and so on. A member that cannot reach it gets them from others that have
+        them. Blocks until training begins. Raises RunStoppedError.
         """
         own = self._store.sections()
         taken = own
@@ -61,7 +61,8 @@ class Entry:
             self._inbox.drain()  # peers are connected to before anything is sent to them
             roster = self._connection.roster
             points.reach(points.STARTING)
-            if roster.members[0] == self._connection.member:
+            first = roster.members[0] == self._connection.member
+            if first or self._connection.config.init == "different":
                 taken = own
             else:
                 taken = {name: torch.empty_like(vector) for name, vector in own.items()}

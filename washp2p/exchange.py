@@ -2,8 +2,9 @@
 
     plan -> gather -> post -> (frames arrive) -> merge -> scatter
 
-Rounds may be outstanding; what has arrived of them is applied in ascending order. The caller hands
-in arriving frames and does the waiting; nothing here touches a socket's receiving end or a clock.
+Rounds may be outstanding; what has arrived of them is applied in ascending order. A mean has two
+legs: members reduce, each its shard, then pass on what they made of it. The caller hands in
+arriving frames and does the waiting; nothing here touches a socket's receiving end or a clock.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import torch
 
 from washp2p import points
 from washp2p.arrivals import Arrivals
-from washp2p.frames import End, Frame, Posted, headers
-from washp2p.lanes import as_array
+from washp2p.evaluation.average import mean_of_finite
+from washp2p.frames import FIRST, SECOND, End, Frame, Posted, headers
+from washp2p.lanes import as_array, as_bytes
 from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
+
+    import numpy.typing as npt
 
     from washp2p.arrivals import Round, Span
     from washp2p.conduct import Conduct
@@ -54,6 +58,11 @@ class Staged:
         """What the indices take."""
         return self.send.host.nbytes + self.receive.host.nbytes
 
+    @property
+    def legs(self) -> int:
+        """How many times its members send."""
+        return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
+
 
 def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
     """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
@@ -63,11 +72,12 @@ def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
 
 
 class Applied(NamedTuple):
-    """Of one round: whose values were applied now, and whose never will be."""
+    """Of one leg of a round: whose values were applied now, and whose never will be."""
 
     round: int
     senders: tuple[MemberId, ...]
     lost: tuple[MemberId, ...]
+    leg: int = FIRST
 
 
 class _Messages(NamedTuple):
@@ -82,7 +92,8 @@ class Exchange:
     """The rounds of one member.
 
     With `add`, late values are applied by the difference to what this member held when it
-    gathered; otherwise they overwrite, except where a newer round has written (section 4).
+    gathered; otherwise they overwrite, except where a newer round has written (section 4). A mean
+    is taken when all has come that will come, and pulls by `weight()`, as `Strategy.weight`.
     """
 
     def __init__(
@@ -95,7 +106,9 @@ class Exchange:
         add: bool,
         conduct: Conduct[MemberId],
         consensus: Consensus | None = None,
+        weight: Callable[[], float] = lambda: 1.0,
     ) -> None:
+        self._weight = weight
         self._store = store
         self._consensus = consensus
         self._measure = False
@@ -111,7 +124,7 @@ class Exchange:
         self._incoming = store.staging()
         self._sender: ThreadPoolExecutor | None = None
         self._unsent: deque[Future[None]] = deque()
-        self._gathered: dict[int, tuple[Staged, Vectors]] = {}
+        self._gathered: dict[tuple[int, int], tuple[Staged, Vectors]] = {}
         self._newest_writes = NewestWrites()
         self.posted = 0
         """The last round posted."""
@@ -148,8 +161,9 @@ class Exchange:
         }
         if self._measure:
             self._measure, self._measured = False, number
-        kept = self._add or number == self._measured
-        self._gathered[number] = staged, self._store.keep(staged.receive) if kept else []
+        own = plan.mean is not None and plan.mean.own
+        kept = self._add or own or number == self._measured
+        self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
         points.reach(points.BEFORE_SEND, number)
         self._hand_over(messages)
         self.posted = number
@@ -199,6 +213,9 @@ class Exchange:
         done = []
         waiting = False
         for round_ in self.arrivals:
+            if self._gathered[round_.turn][0].plan.mean is not None:
+                done += self._take_mean(round_)
+                continue
             if round_.arrived or round_.lost:
                 self._scatter(round_, newer_matter=waiting)
                 done.append(Applied(round_.number, tuple(round_.arrived), tuple(round_.lost)))
@@ -207,7 +224,7 @@ class Exchange:
             if round_.missing:
                 waiting = True
             else:
-                del self._gathered[round_.number]
+                del self._gathered[round_.turn]
             self.arrivals.settle(round_)
         if len(self._newest_writes):
             self._newest_writes.forget(self.arrivals.oldest)
@@ -258,13 +275,98 @@ class Exchange:
         for peer, planned, parts in messages.parts:
             self._transport.send(peer, Kind.EXCHANGE, messages.header, parts, expected=planned)
 
+    def _take_mean(self, round_: Round) -> list[Applied]:
+        """Pull towards a mean, or those of the other shards: once nothing more is to come of it."""
+        if round_.missing:
+            return []
+        staged, own = self._gathered.pop(round_.turn)
+        arrived = dict(round_.arrived)
+        applied = Applied(round_.number, tuple(arrived), tuple(round_.lost), round_.leg)
+        self.applied_values += sum(end - begin for (begin, end), _ in arrived.values())
+        self.arrivals.settle(round_)
+        if round_.leg == SECOND:
+            for span, payload in arrived.values():
+                values = self._values(span[1] - span[0], [(span, payload)], span[0])
+                refused = self._pull(staged.send.part(*span), values)
+                self.refused_values += refused
+                self.applied_values -= refused
+            return [applied]
+        reduced = self._reduce(staged, own, arrived)
+        if arrived:
+            self._pull(staged.receive, reduced)
+        if staged.legs > 1:
+            self._share(round_, staged, reduced)
+        return [applied]
+
+    def _reduce(
+        self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
+    ) -> Vectors:
+        """The mean of what members hold at the places received, in the roster's order."""
+        count = len(staged.receive)
+
+        def contributions() -> Iterator[tuple[MemberId, Vectors]]:
+            for member in staged.roster.members:
+                if member == self._me and own:
+                    yield member, own
+                elif member in arrived:
+                    yield member, self._values(count, [arrived[member]], 0)
+
+        device = self._store.device
+        reduced, unusable = mean_of_finite(contributions(), count, self._dtypes, device)
+        for sender, values in unusable.items():
+            if sender != self._me:
+                self.diverged.add(sender)
+                self.refused_values += values
+                self.applied_values -= values
+        return reduced
+
+    def _pull(self, places: Places, values: Vectors) -> int:
+        """Pull towards means; how many are none, of scalars of which nobody's value is finite."""
+        refused = 0
+        if not self._store.lane.finite(values):
+            kept = np.flatnonzero(_finite(values))
+            refused = len(places) - len(kept)
+            lane = self._store.lane
+            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
+        self._store.pull(places, values, self._weight())
+        return refused
+
+    def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
+        """Send what this member has reduced to those who contributed, and expect theirs."""
+        members, number = staged.roster.members, round_.number
+        frame = Frame(
+            self._run,
+            self._me,
+            round_.epoch,
+            number,
+            len(self._dtypes),
+            0,
+            round_.fingerprint,
+            SECOND,
+        )
+        on_host = [as_bytes(vector.cpu()) for vector in reduced]
+        parts: list[tuple[MemberId, int, Buffers]] = []
+        for position, begin, end in staged.plan.receive.parts:
+            peer = members[position]
+            if not self.arrivals.absent(peer, number):
+                buffers: Buffers = reduced if self._transport.direct(peer) else on_host
+                parts.append((peer, (end - begin) * self._scalar_bytes, buffers))
+        self._hand_over(_Messages([], headers.encode(frame), parts))
+        spans = {
+            members[position]: (begin, end)
+            for position, begin, end in staged.plan.send.parts
+            if not self.arrivals.absent(members[position], number)
+        }
+        self._gathered[number, SECOND] = staged, []
+        self.arrivals.expect(number, round_.epoch, round_.fingerprint, spans, SECOND)
+
     def _follow_measurement(self, round_: Round) -> None:
         assert self._consensus is not None
         if round_.lost:
             self._consensus.discard()
             self._measured = 0
         elif not round_.missing:
-            staged, _ = self._gathered[round_.number]
+            staged, _ = self._gathered[round_.turn]
             self._consensus.finish(len(staged.roster.members))
             self._measured = 0
 
@@ -273,7 +375,7 @@ class Exchange:
 
         `newer_matter`: an older round is outstanding and must not overwrite what is written now.
         """
-        staged, own = self._gathered[round_.number]
+        staged, own = self._gathered[round_.turn]
         arrived = list(round_.arrived.items())
         count = sum(end - begin for _, ((begin, end), _) in arrived)
         self.applied_values += count
@@ -353,9 +455,7 @@ class Exchange:
         offset: int,
     ) -> tuple[Places, Vectors, Vectors]:
         """Leave out scalars of which some slot's value is not finite, and note who sent them."""
-        finite = np.ones(len(places), dtype=bool)
-        for vector in values:
-            finite &= vector.isfinite().cpu().numpy()
+        finite = _finite(values)
         for sender, ((begin, end), _) in pieces:
             if not finite[begin - offset : end - offset].all():
                 self.diverged.add(sender)
@@ -367,3 +467,9 @@ class Exchange:
             own = [vector[torch.from_numpy(kept).to(vector.device)] for vector in own]
             places, values = lane.upload(places.host[kept]), lane.select(values, kept)
         return places, values, own
+
+
+def _finite(values: Vectors) -> npt.NDArray[np.bool_]:
+    """Of which scalars the values of all slots are numbers."""
+    usable: npt.NDArray[np.bool_] = torch.stack([v.isfinite() for v in values]).all(0).cpu().numpy()
+    return usable

@@ -12,7 +12,9 @@ from typing import get_args
 
 from washp2p.records import Codec
 
-VERSION = 3
+VERSION = 4
+FIRST, SECOND = 0, 1
+"""Legs of a round: what members send first, and what they make of it and pass on."""
 HEADER_LIMIT = 96
 RUN_BYTES = 8
 
@@ -22,7 +24,8 @@ class Frame:
     """Values of one round from one sender; they follow, one slot after the other.
 
     `waits` is how much of its time, per mille, the sender spends waiting for peers; `fingerprint`
-    is the plan's: it differs if the two ends derived different plans.
+    is the plan's: it differs if the two ends derived different plans. `leg` tells apart what a
+    member sends in a round.
     """
 
     run: bytes
@@ -32,6 +35,7 @@ class Frame:
     slots: int
     waits: int
     fingerprint: int
+    leg: int = FIRST
 
 
 @dataclass(frozen=True, slots=True)

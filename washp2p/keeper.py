@@ -86,7 +86,7 @@ class Keeper:
                 steps=snapshot.step,
                 seconds=extra["seconds"],
                 waited=extra["waited"],
-                epochs=[(members, rounds) for members, rounds in extra["epochs"]],
+                epochs=[(members, first, stop) for members, first, stop in extra["epochs"]],
             )
             self._ledger.load(extra["ledger"])
             self._exchange.applied_values, self._exchange.refused_values = extra["values"]

@@ -131,6 +131,13 @@ class Lane(ABC):
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
         """vector[places] += values - own, before what training does next."""
 
+    @abstractmethod
+    def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
+        """vector[places] *= 1 - weight, += weight * values, before what training does next.
+
+        Computed in float32 at least, rounded once.
+        """
+
 
 class _Done:
     def done(self) -> bool:
@@ -186,6 +193,14 @@ class HostLane(Lane):
         for vector, new, old in zip(vectors, values, own, strict=True):
             now = vector.index_select(0, places.device)
             vector.index_put_((places.device,), (new - old).add_(now))
+
+    def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
+        """See Lane."""
+        for vector, new in zip(vectors, values, strict=True):
+            now = vector.index_select(0, places.device)
+            wide = torch.promote_types(vector.dtype, torch.float32)
+            pulled = now.to(wide) * (1 - weight) + new.to(wide) * weight
+            vector.index_put_((places.device,), pulled.to(vector.dtype))
 
 
 class CudaLane(HostLane):
@@ -269,6 +284,12 @@ class CudaLane(HostLane):
         uploaded = self._upload(values)
         with self._beside_training(places):
             super().add(vectors, places, uploaded, own)
+
+    def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
+        """See Lane."""
+        uploaded = self._upload(values)
+        with self._beside_training(places):
+            super().pull(vectors, places, uploaded, weight)
 
     def _upload(self, values: Vectors) -> Vectors:
         with torch.cuda.stream(self._stream):

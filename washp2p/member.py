@@ -49,9 +49,8 @@ if TYPE_CHECKING:
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
     from washp2p.replicas import Replicas
-    from washp2p.rounds import MemberId, Roster
+    from washp2p.rounds import MemberId, Order, Roster
 
-    Order = tuple[int, Roster]
     State = dict[str, torch.Tensor]
 
 REFUSALS, REFUSALS_A_SECOND = 1000, 1
@@ -115,6 +114,7 @@ class Member:
             add=connection.config.late == "difference" and connection.config.max_delay != "0",
             conduct=self._conduct,
             consensus=self._strategy.consensus(self._store.layout),
+            weight=lambda: self._strategy.weight(self._store.lr),
         )
         self.vitals: Vitals | None = None
         """What it last said of how it goes, as it does every second; not to be changed."""
@@ -191,6 +191,7 @@ class Member:
         `rounds` is how many the run has, 0 if not known. Blocks. Raises as `join`.
         """
         connection = self._connection
+        self._strategy.begin(rounds)
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
         key = self._key_pair.public if connection.encrypted else b""
@@ -405,8 +406,8 @@ class Member:
 
     def _derive(self, order: Order) -> Staged | None:
         """The plan of a round, where the store can use it. On the planner's thread."""
-        seed, roster = order
-        if len(roster.members) < 2:
+        number, seed, roster = order
+        if len(roster.members) < 2 or not self._strategy.due(number):
             return None
         if roster is not self._prepared:
             position = roster.position(self.id)
@@ -428,7 +429,8 @@ class Member:
         self._tell()
         layout = self._store.layout
         timeline = self._timeline
-        epochs = timeline.epochs
+        epochs = [(n, range(first, stop)) for n, first, stop in timeline.epochs]
+        exchanges = [(n, self._strategy.rounds_due(rounds)) for n, rounds in epochs if n > 1]
         self._connection.finished(
             Finished(
                 rounds=timeline.round,
@@ -441,12 +443,12 @@ class Member:
                 refused_values=self._exchange.refused_values,
                 refused_messages={str(k): n for k, n in self._conduct.refused.items()},
                 parameters=layout.values,
-                wash=float(
-                    sum(self._strategy.expected_payload(layout, n) * r for n, r in epochs if n > 1)
+                theory=float(
+                    sum(self._strategy.expected_payload(layout, n) * r for n, r in exchanges)
                 ),
-                paper=float(self._strategy.paper_payload(layout) * sum(r for _, r in epochs)),
-                papa=float(papa_payload(layout) * sum(r for _, r in epochs)),
-                papa_all_reduce=float(sum(papa_all_reduce(layout, n) * r for n, r in epochs)),
+                paper=float(self._strategy.paper_payload(layout) * sum(r for _, r in exchanges)),
+                papa=float(papa_payload(layout) * sum(len(r) for _, r in epochs)),
+                papa_all_reduce=float(sum(papa_all_reduce(layout, n) * len(r) for n, r in epochs)),
             )
         )
         self._inbox.wait_until(lambda: self._connection.over)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 
-_DARTS, _PERMUTATIONS, _GROUPS = 0, 1, 2
+_DARTS, _PERMUTATIONS, _GROUPS, _PAIRS = range(4)
 _WORD = 1 << 64
 
 
@@ -37,7 +37,7 @@ class Route:
 
     `indices` (int64) are places in the flat vector, grouped by peer and ascending within each
     group; `parts` are the groups as (peer's position, begin, end) into `indices`. Peers without a
-    value have no part, nor has the member itself.
+    value have no part, nor has the member itself. Where a mean is taken, groups may be the same.
     """
 
     indices: Indices
@@ -45,8 +45,21 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """That what a member receives are contributions to a mean.
+
+    `own`: its own values are one, too. `shared`: it is the mean of all, of this member's shard of
+    the values; in a second leg it goes to whom the contributions came from, and the means of the
+    other shards come from whom the first leg's values went to.
+    """
+
+    own: bool
+    shared: bool
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What one member does in one round.
+    """What one member does in one round: received values take the place of its own, or a `mean`.
 
     Both ends of every pair derive their own plan, and what one sends is, in the same order, what
     the other expects. `fingerprint` is 64 bits that all members who exchange in the round share.
@@ -56,6 +69,7 @@ class Plan:
     receive: Route
     selected: int
     fingerprint: int
+    mean: Mean | None = None
 
 
 class Deriver:
@@ -102,6 +116,14 @@ class Deriver:
             fingerprint=fingerprint,
         )
 
+    def derive_mean(self, seed: int) -> Plan:
+        """As `derive`, of the same selection and groups: the group's mean of each scalar."""
+        group = self._deal(seed) if self._group else self._everyone
+        self._words.begin(seed, _DARTS)
+        indices = self._selection.select(self._words).copy()
+        fingerprint = (seed + int(indices.sum())) % _WORD
+        return reduce_and_share(indices, group.positions, group.own, fingerprint)
+
     def _deal(self, seed: int) -> _Group:
         """The member's group: the roster in the order of one raw word each, cut evenly."""
         self._words.begin(seed, _GROUPS)
@@ -111,6 +133,43 @@ class Deriver:
         number = ((place + 1) * count - 1) // self._n
         begin, end = self._n * number // count, self._n * (number + 1) // count
         return _Group(number=number, positions=order[begin:end], own=place - begin)
+
+
+def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint: int) -> Plan:
+    """The mean over the members at `positions` (in this order) of their values at `indices`.
+
+    The member at place `own` among them reduces its shard, the others reduce theirs. So it sends
+    2 (n-1)/n of the values, as in a ring all-reduce.
+    """
+    n = len(positions)
+    bounds = [len(indices) * k // n for k in range(n + 1)]
+    begin, end = bounds[own], bounds[own + 1]
+    parts, contributions = [], []
+    for place, position in enumerate(positions.tolist()):
+        first, last = bounds[place], bounds[place + 1]
+        if place != own:
+            gap = end - begin if place > own else 0
+            parts += [(position, first - gap, last - gap)] if last > first else []
+            contributions += [(position, 0, end - begin)] if end > begin else []
+    return Plan(
+        send=Route(np.concatenate((indices[:begin], indices[end:])), tuple(parts)),
+        receive=Route(indices[begin:end], tuple(contributions)),
+        selected=len(indices),
+        fingerprint=fingerprint,
+        mean=Mean(own=True, shared=True),
+    )
+
+
+def pairs(seed: int, n: int) -> list[tuple[int, int]]:
+    """For each of `n` positions a pair of different ones: of raw word w, number w n(n-1) / 2**64.
+
+    Pairs are numbered by the first, then by the second.
+    """
+    words = RoundWords()
+    words.begin(seed, _PAIRS)
+    drawn = [word * n * (n - 1) >> 64 for word in words.take(n).tolist()]
+    numbered = [divmod(number, n - 1) for number in drawn]
+    return [(first, second + (second >= first)) for first, second in numbered]
 
 
 @dataclass(frozen=True)

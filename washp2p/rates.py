@@ -55,11 +55,21 @@ def paper_payload(layout: Layout, schedule: str, p: float) -> float:
     return p * layout.values * layout.scalar_bytes / (1 if schedule == "constant" else 2)
 
 
+def parameter_payload(layout: Layout) -> float:
+    """Bytes of all d parameters."""
+    return layout.values * layout.slots[0].item_bytes
+
+
+def all_reduce_payload(layout: Layout, n: int) -> float:
+    """Bytes a member sends in a ring all-reduce of all parameters: 2 (N-1)/N d."""
+    return 2 * (n - 1) / n * parameter_payload(layout)
+
+
 def papa_payload(layout: Layout, period: int = 10) -> float:
     """Bytes a round of PAPA as the paper counts them: all d parameters every `period` steps."""
-    return layout.values * layout.slots[0].item_bytes / period
+    return parameter_payload(layout) / period
 
 
 def papa_all_reduce(layout: Layout, n: int, period: int = 10) -> float:
     """Bytes a round that a member sends for PAPA by ring all-reduce: 2 (N-1)/N d / period."""
-    return 2 * (n - 1) / n * papa_payload(layout, period)
+    return all_reduce_payload(layout, n) / period

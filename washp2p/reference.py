@@ -1,4 +1,4 @@
-"""The reference: Algorithm 1 on dense arrays, slow and plain; in lockstep or as late as it is told.
+"""The reference: the methods on dense arrays, slow and plain; in lockstep or as late as it is told.
 
 It is the oracle that the peer-to-peer system is held against, so it shares no code with the plan,
 the store or the exchange: everything here is written again from docs/protocol.md, with Python
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TWO_64 = 2**64
 TABLE_UP_TO = 7
@@ -85,6 +85,24 @@ def deal(seed: int, n: int, group: int) -> list[list[int]]:
     return [order[n * j // count : n * (j + 1) // count] for j in range(count)]
 
 
+def draw_pairs(seed: int, n: int) -> list[list[int]]:
+    """papa-2's two members for each of n."""
+    every = [[a, b] for a in range(n) for b in range(n) if a != b]
+    words = np.random.Philox(key=seed, counter=3 * 2**192).random_raw(n).tolist()
+    return [every[word * len(every) >> 64] for word in words]
+
+
+def due(config: Any, rounds: int) -> Callable[[int], bool]:
+    """In which of a run's rounds members exchange values."""
+    by_epochs = config.method in {"papa-all", "dart", "papa-2"}
+    period = Fraction(rounds * config.every, config.epochs) if by_epochs else config.every
+    start, end = (
+        Fraction(when) * rounds if "." in when else Fraction(int(when) * rounds, config.epochs)
+        for when in (config.from_, config.until)
+    )
+    return lambda r: start < r <= end and r // period > (r - 1) // period
+
+
 def splitmix(z: int) -> int:
     """The finaliser of splitmix64."""
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % TWO_64
@@ -136,13 +154,30 @@ class _Round:
         self.selected = np.array(selected, dtype=np.int64)
         self.sources = sources
         """By member, for each selected scalar: from whom its new value comes."""
+        self.groups: list[list[int]] = []
+        """Who take a mean together, each of its own shard, where means are taken."""
+        self.pairs: dict[int, list[int]] = {}
+        """By member, of whom it takes the mean, if of a pair."""
         self.held: dict[int, list[np.ndarray]] = {}
+        self.means: dict[int, np.ndarray] = {}
+        """By member, what it has made of its shard."""
+
+    def group_of(self, member: int) -> list[int]:
+        return next(group for group in self.groups if member in group)
+
+    def shard(self, member: int) -> slice:
+        """Which of the selected scalars it reduces."""
+        group = self.group_of(member)
+        place, count = group.index(member), len(self.selected)
+        return slice(count * place // len(group), count * (place + 1) // len(group))
 
 
 class Reference:
-    """Models in one process, shuffled as Algorithm 1 says, at once or late (section 4).
+    """Models in one process that do as a method says, at once or late (section 4).
 
     A member's number is its place in `models`; which of them take part in a round, its roster says.
+    `due` tells in which rounds they exchange values. Means are taken in two legs: first each member
+    makes that of its shard, of whose values it is told, then it takes over those of others.
     """
 
     def __init__(
@@ -155,13 +190,19 @@ class Reference:
         p: float,
         group: int = 0,
         late: str = "overwrite",
+        alpha: float = 0.0,
+        due: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        self._shuffles = method != "none"
+        self._method = method
+        self._due = due
+        self._alpha = alpha
         self._models = models
         self._optimizers = optimizers
+        self._first_lr = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self._group = group
         self._adds = late == "difference"
         self._slots = ["", *(_state_names(optimizers[0]) if method == "wash-opt" else ())]
+        self.legs = 2 if method in {"sparta", "papa", "papa-all", "dart"} else 1
         groups: list[list[torch.nn.Parameter]] = []
         seen: set[torch.nn.Parameter] = set()
         for module in models[0].modules():
@@ -183,19 +224,20 @@ class Reference:
         n = len(models)
         self._everyone = range(n)
         self._rounds: dict[int, _Round] = {}
-        size = sum(parameter.numel() for own in groups for parameter in own)
-        self._newest = np.zeros((n, size), dtype=np.int64)
+        self._size = sum(parameter.numel() for own in groups for parameter in own)
+        self._newest = np.zeros((n, self._size), dtype=np.int64)
         self._done = 0
         self.sent = [[0] * n for _ in range(n)]
         """Scalars that went from row's member to column's so far."""
 
     def shuffle(self, seed: int) -> None:
-        """One round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i."""
+        """One round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i, or a mean."""
         self._done += 1
         for member in range(len(self._models)):
             self.gather(member, self._done, seed)
-        for member in range(len(self._models)):
-            self.apply(member, self._done)
+        for leg in range(self.legs):
+            for member in range(len(self._models)):
+                self.apply(member, self._done, leg=leg)
         self.forget([self._done])
 
     def gather(
@@ -206,21 +248,68 @@ class Reference:
         `roster` has the members of the round, in order (default: all).
         """
         roster = self._everyone if roster is None else roster
-        if not self._shuffles or len(roster) < 2:
+        if self._method == "none" or len(roster) < 2 or not self._due(number):
             return
         if number not in self._rounds:
             self._rounds[number] = self._draw(seed, roster)
         this = self._rounds[number]
         this.held[member] = [self._flat(member, slot)[this.selected] for slot in self._slots]
-        for receiver, sources in this.sources.items():
-            if receiver != member:
-                self.sent[member][receiver] += int((sources == member).sum())
+        for receiver in roster:
+            if receiver == member:
+                continue
+            if this.pairs:
+                count = len(this.selected) * (member in this.pairs[receiver])
+            elif this.groups:
+                together = receiver in this.group_of(member)
+                own, other = (len(this.selected[this.shard(m)]) for m in (member, receiver))
+                count = (own + other) * together
+            else:
+                count = int((this.sources[receiver] == member).sum())
+            self.sent[member][receiver] += count
 
-    def apply(self, member: int, number: int, senders: Sequence[int] | None = None) -> None:
+    def apply(
+        self, member: int, number: int, senders: Sequence[int] | None = None, leg: int = 0
+    ) -> None:
         """The member takes over what `senders` (all, if not given) sent it in round `number`."""
-        if not self._shuffles:
+        this = self._rounds.get(number)
+        if this is None:
             return
-        this = self._rounds[number]
+        if this.pairs:
+            among = this.pairs[member]
+            came = [m for m in among if m != member and (senders is None or m in senders)]
+            if came:
+                self._pull(
+                    member, this.selected, _mean(this.held, slice(None), among, came, member)
+                )
+        elif this.groups and leg == 0:
+            group, shard = this.group_of(member), this.shard(member)
+            came = [m for m in group if m != member and (senders is None or m in senders)]
+            this.means[member] = _mean(this.held, shard, group, came, member)
+            if came:
+                self._pull(member, this.selected[shard], this.means[member])
+        elif this.groups:
+            for other in this.group_of(member):
+                if other != member and (senders is None or other in senders):
+                    self._pull(member, this.selected[this.shard(other)], this.means[other])
+        else:
+            self._permute(this, member, number, senders)
+
+    def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
+        """(1 - w) theta + w mean, with w = (1 - alpha) lr / first lr (PAPA, section 2.3)."""
+        theta = self._flat(member, "")
+        mean = mean.astype(theta.dtype)
+        usable = np.isfinite(mean)
+        places, mean = places[usable], mean[usable]
+        if self._method == "papa":
+            lr = self._optimizers[member].param_groups[0]["lr"]
+            weight = lr / self._first_lr[member] * (1 - self._alpha)
+            mean = theta[places] * (1 - weight) + mean * weight
+        theta[places] = mean
+        self._put(member, "", theta)
+
+    def _permute(
+        self, this: _Round, member: int, number: int, senders: Sequence[int] | None
+    ) -> None:
         sources = this.sources[member]
         others = this.sources if senders is None else senders
         chosen = np.isin(sources, [sender for sender in others if sender != member])
@@ -243,14 +332,14 @@ class Reference:
             self._put(member, slot, theta)
         self._newest[member][places] = number
 
-    def ready(self, number: int, senders: Sequence[int] | None = None) -> bool:
-        """Whether `senders` (all, if not given) have sent round `number`."""
-        if not self._shuffles:
-            return True
+    def ready(self, number: int, senders: Sequence[int] | None = None, leg: int = 0) -> bool:
+        """Whether `senders` (all, if not given) have sent a leg of round `number`."""
         this = self._rounds.get(number)
         if this is None:
-            return False
-        return this.held.keys() >= set(this.sources if senders is None else senders)
+            return True
+        members = this.sources or {m for group in this.groups for m in group} or this.pairs
+        there = this.held if leg == 0 else this.means
+        return there.keys() >= set(members if senders is None else senders)
 
     def forget(self, numbers: Sequence[int]) -> None:
         """No member will send or apply these rounds again."""
@@ -258,9 +347,23 @@ class Reference:
             self._rounds.pop(number, None)
 
     def _draw(self, seed: int, roster: Sequence[int]) -> _Round:
+        if self._method.startswith("papa") or self._method == "dart":
+            this = _Round(list(range(self._size)), {})
+            if self._method == "papa-2":
+                drawn = draw_pairs(seed, len(roster))
+                pairs = [sorted(roster[position] for position in pair) for pair in drawn]
+                this.pairs = dict(zip(roster, pairs, strict=True))
+            else:
+                this.groups = [list(roster)]
+            return this
         selected = self._selection.draw(seed)
+        dealt = deal(seed, len(roster), self._group)
+        if self._method == "sparta":
+            this = _Round(selected, {})
+            this.groups = [[roster[position] for position in positions] for positions in dealt]
+            return this
         sources = {}
-        for number, positions in enumerate(deal(seed, len(roster), self._group)):
+        for number, positions in enumerate(dealt):
             members = [roster[position] for position in positions]
             images = permutations_of(seed, number, len(members), len(selected))
             for place, member in enumerate(members):
@@ -285,6 +388,20 @@ class Reference:
             return list(parameters)
         state: Any = self._optimizers[member].state
         return [state[parameter][slot] for parameter in parameters]
+
+
+def _mean(
+    held: dict[int, list[np.ndarray]], part: slice, among: list[int], came: list[int], own: int
+) -> np.ndarray:
+    """The mean of what those `among` who `came`, and the member itself, held; of numbers only."""
+    values = [held[m][0][part].astype(np.float64) for m in among if m in came or m == own]
+    finite = [np.isfinite(each) for each in values]
+    total = np.zeros_like(values[0])
+    for ok, each in zip(finite, values, strict=True):
+        total = total + np.where(ok, each, 0.0)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = total / np.sum(finite, axis=0)
+    return mean
 
 
 def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -136,6 +136,14 @@ class Roster:
         """Eight bytes that differ when the epoch or its members do."""
         text = f"{self.epoch}:" + ",".join(map(str, self.members))
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+class Order(NamedTuple):
+    """What a round's plan is derived from."""
+
+    round: int
+    seed: int
+    roster: Roster
 
 
 def _fits(way: str, device: str) -> bool:

@@ -3,7 +3,7 @@
 With the seeds it is all that a replay needs. A record is written after its values were applied and
 before the member's next gather, straight to the kernel: what a member passed on is always explained
 by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
-[own step, epoch, round, senders applied, senders lost]; [own step, epoch, round] where the
+[own step, epoch, round, senders applied, senders lost, leg]; [own step, epoch, round] where the
 member's clock jumped: that step belongs to `round`, not to the one after the last; and, first of
 all, [epoch, round, donor, donor's own step] where it came in mid-run.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgpack
 
 from washp2p.errors import UsageError
+from washp2p.frames import FIRST
 from washp2p.rounds import roster_at
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ _log = logging.getLogger("washp2p")
 
 
 class Record(NamedTuple):
-    """One application: before own step `step` + 1, the values of `round` from these senders."""
+    """One application: before own step `step` + 1, a leg of `round`, values from these senders."""
 
     step: int
     epoch: int
     round: int
     applied: tuple[MemberId, ...]
     lost: tuple[MemberId, ...]
+    leg: int = FIRST
 
 
 class Jump(NamedTuple):
@@ -125,9 +127,9 @@ def read_log(path: Path, rosters: Sequence[Roster]) -> Iterator[Record | Jump | 
     with path.open("rb") as file:
         for values in msgpack.Unpacker(file):
             match values:
-                case [step, epoch, round_number, applied, lost]:
+                case [step, epoch, round_number, applied, lost, leg]:
                     if roster_at(rosters, round_number).epoch <= epoch:
-                        yield Record(step, epoch, round_number, tuple(applied), tuple(lost))
+                        yield Record(step, epoch, round_number, tuple(applied), tuple(lost), leg)
                 case [_, epoch, round_number]:
                     if roster_at(rosters, round_number).epoch <= epoch:
                         yield Jump(*values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError
-from washp2p.rounds import SEED_BYTES, roster_at, unpack_seeds
+from washp2p.rounds import SEED_BYTES, Order, roster_at, unpack_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Seedbook:
         self._progress_due = round_number + max(1, self._window // 2)
         return True
 
-    def order_of(self, round_number: int, rosters: Sequence[Roster]) -> tuple[int, Roster] | None:
-        """The seed of a round and its roster, or None if it has not arrived."""
+    def order_of(self, round_number: int, rosters: Sequence[Roster]) -> Order | None:
+        """What the round's plan is derived from, or None if its seed has not arrived."""
         seed = self._seeds.get(round_number)
-        return None if seed is None else (seed, roster_at(rosters, round_number))
+        return None if seed is None else Order(round_number, seed, roster_at(rosters, round_number))

@@ -30,23 +30,34 @@ PARAM = "param"
 SLOTS = 8
 """State tensors of a parameter's size that an optimizer may have."""
 PLAIN_BYTES = 16 << 20
+KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The state tensors that WASH+Opt shuffles along with the parameters.
+    """The state that WASH+Opt shuffles along with the parameters: all tensors shaped like them.
 
     SGD: `momentum_buffer` (none without momentum); Adam and AdamW: `exp_avg`, `exp_avg_sq`, and
-    `max_exp_avg_sq` under AMSGrad. Raises UsageError for other optimizers.
+    `max_exp_avg_sq` under AMSGrad; of others, what one of their kind has after a step. Raises
+    UsageError if that cannot be found out.
     """
-    if isinstance(optimizer, torch.optim.SGD):
-        return ("momentum_buffer",) if any(g["momentum"] for g in optimizer.param_groups) else ()
-    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-        amsgrad = any(group["amsgrad"] for group in optimizer.param_groups)
-        return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ()))
-    raise UsageError(
-        f"wash-opt does not know the state of {type(optimizer).__name__}; expected SGD, Adam or "
-        "AdamW: use one of these, or --method wash, which shuffles parameters alone"
-    )
+    names: dict[str, None] = {}
+    like: Any = type(optimizer)
+    try:
+        for group in optimizer.param_groups:
+            options = {k: v for k, v in group.items() if k not in {"params", "initial_lr"}}
+            probe = torch.nn.Parameter(torch.zeros(2, 3, dtype=group["params"][0].dtype))
+            probe.grad = torch.zeros_like(probe)
+            twin = like([{"params": [probe], **options}])
+            twin.step()
+            for name, value in twin.state[probe].items():
+                if isinstance(value, torch.Tensor) and value.shape == probe.shape:
+                    names[name] = None
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise UsageError(
+            f"wash-opt cannot find out what state {like.__name__} has: {error!r:.100}; use SGD, "
+            "Adam or AdamW, or --method wash, which shuffles parameters alone"
+        ) from None
+    return tuple(names)
 
 
 class Store:
@@ -66,6 +77,7 @@ class Store:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
         self._model, self._prefix = plain_model(model)
         self._optimizer = optimizer
+        self._first_lr = optimizer.param_groups[0].get("lr", 0.0)
         refuse_what_cannot_be_shuffled(self._model, optimizer)
         self._parameters, entries, dtype = in_flat_order(self._model)
         self.layout = Layout(
@@ -137,6 +149,25 @@ class Store:
         """Add `values[k] - own[k]` to slot k at `places`; state that did not exist is created."""
         self.lane.add(self._vectors, places, values, own)
         self._wrote(places)
+
+    def pull(self, places: Places, values: Vectors, weight: float) -> None:
+        """Move slot k at `places` towards `values[k]`: all the way if `weight` is 1."""
+        if weight == 1:
+            self.lane.assign(self._vectors, places, values)
+        else:
+            self.lane.pull(self._vectors, places, values, weight)
+        self._wrote(places)
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate of now, as a share of what it was at first.
+
+        That of its first parameter group: what a scheduler calls its `initial_lr`, or what it had
+        when the model joined.
+        """
+        group = self._optimizer.param_groups[0]
+        first = group.get("initial_lr", self._first_lr)
+        return float(group["lr"]) / float(first) if first else 1.0
 
     def keep_track(self) -> None:
         """From now on note what is written, for `take_written`."""
@@ -328,6 +359,9 @@ class Store:
                 self._create_state_of(number)
 
     def _create_state_of(self, number: int) -> None:
+        """Of an optimizer whose state is known; others make it themselves, at their first step."""
+        if not isinstance(self._optimizer, KNOWN):
+            return
         parameter, entry = self._parameters[number], self.layout.entries[number]
         state = self._optimizer.state[parameter]
         if not isinstance(self._optimizer, torch.optim.SGD):  # Adam counts its steps

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from washp2p.exchange import Applied, Exchange, Staged
     from washp2p.inbox import Inbox
     from washp2p.planner import Planner
-    from washp2p.rounds import MemberId, Roster
+    from washp2p.rounds import MemberId, Order
     from washp2p.runlog import Joined, RunLog
 
 
@@ -38,8 +38,8 @@ class Start:
     steps: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    epochs: list[tuple[int, int]] = field(default_factory=list)
-    """Members and rounds of the epochs that it took part in."""
+    epochs: list[tuple[int, int, int]] = field(default_factory=list)
+    """As `Timeline.epochs`."""
 
 
 class Timeline:
@@ -51,7 +51,7 @@ class Timeline:
         connection: Connection,
         inbox: Inbox,
         exchange: Exchange,
-        planner: Planner[tuple[int, Roster], Staged | None],
+        planner: Planner[Order, Staged | None],
         delay: Delay,
         expire: int,
         rounds: int,
@@ -90,12 +90,12 @@ class Timeline:
         return not self._rounds or self.round < self._rounds
 
     @property
-    def epochs(self) -> list[tuple[int, int]]:
-        """Of each epoch with this member: how many members, and in how many rounds."""
+    def epochs(self) -> list[tuple[int, int, int]]:
+        """Of each epoch with this member: how many members, its first round, and its end."""
         rounds = range(self._start.round + 1, self.round + 1)
         me = self._connection.member
         return self._start.epochs + [
-            (len(roster.members), len(its))
+            (len(roster.members), its.start, its.stop)
             for roster, its in by_roster(self._connection.rosters, rounds)
             if me in roster.members
         ]
@@ -153,9 +153,13 @@ class Timeline:
             self._exchange.post(number, staged, round(1000 * self._share))
         if staged is not None or self._arrivals.outstanding:
             points.reach(points.AFTER_SEND, number)
-            waited = self._wait(number, bound)
-            points.reach(points.APPLYING, number)
-            self._apply(jumped=jumps, waited=waited)
+            applied: list[Applied] = []
+            waited = 0.0
+            for _ in range(1 if staged is None else staged.legs):
+                waited += self._wait(number, bound)
+                points.reach(points.APPLYING, number)
+                applied += self._exchange.apply()
+            self._follow(applied, jumped=jumps, waited=waited)
         self.ended = time.monotonic()
 
     def finish(self) -> None:
@@ -175,7 +179,7 @@ class Timeline:
                 self._arrivals.give_up(self.round + 1)
             else:
                 waited = self._wait(self.round, 0)
-            self._apply(jumped=False, waited=waited)
+            self._follow(self._exchange.apply(), jumped=False, waited=waited)
 
     def _await_seed(self, number: int) -> None:
         if number not in self._connection.seeds:
@@ -195,8 +199,8 @@ class Timeline:
         )
         return time.monotonic() - began
 
-    def _apply(self, *, jumped: bool, waited: float) -> None:
-        applied = self._exchange.apply()
+    def _follow(self, applied: Sequence[Applied], *, jumped: bool, waited: float) -> None:
+        """Write down what was applied, and learn from it."""
         self._write(applied, jumped=jumped)
         if self._exchange.diverged:
             for member in self._exchange.diverged - self._reported:
@@ -219,6 +223,4 @@ class Timeline:
             return
         epoch = self._exchange.epoch
         jump = [Jump(self.steps, epoch, self.round)] if jumped else []
-        self._log.append(
-            [*jump, *(Record(self.steps, epoch, a.round, a.senders, a.lost) for a in applied)]
-        )
+        self._log.append([*jump, *(Record(self.steps, epoch, *one) for one in applied)])

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from washp2p.rounds import MemberId, Roster
 
-Application = tuple[int, tuple[int, ...] | None]
-"""A round, and whose values of it are applied: None for everyone's."""
+Application = tuple[int, tuple[int, ...] | None, int]
+"""A round, whose values of it are applied (None for everyone's), and of which leg."""
 
 
 @dataclass
@@ -47,11 +47,12 @@ class Script:
         return step + number - at
 
 
-def exactly_late(rounds: int, delay: int) -> Script:
+def exactly_late(rounds: int, delay: int, legs: int = 1) -> Script:
     """Every round is applied by all members `delay` steps after it; the last ones at the end."""
     script = Script()
     for number in range(1, rounds + 1):
-        script.applies.setdefault(min(number + delay, rounds), []).append((number, None))
+        applies = script.applies.setdefault(min(number + delay, rounds), [])
+        applies += [(number, None, leg) for leg in range(legs)]
     return script
 
 
@@ -63,8 +64,9 @@ def from_log(path: Path, rosters: Sequence[Roster]) -> Script:
             script.jumps[record.step] = record.round
         elif isinstance(record, Joined):
             script.joined = record
-        elif record.applied:
-            script.applies.setdefault(record.step, []).append((record.round, record.applied))
+        else:
+            applies = script.applies.setdefault(record.step, [])
+            applies.append((record.round, record.applied, record.leg))
     return script
 
 
@@ -82,7 +84,7 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
         if script.joined is not None:
             donor = script.joined.donor
             needed[donor] = max(needed[donor], script.joined.step)
-        for number, senders in (a for applies in script.applies.values() for a in applies):
+        for number, senders, _ in (a for applies in script.applies.values() for a in applies):
             for sender in senders or ():
                 needed[sender] = max(needed[sender], scripts[sender].step_of(number))
     for member in members:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from washp2p import rundir
+from washp2p import reference, rundir
 from washp2p.errors import UsageError
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
@@ -67,7 +67,8 @@ def simulate(
         final = list(range(config.n))
         population = Population(config, data, everyone(config))
         delay = int(config.max_delay) if config.max_delay.isdecimal() else 0
-        scripts = dict.fromkeys(final, exactly_late(population.steps_in_all, delay))
+        script = exactly_late(population.steps_in_all, delay, population.reference.legs)
+        scripts = dict.fromkeys(final, script)
     began = time.monotonic()
     with (folder / rundir.METRICS).open("w") as metrics:
 
@@ -102,8 +103,8 @@ def everyone(config: RunConfig) -> list[Roster]:
 class Population:
     """All members that a run ever had, and the reference that shuffles them.
 
-    They begin with the state of the first in the first round's roster; `joined` ones take theirs
-    over later.
+    They begin with the state of the first in the first round's roster, or each with its own;
+    `joined` ones take theirs over later.
     """
 
     def __init__(self, config: RunConfig, data: Data, rosters: Sequence[Roster]) -> None:
@@ -114,7 +115,8 @@ class Population:
         first = self.trainers[roster_at(rosters, 1).members[0]]
         self.steps_in_all = first.steps
         for trainer in self.trainers.values():
-            trainer.model.load_state_dict(first.model.state_dict())
+            if config.init == "same":
+                trainer.model.load_state_dict(first.model.state_dict())
         numbered = {member: number for number, member in enumerate(self.members)}
         self._number_of = numbered
         self.reference = Reference(
@@ -125,6 +127,8 @@ class Population:
             p=config.p,
             group=config.group,
             late="overwrite" if config.max_delay == "0" else config.late,
+            alpha=config.alpha,
+            due=reference.due(config, self.steps_in_all),
         )
         self._key = run_key(config.seed)
         self.steps = dict.fromkeys(self.members, 0)
@@ -136,7 +140,7 @@ class Population:
     ) -> None:
         """Train everyone to the end, each by its script. Raises UsageError if they do not fit."""
         every = scripts.values()
-        uses = Counter(r for s in every for done in s.applies.values() for r, _ in done)
+        uses = Counter(r for s in every for done in s.applies.values() for r, _, _ in done)
         runs = {}
         for member, script in scripts.items():
             runs[member] = self._member(member, script, on_epoch)
@@ -164,7 +168,7 @@ class Population:
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
     ) -> Iterator[list[int] | None]:
-        """Train one member: yields the rounds applied after each step, None while it must wait."""
+        """Train one member: yields rounds as they are applied, None while it must wait."""
         trainer = self.trainers[member]
         while member in self._waiting:
             yield None
@@ -186,13 +190,14 @@ class Population:
             seed = round_seed(self._key, trainer.round)
             self.reference.gather(own, trainer.round, seed, roster)
             applies = script.applies.get(self.steps[member], [])
-            for number, senders in applies:
+            for number, senders, leg in applies:
                 numbers = None if senders is None else [self._number_of[m] for m in senders]
-                while not self.reference.ready(number, numbers):
+                while not self.reference.ready(number, numbers, leg):
                     yield None
-                self.reference.apply(own, number, numbers)
+                self.reference.apply(own, number, numbers, leg)
+                yield [number]
             self._give(member)
-            yield [number for number, _ in applies]
+            yield []
 
     def _give(self, donor: MemberId) -> None:
         """Copy the donor's state to those who begin with it as it is now."""
@@ -220,6 +225,8 @@ def _summary(
     trainer = population.trainers[final[0]]
     rounds = trainer.steps
     strategy = strategy_for(config)
+    strategy.begin(rounds)
+    exchanges = strategy.rounds_due(range(1, rounds + 1))
     layout = Store(trainer.model, trainer.optimizer, strategy.slots(trainer.optimizer)).layout
     rows = []
     for member, sent in zip(population.members, population.reference.sent, strict=True):
@@ -255,8 +262,8 @@ def _summary(
                 "header": 0,
                 "messages": 0,
                 "expected_payload": payload,
-                "theory": strategy.expected_payload(layout, config.n) * rounds,
-                "paper": strategy.paper_payload(layout) * rounds,
+                "theory": strategy.expected_payload(layout, config.n) * exchanges,
+                "paper": strategy.paper_payload(layout) * exchanges,
                 "papa": papa_payload(layout) * rounds,
                 "papa_all_reduce": papa_all_reduce(layout, config.n) * rounds,
                 "control": 0,

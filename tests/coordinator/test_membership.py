@@ -122,7 +122,7 @@ def finished():
         refused_values=0,
         refused_messages={},
         parameters=24,
-        wash=1.0,
+        theory=1.0,
         paper=1.0,
         papa=1.0,
         papa_all_reduce=1.0,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.integration.conftest import ROOT, read_logs
 from washp2p.cli import main
-from washp2p.config import RunConfig
+from washp2p.config import RunConfig, flag
 from workers.data import load_data
 from workers.simulate import simulate
 
@@ -32,11 +32,17 @@ def simulated(tmp_path, **options):
         ("wash-opt", 3, "cnn", {"p": 0.3, "schedule": "constant"}),
         ("none", 2, "cnn", {}),
         ("wash", 2, "resnet18", {"p": 0.001, "train_limit": 150}),
+        ("wash", 3, "cnn", {"p": 0.05, "from_": "0.25", "until": "1"}),
+        ("sparta", 3, "cnn", {"p": 0.05}),
+        ("papa", 3, "cnn", {"alpha": 0.9}),
+        ("papa-all", 3, "cnn", {"every": 1, "until": "1"}),
+        ("dart", 3, "cnn", {"every": 1, "epochs": 3, "until": "2"}),
+        ("papa-2", 3, "cnn", {"every": 1}),
     ],
 )
 def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, model, extra):
     options = {"method": method, "model": model, "epochs": 2, "seed": 3, "max_delay": "0", **extra}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags = [f"--{flag(name)}={value}" for name, value in options.items()]
     coordinator, workers = runs.population(n, *flags)
     assert coordinator.wait(100) == 0, coordinator.text
     assert [worker.wait() for worker in workers] == [0] * n

@@ -14,7 +14,7 @@ from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from washp2p.rounds import MemberId
     from washp2p.transfer import Download, Transfer
@@ -41,6 +41,37 @@ def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     for tensor in tensors:
         total += tensor
     return (total / len(tensors)).to(first.dtype)
+
+
+def mean_of_finite(
+    contributions: Iterable[tuple[MemberId, Sequence[torch.Tensor]]],
+    count: int,
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+) -> tuple[list[torch.Tensor], dict[MemberId, int]]:
+    """The mean of each scalar over the contributions in which it is finite, in the order given.
+
+    A contribution is a member and its values: `count` scalars, a vector of each of the `dtypes`, on
+    any device; it is done with before the next one is asked for. Accumulated in float64 on
+    `device`, where new vectors are returned; NaN where nobody's is finite. Also returns of whom how
+    many scalars were not.
+    """
+    totals = [torch.zeros(count, dtype=torch.float64, device=device) for _ in dtypes]
+    number: torch.Tensor | int = 0
+    unusable = {}
+    for member, values in contributions:
+        vectors = [vector.to(device) for vector in values]
+        usable = torch.stack([vector.isfinite() for vector in vectors]).all(dim=0)
+        if not usable.all():
+            unusable[member] = count - int(usable.sum())
+            vectors = [vector.where(usable, 0.0) for vector in vectors]
+            number = number + usable
+        else:
+            number = number + 1
+        for total, vector in zip(totals, vectors, strict=True):
+            total.add_(vector)
+    means = [(total / number).to(dtype) for total, dtype in zip(totals, dtypes, strict=True)]
+    return means, unusable
 
 
 def average_state(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -3,23 +3,69 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from fractions import Fraction
+from math import floor, inf
+from typing import TYPE_CHECKING, ClassVar
+
+from washp2p.config import BY_EPOCHS, moment
+from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
+    from washp2p.config import RunConfig
     from washp2p.consensus import Consensus
     from washp2p.layout import Layout
     from washp2p.plan import Plan
 
 
 class Strategy(ABC):
-    """Which slots a method exchanges, and the plan of each round."""
+    """Which slots a method exchanges, in which rounds, and the plan of each.
 
-    def __init__(self, schedule: str, p: float, group: int) -> None:
-        self.schedule = schedule
-        self.p = p
-        self.group = group
+    `begin` comes first, then for each epoch `prepare`, and `plan` for those of its rounds that are
+    `due`.
+    """
+
+    lockstep: ClassVar[bool] = False
+    """Whether everyone must wait for a round's values: a method whose plans take means does."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._first: float = 1
+        self._last: float = inf
+        self._rate = Fraction(1, config.every)
+
+    def begin(self, rounds: int) -> None:
+        """The run has so many rounds, 0 if not known. Raises UsageError if that must be known."""
+        config = self.config
+        if self.lockstep and config.max_delay != "0":
+            raise UsageError(
+                f"--method {config.method} takes means, for which everyone waits; "
+                f"--max-delay is {config.max_delay}, expected 0"
+            )
+        start, end = (moment(when, config.epochs) for when in (config.from_, config.until))
+        by_epochs = config.method in BY_EPOCHS
+        if not rounds and (by_epochs or start > 0 or end < 1):
+            raise UsageError(
+                f"--method {config.method} from {config.from_} until {config.until} needs the "
+                "number of rounds; expected it from the training loop: join(rounds=...)"
+            )
+        if by_epochs:
+            self._rate = Fraction(config.epochs, rounds * config.every)
+        self._first = floor(start * rounds) + 1
+        self._last = floor(end * rounds) if end < 1 else inf
+
+    def due(self, number: int) -> bool:
+        """Whether members exchange values in round `number`."""
+        return self.rounds_due(range(number, number + 1)) == 1
+
+    def rounds_due(self, rounds: range) -> int:
+        """In how many of `rounds` members exchange values."""
+        first, last = max(rounds.start, self._first), min(rounds.stop - 1, self._last)
+        if last < first:
+            return 0
+        above, below = self._rate.as_integer_ratio()
+        return int(last) * above // below - (int(first) - 1) * above // below
 
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """Names of the optimizer's state to exchange besides the parameters."""
@@ -29,17 +75,24 @@ class Strategy(ABC):
         """What can tell from received values how far members are apart; None: nothing can."""
         return None
 
+    def weight(self, lr: float) -> float:
+        """How far a mean pulls a member's values towards itself: 1 replaces them.
+
+        `lr` is the optimizer's learning rate of now, as a share of what it was at first.
+        """
+        return 1.0
+
     @abstractmethod
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """Learn the epoch: the member is at `position` among `n`. Called before `plan`."""
+        """Learn the epoch: the member is at `position` among `n`, at least 2."""
 
     @abstractmethod
     def plan(self, seed: int) -> Plan | None:
-        """What to send and receive in the round of `seed`; None if the method exchanges nothing."""
+        """What to send and receive in the round of `seed`; None: nothing."""
 
     @abstractmethod
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """Bytes a member sends in a round, in expectation."""
+        """Bytes a member sends in a round that is due, in expectation."""
 
     @abstractmethod
     def paper_payload(self, layout: Layout) -> float:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Separate(Strategy):
-    """Members start together, train apart and are averaged at the end."""
+    """Members train apart and are averaged at the end."""
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""

@@ -1,8 +1,11 @@
-"""`wash` and `wash-opt`: parameter shuffling (WASH, Algorithm 1, equations 3 and 6)."""
+"""`wash` and `wash-opt`: parameter shuffling (WASH, Algorithm 1, equations 3 and 6).
+
+`sparta` has the same selection, and averages instead (Beton et al. 2025).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from washp2p.consensus import Consensus
 from washp2p.plan import Deriver, Plan
@@ -11,6 +14,8 @@ from washp2p.store import optimizer_slots
 from washp2p.strategies.base import Strategy
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import torch
 
     from washp2p.layout import Layout
@@ -23,13 +28,12 @@ class Wash(Strategy):
 
     def consensus(self, layout: Layout) -> Consensus | None:
         """See Strategy."""
-        rates = layer_rates(self.schedule, self.p, layout.layers)
-        return Consensus(layout, rates, self.group) if self.p else None
+        config = self.config
+        return Consensus(layout, self._rates(layout), config.group) if config.p else None
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""
-        rates = layer_rates(self.schedule, self.p, layout.layers)
-        self._deriver = Deriver(layout, rates, n, position, self.group)
+        self._deriver = Deriver(layout, self._rates(layout), n, position, self.config.group)
 
     def plan(self, seed: int) -> Plan:
         """See Strategy."""
@@ -37,12 +41,14 @@ class Wash(Strategy):
 
     def expected_payload(self, layout: Layout, n: int) -> float:
         """See Strategy."""
-        rates = layer_rates(self.schedule, self.p, layout.layers)
-        return expected_payload(layout, rates, n, self.group)
+        return expected_payload(layout, self._rates(layout), n, self.config.group)
 
     def paper_payload(self, layout: Layout) -> float:
         """See Strategy."""
-        return paper_payload(layout, self.schedule, self.p)
+        return paper_payload(layout, self.config.schedule, self.config.p)
+
+    def _rates(self, layout: Layout) -> tuple[Fraction, ...]:
+        return layer_rates(self.config.schedule, self.config.p, layout.layers)
 
 
 class WashOpt(Wash):
@@ -51,3 +57,20 @@ class WashOpt(Wash):
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """See Strategy."""
         return optimizer_slots(optimizer)
+
+
+class Sparta(Wash):
+    """theta_n[i] <- mean of theta[i] for each selected scalar i."""
+
+    lockstep: ClassVar[bool] = True
+
+    def consensus(self, layout: Layout) -> None:
+        """See Strategy: what is received is no other member's value."""
+
+    def plan(self, seed: int) -> Plan:
+        """See Strategy."""
+        return self._deriver.derive_mean(seed)
+
+    def expected_payload(self, layout: Layout, n: int) -> float:
+        """See Strategy: each selected scalar once to be reduced, once to be shared."""
+        return 2 * super().expected_payload(layout, n)

@@ -1,0 +1,81 @@
+"""`papa`, and its special cases `papa-all`, `dart` and `papa-2` (PAPA, sections 2.1 to 2.3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from washp2p.plan import Mean, Plan, Route, pairs, reduce_and_share
+from washp2p.rates import all_reduce_payload, parameter_payload
+from washp2p.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from washp2p.layout import Layout
+    from washp2p.plan import Indices
+
+
+class PapaAll(Strategy):
+    """theta_n <- mean of theta. `dart` is the same, from the middle of the run on."""
+
+    lockstep: ClassVar[bool] = True
+    _plan: Plan
+
+    def prepare(self, layout: Layout, n: int, position: int) -> None:
+        """See Strategy."""
+        self._plan = reduce_and_share(_all_of(layout), np.arange(n), position, fingerprint=0)
+
+    def plan(self, seed: int) -> Plan:
+        """See Strategy."""
+        return replace(self._plan, fingerprint=seed)
+
+    def expected_payload(self, layout: Layout, n: int) -> float:
+        """See Strategy: as a ring all-reduce."""
+        return all_reduce_payload(layout, n)
+
+    def paper_payload(self, layout: Layout) -> float:
+        """See Strategy: every parameter once."""
+        return parameter_payload(layout)
+
+
+class Papa(PapaAll):
+    """theta_n <- a theta_n + (1 - a) mean of theta, 1 - a falling as the learning rate does.
+
+    Equation 1, section 2.3.
+    """
+
+    def weight(self, lr: float) -> float:
+        """See Strategy."""
+        return lr * (1 - self.config.alpha)
+
+
+class Papa2(PapaAll):
+    """theta_n <- mean of two members' theta, drawn for each n (Algorithm 2, m = 2)."""
+
+    _all: Indices
+    _n: int
+    _position: int
+
+    def prepare(self, layout: Layout, n: int, position: int) -> None:
+        """See Strategy."""
+        self._all, self._n, self._position = _all_of(layout), n, position
+
+    def plan(self, seed: int) -> Plan:
+        """See Strategy."""
+        drawn, me, size = pairs(seed, self._n), self._position, len(self._all)
+        to = [peer for peer, pair in enumerate(drawn) if me in pair and peer != me]
+        sources = [peer for peer in sorted(drawn[me]) if peer != me]
+        return Plan(
+            send=Route(self._all, tuple((peer, 0, size) for peer in to)),
+            receive=Route(self._all, tuple((peer, 0, size) for peer in sources)),
+            selected=size,
+            fingerprint=seed,
+            mean=Mean(own=me in drawn[me], shared=False),
+        )
+
+
+def _all_of(layout: Layout) -> Indices:
+    """Every scalar's place in the flat vector."""
+    places = [np.arange(e.offset, e.offset + e.size, dtype=np.int64) for e in layout.entries]
+    return np.concatenate(places)
