@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
+from washp2p.augmentation import EXPECTED, augmentation_of
 from washp2p.errors import UsageError
 from washp2p.rates import SCHEDULES
 
@@ -96,6 +97,9 @@ class RunConfig:
     min_lr: float = _option(1e-4, "learning rate after the last step (cosine, by step)")
     momentum: float = _option(0.9, "SGD momentum")
     weight_decay: float = _option(1e-4, "weight decay")
+    augment: str = _option(
+        "none", "what members do to their images, by turns or drawn (hetero): " + EXPECTED
+    )
     holdout: float = _option(0.02, "share of the training data held out for GreedySoup")
     train_limit: int = _option(0, "take the first K training images only; 0 takes all")
     on_divergence: str = _option(
@@ -133,6 +137,7 @@ class RunConfig:
                 f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
                 "everyone waits: expected 0, or leave it out"
             )
+        augmentation_of(self.augment, self.data, self.seed, 0)
         for name in ("from_", "until"):
             _expect_when(name, getattr(self, name))
         if self.group == 1:

@@ -45,7 +45,8 @@ def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     try:
         for group in optimizer.param_groups:
             options = {k: v for k, v in group.items() if k not in {"params", "initial_lr"}}
-            probe = torch.nn.Parameter(torch.zeros(2, 3, dtype=group["params"][0].dtype))
+            first = group["params"][0]
+            probe = torch.nn.Parameter(torch.zeros(2, 3, dtype=first.dtype, device=first.device))
             probe.grad = torch.zeros_like(probe)
             twin = like([{"params": [probe], **options}])
             twin.step()

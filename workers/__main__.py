@@ -99,6 +99,7 @@ def take_part(
     """
     import washp2p
     from washp2p import rundir
+    from washp2p.augmentation import NOTHING
     from workers.checkpoint import save_model
     from workers.data import load_data
     from workers.evaluate import evaluate_population
@@ -136,6 +137,8 @@ def take_part(
         if exporter is not None:
             exporter.watch(member, connection.name)
         trainer.round = member.round
+        if trainer.augmentation != NOTHING:
+            member.report(augmentation=trainer.augmentation.to_wire())
         with trainer.streams.active():
             for epoch in trainer.train():
                 trainer.round = member.round

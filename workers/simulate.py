@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from washp2p import reference, rundir
+from washp2p.augmentation import NOTHING
 from washp2p.errors import UsageError
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
@@ -76,6 +77,11 @@ def simulate(
             metrics.write(rundir.to_json(values) + "\n")
             on_epoch(values)
 
+        for member, trainer in population.trainers.items():
+            if trainer.augmentation != NOTHING:
+                report(
+                    {"member": member, "round": 0, "augmentation": trainer.augmentation.to_wire()}
+                )
         population.train(scripts, report)
     seconds = time.monotonic() - began
     states = []

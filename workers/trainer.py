@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from washp2p.augmentation import augmentation_of
 from washp2p.evaluation import accuracy, probabilities
+from workers.augment import Augment
 from workers.models import build_model
 from workers.streams import Streams, pack, unpack
 
@@ -62,7 +64,7 @@ class _Pass:
 
 
 class Trainer:
-    """One member: SGD with momentum and weight decay, cosine learning rate by step."""
+    """One member: SGD, Adam or AdamW with weight decay, cosine learning rate by step."""
 
     def __init__(self, config: RunConfig, data: Data, member: int, device: torch.device) -> None:
         self._config = config
@@ -73,12 +75,10 @@ class Trainer:
         self._data = data
         self._batches = data.training_batches(config.batch_size, self.streams.loader)
         self.steps = config.epochs * len(self._batches)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = _optimizer(config, self.model)
+        self.augmentation = augmentation_of(config.augment, config.data, config.seed, member)
+        """What this member does to its batches."""
+        self._augment = Augment(self.augmentation, data.shape, data.classes)
         self.round = 0
         """Steps done, by the population's clock. Who knows better sets it, before the first step or
         after one: a member that came late, or jumped, goes on with the learning rate of its peers,
@@ -97,7 +97,12 @@ class Trainer:
             for inputs, targets in self._rest_of(now):
                 if self.round >= self.steps:
                     break
-                loss = cross_entropy(self.model(inputs.to(self._device)), targets.to(self._device))
+                varied, aims = self._augment(inputs, targets)
+                loss = cross_entropy(
+                    self.model(varied.to(self._device)),
+                    aims.to(self._device),
+                    label_smoothing=self.augmentation.smoothing,
+                )
                 self.optimizer.zero_grad()
                 loss.backward()
                 now.lr = self._learning_rate()
@@ -167,3 +172,13 @@ class Trainer:
     def _held_out_accuracy(self) -> float:
         batches = self._data.evaluation_batches(self._data.held_out)
         return accuracy(*probabilities(self.model, batches, self._device))
+
+
+def _optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    parameters, decay = model.parameters(), config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(parameters, lr=config.lr, weight_decay=decay)

@@ -1,0 +1,88 @@
+"""Which augmentation and regularisation each member trains with (PAPA, section 4.1).
+
+Pure: draws and words. What they do to a batch is the trainer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from washp2p.errors import UsageError
+
+SETS: dict[str, tuple[float, ...]] = {
+    "mixup": (0.0, 0.5, 1.0),
+    "smoothing": (0.0, 0.05, 0.1),
+    "cutmix": (0.0, 0.5, 1.0),
+    "erasing": (0.0, 0.15, 0.35),
+}
+IMAGENET_SETS: dict[str, tuple[float, ...]] = {
+    "mixup": (0.0, 0.2),
+    "smoothing": (0.0, 0.1),
+    "cutmix": (0.0, 1.0),
+    "erasing": (0.0, 0.35),
+}
+CROP = 4
+"""Pixels by which CIFAR's images are padded to be cropped."""
+EXPECTED = (
+    "none, hetero, or NAME=VALUE[:VALUE...],... of mixup, smoothing, cutmix, erasing and crop"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What one member does to its batches; 0 leaves a thing out.
+
+    `mixup` and `cutmix` are alphas of a beta distribution (with both, each batch gets one of the
+    two), `smoothing` is the share of the target that goes to all classes, `erasing` the probability
+    of erasing a block of an image, `crop` the pixels of padding before a random crop back to size,
+    with which goes a random horizontal flip.
+    """
+
+    mixup: float = 0.0
+    smoothing: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    crop: float = 0.0
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return asdict(self)
+
+
+NOTHING = Augmentation()
+
+
+def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmentation:
+    """What `--augment` means for one member. Raises UsageError if it means nothing.
+
+    `none`; `hetero`: each of the papers' sets is drawn from, by run `seed` and `member` alone, and
+    CIFAR's images are cropped; or lists, of which members take a value in turn.
+
+    >>> augmentation_of("mixup=0:0.5,crop=4", "digits", seed=0, member=3)
+    Augmentation(mixup=0.5, smoothing=0.0, cutmix=0.0, erasing=0.0, crop=4.0)
+    """
+    if augment == "none":
+        return NOTHING
+    if augment == "hetero":
+        sets = IMAGENET_SETS if data == "imagefolder" else SETS
+        drawn = {name: _draw(values, seed, member, name) for name, values in sets.items()}
+        return Augmentation(**drawn, crop=CROP if data.startswith("cifar") else 0)
+    chosen = NOTHING
+    for part in augment.split(","):
+        name, _, values = part.partition("=")
+        try:
+            listed = [float(value) for value in values.split(":")]
+        except ValueError:
+            listed = []
+        most = {"mixup": 100.0, "cutmix": 100.0, "crop": 64.0}.get(name, 1.0)
+        if name not in asdict(NOTHING) or not all(0 <= v <= most for v in listed) or not listed:
+            raise UsageError(f"--augment has {part!r:.40}; expected {EXPECTED}")
+        chosen = replace(chosen, **{name: listed[member % len(listed)]})
+    return chosen
+
+
+def _draw(values: tuple[float, ...], seed: int, member: int, name: str) -> float:
+    digest = hashlib.blake2b(f"{seed}:{member}:{name}".encode(), digest_size=8).digest()
+    return values[int.from_bytes(digest, "little") % len(values)]
