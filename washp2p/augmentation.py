@@ -25,9 +25,7 @@ IMAGENET_SETS: dict[str, tuple[float, ...]] = {
 }
 CROP = 4
 """Pixels by which CIFAR's images are padded to be cropped."""
-EXPECTED = (
-    "none, hetero, or NAME=VALUE[:VALUE...],... of mixup, smoothing, cutmix, erasing and crop"
-)
+EXPECTED = "none, hetero, or NAME=VALUE:VALUE...,... of mixup, smoothing, cutmix, erasing, crop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,10 +78,9 @@ def simulate(
             on_epoch(values)
 
         for member, trainer in population.trainers.items():
-            if trainer.augmentation != NOTHING:
-                report(
-                    {"member": member, "round": 0, "augmentation": trainer.augmentation.to_wire()}
-                )
+            drawn = trainer.augmentation
+            if drawn != NOTHING:
+                report({"member": member, "round": 0, "augmentation": drawn.to_wire()})
         population.train(scripts, report)
     seconds = time.monotonic() - began
     states = []

@@ -180,5 +180,6 @@ def _optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimiz
         return torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, lr=config.lr, weight_decay=decay)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay)
