@@ -31,6 +31,13 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Append a line to consensus.jsonl: a survey is complete."""
+
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Keep:
     """Put this into the journal: a member as it is now, one dropped, a new roster, or a fact."""
 
@@ -101,4 +108,4 @@ class End:
     code: int
 
 
-Command = Send | Record | Keep | Rewind | Started | Reject | Event | End
+Command = Send | Record | Measured | Keep | Rewind | Started | Reject | Event | End

@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Send, What
+from coordinator.commands import End, Event, Keep, Measured, Record, Reject, Send, What
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
 from coordinator.observation import Observation
 from coordinator.plausibility import implausible
 from coordinator.population import Population, announcement
+from coordinator.surveys import Surveys
 from coordinator.votes import Votes
 from washp2p.control import (
     Accounts,
@@ -43,6 +44,7 @@ from washp2p.control import (
     Saved,
     Settled,
     Stalled,
+    Surveyed,
     Synced,
     Vitals,
 )
@@ -83,6 +85,7 @@ class Membership:
             derivation=derivation,
             encrypted=encrypted,
         )
+        self._surveys = Surveys()
         self._patience = Patience(config.patience)
         self._now = 0.0
         self._complaints = Votes()
@@ -133,14 +136,25 @@ class Membership:
         match message:
             case Progress(rounds):
                 yield from self._progress(member, rounds)
+            case Metrics() | Vitals() | Surveyed():
+                yield from self._observe(member, message)
+            case _:
+                yield from self._hear(member, message)
+                yield from self._move_on()
+
+    def _observe(self, member: Member, message: Metrics | Vitals | Surveyed) -> Iterator[Command]:
+        """What a member tells of how it goes: nothing hangs on it."""
+        match message:
             case Metrics(values):
                 self.observation.metrics(member.id, values)
                 yield Record(values | {"member": member.id})
             case Vitals():
-                self.observation.vitals(member, message, now)
-            case _:
-                yield from self._hear(member, message)
-                yield from self._move_on()
+                self.observation.vitals(member, message, self._now)
+            case Surveyed():
+                found = self._surveys.add(member.id, message)
+                if found is not None:
+                    self.observation.measured(found)
+                    yield Measured(found)
 
     def gone(self, identity: bytes, now: float) -> Iterator[Command]:
         """The connection to a worker is closed."""

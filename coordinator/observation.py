@@ -68,6 +68,11 @@ class Observation:
     def __init__(self) -> None:
         self._seen: dict[MemberId, _Seen] = {}
         self._events: deque[tuple[float, Event]] = deque(maxlen=EVENTS)
+        self._measured: float | None = None
+
+    def measured(self, values: dict[str, Any]) -> None:
+        """What a survey has found: it counts for more than what members estimate by the way."""
+        self._measured = float(values["distance"])
 
     def event(self, event: Event, when: float) -> None:
         """Something has happened; `when` in seconds since 1970."""
@@ -89,6 +94,8 @@ class Observation:
 
     def distance(self, members: Iterable[MemberId]) -> float | None:
         """How far members are from their mean, as a Euclidean distance; None if nobody knows."""
+        if self._measured is not None:
+            return self._measured
         told = [
             seen.vitals.distance
             for member in members

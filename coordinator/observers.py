@@ -93,6 +93,11 @@ class Observers:
         self._append(rundir.METRICS, values)
         self._plot(lambda scalars: scalars.metrics(values))
 
+    def measured(self, values: dict[str, Any]) -> None:
+        """A survey of how far members are apart."""
+        self._append(rundir.CONSENSUS, values)
+        self._plot(lambda scalars: scalars.measured(values))
+
     def rewind(self, round_number: int) -> None:
         """The run goes on from a round: what came after it will be told again."""
         self._history.rewind(round_number)

@@ -15,6 +15,7 @@ from washp2p.control import (
     Progress,
     Result,
     Saved,
+    Surveyed,
     Synced,
     Vitals,
 )
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from coordinator.population import Population
     from washp2p.control import Message
 
+QUARTERS = 4
+"""Of the parameters: a survey has found something for each."""
 
-def implausible(  # noqa: PLR0911 - a case a message
+
+def implausible(  # noqa: PLR0911, PLR0912 - a case a message
     population: Population, member: Member, message: Message
 ) -> str:
     """Why a member cannot be telling the truth."""
@@ -43,6 +47,13 @@ def implausible(  # noqa: PLR0911 - a case a message
             there = population.settled.members if population.settled is not None else ()
             if not over or len(over) != len(members) or not set(over) <= set(there):
                 return f"has evaluated members {over!r:.200}, averaged are {there}"
+        case Surveyed(rounds, members, _, squares) if (
+            rounds > population.published
+            or members < 1
+            or len(squares) != QUARTERS
+            or min(squares) < 0
+        ):
+            return f"has found {squares!r:.100} after round {rounds}, which cannot be"
         case Finished() | Accounts() if population.settled is None:
             return "has finished, nobody has averaged yet"
         case Vitals(sent=sent) if not {row[1] for row in sent} <= set(Kind):

@@ -50,6 +50,12 @@ class Scalars:
         if type(number) is int and 0 <= number < LAST_STEP:
             self._add(f"member-{member}", "training", values, number)
 
+    def measured(self, values: dict[str, Any]) -> None:
+        """What a survey has found."""
+        found = {"distance": values["distance"]}
+        found |= {f"quarter {k}": each for k, each in enumerate(values["quarters"], 1)}
+        self._add(POPULATION, "consensus", found, values["round"])
+
     def point(self, point: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         """A point of the population's curves, and each member's row then."""
         values = dict(point)

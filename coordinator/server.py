@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send, Started, What
+from coordinator.commands import (
+    End,
+    Event,
+    Keep,
+    Measured,
+    Record,
+    Reject,
+    Rewind,
+    Send,
+    Started,
+    What,
+)
 from coordinator.doorkeeper import Doorkeeper
 from coordinator.journal import Journal
 from coordinator.membership import Membership
@@ -330,6 +341,8 @@ class Server:
                     self._journal.keep(what)
                 case Record(values):
                     self._observers.metrics(values)
+                case Measured(values):
+                    self._observers.measured(values)
                 case Rewind(number):
                     self._journal.keep(command)
                     self._observers.rewind(number)

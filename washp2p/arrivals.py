@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
-from washp2p.frames import FIRST
+from washp2p.frames import FIRST, SURVEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,6 +50,7 @@ class Loss(StrEnum):
 class Round:
     """A leg of a round that this member has gathered: what is to come of it, and what has come.
 
+    Of each scalar the values of the first `slots` slots are to come.
     A span is what a sender's values have as their part of the plan's receive route.
     """
 
@@ -58,6 +59,7 @@ class Round:
     fingerprint: int
     missing: dict[MemberId, Span]
     leg: int = FIRST
+    slots: int = 0
     arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
     lost: list[MemberId] = field(default_factory=list)
 
@@ -72,8 +74,7 @@ class Arrivals:
 
     def __init__(self, item_bytes: Sequence[int], conduct: Conduct[MemberId]) -> None:
         self._conduct = conduct
-        self._slots = len(item_bytes)
-        self._scalar_bytes = sum(item_bytes)
+        self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
         self._outstanding: dict[Turn, Round] = {}
         self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
@@ -155,7 +156,8 @@ class Arrivals:
         leg: int = FIRST,
     ) -> None:
         """A leg of round `number` is gathered; rounds between the last one and it are left out."""
-        round_ = Round(number, epoch, fingerprint, spans, leg)
+        slots = 1 if leg == SURVEY else len(self._item_bytes)
+        round_ = Round(number, epoch, fingerprint, spans, leg, slots)
         turn, (last, _) = round_.turn, self._turn
         if number > last + 1:
             self._skip(range(last + 1, number))
@@ -197,7 +199,7 @@ class Arrivals:
         elif turn < self._given_up.get(sender, turn):
             self.refused += 1
         elif any(number in skipped for skipped in self._skipped):
-            self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
+            self._count(Loss.JUMPED, frame, payload)
         else:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
@@ -273,11 +275,11 @@ class Arrivals:
                 f"fingerprint {frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected "
                 "the same everywhere: run the same version on the same kind of platform"
             )
-        size = (span[1] - span[0]) * self._scalar_bytes
-        if payload.nbytes != size or frame.slots != self._slots:
+        size = (span[1] - span[0]) * sum(self._item_bytes[: round_.slots])
+        if payload.nbytes != size or frame.slots != round_.slots:
             return Reason.LENGTH, (
                 f"{payload.nbytes} bytes of {frame.slots} slots, the plan says {size} of "
-                f"{self._slots}: run the same version everywhere"
+                f"{round_.slots}: run the same version everywhere"
             )
         return None
 
@@ -304,7 +306,7 @@ class Arrivals:
         size = payload.nbytes
         if frame.round > self._turn[0] + 1 and self._early_bytes + size > HELD_BYTES:
             self._dropped.add((turn, frame.sender))
-            self.lost[Loss.EARLY] += size // self._scalar_bytes
+            self._count(Loss.EARLY, frame, payload)
             return
         held[frame.sender] = (frame, payload)
         self._early_bytes += size
@@ -313,10 +315,15 @@ class Arrivals:
         """Leave out `rounds`: what was sent to this member in them expires."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
         for turn in [turn for turn in self._early if turn[0] in rounds]:
-            for _, payload in self._early.pop(turn).values():
+            for frame, payload in self._early.pop(turn).values():
                 self._early_bytes -= payload.nbytes
-                self.lost[Loss.JUMPED] += payload.nbytes // self._scalar_bytes
+                self._count(Loss.JUMPED, frame, payload)
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
+
+    def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
+        """What a frame has is lost: what was only to be looked at is not missed."""
+        if frame.leg != SURVEY:
+            self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
         """Messages come in order: what `sender` has not sent before this turn never comes."""
@@ -328,6 +335,6 @@ class Arrivals:
         begin, end = round_.missing.pop(sender)
         after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)
-        if why is not None:
+        if why is not None and round_.leg != SURVEY:
             self.lost[why] += end - begin
         round_.lost.append(sender)

@@ -105,6 +105,11 @@ class RunConfig:
     on_divergence: str = _option(
         "reset", "what becomes of a member that sends values that are not finite", ON_DIVERGENCE
     )
+    track_consensus: int = _option(
+        0,
+        "every K rounds measure how far members are from their mean: at 4,096 scalars, at all of "
+        "them where a checkpoint is kept; 0: never",
+    )
     checkpoint_epochs: int = _option(0, "keep a checkpoint every K epochs; 0: not by epochs")
     checkpoint_minutes: float = _option(
         10.0, "keep a checkpoint every so many minutes; 0: not by the clock"
@@ -158,6 +163,7 @@ class RunConfig:
             ("train_limit", 0, 10**12),
             ("seed", 0, 2**63 - 1),
             ("every", 1, 10**9),
+            ("track_consensus", 0, 10**9),
             ("alpha", 0.0, 1.0),
             ("p", 0.0, 1.0),
             ("lr", 0.0, 1e6),

@@ -52,6 +52,7 @@ from washp2p.control import (
     Settled,
     Stalled,
     Stop,
+    Surveyed,
     Synced,
     Vitals,
     Welcome,
@@ -312,6 +313,10 @@ class Connection:
     def metrics(self, values: dict[str, Any]) -> None:
         """Report one line of metrics.jsonl: plain `values` only, by name."""
         self._send(Metrics(values))
+
+    def surveyed(self, round_number: int, members: int, exact: bool, squares: list[float]) -> None:
+        """Report this member's part of what a survey found: as the message says."""
+        self._send(Surveyed(round_number, members, exact, squares))
 
     def vitals(self, vitals: Vitals) -> None:
         """Report how it goes, by `vitals`: a member does every second or so."""

@@ -199,6 +199,19 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Surveyed:
+    """Worker: my part of the mean squared distance from the mean, by quarter of the parameters.
+
+    After a round, of so many members; at all scalars if `exact`, else estimated.
+    """
+
+    round: int
+    members: int
+    exact: bool
+    squares: Annotated[list[float], 4]
+
+
+@dataclass(frozen=True)
 class Result:
     """Worker: what evaluation found, in per cent; `members` in the order of `over`."""
 
@@ -392,6 +405,7 @@ Message = (
     | Discard
     | Progress
     | Metrics
+    | Surveyed
     | Result
     | Averaged
     | Settled

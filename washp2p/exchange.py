@@ -20,7 +20,7 @@ import torch
 from washp2p import points
 from washp2p.arrivals import Arrivals
 from washp2p.evaluation.average import mean_of_finite
-from washp2p.frames import FIRST, SECOND, End, Frame, Posted, headers
+from washp2p.frames import FIRST, SECOND, SURVEY, End, Frame, Posted, headers
 from washp2p.lanes import as_array, as_bytes
 from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
+    from washp2p.survey import Survey
     from washp2p.transports import Buffers, Payload, Transport
 
 AHEAD = 2
@@ -80,12 +81,22 @@ class Applied(NamedTuple):
     leg: int = FIRST
 
 
+class Surveyed(NamedTuple):
+    """What this member has found in a survey: as `Survey.squares`, of so many members."""
+
+    round: int
+    members: int
+    exact: bool
+    squares: list[float]
+
+
 class _Messages(NamedTuple):
-    """A round's messages, complete when `mark` is reached: (peer, bytes planned, parts)."""
+    """A leg's messages, complete when `marks` are reached: (peer, bytes planned, parts)."""
 
     marks: list[Mark]
     header: bytes
     parts: list[tuple[MemberId, int, Buffers]]
+    kind: Kind = Kind.EXCHANGE
 
 
 class Exchange:
@@ -139,6 +150,9 @@ class Exchange:
         """Scalars received and not applied because some value of theirs was not finite."""
         self.diverged: set[MemberId] = set()
         """Who has sent values that are not finite."""
+        self._surveys: dict[int, tuple[Survey, Roster, Vectors, bool]] = {}
+        self.surveyed: list[Surveyed] = []
+        """What was found, until it is taken."""
 
     def post(self, number: int, staged: Staged, share: int) -> None:
         """Gather round `number`, and send it as soon as it has left the device.
@@ -168,6 +182,30 @@ class Exchange:
         self._hand_over(messages)
         self.posted = number
         self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
+
+    def survey(self, number: int, roster: Roster, survey: Survey, *, exact: bool) -> None:
+        """Look, after round `number`, at what the members hold, and send them what they are to see.
+
+        What is found is in `surveyed` once all has come; if something is lost, nothing is.
+        """
+        plan = survey.plan
+        places = self._store.lane.upload(plan.send.indices)
+        (values, *_), mark = self._store.pick(places)
+        mark.wait()
+        frame = Frame(self._run, self._me, roster.epoch, number, 1, 0, plan.fingerprint, SURVEY)
+        memory, item = as_bytes(values.cpu()), self._item_bytes[0]
+        parts: list[tuple[MemberId, int, Buffers]] = []
+        for position, begin, end in plan.send.parts:
+            peer, count = roster.members[position], (end - begin) * item
+            buffer: Buffers = [memory[begin * item : end * item]]
+            if self._transport.direct(peer):
+                buffer = [values[begin:end]]
+            parts.append((peer, count, buffer))
+        self._hand_over(_Messages([], headers.encode(frame), parts, Kind.CONSENSUS))
+        spans = {roster.members[p]: (begin, end) for p, begin, end in plan.receive.parts}
+        own = self._store.keep(self._store.lane.upload(plan.receive.indices))[:1]
+        self._surveys[number] = survey, roster, own, exact
+        self.arrivals.expect(number, roster.epoch, plan.fingerprint, spans, SURVEY)
 
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
@@ -213,6 +251,9 @@ class Exchange:
         done = []
         waiting = False
         for round_ in self.arrivals:
+            if round_.leg == SURVEY:
+                self._look(round_)
+                continue
             if self._gathered[round_.turn][0].plan.mean is not None:
                 done += self._take_mean(round_)
                 continue
@@ -273,7 +314,31 @@ class Exchange:
         for mark in messages.marks:
             mark.wait()
         for peer, planned, parts in messages.parts:
-            self._transport.send(peer, Kind.EXCHANGE, messages.header, parts, expected=planned)
+            self._transport.send(peer, messages.kind, messages.header, parts, expected=planned)
+
+    def _look(self, round_: Round) -> None:
+        """Compare what all hold, once all has come."""
+        if round_.missing:
+            return
+        survey, roster, own, exact = self._surveys.pop(round_.number)
+        arrived = {sender: payload for sender, (_, payload) in round_.arrived.items()}
+        if len(arrived) == len(survey.plan.receive.parts):
+            held = [
+                as_array(own[0] if member == self._me else self._as_vector(arrived[member]))
+                for member in roster.members
+                if member == self._me or member in arrived
+            ]
+            squares = survey.squares(held)
+            self.surveyed.append(Surveyed(round_.number, len(roster.members), exact, squares))
+        self.arrivals.settle(round_)
+
+    def _as_vector(self, payload: Payload) -> torch.Tensor:
+        """One slot's values."""
+        if isinstance(payload, torch.Tensor):
+            return payload.view(self._dtypes[0])
+        values = torch.empty(payload.nbytes // self._item_bytes[0], dtype=self._dtypes[0])
+        as_bytes(values)[:] = payload
+        return values
 
     def _take_mean(self, round_: Round) -> list[Applied]:
         """Pull towards a mean, or those of the other shards: once nothing more is to come of it."""

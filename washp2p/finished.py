@@ -29,6 +29,8 @@ class FinishedRun:
     """What members reported, in the order in which it came."""
     population: list[dict[str, Any]]
     """Points of the population's curves."""
+    consensus: list[dict[str, Any]]
+    """What surveys have found of how far members are apart, if there were any."""
     hosts: list[dict[str, Any]]
     """Members as the run began, each with `member`, `host` and `versions`."""
     versions: dict[str, Any]
@@ -43,6 +45,8 @@ class FinishedRun:
             more = json.loads((folder / rundir.CONFIG).read_text())
             metrics = rundir.read_lines(folder / rundir.METRICS)
             population = rundir.read_lines(folder / rundir.POPULATION)
+            surveys = folder / rundir.CONSENSUS
+            consensus = rundir.read_lines(surveys) if surveys.exists() else []
         except OSError as error:
             raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None
         return cls(
@@ -51,6 +55,7 @@ class FinishedRun:
             summary=summary,
             metrics=metrics,
             population=population,
+            consensus=consensus,
             hosts=more.get("members", []),
             versions=more.get("versions", {}),
         )

@@ -13,8 +13,9 @@ from typing import get_args
 from washp2p.records import Codec
 
 VERSION = 4
-FIRST, SECOND = 0, 1
-"""Legs of a round: what members send first, and what they make of it and pass on."""
+FIRST, SECOND, SURVEY = 0, 1, 2
+"""Legs of a round: what members send first, what they make of it and pass on, and what they only
+look at."""
 HEADER_LIMIT = 96
 RUN_BYTES = 8
 

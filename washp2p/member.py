@@ -33,6 +33,7 @@ from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
+from washp2p.survey import Surveys
 from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
 
@@ -210,6 +211,7 @@ class Member:
             expire=connection.config.expire,
             rounds=rounds,
             log=self._log,
+            surveys=self._surveys(),
         )
         if connection.resumes:
             start = self._keeper.go_on()
@@ -362,6 +364,7 @@ class Member:
             with self._told():
                 self._timeline.step()
                 self._keeper.after_round(self._timeline)
+                self._tell_surveyed()
                 if self._inbox.guests or self._entry.serves:
                     self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
                 if self._replicas is not None:
@@ -371,6 +374,11 @@ class Member:
         except RunStoppedError as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _surveys(self) -> Surveys | None:
+        config = self._connection.config
+        every = config.track_consensus
+        return Surveys(self._store.layout, config.seed, every, self.id) if every else None
 
     def _tell(self) -> None:
         """Say how it goes; the more members there are, the less often."""
@@ -393,6 +401,11 @@ class Member:
             sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
         )
         self._connection.vitals(self.vitals)
+
+    def _tell_surveyed(self) -> None:
+        for found in self._exchange.surveyed:
+            self._connection.surveyed(*found)
+        self._exchange.surveyed.clear()
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -427,6 +440,7 @@ class Member:
     def _finish(self) -> None:
         self.average()
         self._tell()
+        self._tell_surveyed()
         layout = self._store.layout
         timeline = self._timeline
         epochs = [(n, range(first, stop)) for n, first, stop in timeline.epochs]

@@ -160,6 +160,12 @@ def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint
     )
 
 
+def everything(layout: Layout) -> Indices:
+    """Every scalar's place in the flat vector, ascending."""
+    places = [np.arange(e.offset, e.offset + e.size, dtype=np.int64) for e in layout.entries]
+    return np.concatenate(places)
+
+
 def pairs(seed: int, n: int) -> list[tuple[int, int]]:
     """For each of `n` positions a pair of different ones: of raw word w, number w n(n-1) / 2**64.
 

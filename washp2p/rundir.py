@@ -19,10 +19,11 @@ from typing import Any
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 
-CONFIG, METRICS, POPULATION, SUMMARY, AVERAGED, JOURNAL = (
+CONFIG, METRICS, POPULATION, CONSENSUS, SUMMARY, AVERAGED, JOURNAL = (
     "config.json",
     "metrics.jsonl",
     "population.jsonl",
+    "consensus.jsonl",
     "summary.json",
     "averaged.safetensors",
     "journal.sqlite",
@@ -158,9 +159,10 @@ def _finite(value: Any) -> Any:
 
 def trim_lines(folder: Path, round_number: int) -> None:
     """Leave out of the .jsonl files what is told again as members go on after a round."""
-    for path in (folder / METRICS, folder / POPULATION):
+    for name, told in ((METRICS, 0), (POPULATION, 0), (CONSENSUS, 1)):
+        path = folder / name
         if path.exists():
-            kept = [v for v in read_lines(path) if v["round"] < round_number]
+            kept = [v for v in read_lines(path) if v["round"] < round_number + told]
             write_bytes(path, "".join(to_json(v) + "\n" for v in kept).encode())
 
 

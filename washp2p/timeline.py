@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from washp2p import points
 from washp2p.delay import RECENT, WORTH_WAITING
 from washp2p.errors import UsageError
-from washp2p.rounds import by_roster
+from washp2p.rounds import by_roster, roster_at
 from washp2p.runlog import Jump, Record
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from washp2p.planner import Planner
     from washp2p.rounds import MemberId, Order
     from washp2p.runlog import Joined, RunLog
+    from washp2p.survey import Surveys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,9 @@ class Timeline:
         expire: int,
         rounds: int,
         log: RunLog | None,
+        surveys: Surveys | None = None,
     ) -> None:
+        self._surveys = surveys
         self._connection = connection
         self._inbox = inbox
         self._exchange = exchange
@@ -160,6 +163,8 @@ class Timeline:
                 points.reach(points.APPLYING, number)
                 applied += self._exchange.apply()
             self._follow(applied, jumped=jumps, waited=waited)
+        if self._surveys is not None:
+            self._survey(number, bound)
         self.ended = time.monotonic()
 
     def finish(self) -> None:
@@ -180,6 +185,17 @@ class Timeline:
             else:
                 waited = self._wait(self.round, 0)
             self._follow(self._exchange.apply(), jumped=False, waited=waited)
+
+    def _survey(self, number: int, bound: int | None) -> None:
+        """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
+        assert self._surveys is not None
+        exact = number == self._connection.checkpoint_from(number)
+        roster = roster_at(self._connection.rosters, number)
+        if len(roster.members) > 1 and (exact or self._surveys.due(number)):
+            survey = self._surveys.of(roster, exact=exact)
+            self._exchange.survey(number, roster, survey, exact=exact)
+            self.waited += self._wait(number, bound)
+            self._write(self._exchange.apply())
 
     def _await_seed(self, number: int) -> None:
         if number not in self._connection.seeds:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from copy import deepcopy
+from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +83,9 @@ def simulate(
             drawn = trainer.augmentation
             if drawn != NOTHING:
                 report({"member": member, "round": 0, "augmentation": drawn.to_wire()})
-        population.train(scripts, report)
+        measured = population.train(scripts, report)
+    for values in measured:
+        rundir.append_line(folder / rundir.CONSENSUS, values)
     seconds = time.monotonic() - began
     states = []
     for member in final:
@@ -136,14 +140,20 @@ class Population:
             due=reference.due(config, self.steps_in_all),
         )
         self._key = run_key(config.seed)
+        self._track = config.track_consensus
+        self._seen: dict[int, dict[int, torch.Tensor]] = {}
+        self._measured: list[dict[str, Any]] = []
         self.steps = dict.fromkeys(self.members, 0)
         self._guests: dict[tuple[MemberId, int], list[MemberId]] = {}
         self._waiting: set[MemberId] = set()
 
     def train(
         self, scripts: dict[MemberId, Script], on_epoch: Callable[[dict[str, Any]], None]
-    ) -> None:
-        """Train everyone to the end, each by its script. Raises UsageError if they do not fit."""
+    ) -> list[dict[str, Any]]:
+        """Train everyone to the end, each by its script; what surveys have found, exactly.
+
+        Raises UsageError if the scripts do not fit each other.
+        """
         every = scripts.values()
         uses = Counter(r for s in every for done in s.applies.values() for r, _, _ in done)
         runs = {}
@@ -169,6 +179,7 @@ class Population:
                 raise UsageError("the run's logs do not fit each other; is one cut short?")
             slowest = min((self.trainers[member].round for member in runs), default=0)
             self.reference.forget([n for n, left in uses.items() if left <= 0 and n < slowest])
+        return self._measured
 
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
@@ -202,7 +213,36 @@ class Population:
                 self.reference.apply(own, number, numbers, leg)
                 yield [number]
             self._give(member)
+            self._survey(member, roster)
             yield []
+
+    def _survey(self, member: MemberId, roster: list[int]) -> None:
+        """Note where a member is after a round of which there is a survey; the last one measures.
+
+        By quarter of the parameters: scalar i of d is in quarter 4 i // d.
+        """
+        number = self.trainers[member].round
+        if not self._track or number % self._track or len(roster) < 2:
+            return
+        parameters = self.trainers[member].model.parameters()
+        flat = torch.cat([p.detach().double().flatten() for p in parameters])
+        seen = self._seen.setdefault(number, {})
+        seen[self._number_of[member]] = flat
+        if seen.keys() == set(roster):
+            held = torch.stack([seen[number] for number in roster])
+            squares = (held - held.mean(0)).square().mean(0)
+            bounds = [-(-len(squares) * quarter // 4) for quarter in range(5)]
+            parts = [float(squares[a:b].sum()) for a, b in pairwise(bounds)]
+            self._measured.append(
+                {
+                    "round": number,
+                    "members": len(roster),
+                    "exact": True,
+                    "distance": sqrt(sum(parts)),
+                    "quarters": [sqrt(part) for part in parts],
+                }
+            )
+            del self._seen[number]
 
     def _give(self, donor: MemberId) -> None:
         """Copy the donor's state to those who begin with it as it is now."""

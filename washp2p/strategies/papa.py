@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from washp2p.plan import Mean, Plan, Route, pairs, reduce_and_share
+from washp2p.plan import Mean, Plan, Route, everything, pairs, reduce_and_share
 from washp2p.rates import all_reduce_payload, parameter_payload
 from washp2p.strategies.base import Strategy
 
@@ -24,7 +24,7 @@ class PapaAll(Strategy):
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""
-        self._plan = reduce_and_share(_all_of(layout), np.arange(n), position, fingerprint=0)
+        self._plan = reduce_and_share(everything(layout), np.arange(n), position, fingerprint=0)
 
     def plan(self, seed: int) -> Plan:
         """See Strategy."""
@@ -59,7 +59,7 @@ class Papa2(PapaAll):
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
         """See Strategy."""
-        self._all, self._n, self._position = _all_of(layout), n, position
+        self._all, self._n, self._position = everything(layout), n, position
 
     def plan(self, seed: int) -> Plan:
         """See Strategy."""
@@ -73,9 +73,3 @@ class Papa2(PapaAll):
             fingerprint=seed,
             mean=Mean(own=me in drawn[me], shared=False),
         )
-
-
-def _all_of(layout: Layout) -> Indices:
-    """Every scalar's place in the flat vector."""
-    places = [np.arange(e.offset, e.offset + e.size, dtype=np.int64) for e in layout.entries]
-    return np.concatenate(places)
