@@ -281,7 +281,9 @@ class Lobby:
         population.publication = Publication(population.config, population.total_rounds)
         yield from population.enrol(present)
         yield Started(tuple(present))
-        text = f"{len(present)} members are here and fetch member {present[0].id}'s state"
+        text = f"{len(present)} members are here"
+        if self._population.config.init == "same":
+            text += f" and fetch member {present[0].id}'s state"
         yield Event(text, What.SNAPSHOT)
 
     def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:

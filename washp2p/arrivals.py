@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
-from washp2p.frames import FIRST, SURVEY
+from washp2p.frames import BESIDE, FIRST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -156,7 +156,7 @@ class Arrivals:
         leg: int = FIRST,
     ) -> None:
         """A leg of round `number` is gathered; rounds between the last one and it are left out."""
-        slots = 1 if leg == SURVEY else len(self._item_bytes)
+        slots = 1 if leg >= BESIDE else len(self._item_bytes)
         round_ = Round(number, epoch, fingerprint, spans, leg, slots)
         turn, (last, _) = round_.turn, self._turn
         if number > last + 1:
@@ -321,8 +321,8 @@ class Arrivals:
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
     def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
-        """What a frame has is lost: what was only to be looked at is not missed."""
-        if frame.leg != SURVEY:
+        """What a frame has is lost: what goes beside a round is not missed."""
+        if frame.leg < BESIDE:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
@@ -335,6 +335,6 @@ class Arrivals:
         begin, end = round_.missing.pop(sender)
         after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)
-        if why is not None and round_.leg != SURVEY:
+        if why is not None and round_.leg < BESIDE:
             self.lost[why] += end - begin
         round_.lost.append(sender)

@@ -63,6 +63,9 @@ class RunConfig:
     n: int = field(metadata={"help": "members of the population, at least 2", "choices": None})
     min_n: int = _option(0, "members with which the run may start, others coming later; 0: all n")
     method: str = _option("wash", "what members do with a round", METHODS)
+    repair: int = _option(
+        0, "papa-all, papa-2, dart: REPAIR the mean by so many batches (5 in the paper); 0: not"
+    )
     p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
     schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
     group: int = _option(
@@ -142,6 +145,11 @@ class RunConfig:
                 f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
                 "everyone waits: expected 0, or leave it out"
             )
+        if self.repair and self.method not in BY_EPOCHS:
+            raise UsageError(
+                f"--repair is {self.repair} with --method {self.method}; expected 0, or one of "
+                f"{', '.join(BY_EPOCHS)}"
+            )
         augmentation_of(self.augment, self.data, self.seed, 0)
         for name in ("from_", "until"):
             _expect_when(name, getattr(self, name))
@@ -163,6 +171,7 @@ class RunConfig:
             ("train_limit", 0, 10**12),
             ("seed", 0, 2**63 - 1),
             ("every", 1, 10**9),
+            ("repair", 0, 10**6),
             ("track_consensus", 0, 10**9),
             ("alpha", 0.0, 1.0),
             ("p", 0.0, 1.0),

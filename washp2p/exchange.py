@@ -20,7 +20,7 @@ import torch
 from washp2p import points
 from washp2p.arrivals import Arrivals
 from washp2p.evaluation.average import mean_of_finite
-from washp2p.frames import FIRST, SECOND, SURVEY, End, Frame, Posted, headers
+from washp2p.frames import BESIDE, FIRST, MOMENTS, SECOND, End, Frame, Posted, headers
 from washp2p.lanes import as_array, as_bytes
 from washp2p.ledger import Kind
 from washp2p.newest import NewestWrites
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
-    from washp2p.survey import Survey
     from washp2p.transports import Buffers, Payload, Transport
 
 AHEAD = 2
@@ -81,13 +80,19 @@ class Applied(NamedTuple):
     leg: int = FIRST
 
 
-class Surveyed(NamedTuple):
-    """What this member has found in a survey: as `Survey.squares`, of so many members."""
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Vectors of the parameters' dtype that go beside a round's values, in a leg of their own.
 
-    round: int
-    members: int
-    exact: bool
-    squares: list[float]
+    `outgoing` has them by peer, ready to be read anywhere; `incoming` says of whom how many values
+    are to come.
+    """
+
+    leg: int
+    kind: Kind
+    fingerprint: int
+    outgoing: dict[MemberId, torch.Tensor]
+    incoming: dict[MemberId, int]
 
 
 class _Messages(NamedTuple):
@@ -150,9 +155,8 @@ class Exchange:
         """Scalars received and not applied because some value of theirs was not finite."""
         self.diverged: set[MemberId] = set()
         """Who has sent values that are not finite."""
-        self._surveys: dict[int, tuple[Survey, Roster, Vectors, bool]] = {}
-        self.surveyed: list[Surveyed] = []
-        """What was found, until it is taken."""
+        self.came_beside: list[tuple[int, int, dict[MemberId, torch.Tensor]]] = []
+        """Round, leg, and by sender what came beside the values, until it is taken."""
 
     def post(self, number: int, staged: Staged, share: int) -> None:
         """Gather round `number`, and send it as soon as it has left the device.
@@ -183,29 +187,27 @@ class Exchange:
         self.posted = number
         self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
 
-    def survey(self, number: int, roster: Roster, survey: Survey, *, exact: bool) -> None:
-        """Look, after round `number`, at what the members hold, and send them what they are to see.
+    def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
+        """Send vectors beside round `number`, after its values, and expect others.
 
-        What is found is in `surveyed` once all has come; if something is lost, nothing is.
+        What comes is in `came_beside`, when nothing more is to come.
         """
-        plan = survey.plan
-        places = self._store.lane.upload(plan.send.indices)
-        (values, *_), mark = self._store.pick(places)
-        mark.wait()
-        frame = Frame(self._run, self._me, roster.epoch, number, 1, 0, plan.fingerprint, SURVEY)
-        memory, item = as_bytes(values.cpu()), self._item_bytes[0]
+        fingerprint = beside.fingerprint
+        frame = Frame(self._run, self._me, roster.epoch, number, 1, 0, fingerprint, beside.leg)
         parts: list[tuple[MemberId, int, Buffers]] = []
-        for position, begin, end in plan.send.parts:
-            peer, count = roster.members[position], (end - begin) * item
-            buffer: Buffers = [memory[begin * item : end * item]]
-            if self._transport.direct(peer):
-                buffer = [values[begin:end]]
-            parts.append((peer, count, buffer))
-        self._hand_over(_Messages([], headers.encode(frame), parts, Kind.CONSENSUS))
-        spans = {roster.members[p]: (begin, end) for p, begin, end in plan.receive.parts}
-        own = self._store.keep(self._store.lane.upload(plan.receive.indices))[:1]
-        self._surveys[number] = survey, roster, own, exact
-        self.arrivals.expect(number, roster.epoch, plan.fingerprint, spans, SURVEY)
+        for peer, vector in beside.outgoing.items():
+            if not self.arrivals.absent(peer, number):
+                buffers: Buffers = [as_bytes(vector.cpu())]
+                if self._transport.direct(peer):
+                    buffers = [vector]
+                parts.append((peer, vector.nbytes, buffers))
+        self._hand_over(_Messages([], headers.encode(frame), parts, beside.kind))
+        spans = {
+            peer: (0, count)
+            for peer, count in beside.incoming.items()
+            if not self.arrivals.absent(peer, number)
+        }
+        self.arrivals.expect(number, roster.epoch, fingerprint, spans, beside.leg)
 
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
@@ -251,8 +253,8 @@ class Exchange:
         done = []
         waiting = False
         for round_ in self.arrivals:
-            if round_.leg == SURVEY:
-                self._look(round_)
+            if round_.leg >= BESIDE:
+                done += self._take_beside(round_)
                 continue
             if self._gathered[round_.turn][0].plan.mean is not None:
                 done += self._take_mean(round_)
@@ -316,21 +318,15 @@ class Exchange:
         for peer, planned, parts in messages.parts:
             self._transport.send(peer, messages.kind, messages.header, parts, expected=planned)
 
-    def _look(self, round_: Round) -> None:
-        """Compare what all hold, once all has come."""
+    def _take_beside(self, round_: Round) -> list[Applied]:
+        """Keep what has come beside a round, once nothing more is to come."""
         if round_.missing:
-            return
-        survey, roster, own, exact = self._surveys.pop(round_.number)
-        arrived = {sender: payload for sender, (_, payload) in round_.arrived.items()}
-        if len(arrived) == len(survey.plan.receive.parts):
-            held = [
-                as_array(own[0] if member == self._me else self._as_vector(arrived[member]))
-                for member in roster.members
-                if member == self._me or member in arrived
-            ]
-            squares = survey.squares(held)
-            self.surveyed.append(Surveyed(round_.number, len(roster.members), exact, squares))
+            return []
+        came = {sender: self._as_vector(data) for sender, (_, data) in round_.arrived.items()}
+        self.came_beside.append((round_.number, round_.leg, came))
+        applied = Applied(round_.number, tuple(came), tuple(round_.lost), round_.leg)
         self.arrivals.settle(round_)
+        return [applied] if round_.leg == MOMENTS else []
 
     def _as_vector(self, payload: Payload) -> torch.Tensor:
         """One slot's values."""

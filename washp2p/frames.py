@@ -13,9 +13,11 @@ from typing import get_args
 from washp2p.records import Codec
 
 VERSION = 4
-FIRST, SECOND, SURVEY = 0, 1, 2
-"""Legs of a round: what members send first, what they make of it and pass on, and what they only
-look at."""
+FIRST, SECOND, MOMENTS, SURVEY = range(4)
+"""Legs of a round: what members send first, what they make of it and pass on, and, beside that,
+the moments of their features (REPAIR) and what they only look at."""
+BESIDE = MOMENTS
+"""This leg and those after it are no values to apply: vectors of the parameters' dtype."""
 HEADER_LIMIT = 96
 RUN_BYTES = 8
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from washp2p.keeper import Stateful
+    from washp2p.repairer import Inputs
 
 
 def connect(
@@ -61,6 +62,7 @@ def join(
     log: Path | None = None,
     state: Stateful | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    repair_inputs: Inputs | None = None,
 ) -> Member:
     """Make `model` a member of a run and wait until the population is complete.
 
@@ -79,6 +81,8 @@ def join(
     model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
     been loaded on return, and `Member.round` is the checkpoint's. `scaler` is the one whose `step`
     steps the optimizer, if there is one: a step that it skips is followed by a round all the same.
+    `repair_inputs` gives, under `--repair`, batches for the model as it trains on them, of the same
+    images in all members.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
     DroppedError once the population goes on without this member, who may join anew.
@@ -98,6 +102,7 @@ def join(
                 log=log,
                 state=state,
                 scaler=scaler,
+                repair_inputs=repair_inputs,
             )
         except BaseException as error:
             connection.leave(error)

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     """What a message is for."""
 
     EXCHANGE = "exchange"
+    REPAIR = "repair"
     CONSENSUS = "consensus"
     STATE = "state transfer"
     AVERAGE = "final average"

@@ -26,14 +26,16 @@ from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
 from washp2p.keys import KeyPair
 from washp2p.listening import listen_as
+from washp2p.parameters import plain_model
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
+from washp2p.repairer import Repairer
 from washp2p.runlog import RunLog
 from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
-from washp2p.survey import Surveys
+from washp2p.surveyor import Surveyor
 from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
 
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from washp2p.keeper import Stateful
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
+    from washp2p.repairer import Inputs
     from washp2p.replicas import Replicas
     from washp2p.rounds import MemberId, Order, Roster
 
@@ -81,6 +84,7 @@ class Member:
         log: Path | None,
         state: Stateful | None,
         scaler: torch.amp.GradScaler | None,
+        repair_inputs: Inputs | None,
     ) -> None:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
@@ -117,6 +121,19 @@ class Member:
             consensus=self._strategy.consensus(self._store.layout),
             weight=lambda: self._strategy.weight(self._store.lr),
         )
+        config = connection.config
+        self._surveyor: Surveyor | None = None
+        if config.track_consensus:
+            every = config.track_consensus
+            self._surveyor = Surveyor(self._store, self.id, seed=config.seed, every=every)
+        self._repairer: Repairer | None = None
+        if config.repair:
+            if repair_inputs is None:
+                raise UsageError(
+                    f"--repair is {config.repair}; expected inputs for it from the training loop: "
+                    "join(repair_inputs=...)"
+                )
+            self._repairer = Repairer(plain_model(model)[0], self.id, repair_inputs)
         self.vitals: Vitals | None = None
         """What it last said of how it goes, as it does every second; not to be changed."""
         self._planning = 0.0
@@ -211,7 +228,8 @@ class Member:
             expire=connection.config.expire,
             rounds=rounds,
             log=self._log,
-            surveys=self._surveys(),
+            surveyor=self._surveyor,
+            repairer=self._repairer,
         )
         if connection.resumes:
             start = self._keeper.go_on()
@@ -230,6 +248,8 @@ class Member:
 
     def replicate(self, replicas: Replicas) -> None:
         """Have others follow: `replicas` of this model in its own group. Before the first step."""
+        if self._repairer is not None:
+            raise UsageError("--repair is for members on one device; leave it out")
         self._replicas = replicas
         with self._told():
             where = Snapshot(self._timeline.steps, self._timeline.round)
@@ -375,11 +395,6 @@ class Member:
             self.__exit__(type(error), error, error.__traceback__)
             raise
 
-    def _surveys(self) -> Surveys | None:
-        config = self._connection.config
-        every = config.track_consensus
-        return Surveys(self._store.layout, config.seed, every, self.id) if every else None
-
     def _tell(self) -> None:
         """Say how it goes; the more members there are, the less often."""
         self._told_at = self._timeline.ended
@@ -403,9 +418,10 @@ class Member:
         self._connection.vitals(self.vitals)
 
     def _tell_surveyed(self) -> None:
-        for found in self._exchange.surveyed:
-            self._connection.surveyed(*found)
-        self._exchange.surveyed.clear()
+        if self._surveyor is not None:
+            for found in self._surveyor.found:
+                self._connection.surveyed(*found)
+            self._surveyor.found.clear()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

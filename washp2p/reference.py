@@ -202,7 +202,7 @@ class Reference:
         self._group = group
         self._adds = late == "difference"
         self._slots = ["", *(_state_names(optimizers[0]) if method == "wash-opt" else ())]
-        self.legs = 2 if method in {"sparta", "papa", "papa-all", "dart"} else 1
+        self.legs = [0, 1] if method in {"sparta", "papa", "papa-all", "dart"} else [0]
         groups: list[list[torch.nn.Parameter]] = []
         seen: set[torch.nn.Parameter] = set()
         for module in models[0].modules():
@@ -235,7 +235,7 @@ class Reference:
         self._done += 1
         for member in range(len(self._models)):
             self.gather(member, self._done, seed)
-        for leg in range(self.legs):
+        for leg in self.legs:
             for member in range(len(self._models)):
                 self.apply(member, self._done, leg=leg)
         self.forget([self._done])
@@ -294,6 +294,13 @@ class Reference:
         else:
             self._permute(this, member, number, senders)
 
+    def among(self, member: int, number: int) -> list[int]:
+        """Whose values are in the mean that a member takes in a round, if it takes one."""
+        this = self._rounds.get(number)
+        if this is None:
+            return []
+        return this.pairs[member] if this.pairs else this.group_of(member)
+
     def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
         """(1 - w) theta + w mean, with w = (1 - alpha) lr / first lr (PAPA, section 2.3)."""
         theta = self._flat(member, "")
@@ -338,7 +345,7 @@ class Reference:
         if this is None:
             return True
         members = this.sources or {m for group in this.groups for m in group} or this.pairs
-        there = this.held if leg == 0 else this.means
+        there = this.means if leg == 1 else this.held
         return there.keys() >= set(members if senders is None else senders)
 
     def forget(self, numbers: Sequence[int]) -> None:

@@ -26,6 +26,32 @@ Columns = tuple[list[str], list[list[str]]]
 SHORTFALL = 2.0
 """Points by which the averaged model may miss the ensemble before the report says so."""
 
+_SHUFFLE = "shuffle more: raise --p (about tenfold crosses the phase transition), or train longer"
+_AVERAGE = "average more often: lower --every, or train longer"
+REMEDIES = {
+    "none": "separately trained members do not average: use --method wash",
+    "wash": _SHUFFLE,
+    "wash-opt": _SHUFFLE,
+    "sparta": "average more: raise --p, or train longer",
+    "papa": "pull harder: lower --alpha or --every, or train longer",
+    "papa-all": _AVERAGE,
+    "dart": _AVERAGE,
+    "papa-2": _AVERAGE,
+}
+_RING = "reduced and shared peer to peer, what an ideal ring all-reduce would send"
+_SHUFFLED = "(N-1)/N * sum p_l d_l for this model's layers"
+_MEANS = f"2 (N-1)/N d at each mean, {_RING}"
+FORMULAS = {
+    "wash": (_SHUFFLED, "By the paper's rule for equal layers"),
+    "wash-opt": (f"{_SHUFFLED}, for all slots", "By the paper's rule for equal layers"),
+    "sparta": (f"2 (N-1)/N * sum p_l d_l, {_RING}", "Counting each selected value once"),
+    "papa": (f"2 (N-1)/N d every T steps, {_RING}", "As the paper counts, d/T,"),
+    "papa-all": (_MEANS, "Counting each parameter once"),
+    "dart": (_MEANS, "Counting each parameter once"),
+    "papa-2": ("2 (N-1)/N d at each mean of pairs, sent directly", "Counting each parameter once"),
+}
+"""What a method's theory says of the payload, and how its paper counts."""
+
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -76,18 +102,14 @@ def warning(summary: Summary) -> str:
     if accuracy["averaged"] is None or accuracy["ensemble"] - accuracy["averaged"] <= SHORTFALL:
         return ""
     gap = accuracy["ensemble"] - accuracy["averaged"]
-    remedy = (
-        "separately trained members do not average: use --method wash"
-        if summary["method"] == "none"
-        else "shuffle more: raise --p (about tenfold crosses the phase transition), or train longer"
-    )
+    remedy = REMEDIES.get(summary["method"], "train longer")
     return f"the averaged model is {gap:.1f} points short of the ensemble; {remedy}"
 
 
 def sent(summary: Summary) -> Columns:
     """Bytes sent by each worker in its exchanges, against plan and theory.
 
-    `other` is state transfer and final average, headers included.
+    `other` is state transfer, final average, REPAIR and surveys, headers included.
     """
     rows = []
     for row in summary["bytes"]:
@@ -113,11 +135,25 @@ def comparison(summary: Summary) -> str:
     theory = sum(r["theory"] for r in summary["bytes"]) / len(summary["bytes"])
     if not sent or not theory:
         return text
+    formula, count = FORMULAS.get(summary["method"], ("the method's own", "By its paper's count"))
     return (
-        f"theory is (N-1)/N * sum p_l d_l for this model's layers; {sent / theory:.3f} of "
-        f"it was sent. By the paper's rule for equal layers it would be {_amount(row['paper'])}. "
-        f"{text}: {row['papa'] / sent:.1f} and {row['papa_all_reduce'] / sent:.1f} times as much"
+        f"theory is {formula}; {sent / theory:.3f} of it was sent. {count} it would be "
+        f"{_amount(row['paper'])}. "
+        f"{text}: {_times(row['papa'] / sent)} and {_times(row['papa_all_reduce'] / sent)} times "
+        "as much"
     )
+
+
+def surveyed(summary: Summary) -> float:
+    """Bytes that a worker has sent to measure how far members are apart, headers included."""
+    rows = summary["bytes"]
+    total: int = sum(
+        link["payload"] + link["header"]
+        for row in rows
+        for link in row["links"]
+        if link["kind"] == "consensus"
+    )
+    return total / len(rows)
 
 
 def pace(summary: Summary) -> Columns:
@@ -157,7 +193,7 @@ def links(summary: Summary) -> Columns:
             link["kind"],
             link["wire"],
             f"{link['payload']:,}",
-            f"{link['expected']:,}" if link["kind"] == "exchange" else "",
+            f"{link['expected']:,}" if link["kind"] in {"exchange", "consensus"} else "",
             f"{link['header']:,}",
             f"{link['messages']:,}",
         ]
@@ -206,6 +242,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     yield filled("pace", pace(summary))
     yield filled("bytes sent per worker", sent(summary))
     yield comparison(summary)
+    if measuring := surveyed(summary):
+        yield f"measuring the distance to consensus took {_amount(measuring)} per worker"
     for gone in summary.get("departed", []):
         what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
         yield escape(plain(f"{what}; the roster is without it from round {gone['round']} on"))
@@ -239,3 +277,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 def _amount(count: float) -> str:
     return amount(count, digits=4)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2g}"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from washp2p.layout import Layout
     from washp2p.plan import Indices, Plan
-    from washp2p.rounds import MemberId, Roster
 
 QUARTERS = 4
 SAMPLE = 1024
@@ -61,31 +60,6 @@ class Survey:
             spread += (values - mean) ** 2
         found = np.bincount(self._quarters, spread / len(held), minlength=QUARTERS)
         return [float(value) for value in found * self._scales]
-
-
-class Surveys:
-    """One member's surveys in a run: every `every` rounds."""
-
-    def __init__(self, layout: Layout, seed: int, every: int, me: MemberId) -> None:
-        self._layout = layout
-        self._seed = seed
-        self._every = every
-        self._me = me
-        self._last: tuple[Roster, Survey] | None = None
-
-    def due(self, number: int) -> bool:
-        """Whether there is one after round `number`."""
-        return number % self._every == 0
-
-    def of(self, roster: Roster, *, exact: bool) -> Survey:
-        """What this member does in one among the members of `roster`."""
-        if not exact and self._last is not None and self._last[0] is roster:
-            return self._last[1]
-        n, position = len(roster.members), roster.position(self._me)
-        survey = Survey(self._layout, self._seed, n, position, exact=exact)
-        if not exact:
-            self._last = roster, survey
-        return survey
 
 
 def sample(values: int, seed: int) -> Indices:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from washp2p import points
 from washp2p.delay import RECENT, WORTH_WAITING
 from washp2p.errors import UsageError
+from washp2p.frames import SURVEY
 from washp2p.rounds import by_roster, roster_at
 from washp2p.runlog import Jump, Record
 
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
     from washp2p.connection import Connection
     from washp2p.delay import Delay
-    from washp2p.exchange import Applied, Exchange, Staged
+    from washp2p.exchange import Applied, Beside, Exchange, Staged
     from washp2p.inbox import Inbox
     from washp2p.planner import Planner
-    from washp2p.rounds import MemberId, Order
+    from washp2p.repairer import Repairer
+    from washp2p.rounds import MemberId, Order, Roster
     from washp2p.runlog import Joined, RunLog
-    from washp2p.survey import Surveys
+    from washp2p.surveyor import Surveyor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +59,11 @@ class Timeline:
         expire: int,
         rounds: int,
         log: RunLog | None,
-        surveys: Surveys | None = None,
+        surveyor: Surveyor | None = None,
+        repairer: Repairer | None = None,
     ) -> None:
-        self._surveys = surveys
+        self._surveyor = surveyor
+        self._repairer = repairer
         self._connection = connection
         self._inbox = inbox
         self._exchange = exchange
@@ -152,6 +156,9 @@ class Timeline:
         staged = self._planner.take(number)
         self._connection.reached(number)
         self.round = number
+        repairs = staged is not None and staged.plan.mean is not None
+        if repairs and self._repairer is not None:
+            self._repairer.note()
         if staged is not None:
             self._exchange.post(number, staged, round(1000 * self._share))
         if staged is not None or self._arrivals.outstanding:
@@ -163,7 +170,11 @@ class Timeline:
                 points.reach(points.APPLYING, number)
                 applied += self._exchange.apply()
             self._follow(applied, jumped=jumps, waited=waited)
-        if self._surveys is not None:
+            self._take_beside()
+        if repairs and staged is not None and self._repairer is not None:
+            beside = self._repairer.begin(staged.roster, staged.plan)
+            self._pass_on(number, staged.roster, beside, bound)
+        if self._surveyor is not None:
             self._survey(number, bound)
         self.ended = time.monotonic()
 
@@ -175,6 +186,7 @@ class Timeline:
             lambda: self._arrivals.waits_for(self.round),
         )
         self._write(self._exchange.apply())
+        self._take_beside()
 
     def settle(self) -> None:
         """Have nothing outstanding: wait for what is to come, or give it up if nothing waits."""
@@ -185,17 +197,33 @@ class Timeline:
             else:
                 waited = self._wait(self.round, 0)
             self._follow(self._exchange.apply(), jumped=False, waited=waited)
+            self._take_beside()
 
     def _survey(self, number: int, bound: int | None) -> None:
         """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
-        assert self._surveys is not None
+        assert self._surveyor is not None
         exact = number == self._connection.checkpoint_from(number)
         roster = roster_at(self._connection.rosters, number)
-        if len(roster.members) > 1 and (exact or self._surveys.due(number)):
-            survey = self._surveys.of(roster, exact=exact)
-            self._exchange.survey(number, roster, survey, exact=exact)
-            self.waited += self._wait(number, bound)
-            self._write(self._exchange.apply())
+        if len(roster.members) > 1 and (exact or self._surveyor.due(number)):
+            beside = self._surveyor.begin(number, roster, exact=exact)
+            self._pass_on(number, roster, beside, bound)
+
+    def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
+        """Send what goes beside a round, and deal with what has come."""
+        self._exchange.pass_on(number, roster, beside)
+        self.waited += self._wait(number, bound)
+        self._write(self._exchange.apply())
+        self._take_beside()
+
+    def _take_beside(self) -> None:
+        came_beside, self._exchange.came_beside = self._exchange.came_beside, []
+        for number, leg, came in came_beside:
+            if leg == SURVEY:
+                assert self._surveyor is not None
+                self._surveyor.finish(number, came)
+            else:
+                assert self._repairer is not None
+                self._repairer.finish(came)
 
     def _await_seed(self, number: int) -> None:
         if number not in self._connection.seeds:

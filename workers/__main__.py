@@ -133,6 +133,7 @@ def take_part(
         insecure=options.insecure,
         log=rundir.log_file(folder, connection.member),
         state=trainer,
+        repair_inputs=trainer.repair_inputs,
     ) as member:
         if exporter is not None:
             exporter.watch(member, connection.name)

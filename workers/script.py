@@ -47,12 +47,12 @@ class Script:
         return step + number - at
 
 
-def exactly_late(rounds: int, delay: int, legs: int = 1) -> Script:
+def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
     """Every round is applied by all members `delay` steps after it; the last ones at the end."""
     script = Script()
     for number in range(1, rounds + 1):
         applies = script.applies.setdefault(min(number + delay, rounds), [])
-        applies += [(number, None, leg) for leg in range(legs)]
+        applies += [(number, None, leg) for leg in legs]
     return script
 
 

@@ -20,6 +20,8 @@ import torch
 from washp2p import reference, rundir
 from washp2p.augmentation import NOTHING
 from washp2p.errors import UsageError
+from washp2p.evaluation.repair import mean_moments, moments, restore
+from washp2p.frames import MOMENTS
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import Peer, Roster, roster_at, round_seed, run_key
@@ -70,7 +72,7 @@ def simulate(
         final = list(range(config.n))
         population = Population(config, data, everyone(config))
         delay = int(config.max_delay) if config.max_delay.isdecimal() else 0
-        script = exactly_late(population.steps_in_all, delay, population.reference.legs)
+        script = exactly_late(population.steps_in_all, delay, population.legs)
         scripts = dict.fromkeys(final, script)
     began = time.monotonic()
     with (folder / rundir.METRICS).open("w") as metrics:
@@ -126,6 +128,7 @@ class Population:
         for trainer in self.trainers.values():
             if config.init == "same":
                 trainer.model.load_state_dict(first.model.state_dict())
+        self._due = reference.due(config, self.steps_in_all)
         numbered = {member: number for number, member in enumerate(self.members)}
         self._number_of = numbered
         self.reference = Reference(
@@ -137,9 +140,12 @@ class Population:
             group=config.group,
             late="overwrite" if config.max_delay == "0" else config.late,
             alpha=config.alpha,
-            due=reference.due(config, self.steps_in_all),
+            due=self._due,
         )
         self._key = run_key(config.seed)
+        self.legs = [*self.reference.legs, *([MOMENTS] if config.repair else [])]
+        """In what a round's values are applied."""
+        self._moments: dict[tuple[int, int], torch.Tensor] = {}
         self._track = config.track_consensus
         self._seen: dict[int, dict[int, torch.Tensor]] = {}
         self._measured: list[dict[str, Any]] = []
@@ -179,6 +185,7 @@ class Population:
                 raise UsageError("the run's logs do not fit each other; is one cut short?")
             slowest = min((self.trainers[member].round for member in runs), default=0)
             self.reference.forget([n for n, left in uses.items() if left <= 0 and n < slowest])
+            self._moments = {key: kept for key, kept in self._moments.items() if key[0] >= slowest}
         return self._measured
 
     def _member(
@@ -204,17 +211,35 @@ class Population:
             own = self._number_of[member]
             roster = [self._number_of[m] for m in roster_at(self._rosters, trainer.round).members]
             seed = round_seed(self._key, trainer.round)
+            if MOMENTS in self.legs and self._due(trainer.round):
+                with trainer.streams.active():
+                    counted = moments(trainer.model, trainer.repair_inputs())
+                self._moments[trainer.round, own] = counted
             self.reference.gather(own, trainer.round, seed, roster)
             applies = script.applies.get(self.steps[member], [])
             for number, senders, leg in applies:
                 numbers = None if senders is None else [self._number_of[m] for m in senders]
                 while not self.reference.ready(number, numbers, leg):
                     yield None
-                self.reference.apply(own, number, numbers, leg)
+                if leg == MOMENTS:
+                    self._repair(trainer, own, number, numbers)
+                else:
+                    self.reference.apply(own, number, numbers, leg)
                 yield [number]
             self._give(member)
             self._survey(member, roster)
             yield []
+
+    def _repair(
+        self, trainer: Trainer, own: int, number: int, senders: Sequence[int] | None
+    ) -> None:
+        """Give a mean the moments that those whose mean it is had before."""
+        among = self.reference.among(own, number)
+        came = [m for m in among if m != own and (senders is None or m in senders)]
+        if came:
+            counted = [self._moments[number, m] for m in among if m in came or m == own]
+            with trainer.streams.active():
+                restore(trainer.model, mean_moments(counted), trainer.repair_inputs())
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
         """Note where a member is after a round of which there is a survey; the last one measures.

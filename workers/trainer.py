@@ -116,6 +116,19 @@ class Trainer:
             self._number, self._pass = now.number, None
             yield Epoch(now.number, float(now.loss) / now.taken, now.lr, self._held_out_accuracy())
 
+    def repair_inputs(self) -> list[torch.Tensor]:
+        """What REPAIR is to see: the same images for all members, by each one's augmentation.
+
+        To be asked for while `streams` are active, from which it draws.
+        """
+        config = self._config
+        batches = self._data.first_batches(config.repair, config.batch_size, torch.device("cpu"))
+        varied = [
+            self._augment(inputs, torch.zeros(len(inputs), dtype=torch.int64))[0]
+            for inputs in batches
+        ]
+        return [inputs.to(self._device) for inputs in varied]
+
     def state_dict(self) -> dict[str, Any]:
         """What model and optimizer do not tell: streams, and where in the data; plain values.
 

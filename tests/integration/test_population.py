@@ -42,6 +42,8 @@ def simulated(tmp_path, **options):
         ("papa-all", 3, "cnn", {"every": 1, "until": "1"}),
         ("dart", 3, "cnn", {"every": 1, "epochs": 3, "until": "2"}),
         ("papa-2", 3, "cnn", {"every": 1}),
+        ("papa-all", 2, "cnn", {"every": 1, "repair": 2, "augment": "erasing=0.5"}),
+        ("papa-2", 3, "cnn", {"every": 1, "repair": 2}),
     ],
 )
 def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, model, extra):

@@ -71,25 +71,54 @@ def repair(
     each batch by itself meanwhile, a soup of identical models would not be that model.
     """
     assert len(batches) == len(states) + 1
-    shares = weights or [1 / len(states)] * len(states)
     network = deepcopy(model)
-    targets = [(torch.zeros(()), torch.zeros(())) for _ in preactivations(network)]
-    for state, inputs, share in zip(states, batches, shares, strict=False):
+    counted = []
+    for state, inputs in zip(states, batches, strict=False):
         network.load_state_dict(state)
-        counted = _moments(network, preactivations(network), inputs)
-        targets = [
-            (mean + share * each.mean, deviation + share * each.deviation)
-            for (mean, deviation), each in zip(targets, counted, strict=True)
-        ]
+        counted.append(moments(network, inputs))
     network.load_state_dict(averaged)
-    for layer, (mean, deviation) in zip(preactivations(network), targets, strict=True):
-        (own,) = _moments(network, [layer], batches[-1])
+    restore(network, mean_moments(counted, weights), batches[-1])
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+@torch.no_grad()
+def moments(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """Mean and standard deviation of each preactivation channel of `model`, as one vector.
+
+    Layer by layer: the channels' means, then their deviations. Computes running statistics of
+    batch norms anew.
+    """
+    counted = _moments(model, preactivations(model), inputs)
+    return torch.cat([part for each in counted for part in (each.mean, each.deviation)])
+
+
+def mean_moments(
+    counted: Sequence[torch.Tensor], weights: Sequence[float] | None = None
+) -> torch.Tensor:
+    """What several networks' `moments` are on average, by equal `weights` if none are given."""
+    shares = weights or [1 / len(counted)] * len(counted)
+    total = torch.zeros_like(counted[0])
+    for each, share in zip(counted, shares, strict=True):
+        total += share * each
+    return total
+
+
+@torch.no_grad()
+def restore(model: nn.Module, targets: torch.Tensor, inputs: Inputs) -> None:
+    """Give the preactivations of `model` the moments `targets`, in place, layer by layer.
+
+    Running statistics of batch norms are computed anew.
+    """
+    layers = preactivations(model)
+    sizes = [layer.weight.shape[0] for layer in layers for _ in range(2)]
+    wanted = targets.split(sizes)
+    for layer, mean, deviation in zip(layers, wanted[::2], wanted[1::2], strict=True):
+        (own,) = _moments(model, [layer], inputs)
         scale = deviation / own.deviation
         layer.weight.mul_(scale.view([-1] + [1] * (layer.weight.dim() - 1)))
         if layer.bias is not None:
             layer.bias.sub_(own.mean).mul_(scale).add_(mean)
-    reset_batch_norm(network, batches[-1])
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    reset_batch_norm(model, inputs)
 
 
 @torch.no_grad()
