@@ -17,6 +17,7 @@ FORBIDDEN = {
     "washp2p/permutations.py": ("torch", "zmq", "time", "washp2p"),
     "washp2p/words.py": ("torch", "zmq", "time", "washp2p"),
     "washp2p/arrivals.py": ("torch", "numpy", "zmq", "time", "washp2p.transports", "washp2p.store"),
+    "washp2p/merging.py": ("zmq", "washp2p.transports", "time"),
     "washp2p/lanes.py": ("zmq", "washp2p.transports", "washp2p.plan"),
     "washp2p/rates.py": ("torch", "numpy"),
     "washp2p/rounds.py": ("torch", "numpy"),

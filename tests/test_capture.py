@@ -120,7 +120,7 @@ def test_only_genuine_values_are_applied(population, late, deliveries, skip):  #
         rounds.peers.models[0].parameters(), rounds.models[0].parameters(), strict=True
     ):
         assert torch.equal(mine, theirs)
-    assert rounds.peers.exchanges[0].diverged == set()
+    assert rounds.peers.exchanges[0].merger.diverged == set()
 
 
 def test_a_capture_as_it_was_is_applied_whole(population):  # noqa: F811
@@ -138,7 +138,7 @@ def test_a_capture_as_it_was_is_applied_whole(population):  # noqa: F811
     rounds.apply(0)
     exchange = rounds.peers.exchanges[0]
     assert exchange.arrivals.complete(ROUNDS)
-    assert exchange.applied_values > 0
+    assert exchange.merger.applied_values > 0
     assert not victim.refusals.all
     assert not all(map(torch.equal, before, rounds.peers.models[0].parameters()))
 

@@ -18,10 +18,11 @@ from torch import nn
 from tests.conftest import Refusals
 from washp2p.conduct import Reason
 from washp2p.config import RunConfig
-from washp2p.exchange import AHEAD, Exchange, stage
+from washp2p.exchange import AHEAD, Exchange
 from washp2p.frames import End, Frame, headers
 from washp2p.lanes import HostLane, Staging
 from washp2p.ledger import Kind
+from washp2p.merging import stage
 from washp2p.reference import Reference
 from washp2p.rounds import Peer, Roster
 from washp2p.store import Store
@@ -257,8 +258,8 @@ def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_na
     late_rounds.let_everything_through()
     for member in (0, 1):
         exchange = late_rounds.peers.exchanges[member]
-        assert exchange.diverged == {2}
-        assert exchange.refused_values > 0
+        assert exchange.merger.diverged == {2}
+        assert exchange.merger.refused_values > 0
         state = late_rounds.peers.optimizers[member].state
         for parameter in late_rounds.peers.models[member].parameters():
             assert parameter.isfinite().all()
@@ -269,7 +270,7 @@ def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_na
             strict=True,
         ):
             assert torch.equal(mine, theirs)
-    assert late_rounds.peers.exchanges[2].diverged == set()
+    assert late_rounds.peers.exchanges[2].merger.diverged == set()
 
 
 def test_it_says_what_was_applied(population):
@@ -518,7 +519,7 @@ def test_any_schedule_of_arrivals(population, method, late, lane, wire, n, p, gr
     assert all(e.arrivals.complete(last) and not e.arrivals.expired_values for e in exchanges)
     sent = sum(t.ledger.total(Kind.EXCHANGE).payload for t in late_rounds.peers.transports)
     slots = 2 if method == "wash-opt" else 1
-    assert sum(exchange.applied_values for exchange in exchanges) * 4 * slots == sent
+    assert sum(exchange.merger.applied_values for exchange in exchanges) * 4 * slots == sent
     if late == "difference":
         drift = (late_rounds.mean() - start - moved).abs().max()
         assert drift < 1e-5
@@ -612,8 +613,8 @@ def test_a_member_that_jumps_counts_what_expires_and_so_do_its_peers(population)
     late.apply(1)
     late.assert_equal_to_the_reference()
     sizes = [late.peers.transports[0].ledger.total(Kind.EXCHANGE).payload // 4 for _ in "x"]
-    assert slow.applied_values + slow.arrivals.expired_values == sizes[0]
-    assert slow.applied_values == fast.applied_values
+    assert slow.merger.applied_values + slow.arrivals.expired_values == sizes[0]
+    assert slow.merger.applied_values == fast.merger.applied_values
     assert slow.arrivals.expired_values == fast.arrivals.expired_values
     assert fast.arrivals.complete(10)
 
@@ -638,7 +639,7 @@ def test_what_is_given_up_is_counted_once_even_if_it_arrives(population):
         for to, link in transport.ledger.counts.items()
         if to.peer == 0
     )
-    assert (exchange.applied_values + expired) * 4 == total
+    assert (exchange.merger.applied_values + expired) * 4 == total
 
 
 def test_a_peer_that_ended_is_absent(population):
@@ -673,4 +674,4 @@ def test_early_frames_are_bounded_in_bytes(population, monkeypatch):
     assert exchange.arrivals.complete(6)
     assert exchange.arrivals.expired_values == dropped
     sent = late.peers.transports[0].ledger.total(Kind.EXCHANGE).payload // 4
-    assert exchange.applied_values + dropped == sent
+    assert exchange.merger.applied_values + dropped == sent

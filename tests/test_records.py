@@ -113,14 +113,14 @@ def test_values_that_do_not_fit_a_messages_schema_are_named(values, words):
     ("values", "words"),
     [
         ([1, 0], "version"),
-        ([3, 77], "kind 77"),
-        ([3, True, b"12345678", 1, "x", 0, 1], "kind True"),
-        ([3, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
-        ([3, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
-        ([3, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
+        ([4, 77], "kind 77"),
+        ([4, True, b"12345678", 1, "x", 0, 1], "kind True"),
+        ([4, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
+        ([4, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
+        ([4, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
         ({}, "not an array"),
         ([], "not an array"),
-        ([3, 1, b"x" * 96, 1, "x", 0, 1], "at most 96"),
+        ([4, 1, b"x" * 96, 1, "x", 0, 1], "at most 96"),
     ],
 )
 def test_wrong_headers_say_what_is_wrong(values, words):

@@ -239,6 +239,38 @@ def test_parameters_that_the_optimizer_does_not_own_have_no_state():
 
 
 def test_wash_opt_refuses_optimizers_it_does_not_know():
-    with pytest.raises(UsageError, match="does not know the state of Adagrad"):
-        optimizer_slots(torch.optim.Adagrad(small_model().parameters()))
-    assert optimizer_slots(torch.optim.SGD(small_model().parameters(), lr=0.1)) == ()
+    with pytest.raises(UsageError, match="cannot find out what state LBFGS has"):
+        optimizer_slots(torch.optim.LBFGS(small_model().parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "names"),
+    [
+        ("SGD", {"lr": 0.1}, ()),
+        ("SGD", {"lr": 0.1, "momentum": 0.9}, ("momentum_buffer",)),
+        ("AdamW", {"amsgrad": True}, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+        ("RMSprop", {"momentum": 0.5}, ("square_avg", "momentum_buffer")),
+        ("Adagrad", {}, ("sum",)),
+        ("NAdam", {}, ("exp_avg", "exp_avg_sq")),
+        ("Adafactor", {}, ()),
+    ],
+)
+def test_wash_opt_takes_along_whatever_state_is_shaped_like_its_parameter(kind, options, names):
+    model = small_model()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), **options)
+    assert optimizer_slots(optimizer) == names
+    store = Store(model, optimizer, names)
+    everything = at(*range(4))
+    store.scatter(everything, [torch.full((4,), 2.0) for _ in range(1 + len(names))])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.step()
+    out = [torch.empty(4) for _ in range(1 + len(names))]
+    store.gather(everything, out)
+    for values, name in zip(out[1:], names, strict=True):
+        state = optimizer.state[next(model.parameters())][name]
+        assert torch.equal(values, state.flatten()[:4])
+    store.scatter(everything, [torch.zeros(4) for _ in out])
+    for name in names:
+        assert not optimizer.state[next(model.parameters())][name].flatten()[:4].any()

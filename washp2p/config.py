@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
 
-from washp2p.augmentation import EXPECTED, augmentation_of
+from washp2p.augmentation import EXPECTED, Augmentation, augmentation_of
 from washp2p.errors import UsageError
 from washp2p.rates import SCHEDULES
 
@@ -214,6 +214,10 @@ class RunConfig:
             return cls(**wire)
         except TypeError as error:
             raise UsageError(f"not a configuration of this version: {error}") from None
+
+    def augmentation(self, member: int) -> Augmentation:
+        """What the member whose MemberId is `member` does to its batches."""
+        return augmentation_of(self.augment, self.data, self.seed, member)
 
     def to_wire(self) -> dict[str, Any]:
         """Plain values by field name."""

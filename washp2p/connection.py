@@ -285,7 +285,7 @@ class Connection:
         self._send(CutOff(member, _short(what)))
 
     def order_of(self, round_number: int) -> Order | None:
-        """What the round's plan is derived from, or None if its seed has not arrived."""
+        """What the plan of round `round_number` is derived from; None if its seed is not here."""
         return self.seeds.order_of(round_number, self.rosters)
 
     def reached(self, round_number: int) -> None:
@@ -315,7 +315,11 @@ class Connection:
         self._send(Metrics(values))
 
     def surveyed(self, round_number: int, members: int, exact: bool, squares: list[float]) -> None:
-        """Report this member's part of what a survey found: as the message says."""
+        """Report this member's part of what a survey has found after round `round_number`.
+
+        `squares` are the parts, by quarter of the parameters, of the mean squared distance of so
+        many `members` from their mean; `exact` if all scalars were looked at.
+        """
         self._send(Surveyed(round_number, members, exact, squares))
 
     def vitals(self, vitals: Vitals) -> None:

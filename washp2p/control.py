@@ -199,19 +199,6 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """Worker: my part of the mean squared distance from the mean, by quarter of the parameters.
-
-    After a round, of so many members; at all scalars if `exact`, else estimated.
-    """
-
-    round: int
-    members: int
-    exact: bool
-    squares: Annotated[list[float], 4]
-
-
-@dataclass(frozen=True)
 class Result:
     """Worker: what evaluation found, in per cent; `members` in the order of `over`."""
 
@@ -386,6 +373,19 @@ class Rank:
     rank: int
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """Worker: my part of the mean squared distance from the mean, by quarter of the parameters.
+
+    After a round, of so many members; at all scalars if `exact`, else estimated.
+    """
+
+    round: int
+    members: int
+    exact: bool
+    squares: Annotated[list[float], 4]
+
+
 Message = (
     Hello
     | Refuse
@@ -405,7 +405,6 @@ Message = (
     | Discard
     | Progress
     | Metrics
-    | Surveyed
     | Result
     | Averaged
     | Settled
@@ -425,6 +424,7 @@ Message = (
     | Vitals
     | Look
     | View
+    | Surveyed
 )
 
 messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

@@ -14,61 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
-
 from washp2p import points
 from washp2p.arrivals import Arrivals
-from washp2p.evaluation.average import mean_of_finite
 from washp2p.frames import BESIDE, FIRST, MOMENTS, SECOND, End, Frame, Posted, headers
-from washp2p.lanes import as_array, as_bytes
+from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
-from washp2p.newest import NewestWrites
+from washp2p.merging import Merger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
-    import numpy.typing as npt
+    import torch
 
-    from washp2p.arrivals import Round, Span
+    from washp2p.arrivals import Round
     from washp2p.conduct import Conduct
     from washp2p.consensus import Consensus
-    from washp2p.lanes import Lane, Mark, Places, Vectors
-    from washp2p.plan import Plan
+    from washp2p.lanes import Mark, Vectors
+    from washp2p.merging import Staged
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
-    from washp2p.transports import Buffers, Payload, Transport
+    from washp2p.transports import Buffers, Transport
 
 AHEAD = 2
 """Rounds whose values may still be on their way from the device when the next one is gathered."""
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A plan, of which roster it is, and its indices where the store can use them."""
-
-    plan: Plan
-    roster: Roster
-    send: Places
-    receive: Places
-
-    @property
-    def bytes(self) -> int:
-        """What the indices take."""
-        return self.send.host.nbytes + self.receive.host.nbytes
-
-    @property
-    def legs(self) -> int:
-        """How many times its members send."""
-        return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
-
-
-def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
-    """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
-    if plan is None:
-        return None
-    return Staged(plan, roster, lane.upload(plan.send.indices), lane.upload(plan.receive.indices))
 
 
 class Applied(NamedTuple):
@@ -107,9 +76,8 @@ class _Messages(NamedTuple):
 class Exchange:
     """The rounds of one member.
 
-    With `add`, late values are applied by the difference to what this member held when it
-    gathered; otherwise they overwrite, except where a newer round has written (section 4). A mean
-    is taken when all has come that will come, and pulls by `weight()`, as `Strategy.weight`.
+    `add`, `consensus` and `weight` are as for a Merger. A mean is taken when all has come that will
+    come.
     """
 
     def __init__(
@@ -124,24 +92,20 @@ class Exchange:
         consensus: Consensus | None = None,
         weight: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._weight = weight
         self._store = store
         self._consensus = consensus
         self._measure = False
-        self._measured = 0
         self._transport = transport
         self._me = me
         self._run = run
-        self._add = add
-        self._dtypes = store.dtypes
+        self.merger = Merger(store, me, add=add, weight=weight, consensus=consensus)
+        """What becomes of received values."""
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()
-        self._incoming = store.staging()
         self._sender: ThreadPoolExecutor | None = None
         self._unsent: deque[Future[None]] = deque()
         self._gathered: dict[tuple[int, int], tuple[Staged, Vectors]] = {}
-        self._newest_writes = NewestWrites()
         self.posted = 0
         """The last round posted."""
         self._last: int | None = None
@@ -149,12 +113,6 @@ class Exchange:
         """The epoch of the last round posted."""
         self.arrivals = Arrivals(self._item_bytes, conduct)
         """What has come, and what is to come."""
-        self.applied_values = 0
-        """Scalars received and applied."""
-        self.refused_values = 0
-        """Scalars received and not applied because some value of theirs was not finite."""
-        self.diverged: set[MemberId] = set()
-        """Who has sent values that are not finite."""
         self.came_beside: list[tuple[int, int, dict[MemberId, torch.Tensor]]] = []
         """Round, leg, and by sender what came beside the values, until it is taken."""
 
@@ -168,7 +126,13 @@ class Exchange:
         self.epoch = staged.roster.epoch
         header = headers.encode(
             Frame(
-                self._run, self._me, self.epoch, number, len(self._dtypes), share, plan.fingerprint
+                self._run,
+                self._me,
+                self.epoch,
+                number,
+                len(self._item_bytes),
+                share,
+                plan.fingerprint,
             )
         )
         messages = self._gather(staged, header, number)
@@ -178,9 +142,8 @@ class Exchange:
             if not self.arrivals.absent(members[position], number)
         }
         if self._measure:
-            self._measure, self._measured = False, number
-        own = plan.mean is not None and plan.mean.own
-        kept = self._add or own or number == self._measured
+            self._measure, self.merger.measured = False, number
+        kept = self.merger.keeps(plan, number)
         self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
         points.reach(points.BEFORE_SEND, number)
         self._hand_over(messages)
@@ -211,7 +174,7 @@ class Exchange:
 
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
-        self._measure = self._consensus is not None and not self._measured
+        self._measure = self._consensus is not None and not self.merger.measured
 
     @property
     def distance(self) -> float:
@@ -256,21 +219,21 @@ class Exchange:
             if round_.leg >= BESIDE:
                 done += self._take_beside(round_)
                 continue
-            if self._gathered[round_.turn][0].plan.mean is not None:
+            staged, own = self._gathered[round_.turn]
+            if staged.plan.mean is not None:
                 done += self._take_mean(round_)
                 continue
             if round_.arrived or round_.lost:
-                self._scatter(round_, newer_matter=waiting)
+                self.merger.scatter(round_, staged, own, newer_matter=waiting)
                 done.append(Applied(round_.number, tuple(round_.arrived), tuple(round_.lost)))
-            if round_.number == self._measured:
-                self._follow_measurement(round_)
+            if round_.number == self.merger.measured:
+                self.merger.follow_measurement(round_, len(staged.roster.members))
             if round_.missing:
                 waiting = True
             else:
                 del self._gathered[round_.turn]
             self.arrivals.settle(round_)
-        if len(self._newest_writes):
-            self._newest_writes.forget(self.arrivals.oldest)
+        self.merger.forget(self.arrivals.oldest)
         return done
 
     def _gather(self, staged: Staged, header: bytes, number: int) -> _Messages:
@@ -322,19 +285,11 @@ class Exchange:
         """Keep what has come beside a round, once nothing more is to come."""
         if round_.missing:
             return []
-        came = {sender: self._as_vector(data) for sender, (_, data) in round_.arrived.items()}
+        came = {sender: self.merger.vector(data) for sender, (_, data) in round_.arrived.items()}
         self.came_beside.append((round_.number, round_.leg, came))
         applied = Applied(round_.number, tuple(came), tuple(round_.lost), round_.leg)
         self.arrivals.settle(round_)
         return [applied] if round_.leg == MOMENTS else []
-
-    def _as_vector(self, payload: Payload) -> torch.Tensor:
-        """One slot's values."""
-        if isinstance(payload, torch.Tensor):
-            return payload.view(self._dtypes[0])
-        values = torch.empty(payload.nbytes // self._item_bytes[0], dtype=self._dtypes[0])
-        as_bytes(values)[:] = payload
-        return values
 
     def _take_mean(self, round_: Round) -> list[Applied]:
         """Pull towards a mean, or those of the other shards: once nothing more is to come of it."""
@@ -343,54 +298,16 @@ class Exchange:
         staged, own = self._gathered.pop(round_.turn)
         arrived = dict(round_.arrived)
         applied = Applied(round_.number, tuple(arrived), tuple(round_.lost), round_.leg)
-        self.applied_values += sum(end - begin for (begin, end), _ in arrived.values())
         self.arrivals.settle(round_)
         if round_.leg == SECOND:
-            for span, payload in arrived.values():
-                values = self._values(span[1] - span[0], [(span, payload)], span[0])
-                refused = self._pull(staged.send.part(*span), values)
-                self.refused_values += refused
-                self.applied_values -= refused
+            self.merger.take_means(staged, arrived)
             return [applied]
-        reduced = self._reduce(staged, own, arrived)
+        reduced = self.merger.reduce(staged, own, arrived)
         if arrived:
-            self._pull(staged.receive, reduced)
+            self.merger.pull(staged.receive, reduced)
         if staged.legs > 1:
             self._share(round_, staged, reduced)
         return [applied]
-
-    def _reduce(
-        self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
-    ) -> Vectors:
-        """The mean of what members hold at the places received, in the roster's order."""
-        count = len(staged.receive)
-
-        def contributions() -> Iterator[tuple[MemberId, Vectors]]:
-            for member in staged.roster.members:
-                if member == self._me and own:
-                    yield member, own
-                elif member in arrived:
-                    yield member, self._values(count, [arrived[member]], 0)
-
-        device = self._store.device
-        reduced, unusable = mean_of_finite(contributions(), count, self._dtypes, device)
-        for sender, values in unusable.items():
-            if sender != self._me:
-                self.diverged.add(sender)
-                self.refused_values += values
-                self.applied_values -= values
-        return reduced
-
-    def _pull(self, places: Places, values: Vectors) -> int:
-        """Pull towards means; how many are none, of scalars of which nobody's value is finite."""
-        refused = 0
-        if not self._store.lane.finite(values):
-            kept = np.flatnonzero(_finite(values))
-            refused = len(places) - len(kept)
-            lane = self._store.lane
-            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
-        self._store.pull(places, values, self._weight())
-        return refused
 
     def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
         """Send what this member has reduced to those who contributed, and expect theirs."""
@@ -400,7 +317,7 @@ class Exchange:
             self._me,
             round_.epoch,
             number,
-            len(self._dtypes),
+            len(self._item_bytes),
             0,
             round_.fingerprint,
             SECOND,
@@ -420,117 +337,3 @@ class Exchange:
         }
         self._gathered[number, SECOND] = staged, []
         self.arrivals.expect(number, round_.epoch, round_.fingerprint, spans, SECOND)
-
-    def _follow_measurement(self, round_: Round) -> None:
-        assert self._consensus is not None
-        if round_.lost:
-            self._consensus.discard()
-            self._measured = 0
-        elif not round_.missing:
-            staged, _ = self._gathered[round_.turn]
-            self._consensus.finish(len(staged.roster.members))
-            self._measured = 0
-
-    def _scatter(self, round_: Round, *, newer_matter: bool) -> None:
-        """Merge what has arrived of a round: at once if all is here, on the host; or by sender.
-
-        `newer_matter`: an older round is outstanding and must not overwrite what is written now.
-        """
-        staged, own = self._gathered[round_.turn]
-        arrived = list(round_.arrived.items())
-        count = sum(end - begin for _, ((begin, end), _) in arrived)
-        self.applied_values += count
-        on_device = any(isinstance(payload, torch.Tensor) for _, (_, payload) in arrived)
-        if count == len(staged.receive) and not on_device:
-            self._merge(
-                round_.number,
-                staged.receive,
-                arrived,
-                offset=0,
-                own=own,
-                newer_matter=newer_matter,
-            )
-            return
-        for piece in arrived:
-            begin, end = piece[1][0]
-            self._merge(
-                round_.number,
-                staged.receive.part(begin, end),
-                [piece],
-                offset=begin,
-                own=[vector[begin:end] for vector in own],
-                newer_matter=newer_matter,
-            )
-
-    def _merge(
-        self,
-        number: int,
-        places: Places,
-        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
-        *,
-        offset: int,
-        own: Vectors,
-        newer_matter: bool,
-    ) -> None:
-        """Scatter payloads whose spans, less `offset`, fill `places`."""
-        values = self._values(len(places), [piece for _, piece in pieces], offset)
-        if not self._store.lane.finite(values):
-            places, values, own = self._refuse(places, values, own, pieces, offset)
-        if number == self._measured:
-            assert self._consensus is not None
-            self._consensus.observe(places.host, as_array(own[0]), as_array(values[0]))
-        if self._add:
-            self._store.add(places, values, own)
-            return
-        if len(self._newest_writes):
-            free = np.flatnonzero(self._newest_writes.free(places.host, number))
-            if len(free) < len(places):
-                values = self._store.lane.select(values, free)
-                places = self._store.lane.upload(places.host[free])
-        if newer_matter:
-            self._newest_writes.note(places.host, number)
-        self._store.scatter(places, values)
-
-    def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
-        """Payloads as one vector a slot: of several on the host, or one on the device."""
-        payload = pieces[0][1] if pieces else None
-        if isinstance(payload, torch.Tensor):
-            parts = payload.split([count * size for size in self._item_bytes])
-            return [part.view(kind) for part, kind in zip(parts, self._dtypes, strict=True)]
-        values = self._incoming.take(count)
-        for (begin, end), data in pieces:
-            assert isinstance(data, memoryview)
-            first = 0
-            for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
-                last = first + (end - begin) * size
-                view[(begin - offset) * size : (end - offset) * size] = data[first:last]
-                first = last
-        return values
-
-    def _refuse(
-        self,
-        places: Places,
-        values: Vectors,
-        own: Vectors,
-        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
-        offset: int,
-    ) -> tuple[Places, Vectors, Vectors]:
-        """Leave out scalars of which some slot's value is not finite, and note who sent them."""
-        finite = _finite(values)
-        for sender, ((begin, end), _) in pieces:
-            if not finite[begin - offset : end - offset].all():
-                self.diverged.add(sender)
-        kept = np.flatnonzero(finite)
-        if len(kept) < len(places):
-            self.refused_values += len(places) - len(kept)
-            self.applied_values -= len(places) - len(kept)
-            lane = self._store.lane
-            own = [vector[torch.from_numpy(kept).to(vector.device)] for vector in own]
-            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
-        return places, values, own
-
-
-def _finite(values: Vectors) -> npt.NDArray[np.bool_]:
-    """Of which scalars the values of all slots are numbers."""
-    usable: npt.NDArray[np.bool_] = torch.stack([v.isfinite() for v in values]).all(0).cpu().numpy()
-    return usable

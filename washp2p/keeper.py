@@ -89,7 +89,8 @@ class Keeper:
                 epochs=[(members, first, stop) for members, first, stop in extra["epochs"]],
             )
             self._ledger.load(extra["ledger"])
-            self._exchange.applied_values, self._exchange.refused_values = extra["values"]
+            merger = self._exchange.merger
+            merger.applied_values, merger.refused_values = extra["values"]
             self._exchange.arrivals.lost.update({Loss(k): n for k, n in extra["lost"].items()})
             if self._log is not None:
                 self._log.go_back(*extra["log"])
@@ -118,12 +119,12 @@ class Keeper:
         """Keep the state of now; why it failed, if it did."""
         timeline.settle()
         self._exchange.flush()
-        me = self._connection.member
+        me, merger = self._connection.member, self._exchange.merger
         try:
             extra = {
                 **timeline.account(),
                 "ledger": self._ledger.to_wire(),
-                "values": [self._exchange.applied_values, self._exchange.refused_values],
+                "values": [merger.applied_values, merger.refused_values],
                 "lost": self._exchange.arrivals.lost_by_reason,
                 "log": None if self._log is None else self._log.keep(),
                 "state": {} if self._state is None else self._state.state_dict(),

@@ -19,13 +19,14 @@ from washp2p.delay import delay_for
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
 from washp2p.errors import RunStoppedError, UsageError
-from washp2p.exchange import Exchange, Staged, stage
+from washp2p.exchange import Exchange
 from washp2p.finale import Finale
 from washp2p.frames import HEADER_LIMIT
 from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
 from washp2p.keys import KeyPair
 from washp2p.listening import listen_as
+from washp2p.merging import Staged, stage
 from washp2p.parameters import plain_model
 from washp2p.planner import Planner
 from washp2p.rates import papa_all_reduce, papa_payload
@@ -247,7 +248,10 @@ class Member:
             self._attempts = Attempts(self._scaler, self._optimizer, self._round)
 
     def replicate(self, replicas: Replicas) -> None:
-        """Have others follow: `replicas` of this model in its own group. Before the first step."""
+        """Have others follow: `replicas` of this model in its own group. Before the first step.
+
+        Raises UsageError under `--repair`.
+        """
         if self._repairer is not None:
             raise UsageError("--repair is for members on one device; leave it out")
         self._replicas = replicas
@@ -406,11 +410,11 @@ class Member:
             waited=self._timeline.waited,
             planning=self._planning,
             epoch=self._exchange.epoch,
-            applied=self._exchange.applied_values,
+            applied=self._exchange.merger.applied_values,
             max_delay=self._timeline.max_delay,
             late=self._timeline.late,
             lost=self._exchange.arrivals.lost_by_reason,
-            refused=self._exchange.refused_values,
+            refused=self._exchange.merger.refused_values,
             refused_messages={str(k): n for k, n in self._conduct.refused.items()},
             distance=self._exchange.distance,
             sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
@@ -468,9 +472,9 @@ class Member:
                 seconds=timeline.seconds,
                 waited=timeline.waited,
                 max_delay=timeline.max_delay,
-                applied_values=self._exchange.applied_values,
+                applied_values=self._exchange.merger.applied_values,
                 lost=self._exchange.arrivals.lost_by_reason,
-                refused_values=self._exchange.refused_values,
+                refused_values=self._exchange.merger.refused_values,
                 refused_messages={str(k): n for k, n in self._conduct.refused.items()},
                 parameters=layout.values,
                 theory=float(

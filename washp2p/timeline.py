@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from washp2p.connection import Connection
     from washp2p.delay import Delay
-    from washp2p.exchange import Applied, Beside, Exchange, Staged
+    from washp2p.exchange import Applied, Beside, Exchange
     from washp2p.inbox import Inbox
+    from washp2p.merging import Staged
     from washp2p.planner import Planner
     from washp2p.repairer import Repairer
     from washp2p.rounds import MemberId, Order, Roster
@@ -246,10 +247,10 @@ class Timeline:
     def _follow(self, applied: Sequence[Applied], *, jumped: bool, waited: float) -> None:
         """Write down what was applied, and learn from it."""
         self._write(applied, jumped=jumped)
-        if self._exchange.diverged:
-            for member in self._exchange.diverged - self._reported:
+        if self._exchange.merger.diverged:
+            for member in self._exchange.merger.diverged - self._reported:
                 self._connection.diverged(member)
-            self._reported |= self._exchange.diverged
+            self._reported |= self._exchange.merger.diverged
         elapsed = time.monotonic() - self.ended
         self.waited += waited
         self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0

@@ -99,7 +99,6 @@ def take_part(
     """
     import washp2p
     from washp2p import rundir
-    from washp2p.augmentation import NOTHING
     from workers.checkpoint import save_model
     from workers.data import load_data
     from workers.evaluate import evaluate_population
@@ -138,7 +137,7 @@ def take_part(
         if exporter is not None:
             exporter.watch(member, connection.name)
         trainer.round = member.round
-        if trainer.augmentation != NOTHING:
+        if connection.config.augment != "none":
             member.report(augmentation=trainer.augmentation.to_wire())
         with trainer.streams.active():
             for epoch in trainer.train():

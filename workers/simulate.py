@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from washp2p import reference, rundir
-from washp2p.augmentation import NOTHING
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import mean_moments, moments, restore
 from washp2p.frames import MOMENTS
@@ -82,9 +81,9 @@ def simulate(
             on_epoch(values)
 
         for member, trainer in population.trainers.items():
-            drawn = trainer.augmentation
-            if drawn != NOTHING:
-                report({"member": member, "round": 0, "augmentation": drawn.to_wire()})
+            drawn = trainer.augmentation.to_wire()
+            if config.augment != "none":
+                report({"member": member, "round": 0, "augmentation": drawn})
         measured = population.train(scripts, report)
     for values in measured:
         rundir.append_line(folder / rundir.CONSENSUS, values)

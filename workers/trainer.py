@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from washp2p.augmentation import augmentation_of
 from washp2p.evaluation import accuracy, probabilities
 from workers.augment import Augment
 from workers.models import build_model
@@ -76,7 +75,7 @@ class Trainer:
         self._batches = data.training_batches(config.batch_size, self.streams.loader)
         self.steps = config.epochs * len(self._batches)
         self.optimizer = _optimizer(config, self.model)
-        self.augmentation = augmentation_of(config.augment, config.data, config.seed, member)
+        self.augmentation = config.augmentation(member)
         """What this member does to its batches."""
         self._augment = Augment(self.augmentation, data.shape, data.classes)
         self.round = 0

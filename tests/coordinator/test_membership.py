@@ -149,7 +149,7 @@ def test_the_roster_goes_out_when_all_have_attached():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 9}, f"protocol version 9 on a, {PROTOCOL} at the coordinator"),
+        ({"protocol": 99}, f"protocol version 99 on a, {PROTOCOL} at the coordinator"),
         ({"version": "9.9"}, "version of washp2p 9.9 on a, 1.2 at the coordinator"),
         ({"derivation": 9}, "plan derivation 9 on a, 1 at the coordinator"),
     ],
