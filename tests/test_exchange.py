@@ -147,6 +147,7 @@ class Population:
                     run=RUN,
                     add=config.late == "difference" and config.max_delay != "0",
                     conduct=self.refusals[me],
+                    weight=lambda strategy=strategy, store=store: strategy.weight(store.lr),
                 )
             )
             strategy.prepare(store.layout, config.n, me)
@@ -168,10 +169,14 @@ class Population:
         everyone = range(len(self.models))
         for me in everyone:
             self.post(me, number, seed)
-        for me in everyone:
-            self.deliver(me)
-            assert self.exchanges[me].arrivals.complete(number)
-        return [self.exchanges[me].apply() for me in everyone]
+        applied = [[] for _ in everyone]
+        for _ in range(2):  # a mean has two legs
+            for me in everyone:
+                self.deliver(me)
+            for me in everyone:
+                assert self.exchanges[me].arrivals.complete(number)
+                applied[me] += self.exchanges[me].apply()
+        return applied
 
 
 @pytest.fixture
@@ -190,14 +195,18 @@ def population(memory_address):
             transport.close()
 
 
-@pytest.mark.parametrize("method", ["wash", "wash-opt", "none"])
+@pytest.mark.parametrize(
+    "method", ["wash", "wash-opt", "none", "sparta", "papa", "papa-all", "papa-2"]
+)
 @pytest.mark.parametrize(("n", "p"), [(2, 0.3), (4, 1.0), (9, 0.05), (3, 0.0)])
 def test_lockstep_rounds_equal_the_dense_reference(population, method, n, p):
     config = RunConfig.resolve(n=n, p=p, method=method)
     peers = population(config)
     models = [model(member) for member in range(n)]
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]
-    reference = Reference(models, optimizers, method=method, schedule="decreasing", p=p)
+    reference = Reference(
+        models, optimizers, method=method, schedule="decreasing", p=p, alpha=config.alpha
+    )
     for number in range(1, 5):
         for member in range(n):
             for net, optimizer in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.augmentation import EXPECTED, Augmentation, augmentation_of
@@ -17,6 +18,7 @@ from washp2p.rates import SCHEDULES
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from importlib.metadata import EntryPoints
 
 LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
@@ -62,7 +64,11 @@ class RunConfig:
 
     n: int = field(metadata={"help": "members of the population, at least 2", "choices": None})
     min_n: int = _option(0, "members with which the run may start, others coming later; 0: all n")
-    method: str = _option("wash", "what members do with a round", METHODS)
+    method: str = _option(
+        "wash",
+        "what members do with a round: one of these, or a strategy of an installed package",
+        METHODS,
+    )
     repair: int = _option(
         0, "papa-all, papa-2, dart: REPAIR the mean by so many batches (5 in the paper); 0: not"
     )
@@ -122,8 +128,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise UsageError on the first value that cannot work."""
+        if self.method not in METHODS and self.method not in plugins().names:
+            _expect_known("method", self.method, (*METHODS, *sorted(plugins().names)))
         for name, known in (
-            ("method", METHODS),
             ("init", INITS),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
@@ -216,7 +223,7 @@ class RunConfig:
             raise UsageError(f"not a configuration of this version: {error}") from None
 
     def augmentation(self, member: int) -> Augmentation:
-        """What the member whose MemberId is `member` does to its batches."""
+        """What member number `member` does to its batches. Never raises: it is validated."""
         return augmentation_of(self.augment, self.data, self.seed, member)
 
     def to_wire(self) -> dict[str, Any]:
@@ -273,6 +280,11 @@ def moment(when: str, epochs: int) -> Fraction:
     (Fraction(1, 4), Fraction(1, 4))
     """
     return min(Fraction(1), Fraction(when) if "." in when else Fraction(int(when), epochs))
+
+
+def plugins() -> EntryPoints:
+    """Strategies that installed packages bring along: entry points of this group."""
+    return entry_points(group="washp2p.strategies")
 
 
 def flag(name: str) -> str:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 from fractions import Fraction
 from math import factorial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ class Selection:
         return sorted(chosen)
 
 
-class _Round:
+class Round:
     """What a round's seed says, and what each member held at the selected scalars when it sent."""
 
     def __init__(self, selected: list[int], sources: dict[int, np.ndarray]) -> None:
@@ -163,6 +163,7 @@ class _Round:
         """By member, what it has made of its shard."""
 
     def group_of(self, member: int) -> list[int]:
+        """Who take the mean together with it, and it."""
         return next(group for group in self.groups if member in group)
 
     def shard(self, member: int) -> slice:
@@ -172,12 +173,27 @@ class _Round:
         return slice(count * place // len(group), count * (place + 1) // len(group))
 
 
+class Planned(Protocol):
+    """A method that is known by its plans only."""
+
+    slots: Sequence[str]
+    shares: bool
+    """Whether its means have two legs."""
+
+    def draw(self, seed: int, roster: Sequence[int]) -> Round:
+        """What a round's plans say."""
+
+    def weight(self, lr: float) -> float:
+        """As `Strategy.weight`."""
+
+
 class Reference:
     """Models in one process that do as a method says, at once or late (section 4).
 
     A member's number is its place in `models`; which of them take part in a round, its roster says.
-    `due` tells in which rounds they exchange values. Means are taken in two legs: first each member
-    makes that of its shard, of whose values it is told, then it takes over those of others.
+    `due` tells in which rounds they exchange values; `planned` is the method if it is none of ours.
+    Means are taken in two legs: first each member makes that of its shard, of whose values it is
+    told, then it takes over those of others.
     """
 
     def __init__(
@@ -192,7 +208,9 @@ class Reference:
         late: str = "overwrite",
         alpha: float = 0.0,
         due: Callable[[int], bool] = lambda _: True,
+        planned: Planned | None = None,
     ) -> None:
+        self._planned = planned
         self._method = method
         self._due = due
         self._alpha = alpha
@@ -202,7 +220,10 @@ class Reference:
         self._group = group
         self._adds = late == "difference"
         self._slots = ["", *(_state_names(optimizers[0]) if method == "wash-opt" else ())]
-        self.legs = [0, 1] if method in {"sparta", "papa", "papa-all", "dart"} else [0]
+        shares = method in {"sparta", "papa", "papa-all", "dart"}
+        if planned is not None:
+            self._slots, shares = ["", *planned.slots], planned.shares
+        self.legs = [0, 1] if shares else [0]
         groups: list[list[torch.nn.Parameter]] = []
         seen: set[torch.nn.Parameter] = set()
         for module in models[0].modules():
@@ -223,7 +244,7 @@ class Reference:
         assert all(p.is_contiguous() for m in models for p in m.parameters())
         n = len(models)
         self._everyone = range(n)
-        self._rounds: dict[int, _Round] = {}
+        self._rounds: dict[int, Round] = {}
         self._size = sum(parameter.numel() for own in groups for parameter in own)
         self._newest = np.zeros((n, self._size), dtype=np.int64)
         self._done = 0
@@ -307,15 +328,17 @@ class Reference:
         mean = mean.astype(theta.dtype)
         usable = np.isfinite(mean)
         places, mean = places[usable], mean[usable]
-        if self._method == "papa":
-            lr = self._optimizers[member].param_groups[0]["lr"]
-            weight = lr / self._first_lr[member] * (1 - self._alpha)
+        lr = self._optimizers[member].param_groups[0]["lr"] / self._first_lr[member]
+        weight = lr * (1 - self._alpha) if self._method == "papa" else 1.0
+        if self._planned is not None:
+            weight = self._planned.weight(lr)
+        if weight != 1:
             mean = theta[places] * (1 - weight) + mean * weight
         theta[places] = mean
         self._put(member, "", theta)
 
     def _permute(
-        self, this: _Round, member: int, number: int, senders: Sequence[int] | None
+        self, this: Round, member: int, number: int, senders: Sequence[int] | None
     ) -> None:
         sources = this.sources[member]
         others = this.sources if senders is None else senders
@@ -353,9 +376,11 @@ class Reference:
         for number in numbers:
             self._rounds.pop(number, None)
 
-    def _draw(self, seed: int, roster: Sequence[int]) -> _Round:
+    def _draw(self, seed: int, roster: Sequence[int]) -> Round:
+        if self._planned is not None:
+            return self._planned.draw(seed, roster)
         if self._method.startswith("papa") or self._method == "dart":
-            this = _Round(list(range(self._size)), {})
+            this = Round(list(range(self._size)), {})
             if self._method == "papa-2":
                 drawn = draw_pairs(seed, len(roster))
                 pairs = [sorted(roster[position] for position in pair) for pair in drawn]
@@ -366,7 +391,7 @@ class Reference:
         selected = self._selection.draw(seed)
         dealt = deal(seed, len(roster), self._group)
         if self._method == "sparta":
-            this = _Round(selected, {})
+            this = Round(selected, {})
             this.groups = [[roster[position] for position in positions] for positions in dealt]
             return this
         sources = {}
@@ -375,7 +400,7 @@ class Reference:
             images = permutations_of(seed, number, len(members), len(selected))
             for place, member in enumerate(members):
                 sources[member] = np.array([members[image[place]] for image in images], dtype=int)
-        return _Round(selected, sources)
+        return Round(selected, sources)
 
     def _flat(self, member: int, slot: str) -> np.ndarray:
         tensors = [t.detach() for t in self._tensors(member, slot)]

@@ -27,9 +27,9 @@ class Augment:
             each.append(v2.RandomErasing(p=chosen.erasing))
         mixes: list[Any] = []
         if chosen.mixup:
-            mixes.append(v2.MixUp(alpha=chosen.mixup, num_classes=classes))
+            mixes.append(v2.MixUp(alpha=float(chosen.mixup), num_classes=classes))
         if chosen.cutmix:
-            mixes.append(v2.CutMix(alpha=chosen.cutmix, num_classes=classes))
+            mixes.append(v2.CutMix(alpha=float(chosen.cutmix), num_classes=classes))
         self._each = v2.Compose(each) if each else None
         self._mix = v2.RandomChoice(mixes) if mixes else None
 

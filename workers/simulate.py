@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from washp2p import reference, rundir
+from washp2p.config import METHODS
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import mean_moments, moments, restore
 from washp2p.frames import MOMENTS
@@ -29,6 +30,7 @@ from washp2p.strategies import strategy_for
 from washp2p.version import installed
 from workers.checkpoint import save_model
 from workers.evaluate import evaluate_population
+from workers.planned import PlannedRounds
 from workers.script import Script, exactly_late, from_logs
 from workers.trainer import Epoch, Trainer
 
@@ -127,7 +129,10 @@ class Population:
         for trainer in self.trainers.values():
             if config.init == "same":
                 trainer.model.load_state_dict(first.model.state_dict())
-        self._due = reference.due(config, self.steps_in_all)
+        planned = None
+        if config.method not in METHODS:
+            planned = PlannedRounds(config, first.model, first.optimizer, self.steps_in_all)
+        self._due = planned.due if planned else reference.due(config, self.steps_in_all)
         numbered = {member: number for number, member in enumerate(self.members)}
         self._number_of = numbered
         self.reference = Reference(
@@ -140,6 +145,7 @@ class Population:
             late="overwrite" if config.max_delay == "0" else config.late,
             alpha=config.alpha,
             due=self._due,
+            planned=planned,
         )
         self._key = run_key(config.seed)
         self.legs = [*self.reference.legs, *([MOMENTS] if config.repair else [])]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from washp2p.config import plugins
+from washp2p.errors import UsageError
 from washp2p.strategies.base import Strategy
 from washp2p.strategies.papa import Papa, Papa2, PapaAll
 from washp2p.strategies.separate import Separate
@@ -30,5 +32,23 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def strategy_for(config: RunConfig) -> Strategy:
-    """The strategy that `config.method` names."""
-    return STRATEGIES[config.method](config)
+    """The strategy that `config.method` names: of this package, or of another one installed.
+
+    Raises UsageError if that one has none.
+    """
+    kind = STRATEGIES.get(config.method)
+    return (kind or _installed(config.method))(config)
+
+
+def _installed(name: str) -> type[Strategy]:
+    try:
+        (found,) = plugins().select(name=name)
+        kind = found.load()
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--method {name} cannot be had here: {error}; install the package that brings it, "
+            "once, wherever a member runs"
+        ) from None
+    if not (isinstance(kind, type) and issubclass(kind, Strategy)):
+        raise UsageError(f"--method {name} is {kind!r:.100}; expected a subclass of Strategy")
+    return kind

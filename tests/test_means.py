@@ -1,0 +1,279 @@
+"""Methods that take means, against a few lines of NumPy, over memory; and what a loss does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import make_layout
+from tests.test_exchange import FromDevices, population  # noqa: F401 - a fixture
+from washp2p.config import RunConfig
+from washp2p.errors import UsageError
+from washp2p.ledger import Kind
+from washp2p.plan import everything, pairs, reduce_and_share
+from washp2p.strategies import STRATEGIES, strategy_for
+from washp2p.transports import MemoryTransport
+
+D = 4 * 9 + 4 + 16 * 8 + 8 + 8 * 3 + 3
+"""Parameters of the test's model."""
+
+
+def theta(peers):
+    """What all members hold: members x d, float32."""
+    return np.stack(
+        [np.concatenate([p.detach().numpy().ravel() for p in m.parameters()]) for m in peers.models]
+    )
+
+
+def rounds(peers, count=3):
+    for number in range(1, count + 1):
+        peers.round(number, 10**17 + number)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("wire", [MemoryTransport, FromDevices])
+def test_papa_all_replaces_everyone_by_the_mean(population, n, wire):  # noqa: F811
+    peers = population(RunConfig.resolve(n=n, method="papa-all"), wire=wire)
+    mean = theta(peers).astype(np.float64).mean(0).astype(np.float32)
+    rounds(peers, 1)
+    assert (theta(peers) == mean).all()
+
+
+@pytest.mark.parametrize(("alpha", "fallen"), [(0.99, 1.0), (0.9, 0.25), (0.0, 1.0)])
+def test_papa_pulls_towards_the_mean_as_far_as_the_learning_rate_says(
+    population,  # noqa: F811
+    alpha,
+    fallen,
+):
+    """Equation 1, with 1 - alpha in proportion to the learning rate (section 2.3)."""
+    peers = population(RunConfig.resolve(n=4, method="papa", alpha=alpha))
+    for optimizer in peers.optimizers:
+        optimizer.param_groups[0]["lr"] *= fallen
+    held = theta(peers).astype(np.float64)
+    pull = fallen * (1 - alpha)
+    expected = (1 - pull) * held + pull * held.mean(0)
+    rounds(peers, 1)
+    assert theta(peers) == pytest.approx(expected, abs=1e-6)
+    assert theta(peers).mean(0) == pytest.approx(held.mean(0), abs=1e-6)
+
+
+def test_the_first_learning_rate_is_what_a_scheduler_calls_it(population):  # noqa: F811
+    peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.0))
+    torch.optim.lr_scheduler.LambdaLR(peers.optimizers[0], lambda _: 0.5)
+    held = theta(peers).astype(np.float64)
+    rounds(peers, 1)
+    halfway = (held[0] + held.mean(0)) / 2
+    assert theta(peers) == pytest.approx(np.stack([halfway, held.mean(0)]), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_papa_2_takes_the_mean_of_a_pair_for_each(population, n):  # noqa: F811
+    peers = population(RunConfig.resolve(n=n, method="papa-2"))
+    held = theta(peers).astype(np.float64)
+    drawn = pairs(77, n)
+    peers.round(1, 77)
+    for member, (a, b) in enumerate(drawn):
+        assert a != b
+        assert theta(peers)[member] == pytest.approx((held[a] + held[b]) / 2, abs=1e-7)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(2, 40))
+def test_pairs_are_of_two_members(seed, n):
+    drawn = pairs(seed, n)
+    assert len(drawn) == n
+    assert all(0 <= a < n and 0 <= b < n and a != b for a, b in drawn)
+
+
+def test_all_pairs_are_drawn_alike():
+    n, seeds = 4, 3000
+    counts = np.zeros((n, n))
+    for seed in range(seeds):
+        for a, b in pairs(seed, n):
+            counts[a, b] += 1
+    off = counts[~np.eye(n, dtype=bool)]
+    assert not counts.diagonal().any()
+    assert abs(off - seeds * n / 12).max() < 5 * np.sqrt(seeds * n / 12)
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_sparta_takes_the_mean_of_what_wash_would_permute(population, group):  # noqa: F811
+    options = {"n": 5, "p": 0.3, "group": group}
+    peers = population(RunConfig.resolve(method="sparta", **options))
+    wash = strategy_for(RunConfig.resolve(method="wash", **options))
+    wash.prepare(peers.stores[0].layout, 5, 0)
+    plan = wash.plan(99)
+    received = np.searchsorted(everything(peers.stores[0].layout), plan.receive.indices)
+    held = theta(peers).astype(np.float64)
+    peers.round(1, 99)
+    now = theta(peers)
+    changed = np.flatnonzero((now != held.astype(np.float32)).any(0))
+    assert len(changed) == plan.selected > 0
+    assert set(received) <= set(changed)
+    together = {position for position, _, _ in plan.receive.parts} | {0}
+    own = sorted(together)
+    assert now[0, changed] == pytest.approx(held[own][:, changed].mean(0), abs=1e-7)
+    for position in range(5):
+        rest = np.setdiff1d(np.arange(D), changed)
+        assert (now[position, rest] == held[position, rest].astype(np.float32)).all()
+    if not group:
+        assert (now == now[0]).all(0)[changed].all()
+
+
+@given(
+    st.integers(2, 9), st.integers(0, 60), st.integers(0, 2**63), st.randoms(use_true_random=False)
+)
+@settings(max_examples=60)
+def test_what_one_sends_in_either_leg_the_other_expects(n, count, fingerprint, random):
+    """And a member sends 2 (n-1)/n of the values, give or take the shards' rounding."""
+    indices = np.array(sorted(random.sample(range(1000), count)), dtype=np.int64)
+    plans = [reduce_and_share(indices, np.arange(n), own, fingerprint) for own in range(n)]
+    for me, plan in enumerate(plans):
+        for peer, begin, end in plan.send.parts:
+            other = plans[peer]
+            (found,) = [(a, b) for who, a, b in other.receive.parts if who == me]
+            mine, theirs = plan.send.indices[begin:end], other.receive.indices[slice(*found)]
+            assert (mine == theirs).all()
+        sent = sum(
+            end - begin for route in (plan.send, plan.receive) for _, begin, end in route.parts
+        )
+        assert abs(sent - 2 * (n - 1) / n * count) <= n
+
+
+@pytest.mark.parametrize(
+    ("method", "each"),
+    [("papa", 2 * 2 / 3), ("papa-all", 2 * 2 / 3), ("papa-2", None), ("sparta", None)],
+)
+def test_bytes_are_the_plans_and_the_formulas(population, method, each):  # noqa: F811
+    config = RunConfig.resolve(n=3, p=0.5, method=method, schedule="constant")
+    peers = population(config)
+    count = 60
+    rounds(peers, count)
+    counts = [transport.ledger.total(Kind.EXCHANGE) for transport in peers.transports]
+    assert all(c.payload == c.expected for c in counts)
+    theory = strategy_for(config).expected_payload(peers.stores[0].layout, 3) * count
+    assert sum(c.payload for c in counts) / 3 == pytest.approx(theory, rel=0.1)
+    if each is not None:
+        for one in counts:
+            assert one.payload == pytest.approx(each * D * 4 * count, rel=0.01)
+    paper = strategy_for(config).paper_payload(peers.stores[0].layout)
+    assert paper == pytest.approx((0.5 if method == "sparta" else 1.0) * D * 4)
+
+
+def test_a_value_that_is_no_number_is_left_out_of_the_mean(population):  # noqa: F811
+    peers = population(RunConfig.resolve(n=3, method="papa-all"))
+    with torch.no_grad():
+        peers.models[1][0].weight[0] = float("nan")
+    held = theta(peers).astype(np.float64)
+    rounds(peers, 1)
+    assert theta(peers) == pytest.approx(np.tile(np.nanmean(held, 0), (3, 1)), abs=1e-6)
+    assert [exchange.merger.diverged for exchange in peers.exchanges] == [{1}, set(), set()]
+    assert [exchange.merger.refused_values for exchange in peers.exchanges] == [9, 0, 0]
+
+
+def test_where_nobody_has_a_number_nothing_is_written(population):  # noqa: F811
+    peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.5))
+    for net in peers.models:
+        with torch.no_grad():
+            net[0].bias[0] = float("inf")
+    rounds(peers, 2)
+    assert np.isfinite(theta(peers)).sum(1).tolist() == [D - 1, D - 1]
+
+
+def test_a_mean_is_of_those_who_are_left_and_what_they_do_not_share_stays(
+    population,  # noqa: F811
+):
+    peers = population(RunConfig.resolve(n=3, method="papa-all"))
+    held = theta(peers)
+    bounds = [D * k // 3 for k in range(4)]
+    for me in (0, 1):
+        peers.post(me, 1, 5)
+    for me in (0, 1):
+        peers.exchanges[me].arrivals.remove(2)
+        peers.deliver(me)
+        assert peers.exchanges[me].arrivals.complete(1)
+        assert [one.lost for one in peers.exchanges[me].apply()] == [(2,)]
+    for me in (0, 1):
+        peers.deliver(me)
+        assert peers.exchanges[me].arrivals.complete(1)
+        (applied,) = peers.exchanges[me].apply()
+        assert (applied.senders, applied.lost) == ((1 - me,), (2,))
+    mean = held[:2].astype(np.float64).mean(0).astype(np.float32)
+    for me in (0, 1):
+        now = theta(peers)[me]
+        assert (now[: bounds[2]] == mean[: bounds[2]]).all()
+        assert (now[bounds[2] :] == held[me, bounds[2] :]).all()
+        lost = peers.exchanges[me].arrivals.lost
+        assert sum(lost.values()) == bounds[me + 1] - bounds[me] + D - bounds[2]
+
+
+def test_a_lone_shard_stays_as_it_is(population):  # noqa: F811
+    """A mean of one's own values is none: not even a rounding error is left."""
+    peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.3))
+    held = theta(peers)
+    peers.post(0, 1, 5)
+    peers.exchanges[0].arrivals.remove(1)
+    peers.exchanges[0].apply()
+    peers.exchanges[0].apply()
+    assert (theta(peers)[0] == held[0]).all()
+    assert not peers.exchanges[0].arrivals.outstanding
+
+
+@pytest.mark.parametrize("method", [name for name, kind in STRATEGIES.items() if kind.lockstep])
+@pytest.mark.parametrize("delay", ["1", "auto", "none"])
+def test_means_refuse_to_be_late(method, delay):
+    with pytest.raises(UsageError, match=f"--max-delay is {delay}; --method {method} takes means"):
+        RunConfig.resolve(n=3, method=method, max_delay=delay)
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds_due"),
+    [
+        ({}, list(range(1, 13))),
+        ({"every": 5}, [5, 10]),
+        ({"from_": "0.5"}, list(range(7, 13))),
+        ({"from_": "1", "until": "2"}, [4, 5, 6]),
+        ({"until": "0.25", "every": 2}, [2]),
+        ({"from_": "9"}, []),
+        ({"until": "0"}, []),
+        ({"method": "papa-all", "every": 2}, [6, 12]),
+        ({"method": "dart", "every": 1}, [9, 12]),
+        ({"method": "papa-2", "every": 3}, [9]),
+        ({"method": "papa"}, [10]),
+    ],
+)
+def test_windows_and_periods(options, rounds_due):
+    """Four epochs of three rounds each."""
+    strategy = strategy_for(RunConfig.resolve(n=2, epochs=4, **options))
+    strategy.begin(12)
+    assert [number for number in range(1, 13) if strategy.due(number)] == rounds_due
+    assert strategy.rounds_due(range(1, 13)) == len(rounds_due)
+    assert strategy.rounds_due(range(5, 5)) == 0
+
+
+def test_epochs_that_no_round_ends_with_are_still_counted():
+    strategy = strategy_for(RunConfig.resolve(n=2, epochs=3, method="papa-all", every=1))
+    strategy.begin(10)
+    assert [number for number in range(1, 11) if strategy.due(number)] == [4, 7, 10]
+
+
+@pytest.mark.parametrize("options", [{"method": "papa-all"}, {"from_": "2"}, {"until": "0.5"}])
+def test_who_needs_the_number_of_rounds_says_so(options):
+    with pytest.raises(UsageError, match=r"join\(rounds=...\)"):
+        strategy_for(RunConfig.resolve(n=2, **options)).begin(0)
+
+
+def test_everything_is_every_scalar_and_no_padding():
+    layout = make_layout([[9, 3], [12]])
+    assert len(everything(layout)) == layout.values == 24
+    assert everything(layout).tolist() == [*range(9), *range(16, 19), *range(32, 44)]
+
+
+def test_a_strategy_of_its_own_kind_must_be_in_lockstep_too():
+    config = SimpleNamespace(method="mine", max_delay="auto", every=1, from_="0", until="1.0")
+    with pytest.raises(UsageError, match="--max-delay is auto, expected 0"):
+        STRATEGIES["papa-all"](config).begin(10)

@@ -1,0 +1,97 @@
+"""A method of somebody else's in the simulation: by the plans that its strategy makes.
+
+The reference states the built-in methods anew; of others it can only do what their plans say.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from washp2p.errors import UsageError
+from washp2p.plan import everything
+from washp2p.reference import Round
+from washp2p.store import Store
+from washp2p.strategies import strategy_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.config import RunConfig
+    from washp2p.plan import Plan
+    from washp2p.strategies import Strategy
+
+
+class PlannedRounds:
+    """What the plans of `config.method` say, for a population of copies of `model`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        rounds: int,
+    ) -> None:
+        self._config = config
+        self._rounds = rounds
+        copy = deepcopy(model)
+        self._layout = Store(copy, torch.optim.SGD(copy.parameters(), lr=0.0)).layout
+        self._places = everything(self._layout)
+        self._strategies: dict[tuple[int, int], Strategy] = {}
+        first = self._of(config.n, 0)
+        self.slots: Sequence[str] = first.slots(optimizer)
+        plan = first.plan(0)
+        self.shares = plan is not None and plan.mean is not None and plan.mean.shared
+
+    def due(self, number: int) -> bool:
+        """Whether members exchange values in round `number`."""
+        return self._of(self._config.n, 0).due(number)
+
+    def weight(self, lr: float) -> float:
+        """As `Strategy.weight`."""
+        return self._of(self._config.n, 0).weight(lr)
+
+    def draw(self, seed: int, roster: Sequence[int]) -> Round:
+        """What the round of `seed` does to the members of `roster`."""
+        made = [self._of(len(roster), k).plan(seed) for k in range(len(roster))]
+        plans = {m: plan for m, plan in zip(roster, made, strict=True) if plan is not None}
+        received = [plan.receive.indices for plan in plans.values()]
+        chosen = np.unique(np.concatenate(received)) if received else np.empty(0, dtype=np.int64)
+        round_ = Round(np.searchsorted(self._places, chosen).tolist(), {})
+        if any(plan.mean is not None for plan in plans.values()):
+            self._means(round_, chosen, plans, roster)
+            return round_
+        for member in roster:
+            sources = np.full(len(chosen), member)
+            if member in plans:
+                route = plans[member].receive
+                for position, begin, end in route.parts:
+                    places = np.searchsorted(chosen, route.indices[begin:end])
+                    sources[places] = roster[position]
+            round_.sources[member] = sources
+        return round_
+
+    def _means(
+        self, round_: Round, chosen: np.ndarray, plans: dict[int, Plan], roster: Sequence[int]
+    ) -> None:
+        for member, plan in plans.items():
+            assert plan.mean is not None
+            among = {roster[position] for position, _, _ in plan.receive.parts}
+            among |= {member} if plan.mean.own else set()
+            if not plan.mean.shared:
+                if len(plan.receive.indices) < len(chosen):
+                    raise UsageError(f"--method {self._config.method} cannot be simulated")
+                round_.pairs[member] = sorted(among)
+            elif sorted(among) not in round_.groups:
+                round_.groups.append(sorted(among))
+
+    def _of(self, n: int, position: int) -> Strategy:
+        if (n, position) not in self._strategies:
+            strategy = strategy_for(self._config)
+            strategy.begin(self._rounds)
+            strategy.prepare(self._layout, n, position)
+            self._strategies[n, position] = strategy
+        return self._strategies[n, position]
