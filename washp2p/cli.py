@@ -112,6 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soup.add_argument(
         "--output", type=Path, help="where it goes (default: RUN/soup-<kind and options>)"
     )
+    evaluate.add_argument(
+        "--features",
+        action="store_true",
+        help="how alike the models' features are, layer by layer (cosine similarity)",
+    )
+    evaluate.add_argument(
+        "--align", action="store_true", help="for that permute each model's units to match"
+    )
     evaluate.add_argument("--json", action="store_true", help="for programs")
     status = commands.add_parser("status", help="look at a run that goes on", prog="washp2p status")
     status.add_argument("coordinator", help="its address, tcp://HOST:PORT")
@@ -289,9 +297,22 @@ def _soup(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from workers.soup import evaluate
+    from workers.soup import evaluate, feature_similarities
 
-    found = evaluate(_models(options))
+    models = _models(options)
+    if options.features:
+        alike = feature_similarities(models, aligned=options.align)
+        if options.json:
+            print(json.dumps([one._asdict() for one in alike], indent=1))
+            return 0
+        lines = [[one.layer, f"{one.between:.2f}", f"{one.averaged:.2f}"] for one in alike]
+        header = ["layer", "two members, %", "member and average, %"]
+        table = filled("cosine similarity of features", (header, lines))
+        Console(highlight=False).print(table)
+        return 0
+    if options.align:
+        raise UsageError("--align is for --features; add that, or leave it out")
+    found = evaluate(models)
     if options.json:
         print(json.dumps(found, indent=1))
     else:

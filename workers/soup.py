@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from washp2p.errors import UsageError
 from washp2p.evaluation import accuracy, average_state, ensemble, greedy_choice, logits
 from washp2p.evaluation.alignment import align
 from washp2p.evaluation.repair import repair, reset_batch_norm
+from washp2p.evaluation.similarity import similarities
 from workers.data import load_data
 from workers.models import build_model
 
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
 
     from torch.utils.data import Dataset
 
+    from washp2p.evaluation.similarity import Similarity
     from workers.data import Data
 
     State = dict[str, torch.Tensor]
 
 KINDS = ("average", "greedy", "best")
+SIMILARITY_BATCHES = 4
 REPAIR_BATCHES, REPAIR_BATCH = 5, 256
 """Forward passes (PAPA, Algorithm 4, k), and images in each."""
 
@@ -146,6 +150,20 @@ def evaluate(models: Models) -> dict[str, float]:
     for name, state in models.others.items():
         found[f"{name}.safetensors"] = models.accuracy(state, models.data.test)
     return found
+
+
+def feature_similarities(models: Models, *, aligned: bool) -> list[Similarity]:
+    """How alike the models' features are, on test images; first `aligned` to the first model's.
+
+    Their mean is the averaged model.
+    """
+    states = models.states
+    if aligned:
+        seen = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
+        states = [states[0], *(_fit(models, seen, state, states[0]) for state in states[1:])]
+    batches = islice(models.data.evaluation_batches(models.data.test), SIMILARITY_BATCHES)
+    inputs = (part.to(models.device) for batch, _ in batches for part in batch.split(32))
+    return similarities(models.model, states, average_state(states), inputs)
 
 
 def _fit(models: Models, inputs: Sequence[torch.Tensor], state: State, reference: State) -> State:

@@ -63,6 +63,10 @@ def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, mode
     summary = coordinator.summary
     assert summary["accuracy"] == expected["accuracy"]
     assert [r["payload"] for r in summary["bytes"]] == [r["payload"] for r in expected["bytes"]]
+    if method in {"papa", "papa-all", "dart"}:
+        for row in summary["bytes"]:
+            assert row["payload"] == pytest.approx(row["theory"], rel=0.001)
+            assert row["payload"] == pytest.approx(row["paper"] * 2 * (n - 1) / n, rel=0.001)
     if method != "none":
         first, second = (load_file(coordinator.folder / f"members/{m}.safetensors") for m in (0, 1))
         assert any((first[key] != second[key]).any() for key in first)

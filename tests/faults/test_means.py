@@ -1,0 +1,109 @@
+"""Members lost, late or resumed where means are taken; a replay of their logs has their bits."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.faults.conftest import Story
+from tests.integration.conftest import replay
+from washp2p import points, rundir
+from workers.data import load_data
+from workers.simulate import differences, simulate
+
+FLAGS = ("--n=3", "--p=0.05", "--patience=2", "--track-consensus=4")
+EACH = {
+    "sparta": ("--method=sparta",),
+    "papa": ("--method=papa", "--every=2", "--alpha=0.9"),
+    "papa-2": ("--method=papa-2", "--every=1"),
+    "papa-all": ("--method=papa-all", "--every=1", "--repair=1"),
+}
+"""Methods, and such settings that round 40 is one in which a mean is taken."""
+
+
+def surveys(folder):
+    return [json.loads(line) for line in (folder / rundir.CONSENSUS).read_text().splitlines()]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("point", [points.BEFORE_SEND, points.AFTER_SEND, points.APPLYING])
+@pytest.mark.parametrize("method", EACH)
+def test_one_is_killed(here, tmp_path, method, point):
+    coordinator = here.coordinator(*FLAGS, *EACH[method], "--epochs=4")
+    workers = [here.worker() for _ in range(2)]
+    victim = here.worker((point, 40))
+    assert victim.wait_until_held() == 40
+    victim.signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    story.assert_rosters_agree()
+    assert len(story.summary["averaged_over"]) == 2
+    if point != points.APPLYING or method != "papa-2":
+        lost = {why for row in story.summary["bytes"] for why in row["lost"]}
+        assert lost <= {"sender dropped", "link broken"}
+    assert replay(here.folder, tmp_path) == []
+    assert [found["members"] for found in surveys(here.folder)].count(2) > 10
+
+
+@pytest.mark.timeout(120)
+def test_one_is_stopped_and_comes_back(here, tmp_path):
+    coordinator = here.coordinator(*FLAGS, *EACH["papa"], "--epochs=40", "--lr=0.02")
+    workers = [here.worker() for _ in range(2)]
+    victim = here.worker((points.AFTER_SEND, 40))
+    assert victim.wait_until_held() == 40
+    victim.signal(signal.SIGSTOP)
+    victim.let_go()
+    coordinator.until("going on with 2 of 3 members")
+    victim.signal(signal.SIGCONT)
+    coordinator.until("takes part")
+    assert [worker.wait() for worker in (*workers, victim)] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    assert len(story.summary["averaged_over"]) == 3
+    assert replay(here.folder, tmp_path) == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", EACH)
+def test_one_comes_late(here, tmp_path, method):
+    coordinator = here.coordinator(*FLAGS, *EACH[method], "--min-n=2", "--epochs=30", "--lr=0.02")
+    workers = [here.worker() for _ in range(2)]
+    coordinator.until("epoch 2")
+    workers.append(here.worker())
+    coordinator.until("takes part")
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    assert story.joined().keys() == {2}
+    assert replay(here.folder, tmp_path) == []
+    assert {found["members"] for found in surveys(here.folder)} == {2, 3}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", EACH)
+def test_a_power_cut(here, tmp_path, method):
+    """Going on from a checkpoint: the bits of a run that was never interrupted."""
+    flags = (*FLAGS, *EACH[method], "--epochs=3", "--checkpoint-epochs=1")
+    here.coordinator(*flags)
+    workers = [here.worker((points.BEFORE_SEND, 100)) for _ in range(3)]
+    for worker in workers:
+        worker.wait_until_held()
+    for worker in workers:
+        worker.signal(signal.SIGKILL)
+        worker.wait()
+    here.coordinators[-1].kill()
+    second = here.coordinator(resume=True)
+    workers = [here.worker() for _ in range(3)]
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert second.wait() == 0, second.text
+    config, reference = rundir.read_config(here.folder), tmp_path / "reference"
+    data = load_data(config, tmp_path, download=False)
+    simulate(config, data, reference, on_epoch=lambda _: None)
+    assert differences(reference, here.folder) == []
+    found = surveys(here.folder)
+    assert [one["round"] for one in found] == list(range(4, 121, 4))
+    assert [one["round"] for one in found if one["exact"]] == [40, 80, 120]

@@ -1,0 +1,96 @@
+"""How alike the features of several models are, layer by layer (PAPA, table 5). No files."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from washp2p.evaluation.repair import NORMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    State = dict[str, torch.Tensor]
+
+
+class Similarity(NamedTuple):
+    """Mean cosine similarity at one layer, in per cent: over images, and over models."""
+
+    layer: str
+    between: float
+    """Of two members, over all pairs."""
+    averaged: float
+    """Of a member and the averaged model, over all members."""
+
+
+@torch.no_grad()
+def similarities(
+    model: nn.Module, states: Sequence[State], averaged: State, inputs: Iterable[torch.Tensor]
+) -> list[Similarity]:
+    """How alike the features of `states` are, and those of each and `averaged`, by hidden layer.
+
+    `model` is their architecture (overwritten), on the device of the `inputs`, batches of images.
+    An image's features at a layer are all that the layer gives for it, as one vector; in eval mode.
+    """
+    model.eval()
+    layers = hidden_layers(model)
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
+    pairs = list(combinations(range(len(states)), 2))
+    images = 0
+    for batch in inputs:
+        images += len(batch)
+        *members, soup = [_features(model, state, layers, batch) for state in (*states, averaged)]
+        for name in layers:
+            own = [features[name] for features in members]
+            between = sum(float(cosine_similarity(own[a], own[b]).sum()) for a, b in pairs)
+            with_soup = sum(float(cosine_similarity(each, soup[name]).sum()) for each in own)
+            sums[name] += torch.tensor([between, with_soup], dtype=torch.float64)
+    return [
+        Similarity(
+            name,
+            100 * float(between) / images / max(1, len(pairs)),
+            100 * float(with_soup) / images / len(states),
+        )
+        for name, (between, with_soup) in sums.items()
+    ]
+
+
+def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The `model`'s layers and blocks that own parameters, by name, but batch norms and the last.
+
+    Of a `Sequential` its parts count, down to what is none: blocks of a ResNet, convolutions of a
+    VGG.
+    """
+    found = dict(_parts("", model))
+    return dict(list(found.items())[:-1])
+
+
+def _parts(prefix: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from _parts(f"{prefix}{name}.", module)
+        elif not isinstance(module, NORMS) and any(True for _ in module.parameters()):
+            yield f"{prefix}{name}", module
+
+
+def _features(
+    model: nn.Module, state: State, layers: dict[str, nn.Module], batch: torch.Tensor
+) -> State:
+    """What each layer gives for a batch: images x features."""
+    model.load_state_dict(state)
+    found = {}
+    handles = []
+    for name, layer in layers.items():
+
+        def keep(_: nn.Module, __: object, output: torch.Tensor, name: str = name) -> None:
+            found[name] = output.flatten(1)
+
+        handles.append(layer.register_forward_hook(keep))
+    model(batch)
+    for handle in handles:
+        handle.remove()
+    return found
