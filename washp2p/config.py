@@ -28,7 +28,7 @@ MEANS: dict[str, dict[str, Any]] = {
     "sparta": {"max_delay": "0"},
     "papa": {"max_delay": "0", "init": "different", "every": 10},
     "papa-all": {"max_delay": "0", "init": "different", "every": 5},
-    "dart": {"max_delay": "0", "init": "different", "every": 5, "from_": "0.5"},
+    "dart": {"max_delay": "0", "every": 5, "from_": "0.5"},
     "papa-2": {"max_delay": "0", "init": "different", "every": 5},
 }
 """Methods that take means, in lockstep only, and what differs from the fields' own defaults."""
