@@ -20,12 +20,14 @@ from washp2p.control import (
     Vitals,
 )
 from washp2p.ledger import Kind, Ledger
+from washp2p.rounds import roster_at
 
 if TYPE_CHECKING:
     from coordinator.members import Member
     from coordinator.population import Population
     from washp2p.control import Message
 
+LARGEST = 1e300
 QUARTERS = 4
 """Of the parameters: a survey has found something for each."""
 
@@ -47,13 +49,8 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
             there = population.settled.members if population.settled is not None else ()
             if not over or len(over) != len(members) or not set(over) <= set(there):
                 return f"has evaluated members {over!r:.200}, averaged are {there}"
-        case Surveyed(rounds, members, _, squares) if (
-            rounds > population.published
-            or members < 1
-            or len(squares) != QUARTERS
-            or min(squares) < 0
-        ):
-            return f"has found {squares!r:.100} after round {rounds}, which cannot be"
+        case Surveyed() if not _may_have_found(population, member, message):
+            return f"has found {message!r:.200}, which cannot be"
         case Finished() | Accounts() if population.settled is None:
             return "has finished, nobody has averaged yet"
         case Vitals(sent=sent) if not {row[1] for row in sent} <= set(Kind):
@@ -71,3 +68,14 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
             except (KeyError, TypeError, ValueError) as error:
                 return f"has accounts that are none: {error!r:.200}"
     return ""
+
+
+def _may_have_found(population: Population, member: Member, part: Surveyed) -> bool:
+    """Whether there was such a survey, with this member, and it can have found that."""
+    rosters = population.rosters
+    if not rosters or not rosters[0].first <= part.round <= population.published:
+        return False
+    members = roster_at(rosters, part.round).members
+    squares = part.squares
+    fits = len(members) == part.members and member.id in members and len(squares) == QUARTERS
+    return fits and all(0 <= square < LARGEST for square in squares)

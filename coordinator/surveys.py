@@ -17,7 +17,7 @@ class Surveys:
     """Of one run."""
 
     def __init__(self) -> None:
-        self._open: dict[int, dict[MemberId, Surveyed]] = {}
+        self._open: dict[tuple[int, bool], dict[MemberId, Surveyed]] = {}
 
     def add(self, member: MemberId, part: Surveyed) -> dict[str, Any] | None:
         """A member's part; the whole as plain values, if it is the last one of its round.
@@ -25,13 +25,14 @@ class Surveys:
         `distance` is the root of the members' mean squared Euclidean distance from their mean,
         `quarters` the same over each quarter of the parameters; `exact` if not of a sample.
         """
-        parts = self._open.setdefault(part.round, {})
+        which = part.round, part.exact
+        parts = self._open.setdefault(which, {})
         parts[member] = part
         if len(parts) < part.members:
             while len(self._open) > OPEN:
                 del self._open[min(self._open)]
             return None
-        del self._open[part.round]
+        del self._open[which]
         squares = [sum(column) for column in zip(*(p.squares for p in parts.values()), strict=True)]
         return {
             "round": part.round,

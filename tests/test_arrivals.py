@@ -7,14 +7,15 @@ import pytest
 from tests.conftest import Refusals
 from washp2p import arrivals as module
 from washp2p.arrivals import Arrivals, Loss
-from washp2p.frames import End, Frame
+from washp2p.conduct import Reason
+from washp2p.frames import MOMENTS, SECOND, SURVEY, End, Frame
 
 RUN = b"12345678"
 PEER, OTHER = 1, 2
 
 
-def frame(number, sender=PEER, *, fingerprint=7, epoch=0):
-    return Frame(RUN, sender, epoch, number, 1, 0, fingerprint)
+def frame(number, sender=PEER, *, fingerprint=7, epoch=0, leg=0):
+    return Frame(RUN, sender, epoch, number, 1, 0, fingerprint, leg)
 
 
 def values(count):
@@ -49,7 +50,7 @@ def test_behind_a_broken_link(arrivals):
 
 
 def test_on_the_way_when_a_link_broke(arrivals):
-    arrivals.posted(OTHER, 1)
+    arrivals.posted(OTHER, (1, 0))
     assert arrivals.lost_by_reason == {"link broken": 5}
 
 
@@ -86,3 +87,51 @@ def test_too_early(arrivals, monkeypatch):
     arrivals.expect(2, 0, 7, {})
     arrivals.expect(3, 0, 7, {PEER: (0, 5)})  # counted when it was dropped, and not again
     assert arrivals.lost_by_reason == {"too early": 5}
+
+
+def test_a_link_that_broke_between_legs_loses_those_before_it_and_no_others(arrivals):
+    arrivals.accept(frame(1), values(10))
+    arrivals.accept(frame(1, OTHER), values(5))
+    arrivals.posted(PEER, (1, 0))
+    arrivals.expect(1, 0, 7, {PEER: (0, 6)}, SECOND)
+    arrivals.accept(frame(1, leg=SECOND), values(6))
+    assert arrivals.complete(1)
+    assert arrivals.lost_by_reason == {}
+    arrivals.posted(PEER, (1, MOMENTS))
+    arrivals.expect(1, 0, 7, {PEER: (0, 2)}, MOMENTS)
+    arrivals.expect(2, 0, 7, {PEER: (0, 2)})
+    assert arrivals.waits_for(1) == set()
+    assert arrivals.waits_for(2) == {PEER}
+
+
+def test_what_goes_beside_a_round_is_not_counted_as_lost(arrivals):
+    arrivals.expect(1, 0, 7, {PEER: (0, 9)}, SURVEY)
+    arrivals.silence(PEER)
+    assert arrivals.lost_by_reason == {"link broken": 10}
+    assert arrivals.newest == 0
+    arrivals.accept(frame(40, OTHER, leg=SURVEY), values(9))
+    assert arrivals.newest == 0
+
+
+def test_an_exchange_far_ahead_is_held_if_there_is_room(monkeypatch):
+    monkeypatch.setattr(module, "HELD_BYTES", 16)
+    arrivals = Arrivals([4], Refusals(), room=40)
+    arrivals.expect(10, 0, 7, {})
+    arrivals.accept(frame(20), values(10))
+    arrivals.expect(20, 0, 7, {PEER: (0, 10)})
+    assert arrivals.complete(20)
+    assert arrivals.lost_by_reason == {}
+
+
+def test_legs_that_there_are_not_are_refused_and_not_held():
+    conduct = Refusals()
+    arrivals = Arrivals([4], conduct)
+    arrivals.expect(1, 0, 7, {PEER: (0, 1)})
+    arrivals.accept(frame(1), values(1))
+    for leg in (SECOND, SURVEY, SURVEY + 1, 2**40):
+        arrivals.accept(frame(1, leg=leg), values(1000))
+    arrivals.expect(2, 0, 7, {PEER: (0, 1)})
+    assert arrivals._early_bytes == 0
+    reasons = [why for _, why, _ in conduct.all]
+    assert reasons == [Reason.MALFORMED, Reason.MALFORMED, Reason.PLAN]
+    assert arrivals.lost_by_reason == {}

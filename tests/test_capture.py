@@ -35,8 +35,8 @@ stray = st.sampled_from(
         for one in (
             End(RUN, 1, 0, ROUNDS),
             End(RUN, 2, 0, 2),
-            Posted(RUN, 1, 3),
-            Posted(RUN, 2, 2**40),
+            Posted(RUN, 1, 3, 0),
+            Posted(RUN, 2, 2**40, 0),
             Fetch(RUN, 1, "param", 0, 1 << 20),
             Fetch(RUN, 7, "../../etc/passwd", 2**60, 2**60),
             Chunk(RUN, 1, "start:param", 0, 2**60, bytes(8)),

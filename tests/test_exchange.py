@@ -357,7 +357,7 @@ def test_a_frame_that_a_newer_connection_overtook_is_refused_and_its_loss_counte
     arrivals.accept(headers.decode(first.header), first.payload)
     assert (arrivals.expired_values, arrivals.refused) == (lost, 1)
     assert arrivals.complete(2)
-    arrivals.posted(1, 2)
+    arrivals.posted(1, (2, 0))
     assert arrivals.expired_values == lost
 
 

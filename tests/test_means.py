@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,15 @@ from tests.conftest import make_layout
 from tests.test_exchange import FromDevices, population  # noqa: F401 - a fixture
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
+from washp2p.evaluation.repair import moments
+from washp2p.frames import Posted, headers
 from washp2p.ledger import Kind
 from washp2p.plan import everything, pairs, reduce_and_share
+from washp2p.reference import Reference
+from washp2p.repairer import Repairer
+from washp2p.rounds import Peer, Roster
 from washp2p.strategies import STRATEGIES, strategy_for
+from washp2p.surveyor import Surveyor
 from washp2p.transports import MemoryTransport
 
 D = 4 * 9 + 4 + 16 * 8 + 8 + 8 * 3 + 3
@@ -277,3 +284,79 @@ def test_a_strategy_of_its_own_kind_must_be_in_lockstep_too():
     config = SimpleNamespace(method="mine", max_delay="auto", every=1, from_="0", until="1.0")
     with pytest.raises(UsageError, match="--max-delay is auto, expected 0"):
         STRATEGIES["papa-all"](config).begin(10)
+
+
+def test_more_epochs_than_rounds_make_every_round_a_mean():
+    strategy = strategy_for(RunConfig.resolve(n=2, epochs=12, method="papa-all", every=1))
+    strategy.begin(8)
+    assert all(strategy.due(number) for number in range(1, 9))
+
+
+def test_what_was_lost_beside_a_round_without_values_is_given_up_when_the_link_holds_again(
+    population,  # noqa: F811
+):
+    peers = population(RunConfig.resolve(n=2, method="none", max_delay="0"))
+    for me in (0, 1):
+        surveyor = Surveyor(peers.stores[me], me, seed=0, every=1)
+        beside = surveyor.begin(15, peers.roster, exact=False)
+        peers.exchanges[me].pass_on(15, peers.roster, beside)
+        assert peers.transports[1 - me].receive(0) is not None  # lost on the way
+    assert peers.exchanges[0].posted == 15
+    for me in (0, 1):
+        peers.exchanges[me].resume(1 - me)
+    for me in (0, 1):
+        header = headers.decode(peers.transports[me].receive(0).header)
+        assert isinstance(header, Posted)
+        peers.exchanges[me].arrivals.posted(header.sender, (header.last, header.leg))
+        assert peers.exchanges[me].arrivals.complete(15)
+        assert peers.exchanges[me].apply() == []
+        assert peers.exchanges[me].arrivals.lost_by_reason == {}
+
+
+def test_moments_of_one_that_has_diverged_are_left_out():
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
+    inputs = [torch.randn(16, 3)]
+    repairer = Repairer(models[0], 0, lambda: inputs)
+    roster = Roster(epoch=0, peers=tuple(Peer(m, "") for m in range(3)))
+    repairer.note()
+    repairer.begin(roster, reduce_and_share(np.arange(26), np.arange(3), 0, 1))
+    own, other = moments(models[0], inputs), moments(models[1], inputs)
+    repairer.finish({1: other, 2: torch.full_like(own, float("nan"))})
+    assert moments(models[0], inputs) == pytest.approx((own + other) / 2, abs=1e-5)
+    before = [p.clone() for p in models[0].parameters()]
+    repairer._own = torch.full_like(own, float("nan"))
+    repairer.finish({2: torch.full_like(own, float("nan"))})
+    assert all(map(torch.equal, before, models[0].parameters()))
+
+
+def test_nothing_is_found_where_somebody_has_diverged(population):  # noqa: F811
+    peers = population(RunConfig.resolve(n=2, method="none", max_delay="0"))
+    surveyor = Surveyor(peers.stores[0], 0, seed=0, every=1)
+    beside = surveyor.begin(1, peers.roster, exact=True)
+    (count,) = beside.incoming.values()
+    surveyor.finish(1, {1: torch.full((count,), float("nan"))})
+    assert surveyor.found == []
+    surveyor.begin(2, peers.roster, exact=True)
+    surveyor.finish(2, {1: torch.zeros(count)})
+    assert [(one.round, one.members, one.exact) for one in surveyor.found] == [(2, 2, True)]
+
+
+def test_a_mean_in_half_precision_is_the_references():
+    """Rounded where it is sent, pulled to in float32, rounded once."""
+    models = [torch.nn.Linear(9, 4).bfloat16() for _ in range(6)]
+    mine, theirs = models[:3], deepcopy(models[:3])
+    reference = Reference(
+        theirs,
+        [torch.optim.SGD(m.parameters(), lr=0.1) for m in theirs],
+        method="papa",
+        schedule="constant",
+        p=1.0,
+        alpha=0.7,
+    )
+    reference.shuffle(3)
+    held = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in mine]
+    mean = torch.stack(held).double().mean(0).bfloat16().float()
+    for own, model in zip(held, theirs, strict=True):
+        expected = (own.float() * (1 - (1 - 0.7)) + mean * (1 - 0.7)).bfloat16()
+        found = torch.cat([p.detach().flatten() for p in model.parameters()])
+        assert torch.equal(found, expected)

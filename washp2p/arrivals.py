@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
-from washp2p.frames import BESIDE, FIRST
+from washp2p.frames import BESIDE, FIRST, SURVEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,9 +70,16 @@ class Round:
 
 
 class Arrivals:
-    """Matches frames with rounds. `item_bytes` has the size of each slot's values."""
+    """Matches frames with rounds. `item_bytes` has the size of each slot's values.
 
-    def __init__(self, item_bytes: Sequence[int], conduct: Conduct[MemberId]) -> None:
+    `room` is what early frames may take, if that is more than HELD_BYTES: what an exchange brings
+    where the next one is not in the very next round.
+    """
+
+    def __init__(
+        self, item_bytes: Sequence[int], conduct: Conduct[MemberId], room: int = 0
+    ) -> None:
+        self._room = room
         self._conduct = conduct
         self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
@@ -87,7 +94,7 @@ class Arrivals:
         self._silent: set[MemberId] = set()
         self._gone: set[MemberId] = set()
         self.newest = 0
-        """The newest round of which any frame has arrived."""
+        """The newest round of which values have arrived."""
         self.last_share = 0
         """Per mille of its time that the sender of the last frame says it waits."""
         self.lost: Counter[Loss] = Counter()
@@ -142,10 +149,11 @@ class Arrivals:
         """Whether `peer` was a member: what it sent before may still arrive."""
         return peer in self._gone
 
-    def posted(self, sender: MemberId, last: int) -> None:
-        """What has not come of `sender`'s rounds up to `last` was lost with a connection."""
+    def posted(self, sender: MemberId, last: Turn) -> None:
+        """What has not come of `sender`'s turns up to `last` was lost with a connection."""
         if sender not in self._gone:
-            self._lose_before(sender, (last + 1, FIRST), Loss.LINK)
+            number, leg = last
+            self._lose_before(sender, (number, leg + 1), Loss.LINK)
 
     def expect(
         self,
@@ -163,6 +171,7 @@ class Arrivals:
             self._skip(range(last + 1, number))
         self._turn = turn
         self._outstanding[turn] = round_
+        self._release(turn)
         for frame, payload in self._early.pop(turn, {}).values():
             self._early_bytes -= payload.nbytes
             self._match(round_, frame, payload)
@@ -188,7 +197,11 @@ class Arrivals:
                 self.refused += 1
                 return
             self._silent.discard(sender)
-        self.newest = max(self.newest, number)
+        if frame.leg > SURVEY:
+            self._refuse(frame, Reason.MALFORMED, f"leg {frame.leg}; expected at most {SURVEY}")
+            return
+        if frame.leg < BESIDE:
+            self.newest = max(self.newest, number)
         self.last_share = frame.waits
         self._lose_before(sender, turn, Loss.SKIPPED)
         round_ = self._outstanding.get(turn)
@@ -304,12 +317,23 @@ class Arrivals:
             self._refuse(frame, Reason.AGAIN, "once was expected")
             return
         size = payload.nbytes
-        if frame.round > self._turn[0] + 1 and self._early_bytes + size > HELD_BYTES:
+        room = max(HELD_BYTES, self._room)
+        if frame.round > self._turn[0] + 1 and self._early_bytes + size > room:
             self._dropped.add((turn, frame.sender))
             self._count(Loss.EARLY, frame, payload)
             return
         held[frame.sender] = (frame, payload)
         self._early_bytes += size
+
+    def _release(self, before: Turn) -> None:
+        """Early frames of turns that did not come to be are of no use any more."""
+        for turn in [turn for turn in self._early if turn < before]:
+            for frame, payload in self._early.pop(turn).values():
+                self._early_bytes -= payload.nbytes
+                if frame.leg < BESIDE:
+                    self._refuse(frame, Reason.PLAN, "no values were expected")
+        if self._dropped:
+            self._dropped = {pair for pair in self._dropped if pair[0] >= before}
 
     def _skip(self, rounds: range) -> None:
         """Leave out `rounds`: what was sent to this member in them expires."""

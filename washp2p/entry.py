@@ -7,6 +7,7 @@ over the whole state of one that lives. Both by state transfer, on the training 
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,8 @@ class Entry:
         self._inbox.wait_until(lambda: entry.first in connection.seeds)
         config = connection.config
         if config.max_delay == "none" and config.method != "none" and config.p:
-            self._inbox.wait_until(lambda: self._is_reached(entry.first))
+            end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
+            self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
         return Joined(entry.epoch, entry.first - 1, donor.member, taken.step)
 
     @property

@@ -76,8 +76,8 @@ class _Messages(NamedTuple):
 class Exchange:
     """The rounds of one member.
 
-    `add`, `consensus` and `weight` are as for a Merger. A mean is taken when all has come that will
-    come.
+    `add`, `consensus` and `weight` are as for a Merger, `room` as for Arrivals. A mean is taken
+    when all has come that will come.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Exchange:
         conduct: Conduct[MemberId],
         consensus: Consensus | None = None,
         weight: Callable[[], float] = lambda: 1.0,
+        room: int = 0,
     ) -> None:
         self._store = store
         self._consensus = consensus
@@ -108,10 +109,11 @@ class Exchange:
         self._gathered: dict[tuple[int, int], tuple[Staged, Vectors]] = {}
         self.posted = 0
         """The last round posted."""
+        self._leg = FIRST
         self._last: int | None = None
         self.epoch = 0
         """The epoch of the last round posted."""
-        self.arrivals = Arrivals(self._item_bytes, conduct)
+        self.arrivals = Arrivals(self._item_bytes, conduct, room)
         """What has come, and what is to come."""
         self.came_beside: list[tuple[int, int, dict[MemberId, torch.Tensor]]] = []
         """Round, leg, and by sender what came beside the values, until it is taken."""
@@ -122,7 +124,7 @@ class Exchange:
         Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
         """
-        plan, members = staged.plan, staged.roster.members
+        plan = staged.plan
         self.epoch = staged.roster.epoch
         header = headers.encode(
             Frame(
@@ -136,41 +138,26 @@ class Exchange:
             )
         )
         messages = self._gather(staged, header, number)
-        spans = {
-            members[position]: (begin, end)
-            for position, begin, end in plan.receive.parts
-            if not self.arrivals.absent(members[position], number)
-        }
         if self._measure:
             self._measure, self.merger.measured = False, number
         kept = self.merger.keeps(plan, number)
         self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
         points.reach(points.BEFORE_SEND, number)
         self._hand_over(messages)
-        self.posted = number
-        self.arrivals.expect(number, self.epoch, plan.fingerprint, spans)
+        self._expect(number, staged.roster, plan.fingerprint, FIRST, plan.receive.parts)
 
     def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
         """Send vectors beside round `number`, after its values, and expect others.
 
         What comes is in `came_beside`, when nothing more is to come.
         """
-        fingerprint = beside.fingerprint
-        frame = Frame(self._run, self._me, roster.epoch, number, 1, 0, fingerprint, beside.leg)
-        parts: list[tuple[MemberId, int, Buffers]] = []
-        for peer, vector in beside.outgoing.items():
-            if not self.arrivals.absent(peer, number):
-                buffers: Buffers = [as_bytes(vector.cpu())]
-                if self._transport.direct(peer):
-                    buffers = [vector]
-                parts.append((peer, vector.nbytes, buffers))
-        self._hand_over(_Messages([], headers.encode(frame), parts, beside.kind))
-        spans = {
-            peer: (0, count)
-            for peer, count in beside.incoming.items()
-            if not self.arrivals.absent(peer, number)
-        }
-        self.arrivals.expect(number, roster.epoch, fingerprint, spans, beside.leg)
+        outgoing = {peer: [vector] for peer, vector in beside.outgoing.items()}
+        frame = Frame(
+            self._run, self._me, roster.epoch, number, 1, 0, beside.fingerprint, beside.leg
+        )
+        self._send_vectors(frame, outgoing, beside.kind)
+        parts = [(roster.position(peer), 0, count) for peer, count in beside.incoming.items()]
+        self._expect(number, roster, beside.fingerprint, beside.leg, parts)
 
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
@@ -207,7 +194,7 @@ class Exchange:
     def resume(self, peer: MemberId) -> None:
         """The link to `peer` was broken and holds again: what was lost is not to be waited for."""
         self.flush()
-        header = headers.encode(Posted(self._run, self._me, self.posted))
+        header = headers.encode(Posted(self._run, self._me, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
 
@@ -311,29 +298,40 @@ class Exchange:
 
     def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
         """Send what this member has reduced to those who contributed, and expect theirs."""
-        members, number = staged.roster.members, round_.number
-        frame = Frame(
-            self._run,
-            self._me,
-            round_.epoch,
-            number,
-            len(self._item_bytes),
-            0,
-            round_.fingerprint,
-            SECOND,
-        )
-        on_host = [as_bytes(vector.cpu()) for vector in reduced]
+        number, roster, fingerprint = round_.number, staged.roster, round_.fingerprint
+        slots = len(self._item_bytes)
+        frame = Frame(self._run, self._me, roster.epoch, number, slots, 0, fingerprint, SECOND)
+        to = (roster.members[position] for position, _, _ in staged.plan.receive.parts)
+        self._send_vectors(frame, dict.fromkeys(to, reduced), Kind.EXCHANGE)
+        self._gathered[number, SECOND] = staged, []
+        self._expect(number, roster, fingerprint, SECOND, staged.plan.send.parts)
+
+    def _send_vectors(self, frame: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
+        """Send what has been made where the model is; at once, after what has been posted."""
+        self._store.lane.settle()
         parts: list[tuple[MemberId, int, Buffers]] = []
-        for position, begin, end in staged.plan.receive.parts:
-            peer = members[position]
-            if not self.arrivals.absent(peer, number):
-                buffers: Buffers = reduced if self._transport.direct(peer) else on_host
-                parts.append((peer, (end - begin) * self._scalar_bytes, buffers))
-        self._hand_over(_Messages([], headers.encode(frame), parts))
+        for peer, vectors in outgoing.items():
+            if not self.arrivals.absent(peer, frame.round):
+                buffers: Buffers = vectors
+                if not self._transport.direct(peer):
+                    buffers = [as_bytes(vector.cpu()) for vector in vectors]
+                parts.append((peer, sum(vector.nbytes for vector in vectors), buffers))
+        self._hand_over(_Messages([], headers.encode(frame), parts, kind))
+
+    def _expect(
+        self,
+        number: int,
+        roster: Roster,
+        fingerprint: int,
+        leg: int,
+        parts: Iterable[tuple[int, int, int]],
+    ) -> None:
+        """A leg is posted: these parts, by position, are to come of it."""
+        members = roster.members
         spans = {
             members[position]: (begin, end)
-            for position, begin, end in staged.plan.send.parts
+            for position, begin, end in parts
             if not self.arrivals.absent(members[position], number)
         }
-        self._gathered[number, SECOND] = staged, []
-        self.arrivals.expect(number, round_.epoch, round_.fingerprint, spans, SECOND)
+        self.epoch, self.posted, self._leg = roster.epoch, number, leg
+        self.arrivals.expect(number, roster.epoch, fingerprint, spans, leg)

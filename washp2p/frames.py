@@ -76,7 +76,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A broken link is whole again: the sender has posted its rounds up to `last`.
+    """A broken link is whole again: the sender has posted up to this `leg` of round `last`.
 
     What has not arrived of them never will; nothing follows.
     """
@@ -84,6 +84,7 @@ class Posted:
     run: bytes
     sender: int
     last: int
+    leg: int
 
 
 Header = Frame | Fetch | Chunk | End | Posted

@@ -266,7 +266,7 @@ class Inbox:
             case End():
                 self.arrivals.ended(header)
             case Posted():
-                self.arrivals.posted(header.sender, header.last)
+                self.arrivals.posted(header.sender, (header.last, header.leg))
                 self._transfer.again(header.sender)
             case Fetch():
                 self._transfer.on_fetch(header)

@@ -116,6 +116,10 @@ class Lane(ABC):
         """
 
     @abstractmethod
+    def settle(self) -> None:
+        """Block until what training has been asked for so far is done."""
+
+    @abstractmethod
     def finite(self, values: Vectors) -> bool:
         """Whether all that `assign` would take are numbers. Waits for no training."""
 
@@ -174,6 +178,9 @@ class HostLane(Lane):
     def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
         """See Lane."""
         return self.keep(vectors, places), DONE
+
+    def settle(self) -> None:
+        """See Lane: it always is."""
 
     def finite(self, values: Vectors) -> bool:
         """See Lane."""
@@ -253,6 +260,10 @@ class CudaLane(HostLane):
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
         return picked, _Event(event)
+
+    def settle(self) -> None:
+        """See Lane."""
+        torch.cuda.current_stream(self._device).synchronize()
 
     def finite(self, values: Vectors) -> bool:
         """See Lane."""

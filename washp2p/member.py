@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 REFUSALS, REFUSALS_A_SECOND = 1000, 1
 """So many messages of a peer may be refused before it is cut off, and so many more as time goes."""
 
+AT_ONCE = 4
+"""Times what a member sends in a mean, on average, that it may be sent before it gets there."""
+
 FEW = 32
 """Members of whom each may tell every second how it goes."""
 
@@ -121,6 +124,7 @@ class Member:
             conduct=self._conduct,
             consensus=self._strategy.consensus(self._store.layout),
             weight=lambda: self._strategy.weight(self._store.lr),
+            room=self._room_for_means(),
         )
         config = connection.config
         self._surveyor: Surveyor | None = None
@@ -398,6 +402,13 @@ class Member:
         except RunStoppedError as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
+
+    def _room_for_means(self) -> int:
+        """Bytes that frames of an exchange may take that is not in the very next round."""
+        if not self._strategy.lockstep:
+            return 0
+        n = self._connection.config.n
+        return AT_ONCE * int(self._strategy.expected_payload(self._store.layout, n))
 
     def _tell(self) -> None:
         """Say how it goes; the more members there are, the less often."""

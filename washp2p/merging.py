@@ -146,7 +146,11 @@ class Merger:
                 if member == self._me and own:
                     yield member, own
                 elif member in arrived:
-                    yield member, self._values(count, [arrived[member]], 0)
+                    values = self._values(count, [arrived[member]], 0)
+                    for vector in values:
+                        if vector.is_cuda:  # it was made in a stream of the transport's
+                            vector.record_stream(torch.cuda.current_stream(vector.device))
+                    yield member, values
 
         device = self._store.device
         reduced, unusable = mean_of_finite(contributions(), count, self._dtypes, device)
@@ -159,13 +163,12 @@ class Merger:
 
     def pull(self, places: Places, means: Vectors) -> int:
         """Pull towards means; how many are none, of scalars of which nobody's value is finite."""
-        refused, values = 0, means
-        if not self._store.lane.finite(values):
-            kept = np.flatnonzero(_finite(values))
-            refused = len(places) - len(kept)
-            lane = self._store.lane
-            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
-        self._store.pull(places, values, self._weight())
+        finite = _finite(means)
+        refused = len(places) - int(finite.sum())
+        if refused:
+            kept, lane = np.flatnonzero(finite), self._store.lane
+            places, means = lane.upload(places.host[kept]), lane.select(means, kept)
+        self._store.pull(places, means, self._weight())
         return refused
 
     def take_means(self, staged: Staged, arrived: dict[MemberId, tuple[Span, Payload]]) -> None:

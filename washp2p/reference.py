@@ -325,7 +325,8 @@ class Reference:
     def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
         """(1 - w) theta + w mean, with w = (1 - alpha) lr / first lr (PAPA, section 2.3)."""
         theta = self._flat(member, "")
-        mean = mean.astype(theta.dtype)
+        rounded = torch.from_numpy(mean).to(self._tensors(member, "")[0].dtype)
+        mean = (rounded.float() if rounded.dtype is torch.bfloat16 else rounded).numpy()
         usable = np.isfinite(mean)
         places, mean = places[usable], mean[usable]
         lr = self._optimizers[member].param_groups[0]["lr"] / self._first_lr[member]

@@ -56,8 +56,13 @@ class Repairer:
         )
 
     def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
-        """Give the mean the moments that those whose mean it is had on average."""
+        """Give the mean the moments that those whose mean it is had on average.
+
+        Of members that have diverged there are none.
+        """
         if came:
             counted = {self._me: self._own, **came}
             present = [counted[m].to(self._own.device) for m in self._among if m in counted]
-            restore(self._model, mean_moments(present), self._inputs())
+            usable = [each for each in present if each.isfinite().all()]
+            if usable:
+                restore(self._model, mean_moments(usable), self._inputs())

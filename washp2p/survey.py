@@ -36,7 +36,8 @@ class Survey:
     def __init__(self, layout: Layout, seed: int, n: int, position: int, *, exact: bool) -> None:
         chosen = np.arange(layout.values) if exact else sample(layout.values, seed)
         indices = everything(layout)[chosen]
-        self.plan: Plan = reduce_and_share(indices, np.arange(n), position, fingerprint=n)
+        fingerprint = 2 * n + exact
+        self.plan: Plan = reduce_and_share(indices, np.arange(n), position, fingerprint)
         """Its first leg is what is sent; the means that it speaks of are not taken."""
         quarters = chosen * QUARTERS // layout.values
         begin, end = len(chosen) * position // n, len(chosen) * (position + 1) // n

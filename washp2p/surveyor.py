@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from washp2p.exchange import Beside
@@ -62,13 +63,14 @@ class Surveyor:
         )
 
     def finish(self, number: int, came: dict[MemberId, torch.Tensor]) -> None:
-        """Compare what all hold in this member's shard: if it has come of all."""
+        """Compare what all hold in this member's shard: if it has come of all, and is finite."""
         survey, roster, own, exact = self._open.pop(number)
         if len(came) == len(survey.plan.receive.parts):
             held = {self._me: own, **came}
             arrays = [as_array(held[member]) for member in roster.members if member in held]
             found = survey.squares(arrays)
-            self.found.append(Surveyed(number, len(roster.members), exact, found))
+            if all(map(isfinite, found)):  # else somebody has diverged
+                self.found.append(Surveyed(number, len(roster.members), exact, found))
 
     def _survey(self, roster: Roster, *, exact: bool) -> Survey:
         if not exact and self._last is not None and self._last[0] is roster:

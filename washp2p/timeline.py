@@ -157,6 +157,8 @@ class Timeline:
         staged = self._planner.take(number)
         self._connection.reached(number)
         self.round = number
+        if jumps and self._log is not None:
+            self._log.append([Jump(self.steps, self._epoch, number)])
         repairs = staged is not None and staged.plan.mean is not None
         if repairs and self._repairer is not None:
             self._repairer.note()
@@ -170,7 +172,7 @@ class Timeline:
                 waited += self._wait(number, bound)
                 points.reach(points.APPLYING, number)
                 applied += self._exchange.apply()
-            self._follow(applied, jumped=jumps, waited=waited)
+            self._follow(applied, waited)
             self._take_beside()
         if repairs and staged is not None and self._repairer is not None:
             beside = self._repairer.begin(staged.roster, staged.plan)
@@ -197,13 +199,13 @@ class Timeline:
                 self._arrivals.give_up(self.round + 1)
             else:
                 waited = self._wait(self.round, 0)
-            self._follow(self._exchange.apply(), jumped=False, waited=waited)
+            self._follow(self._exchange.apply(), waited)
             self._take_beside()
 
     def _survey(self, number: int, bound: int | None) -> None:
         """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
         assert self._surveyor is not None
-        exact = number == self._connection.checkpoint_from(number)
+        exact = bound is not None and number == self._connection.checkpoint_from(number)
         roster = roster_at(self._connection.rosters, number)
         if len(roster.members) > 1 and (exact or self._surveyor.due(number)):
             beside = self._surveyor.begin(number, roster, exact=exact)
@@ -244,9 +246,9 @@ class Timeline:
         )
         return time.monotonic() - began
 
-    def _follow(self, applied: Sequence[Applied], *, jumped: bool, waited: float) -> None:
+    def _follow(self, applied: Sequence[Applied], waited: float) -> None:
         """Write down what was applied, and learn from it."""
-        self._write(applied, jumped=jumped)
+        self._write(applied)
         if self._exchange.merger.diverged:
             for member in self._exchange.merger.diverged - self._reported:
                 self._connection.diverged(member)
@@ -263,9 +265,12 @@ class Timeline:
             lateness=lateness,
         )
 
-    def _write(self, applied: Sequence[Applied], *, jumped: bool = False) -> None:
-        if self._log is None:
-            return
-        epoch = self._exchange.epoch
-        jump = [Jump(self.steps, epoch, self.round)] if jumped else []
-        self._log.append([*jump, *(Record(self.steps, epoch, *one) for one in applied)])
+    @property
+    def _epoch(self) -> int:
+        """Of the round that this member is in."""
+        return roster_at(self._connection.rosters, self.round).epoch
+
+    def _write(self, applied: Sequence[Applied]) -> None:
+        if self._log is not None and applied:
+            epoch = self._epoch
+            self._log.append([Record(self.steps, epoch, *one) for one in applied])

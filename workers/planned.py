@@ -82,11 +82,17 @@ class PlannedRounds:
             among = {roster[position] for position, _, _ in plan.receive.parts}
             among |= {member} if plan.mean.own else set()
             if not plan.mean.shared:
-                if len(plan.receive.indices) < len(chosen):
-                    raise UsageError(f"--method {self._config.method} cannot be simulated")
                 round_.pairs[member] = sorted(among)
-            elif sorted(among) not in round_.groups:
-                round_.groups.append(sorted(among))
+                own = slice(None)
+            else:
+                if sorted(among) not in round_.groups:
+                    round_.groups.append(sorted(among))
+                own = round_.shard(member)
+            if self.slots or not np.array_equal(plan.receive.indices, chosen[own]):
+                raise UsageError(
+                    f"--method {self._config.method} cannot be simulated: its means are of "
+                    "optimizer state, or of other shards than reduce_and_share deals"
+                )
 
     def _of(self, n: int, position: int) -> Strategy:
         if (n, position) not in self._strategies:

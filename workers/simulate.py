@@ -191,6 +191,7 @@ class Population:
             slowest = min((self.trainers[member].round for member in runs), default=0)
             self.reference.forget([n for n, left in uses.items() if left <= 0 and n < slowest])
             self._moments = {key: kept for key, kept in self._moments.items() if key[0] >= slowest}
+            self._seen = {key: kept for key, kept in self._seen.items() if key >= slowest}
         return self._measured
 
     def _member(
@@ -216,7 +217,7 @@ class Population:
             own = self._number_of[member]
             roster = [self._number_of[m] for m in roster_at(self._rosters, trainer.round).members]
             seed = round_seed(self._key, trainer.round)
-            if MOMENTS in self.legs and self._due(trainer.round):
+            if MOMENTS in self.legs and self._due(trainer.round) and len(roster) > 1:
                 with trainer.streams.active():
                     counted = moments(trainer.model, trainer.repair_inputs())
                 self._moments[trainer.round, own] = counted
@@ -243,8 +244,10 @@ class Population:
         came = [m for m in among if m != own and (senders is None or m in senders)]
         if came:
             counted = [self._moments[number, m] for m in among if m in came or m == own]
-            with trainer.streams.active():
-                restore(trainer.model, mean_moments(counted), trainer.repair_inputs())
+            usable = [each for each in counted if each.isfinite().all()]
+            if usable:
+                with trainer.streams.active():
+                    restore(trainer.model, mean_moments(usable), trainer.repair_inputs())
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
         """Note where a member is after a round of which there is a survey; the last one measures.

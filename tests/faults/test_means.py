@@ -6,6 +6,7 @@ import json
 import signal
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.faults.conftest import Story
 from tests.integration.conftest import replay
@@ -65,6 +66,50 @@ def test_one_is_stopped_and_comes_back(here, tmp_path):
     story = Story(here.folder)
     assert len(story.summary["averaged_over"]) == 3
     assert replay(here.folder, tmp_path) == []
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", EACH)
+def test_one_diverges(here, method):
+    """It is named, dropped, and poisons neither means, nor repaired means, nor surveys."""
+    flags = (*FLAGS[:3], *EACH[method], "--track-consensus=1", "--epochs=8")
+    coordinator = here.coordinator(*flags, "--on-divergence=drop")
+    workers = [here.worker() for _ in range(2)]
+    sick = here.worker(("poisoned", 80))
+    coordinator.until("sent values that are not finite")
+    assert sick.wait() == 2
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    summary = Story(here.folder).summary
+    assert len(summary["averaged_over"]) == 2
+    for file in here.folder.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(file).values())
+    found = surveys(here.folder)
+    assert {one["members"] for one in found} == {2, 3}
+    assert found[-1]["round"] == summary["rounds"]
+
+
+@pytest.mark.timeout(60)
+def test_a_newcomer_does_not_wait_for_frames_where_nobody_sends(here):
+    coordinator = here.coordinator(
+        "--n=3",
+        "--min-n=2",
+        "--max-delay=none",
+        "--until=2",
+        "--epochs=60",
+        "--lr=0.02",
+        "--patience=1",
+    )
+    workers = [here.worker() for _ in range(2)]
+    coordinator.until("epoch 5")
+    workers.append(here.worker())
+    coordinator.until("takes part")
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0, coordinator.text
+    story = Story(here.folder)
+    joined = story.joined()[2].round
+    row = next(row for row in story.summary["bytes"] if row["member"] == 2)
+    assert row["steps"] > 0.5 * (story.summary["rounds"] - joined)
 
 
 @pytest.mark.timeout(120)

@@ -53,10 +53,9 @@ def slowed(arguments, output, seconds):
     sys.exit(main(arguments))
 
 
-def test_a_slow_member_jumps_and_ends_with_its_peers(runs, tmp_path):
-    coordinator = runs.coordinator(
-        "--n=2", "--epochs=5", "--p=0.05", "--max-delay=none", "--expire=6"
-    )
+@pytest.mark.parametrize("flags", [["--p=0.05"], ["--p=0.5", "--every=5", "--track-consensus=7"]])
+def test_a_slow_member_jumps_and_ends_with_its_peers(runs, tmp_path, flags):
+    coordinator = runs.coordinator("--n=2", "--epochs=5", "--max-delay=none", "--expire=6", *flags)
     arguments = [f"--coordinator={coordinator.address}", f"--run-dir={coordinator.folder}"]
     arguments += ["--threads=1", f"--data-dir={tmp_path}"]
     processes = [
@@ -76,8 +75,8 @@ def test_a_slow_member_jumps_and_ends_with_its_peers(runs, tmp_path):
     assert slow["steps"] < 200
     assert abs(slow["seconds"] - fast["seconds"]) < 0.3 * fast["seconds"]
     for row in (slow, fast):
-        assert row["applied_values"] > 0
-        assert row["expired_values"] > 0
+        assert row["applied_values"] > 0 or "--every=5" in flags
+        assert row["expired_values"] > 0 or "--every=5" in flags
         assert row["max_delay"] == "none"
     records = read_logs(coordinator.folder)[slow["member"]]
     assert any(isinstance(record, Jump) for record in records)

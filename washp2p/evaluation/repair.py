@@ -89,7 +89,8 @@ def moments(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     batch norms anew.
     """
     counted = _moments(model, preactivations(model), inputs)
-    return torch.cat([part for each in counted for part in (each.mean, each.deviation)])
+    parts = [part for each in counted for part in (each.mean, each.deviation)]
+    return torch.cat(parts) if parts else torch.empty(0)
 
 
 def mean_moments(

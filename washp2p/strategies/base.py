@@ -51,7 +51,7 @@ class Strategy(ABC):
                 "number of rounds; expected it from the training loop: join(rounds=...)"
             )
         if by_epochs:
-            self._rate = Fraction(config.epochs, rounds * config.every)
+            self._rate = min(Fraction(1), Fraction(config.epochs, rounds * config.every))
         self._first = floor(start * rounds) + 1
         self._last = floor(end * rounds) if end < 1 else inf
 
