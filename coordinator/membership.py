@@ -127,7 +127,7 @@ class Membership:
         if member is None:
             if isinstance(message, Back | Progress):
                 yield Send(identity, Dropped("this coordinator does not count it as a member"))
-            else:
+            elif not isinstance(message, Leave):  # which one that was refused may say, too
                 yield Reject(identity, f"a {type(message).__name__} of no member")
             return
         if what := implausible(population, member, message):

@@ -39,7 +39,21 @@ def test_lists_go_round():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "hetro", "mixup", "mixup=", "mixup=-1", "mixup=x", "cutout=1", "erasing=1.1", "mixup=nan"],
+    [
+        "",
+        "hetro",
+        "mixup",
+        "mixup=",
+        "mixup=-1",
+        "mixup=x",
+        "cutout=1",
+        "erasing=1.1",
+        "mixup=nan",
+        "mixup=1,mixup=0",
+        "crop=0.5",
+        "crop=2.7",
+        "mixup=1e-9",
+    ],
 )
 def test_what_is_no_augmentation_is_named(text):
     with pytest.raises(UsageError, match="--augment has"):

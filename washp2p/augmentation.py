@@ -6,7 +6,8 @@ Pure: draws and words. What they do to a batch is the trainer's.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from math import nan
 from typing import Any
 
 from washp2p.errors import UsageError
@@ -25,6 +26,13 @@ IMAGENET_SETS: dict[str, tuple[float, ...]] = {
 }
 CROP = 4
 """Pixels by which CIFAR's images are padded to be cropped."""
+RANGES = {
+    "mixup": (0.01, 100.0),
+    "smoothing": (0.0, 1.0),
+    "cutmix": (0.01, 100.0),
+    "erasing": (0.0, 1.0),
+    "crop": (1.0, 64.0),
+}
 EXPECTED = "none, hetero, or NAME=VALUE:VALUE...,... of mixup, smoothing, cutmix, erasing, crop"
 
 
@@ -67,18 +75,22 @@ def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmenta
         sets = IMAGENET_SETS if data == "imagefolder" else SETS
         drawn = {name: _draw(values, seed, member, name) for name, values in sets.items()}
         return Augmentation(**drawn, crop=CROP if data.startswith("cifar") else 0)
-    chosen = NOTHING
+    chosen: dict[str, float] = {}
     for part in augment.split(","):
         name, _, values = part.partition("=")
+        if name not in asdict(NOTHING) or name in chosen:
+            raise UsageError(f"--augment has {part!r:.40}; expected each once, of {EXPECTED}")
+        least, most = RANGES[name]
         try:
             listed = [float(value) for value in values.split(":")]
         except ValueError:
-            listed = []
-        most = {"mixup": 100.0, "cutmix": 100.0, "crop": 64.0}.get(name, 1.0)
-        if name not in asdict(NOTHING) or not all(0 <= v <= most for v in listed) or not listed:
-            raise UsageError(f"--augment has {part!r:.40}; expected {EXPECTED}")
-        chosen = replace(chosen, **{name: listed[member % len(listed)]})
-    return chosen
+            listed = [nan]
+        if not all(v == 0 or least <= v <= most for v in listed):
+            raise UsageError(f"--augment has {part!r:.40}; expected 0, or {least} to {most}")
+        if name == "crop" and any(v % 1 for v in listed):
+            raise UsageError(f"--augment has {part!r:.40}; expected whole pixels")
+        chosen[name] = listed[member % len(listed)]
+    return Augmentation(**chosen)
 
 
 def _draw(values: tuple[float, ...], seed: int, member: int, name: str) -> float:

@@ -35,6 +35,11 @@ MEANS: dict[str, dict[str, Any]] = {
 BY_EPOCHS = ("papa-all", "dart", "papa-2")
 """Methods whose `every` counts epochs instead of steps."""
 OPTIMIZERS = ("sgd", "adam", "adamw")
+ADAMS: dict[str, dict[str, Any]] = {
+    "adam": {"lr": 0.002, "min_lr": 1e-6},
+    "adamw": {"lr": 0.002, "min_lr": 1e-6},
+}
+"""What differs by optimizer, whatever the data."""
 INITS = ("same", "different")
 SMALLEST_P = 1e-15
 MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
@@ -78,9 +83,11 @@ class RunConfig:
         0, "permute (sparta: average) within random groups of at most G members; 0: all in one"
     )
     from_: str = _option(
-        "0", "exchange only after this epoch, or this fraction of the run if it has a point in it"
+        "0", "exchange only after this epoch, or this fraction of the run: 100, or 0.25"
     )
-    until: str = _option("1.0", "exchange only up to the end of this epoch, or fraction")
+    until: str = _option(
+        "1.0", "exchange only up to the end of this epoch, or fraction: 1 is epoch 1, 1.0 the end"
+    )
     every: int = _option(
         1, "steps from one exchange to the next; epochs for papa-all, dart and papa-2"
     )
@@ -104,7 +111,7 @@ class RunConfig:
     optimizer: str = _option("sgd", "what takes the steps", OPTIMIZERS)
     lr: float = _option(0.1, "learning rate at the first step")
     min_lr: float = _option(1e-4, "learning rate after the last step (cosine, by step)")
-    momentum: float = _option(0.9, "SGD momentum")
+    momentum: float = _option(0.9, "momentum, of SGD only")
     weight_decay: float = _option(1e-4, "weight decay")
     augment: str = _option(
         "none", "what members do to their images, by turns or drawn (hetero): " + EXPECTED
@@ -160,6 +167,11 @@ class RunConfig:
         augmentation_of(self.augment, self.data, self.seed, 0)
         for name in ("from_", "until"):
             _expect_when(name, getattr(self, name))
+        if self.group and self.method in MEANS and self.method != "sparta":
+            raise UsageError(
+                f"--group is {self.group}; --method {self.method} takes means of all, or of pairs: "
+                "expected 0"
+            )
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
         _expect_known("data", self.data, tuple(PRESETS))
@@ -191,6 +203,10 @@ class RunConfig:
             value = getattr(self, name)
             if not low <= value <= high:  # also catches NaN
                 raise UsageError(f"--{flag(name)} is {value}; expected {low} to {high}")
+        if moment(self.from_, self.epochs) >= moment(self.until, self.epochs):
+            raise UsageError(
+                f"--from {self.from_} is not before --until {self.until} in {self.epochs} epochs"
+            )
 
     @classmethod
     def resolve(cls, **given: Any) -> Self:
@@ -207,7 +223,9 @@ class RunConfig:
             raise UsageError("the number of members is missing; add --n N")
         data = chosen.get("data", "digits")
         _expect_known("data", data, tuple(PRESETS))
-        return cls(**(PRESETS[data] | MEANS.get(chosen.get("method", ""), {}) | chosen))
+        by_method = MEANS.get(chosen.get("method", ""), {})
+        by_optimizer = ADAMS.get(chosen.get("optimizer", ""), {})
+        return cls(**(PRESETS[data] | by_optimizer | by_method | chosen))
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:
@@ -236,15 +254,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     for option in fields(RunConfig):
         needed = option.name == "n"
-        presets = {k: v[option.name] for k, v in (PRESETS | MEANS).items() if option.name in v}
-        default = ", ".join(f"{value} for {key}" for key, value in presets.items())
+        presets = {
+            key: values[option.name]
+            for key, values in (PRESETS | ADAMS | MEANS).items()
+            if option.name in values
+        }
+        alike = {value: [k for k, v in presets.items() if v == value] for value in presets.values()}
+        default = ", ".join(f"{value} for {' and '.join(keys)}" for value, keys in alike.items())
         if presets.keys() != PRESETS.keys() and not needed:
             default = f"{default}, else {option.default}" if default else str(option.default)
         choices = option.metadata["choices"]
         kind = {"int": int, "float": float, "str": str}[str(option.type)]
         parser_type: dict[str, Any] = {"type": kind}
         if choices:
-            parser_type["metavar"] = "{" + ",".join(choices) + "}"
+            more = sorted(plugins().names) if option.name == "method" else ()
+            parser_type["metavar"] = "{" + ",".join((*choices, *more)) + "}"
+        else:
+            parser_type["metavar"] = flag(option.name).replace("-", "_").upper()
         group.add_argument(
             f"--{flag(option.name)}",
             dest=option.name,

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p import rundir
+from washp2p.config import flag
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def differences(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """Settings in which runs differ, and what each has."""
     configs = [asdict(run.config) for run in runs]
     return {
-        name: [config[name] for config in configs]
+        flag(name): [config[name] for config in configs]
         for name in configs[0]
         if any(config[name] != configs[0][name] for config in configs)
     }

@@ -67,9 +67,9 @@ def join(
     """Make `model` a member of a run and wait until the population is complete.
 
     `run` is the coordinator's address or what `connect` returned. On return all members hold
-    the first member's parameters and buffers; from then on each `optimizer.step()` ends with a
-    round. In a run that has begun this member takes a live one's whole state, optimizer included,
-    and goes on from `Member.round`.
+    the first member's parameters and buffers (or each its own, as `config.init` says); from then on
+    each `optimizer.step()` ends with a round. In a run that has begun this member takes a live
+    one's whole state, optimizer included, and goes on from `Member.round`.
     The model's trainable parameters become views into one vector (same `Parameter` objects, same
     values); move it to its device and dtype before.
 
@@ -134,16 +134,26 @@ def attach(
     keys: Path | None = None,
     state: Stateful | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    repair_inputs: Inputs | None = None,
 ) -> Member:
     """`join`, for a loop that is no block: call `Member.close` after it.
 
-    `model`, `optimizer`, `run`, `rounds`, `keys`, `state` and `scaler` as there; for what else
-    `join` can be told, hand it over by `connect`. A process that ends without `close` is as one
-    that leaves its block by an exception: the others are told why, and go on.
+    `model`, `optimizer`, `run`, `rounds`, `keys`, `state`, `scaler` and `repair_inputs` as there;
+    for what else `join` can be told, hand it over by `connect`. A process that ends without `close`
+    is as one that leaves its block by an exception: the others are told why, and go on.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """
-    member = join(run, model, optimizer, rounds=rounds, keys=keys, state=state, scaler=scaler)
+    member = join(
+        run,
+        model,
+        optimizer,
+        rounds=rounds,
+        keys=keys,
+        state=state,
+        scaler=scaler,
+        repair_inputs=repair_inputs,
+    )
     atexit.register(_abandon, weakref.ref(member))
     return member
 

@@ -458,7 +458,13 @@ class Member:
             self._strategy.prepare(self._store.layout, len(roster.members), position)
             self._prepared = roster
         began = time.thread_time()
-        staged = stage(self._strategy.plan(seed), roster, self._store.lane)
+        plan = self._strategy.plan(seed)
+        if plan is not None and plan.mean is not None and not self._strategy.lockstep:
+            raise UsageError(
+                f"{type(self._strategy).__name__} plans a mean, for which everyone must wait; "
+                "expected lockstep = True"
+            )
+        staged = stage(plan, roster, self._store.lane)
         self._planning += time.thread_time() - began
         return staged
 

@@ -100,6 +100,8 @@ def due(config: Any, rounds: int) -> Callable[[int], bool]:
         Fraction(when) * rounds if "." in when else Fraction(int(when) * rounds, config.epochs)
         for when in (config.from_, config.until)
     )
+    if by_epochs:
+        end = min(end, Fraction(rounds - 1))
     return lambda r: start < r <= end and r // period > (r - 1) // period
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 Columns = tuple[list[str], list[list[str]]]
 """A header, and rows."""
+FIGURES = 9
+"""Columns that an amount or a percentage takes."""
 SHORTFALL = 2.0
 """Points by which the averaged model may miss the ensemble before the report says so."""
 
@@ -33,7 +35,7 @@ REMEDIES = {
     "wash": _SHUFFLE,
     "wash-opt": _SHUFFLE,
     "sparta": "average more: raise --p, or train longer",
-    "papa": "pull harder: lower --alpha or --every, or train longer",
+    "papa": "pull harder (lower --alpha or --every), begin alike (--init same), or train longer",
     "papa-all": _AVERAGE,
     "dart": _AVERAGE,
     "papa-2": _AVERAGE,
@@ -211,6 +213,8 @@ def links_table(summary: Summary) -> Table:
 def runs_table(runs: Sequence[FinishedRun]) -> Table:
     """Several runs side by side: what differs in their settings, accuracies, bytes of a worker."""
     table = _table("runs", "", *(escape(plain(run.name)) for run in runs))
+    for column in table.columns[1:]:
+        column.no_wrap, column.overflow, column.min_width = False, "fold", FIGURES
 
     def row(name: str, values: Iterable[object]) -> None:
         table.add_row(name, *(escape(plain(str(value))) for value in values))

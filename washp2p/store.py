@@ -78,7 +78,7 @@ class Store:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
         self._model, self._prefix = plain_model(model)
         self._optimizer = optimizer
-        self._first_lr = optimizer.param_groups[0].get("lr", 0.0)
+        self._highest_lr = float(optimizer.param_groups[0].get("lr", 0.0))
         refuse_what_cannot_be_shuffled(self._model, optimizer)
         self._parameters, entries, dtype = in_flat_order(self._model)
         self.layout = Layout(
@@ -161,14 +161,15 @@ class Store:
 
     @property
     def lr(self) -> float:
-        """The optimizer's learning rate of now, as a share of what it was at first.
+        """The optimizer's learning rate of now, as a share of the highest that was seen here.
 
-        That of its first parameter group: what a scheduler calls its `initial_lr`, or what it had
-        when the model joined.
+        That of its first parameter group, counting what a scheduler calls its `initial_lr`: at most
+        1, while it is warmed up, too.
         """
         group = self._optimizer.param_groups[0]
-        first = group.get("initial_lr", self._first_lr)
-        return float(group["lr"]) / float(first) if first else 1.0
+        now = float(group["lr"])
+        self._highest_lr = max(self._highest_lr, now, float(group.get("initial_lr", 0.0)))
+        return now / self._highest_lr if self._highest_lr else 1.0
 
     def keep_track(self) -> None:
         """From now on note what is written, for `take_written`."""

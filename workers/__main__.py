@@ -137,7 +137,7 @@ def take_part(
         if exporter is not None:
             exporter.watch(member, connection.name)
         trainer.round = member.round
-        if connection.config.augment != "none":
+        if connection.config.augment != "none" and not connection.resumes:
             member.report(augmentation=trainer.augmentation.to_wire())
         with trainer.streams.active():
             for epoch in trainer.train():

@@ -77,8 +77,11 @@ class PlannedRounds:
     def _means(
         self, round_: Round, chosen: np.ndarray, plans: dict[int, Plan], roster: Sequence[int]
     ) -> None:
+        if len(plans) < len(roster):
+            raise self._unknown("some members take a mean and others do not")
         for member, plan in plans.items():
-            assert plan.mean is not None
+            if plan.mean is None or plan.mean.shared != self.shares:
+                raise self._unknown("its plans are of several kinds")
             among = {roster[position] for position, _, _ in plan.receive.parts}
             among |= {member} if plan.mean.own else set()
             if not plan.mean.shared:
@@ -89,10 +92,13 @@ class PlannedRounds:
                     round_.groups.append(sorted(among))
                 own = round_.shard(member)
             if self.slots or not np.array_equal(plan.receive.indices, chosen[own]):
-                raise UsageError(
-                    f"--method {self._config.method} cannot be simulated: its means are of "
-                    "optimizer state, or of other shards than reduce_and_share deals"
+                raise self._unknown(
+                    "its means are of optimizer state, of several selections, or of other shards "
+                    "than reduce_and_share deals"
                 )
+
+    def _unknown(self, why: str) -> UsageError:
+        return UsageError(f"--method {self._config.method} cannot be simulated: {why}")
 
     def _of(self, n: int, position: int) -> Strategy:
         if (n, position) not in self._strategies:

@@ -85,7 +85,8 @@ def simulate(
         for member, trainer in population.trainers.items():
             drawn = trainer.augmentation.to_wire()
             if config.augment != "none":
-                report({"member": member, "round": 0, "augmentation": drawn})
+                line = {"member": member, "round": 0, "augmentation": drawn}
+                metrics.write(rundir.to_json(line) + "\n")
         measured = population.train(scripts, report)
     for values in measured:
         rundir.append_line(folder / rundir.CONSENSUS, values)

@@ -155,9 +155,11 @@ def evaluate(models: Models) -> dict[str, float]:
 def feature_similarities(models: Models, *, aligned: bool) -> list[Similarity]:
     """How alike the models' features are, on test images; first `aligned` to the first model's.
 
-    Their mean is the averaged model.
+    Their mean is the averaged model. Raises UsageError for a single one.
     """
     states = models.states
+    if len(states) < 2:
+        raise UsageError("--features compares models; expected at least two, or a run folder")
     if aligned:
         seen = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
         states = [states[0], *(_fit(models, seen, state, states[0]) for state in states[1:])]

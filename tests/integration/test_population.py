@@ -15,7 +15,7 @@ from tests.integration.conftest import ROOT, read_logs
 from washp2p.cli import main
 from washp2p.config import RunConfig, flag
 from workers.data import load_data
-from workers.simulate import simulate
+from workers.simulate import differences, simulate
 
 
 def simulated(tmp_path, **options):
@@ -41,7 +41,7 @@ def simulated(tmp_path, **options):
         ("papa", 3, "cnn", {"alpha": 0.9}),
         ("papa-all", 3, "cnn", {"every": 1, "until": "1"}),
         ("dart", 3, "cnn", {"every": 1, "epochs": 3, "until": "2"}),
-        ("papa-2", 3, "cnn", {"every": 1}),
+        ("papa-2", 4, "cnn", {"every": 1, "epochs": 3}),
         ("papa-all", 2, "cnn", {"every": 1, "repair": 2, "augment": "erasing=0.5"}),
         ("papa-2", 3, "cnn", {"every": 1, "repair": 2}),
     ],
@@ -70,6 +70,25 @@ def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, mode
     if method != "none":
         first, second = (load_file(coordinator.folder / f"members/{m}.safetensors") for m in (0, 1))
         assert any((first[key] != second[key]).any() for key in first)
+
+
+@pytest.mark.parametrize("augment", ["hetero", "mixup=0:0.5,erasing=0.15"])
+def test_what_members_have_drawn_is_told_and_simulated_and_replayed(runs, tmp_path, augment):
+    flags = [f"--augment={augment}", "--epochs=2", "--p=0.05", "--max-delay=0"]
+    coordinator, _ = runs.population(3, *flags)
+    assert coordinator.wait() == 0, coordinator.text
+    where = f"--data-dir={tmp_path}"
+    for more in (["--n=3", *flags], [f"--replay={coordinator.folder}"]):
+        folder = tmp_path / f"simulated-{len(more)}"
+        assert main(["simulate", *more, where, f"--run-dir={folder}"]) == 0
+        assert differences(folder, coordinator.folder) == []
+        told = []
+        for run in (folder, coordinator.folder):
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            told.append({x["member"]: x["augmentation"] for x in lines if "augmentation" in x})
+        assert told[0] == told[1]
+        config = RunConfig.resolve(n=3, augment=augment)
+        assert told[0] == {m: config.augmentation(m).to_wire() for m in range(3)}
 
 
 def test_the_run_folder_keeps_its_contract(runs, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,18 +34,19 @@ def similarities(
 ) -> list[Similarity]:
     """How alike the features of `states` are, and those of each and `averaged`, by hidden layer.
 
-    `model` is their architecture (overwritten), on the device of the `inputs`, batches of images.
+    `model` is their architecture, on the device of the `inputs`, batches of images.
     An image's features at a layer are all that the layer gives for it, as one vector; in eval mode.
     """
-    model.eval()
-    layers = hidden_layers(model)
-    sums = {name: torch.zeros(2, dtype=torch.float64) for name in layers}
+    networks = [deepcopy(model).eval() for _ in (*states, averaged)]
+    for network, state in zip(networks, (*states, averaged), strict=True):
+        network.load_state_dict(state)
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in hidden_layers(model)}
     pairs = list(combinations(range(len(states)), 2))
     images = 0
     for batch in inputs:
         images += len(batch)
-        *members, soup = [_features(model, state, layers, batch) for state in (*states, averaged)]
-        for name in layers:
+        *members, soup = [_features(network, batch) for network in networks]
+        for name in sums:
             own = [features[name] for features in members]
             between = sum(float(cosine_similarity(own[a], own[b]).sum()) for a, b in pairs)
             with_soup = sum(float(cosine_similarity(each, soup[name]).sum()) for each in own)
@@ -77,14 +79,11 @@ def _parts(prefix: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield f"{prefix}{name}", module
 
 
-def _features(
-    model: nn.Module, state: State, layers: dict[str, nn.Module], batch: torch.Tensor
-) -> State:
-    """What each layer gives for a batch: images x features."""
-    model.load_state_dict(state)
+def _features(model: nn.Module, batch: torch.Tensor) -> State:
+    """What each hidden layer gives for a batch: images x features."""
     found = {}
     handles = []
-    for name, layer in layers.items():
+    for name, layer in hidden_layers(model).items():
 
         def keep(_: nn.Module, __: object, output: torch.Tensor, name: str = name) -> None:
             found[name] = output.flatten(1)

@@ -54,6 +54,15 @@ class Strategy(ABC):
             self._rate = min(Fraction(1), Fraction(config.epochs, rounds * config.every))
         self._first = floor(start * rounds) + 1
         self._last = floor(end * rounds) if end < 1 else inf
+        if by_epochs:  # a mean after the last step would leave one model, N times
+            self._last = min(self._last, rounds - 1)
+        whole = range(1, rounds + 1) if rounds else range(1, config.every + 1)
+        if not self.rounds_due(whole):
+            raise UsageError(
+                f"--method {config.method} --every {config.every} exchanges nothing in {rounds} "
+                f"rounds from {config.from_} until {config.until}; expected at least once: lower "
+                "--every, or choose --method none"
+            )
 
     def due(self, number: int) -> bool:
         """Whether members exchange values in round `number`."""
@@ -78,7 +87,7 @@ class Strategy(ABC):
     def weight(self, lr: float) -> float:
         """How far a mean pulls a member's values towards itself: 1 replaces them.
 
-        `lr` is the optimizer's learning rate of now, as a share of what it was at first.
+        `lr` is the optimizer's learning rate of now, as a share of the highest so far.
         """
         return 1.0
 
