@@ -81,8 +81,8 @@ def main() -> None:
         rows,
         f"Digits, the small CNN (10,314 parameters), {' '.join(FLAGS)}: 400 rounds. Payload is "
         "what the plans foresaw, to the byte. Formulas: docs/methods.md. PAPA's all-reduce is a "
-        "ring all-reduce of all parameters every 10 steps; REPAIR and consensus (its surveys every 10 "
-        "rounds, of 4,096 parameters) are counted apart, headers included.",
+        "ring all-reduce of all parameters every 10 steps; REPAIR and consensus (its surveys every "
+        "10 rounds, of 4,096 parameters) are counted apart, headers included.",
     )
 
 
