@@ -18,7 +18,9 @@ def test_draws_are_from_the_papers_sets_and_depend_on_seed_and_member_alone():
             assert {getattr(one, name) for one in drawn} == set(values)
         assert drawn == [augmentation_of("hetero", data, 1, member) for member in range(60)]
         assert drawn != [augmentation_of("hetero", data, 2, member) for member in range(60)]
-    assert augmentation_of("hetero", "cifar10", 0, 0).crop == 4
+    for augment in ("hetero", "none", "mixup=1"):
+        assert augmentation_of(augment, "cifar10", 0, 0).crop == 4
+    assert augmentation_of("crop=0", "cifar10", 0, 0).crop == 0
     assert augmentation_of("hetero", "digits", 0, 0).crop == 0
 
 

@@ -24,7 +24,7 @@ IMAGENET_SETS: dict[str, tuple[float, ...]] = {
     "cutmix": (0.0, 1.0),
     "erasing": (0.0, 0.35),
 }
-CROP = 4
+CROP = 4.0
 """Pixels by which CIFAR's images are padded to be cropped."""
 RANGES = {
     "mixup": (0.01, 100.0),
@@ -57,28 +57,27 @@ class Augmentation:
         return asdict(self)
 
 
-NOTHING = Augmentation()
-
-
 def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmentation:
     """What `--augment` means for one member. Raises UsageError if it means nothing.
 
-    `none`; `hetero`: each of the papers' sets is drawn from, by run `seed` and `member` alone, and
-    CIFAR's images are cropped; or lists, of which members take a value in turn.
+    `none`; `hetero`: each of the papers' sets is drawn from, by run `seed` and `member` alone; or
+    lists, of which members take a value in turn. CIFAR's images are cropped and flipped unless a
+    list says otherwise: the accuracies of the papers' homogeneous populations presuppose it.
 
     >>> augmentation_of("mixup=0:0.5,crop=4", "digits", seed=0, member=3)
     Augmentation(mixup=0.5, smoothing=0.0, cutmix=0.0, erasing=0.0, crop=4.0)
     """
+    always = {"crop": CROP} if data.startswith("cifar") else {}
     if augment == "none":
-        return NOTHING
+        return Augmentation(**always)
     if augment == "hetero":
         sets = IMAGENET_SETS if data == "imagefolder" else SETS
         drawn = {name: _draw(values, seed, member, name) for name, values in sets.items()}
-        return Augmentation(**drawn, crop=CROP if data.startswith("cifar") else 0)
+        return Augmentation(**drawn, **always)
     chosen: dict[str, float] = {}
     for part in augment.split(","):
         name, _, values = part.partition("=")
-        if name not in asdict(NOTHING) or name in chosen:
+        if name not in RANGES or name in chosen:
             raise UsageError(f"--augment has {part!r:.40}; expected each once, of {EXPECTED}")
         least, most = RANGES[name]
         try:
@@ -90,7 +89,7 @@ def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmenta
         if name == "crop" and any(v % 1 for v in listed):
             raise UsageError(f"--augment has {part!r:.40}; expected whole pixels")
         chosen[name] = listed[member % len(listed)]
-    return Augmentation(**chosen)
+    return Augmentation(**always | chosen)
 
 
 def _draw(values: tuple[float, ...], seed: int, member: int, name: str) -> float:

@@ -114,7 +114,9 @@ class RunConfig:
     momentum: float = _option(0.9, "momentum, of SGD only")
     weight_decay: float = _option(1e-4, "weight decay")
     augment: str = _option(
-        "none", "what members do to their images, by turns or drawn (hetero): " + EXPECTED
+        "none",
+        "what members do to their images, by turns or drawn (hetero), besides CIFAR's crops and "
+        "flips: " + EXPECTED,
     )
     holdout: float = _option(0.02, "share of the training data held out for GreedySoup")
     train_limit: int = _option(0, "take the first K training images only; 0 takes all")
