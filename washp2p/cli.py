@@ -1,4 +1,4 @@
-"""The `washp2p` command: run, simulate, report, soup, evaluate, status, keys."""
+"""The `washp2p` command: run, simulate, report, soup, evaluate, study, status, keys."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from washp2p.errors import UsageError
 from washp2p.finished import read_runs
 from washp2p.logs import Log
 from washp2p.report import filled, final_tables, links_table, runs_table
+from washp2p.studies.command import add_study_options, make_study
 from workers.options import (
     add_data_options,
     add_device_option,
@@ -121,6 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--align", action="store_true", help="for that permute each model's units to match"
     )
     evaluate.add_argument("--json", action="store_true", help="for programs")
+    study = commands.add_parser(
+        "study", help="make one of the papers' tables or figures", prog="washp2p study"
+    )
+    add_study_options(study)
+    add_data_options(study, results=False)
+    add_threads_option(study)
+    add_devices_option(study)
     status = commands.add_parser("status", help="look at a run that goes on", prog="washp2p status")
     status.add_argument("coordinator", help="its address, tcp://HOST:PORT")
     status.add_argument("--json", action="store_true", help="for programs")
@@ -148,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "report": _report,
             "soup": _soup,
             "evaluate": _evaluate,
+            "study": make_study,
             "status": _status,
             "keys": _keys,
         }

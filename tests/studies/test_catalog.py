@@ -1,0 +1,163 @@
+"""Every study's table, from a small fixed set of runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from washp2p.finished import FinishedRun
+from washp2p.studies.catalog import STUDIES
+from washp2p.studies.command import NAMES
+from washp2p.studies.lab import PRESETS, Lab, Scene, accuracy, payload
+
+BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
+
+
+def finished(config):
+    """A run that might have been: what it found says which it is."""
+    base = 90 + config.seed + 10 * (config.method == "wash")
+    sent = BYTES.get(config.method, 500)
+    rows = [{"payload": sent + member, "theory": float(sent or 0)} for member in range(config.n)]
+    summary = {
+        "accuracy": {
+            "members": [base - 3.0, base - 1.0],
+            "ensemble": float(base),
+            "averaged": base - (50.0 if config.method == "none" else 0.5),
+            "greedy_soup": base - 0.75,
+        },
+        "bytes": rows,
+    }
+    consensus = [
+        {"round": 20 * k, "distance": float(k + config.seed), "quarters": [float(k)] * 4}
+        for k in (1, 2, 3)
+    ]
+    return FinishedRun(
+        name="",
+        config=config,
+        summary=summary,
+        metrics=[],
+        population=[],
+        consensus=consensus,
+        hosts=[],
+        versions={},
+    )
+
+
+@dataclass
+class FixedRuns:
+    """Cells that are all there."""
+
+    asked: list = field(default_factory=list)
+
+    def done(self, config):
+        return config.seed == 0
+
+    def run(self, config):
+        self.asked.append(config)
+        return finished(config)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    scenes = (Scene(data="cifar10", model="resnet18", members=(3, 5)), Scene(data="digits"))
+    return Lab(FixedRuns(), scenes, (0, 2), tmp_path)
+
+
+def rows(table):
+    return table.columns[1]
+
+
+def test_the_command_knows_all_studies():
+    assert tuple(STUDIES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_writes_its_tables_and_pictures(lab, name, tmp_path):
+    report = STUDIES[name](lab)
+    assert report.name == name
+    place = report.write(tmp_path, f"washp2p study {name}")
+    text = place.read_text()
+    for table in report.tables:
+        assert all(len(row) == len(table.header) for row in table.rows)
+        assert table.markdown in text
+    for picture in report.pictures:
+        assert (tmp_path / picture).stat().st_size > 1000
+    if name != "toy":
+        seeds = {config.seed for config in lab.cells.asked}
+        assert seeds == {0, 2}
+
+
+def test_methods_by_members_with_the_papers_numbers_beside(lab):
+    (table,) = STUDIES["homogeneous"](lab).tables
+    first, paper, *_ = rows(table)
+    assert first == [
+        "cifar10, resnet18", "3",
+        "91.00 ± 1.41", "41.00 ± 1.41", "90.25 ± 1.41",
+        "91.00 ± 1.41", "90.50 ± 1.41",
+        "101.00 ± 1.41", "100.50 ± 1.41",
+        "91.00 ± 1.41", "90.50 ± 1.41",
+    ]  # fmt: skip
+    assert paper[:3] == ["(paper)", "3", "96.14 ± 0.10"]
+    assert [row[:2] for row in rows(table)] == [
+        ["cifar10, resnet18", "3"],
+        ["(paper)", "3"],
+        ["cifar10, resnet18", "5"],
+        ["(paper)", "5"],
+        ["digits, cnn", "3"],
+    ]
+    assert {config.augment for config in lab.cells.asked} == {"none"}
+    STUDIES["heterogeneous"](lab)
+    assert {config.augment for config in lab.cells.asked} == {"none", "hetero"}
+
+
+def test_volumes_are_shares_of_papas(lab):
+    first, _ = STUDIES["volume"](lab).tables
+    by_method = {row[0]: row for row in rows(first)}
+    assert by_method["none"][1:4] == ["1 B", "", "1/2001.0"]
+    assert by_method["wash"][3:] == ["1/181.9", "1/200", "1/4"]
+    assert by_method["papa"][2:4] == ["1.000", "1/1.0"]
+
+
+def test_ablations_are_made_in_the_last_scene(lab):
+    for name in ("schedule", "probability", "window", "consensus"):
+        lab.cells.asked.clear()
+        (table,) = STUDIES[name](lab).tables
+        assert table.title == "digits, cnn, N = 3"
+        assert {config.data for config in lab.cells.asked} == {"digits"}
+    assert rows(table)[0] == ["separate", "3.00 ± 1.41", "4.00 ± 1.41"]
+
+
+def test_what_is_measured_of_runs():
+    runs = [finished(Lab(None, (), (), None).config(Scene(data="digits"), 2, s)) for s in (0, 4)]
+    assert accuracy(runs, "mean").samples == [98.0, 102.0]
+    assert accuracy(runs, "best").samples == [99.0, 103.0]
+    assert accuracy(runs, "worst").samples == [97.0, 101.0]
+    assert payload(runs).samples == [10.5, 10.5]
+
+
+def test_presets_are_configurations_that_there_can_be():
+    for scenes in PRESETS.values():
+        lab = Lab(FixedRuns(), scenes, (0,), None)
+        for scene in scenes:
+            for n in scene.members:
+                assert lab.config(scene, n, 0).data == scene.data
+    paper = Lab(FixedRuns(), PRESETS["paper"], (0,), None)
+    config = paper.config(PRESETS["paper"][0], 5, 1)
+    assert (config.epochs, config.batch_size, config.lr, config.p) == (300, 64, 0.1, 0.001)
+
+
+def test_a_scene_may_say_what_a_method_needs_in_it():
+    lab = Lab(FixedRuns(), PRESETS["cpu"], (0,), None)
+    scene = PRESETS["cpu"][-1]
+    papa = lab.config(scene, 3, 0, method="papa")
+    assert (papa.alpha, papa.init) == (0.9, "same")
+    assert lab.config(scene, 3, 0, method="papa", alpha=0.5).alpha == 0.5
+    assert lab.config(scene, 3, 0, method="wash").alpha == 0.99
+
+
+def test_what_is_asked_for_takes_the_presets_place(lab):
+    only = lab.only("digits", None, 7)
+    assert [(scene.data, scene.members) for scene in only.scenes] == [("digits", (7,))]
+    other = lab.only("fashion-mnist", "vgg16", None)
+    assert [(scene.data, scene.model) for scene in other.scenes] == [("fashion-mnist", "vgg16")]

@@ -1,0 +1,105 @@
+"""Layout and statistics of tables, from a few numbers; cells that are made once."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import pytest
+
+from washp2p.config import RunConfig
+from washp2p.errors import RunStoppedError
+from washp2p.studies.cells import Cells, flags
+from washp2p.studies.tables import Report, Table, Value
+
+TABLE = Table(
+    "Accuracies",
+    ["config", "N", "WASH"],
+    [
+        ["digits", "3", Value([97.0, 98.0, 99.0])],
+        ["paper", "3", "97.21 ± 0.19"],
+        ["x", "5", Value([])],
+    ],
+)
+
+
+def test_a_value_is_mean_and_standard_deviation():
+    value = Value([97.0, 98.0, 99.0])
+    assert (value.mean, value.deviation, value.text) == (98.0, 1.0, "98.00 ± 1.00")
+    assert Value([3.0]).text == "3.00"
+
+
+def test_the_layout():
+    assert TABLE.markdown == (
+        "## Accuracies\n\n"
+        "| config | N | WASH |\n| --- | --- | --- |\n"
+        "| digits | 3 | 98.00 ± 1.00 |\n| paper | 3 | 97.21 ± 0.19 |\n| x | 5 |  |\n"
+    )
+    assert TABLE.records() == [
+        ["config", "N", "WASH", "WASH sd", "WASH n"],
+        ["digits", "3", "98", "1", "3"],
+        ["paper", "3", "97.21 ± 0.19", "", ""],
+        ["x", "5", "", "", ""],
+    ]
+
+
+def test_a_report_is_files(tmp_path):
+    report = Report("mine", "My study", [TABLE, TABLE], ["A note."], ["mine.png"])
+    place = report.write(tmp_path / "new", "washp2p study mine")
+    text = place.read_text()
+    for words in ("# My study", "`washp2p study mine`", "A note.", "![mine.png](mine.png)"):
+        assert words in text
+    rows = csv.reader((tmp_path / "new" / "mine-2.csv").read_text().splitlines())
+    assert list(rows) == TABLE.records()
+
+
+def config(**options):
+    return RunConfig.resolve(**{"n": 2, "epochs": 1, "train_limit": 200, **options})
+
+
+def test_a_cell_is_run_once_and_no_other_setting_uses_it(tmp_path):
+    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    one = config(seed=1)
+    assert not cells.done(one)
+    first = cells.run(one)
+    assert cells.done(one)
+    assert first.config == one
+    again = cells.run(one)
+    assert again.summary == first.summary  # seconds and all: it was not run again
+    for changed in (replace(one, seed=2), replace(one, p=0.01), replace(one, patience=4.0)):
+        assert cells.place(changed) != cells.place(one)
+        assert not cells.done(changed)
+
+
+def test_what_was_interrupted_is_begun_anew(tmp_path):
+    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    one = config()
+    cells.run(one)
+    (cells.place(one) / "summary.json").unlink()
+    assert not cells.done(one)
+    assert cells.run(one).summary["rounds"] == 5
+
+
+def test_a_cell_of_another_configuration_in_its_place_is_not_used(tmp_path):
+    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    one, other = config(), config(seed=5)
+    cells.run(one)
+    cells.place(one).rename(cells.place(other))
+    assert not cells.done(other)
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    with pytest.raises(RunStoppedError, match="--model vgg16 needs images of at least 32x32"):
+        cells.run(config(model="vgg16"))
+
+
+def test_flags_are_the_configuration():
+    from argparse import ArgumentParser
+
+    from washp2p.config import add_options, config_from
+
+    parser = ArgumentParser()
+    add_options(parser)
+    chosen = config(method="dart", every=1, epochs=4, from_="0.25", augment="hetero")
+    assert config_from(parser.parse_args(flags(chosen))) == chosen

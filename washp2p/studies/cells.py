@@ -1,0 +1,69 @@
+"""Cells: runs of one configuration each, made once and kept.
+
+A cell's folder is named by all of its configuration, so that one with any other setting is another
+cell, and what is in it is checked against that before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from washp2p import rundir
+from washp2p.config import RunConfig, flag
+from washp2p.errors import RunStoppedError, UsageError
+from washp2p.finished import FinishedRun
+from washp2p.version import DERIVATION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+class Cells:
+    """The finished runs below `folder`. `local` are flags of `washp2p run` about this machine."""
+
+    def __init__(self, folder: Path, local: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._local = local
+
+    def place(self, config: RunConfig) -> Path:
+        """Where a configuration's run is, or will be."""
+        text = json.dumps([config.to_wire(), DERIVATION], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
+
+    def done(self, config: RunConfig) -> bool:
+        """Whether it has run to its end."""
+        place = self.place(config)
+        try:
+            return rundir.read_config(place) == config and bool(rundir.read_summary(place))
+        except UsageError:
+            return False
+
+    def run(self, config: RunConfig) -> FinishedRun:
+        """The finished run: it is made now if it is not there. Blocks.
+
+        Raises RunStoppedError if it fails; what was left of an earlier try is removed.
+        """
+        place = self.place(config)
+        if not self.done(config):
+            shutil.rmtree(place, ignore_errors=True)
+            command = [sys.executable, "-m", "washp2p", "run", *flags(config), *self._local]
+            made = subprocess.run(
+                [*command, f"--run-dir={place}"], capture_output=True, text=True, check=False
+            )
+            if made.returncode:
+                last = (made.stderr or made.stdout).strip().splitlines()[-1:]
+                raise RunStoppedError(f"{' '.join(command)} ended: {' '.join(last)}")
+        return FinishedRun.read(place)
+
+
+def flags(config: RunConfig) -> list[str]:
+    """A configuration as flags of `washp2p run`."""
+    return [f"--{flag(field.name)}={getattr(config, field.name)}" for field in fields(RunConfig)]

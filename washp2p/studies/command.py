@@ -1,0 +1,93 @@
+"""`washp2p study`: its flags, and what it prints. Imports what is heavy only when it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from washp2p.errors import UsageError
+from washp2p.report import filled
+
+if TYPE_CHECKING:
+    import argparse
+
+NAMES = (
+    "toy",
+    "volume",
+    "homogeneous",
+    "heterogeneous",
+    "schedule",
+    "consensus",
+    "probability",
+    "window",
+)
+
+
+def add_study_options(parser: argparse.ArgumentParser) -> None:
+    """What a study is to be of, and where its runs and tables go."""
+    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--preset", default="cpu", metavar="{cpu,gpu,paper}", help="its size (default: cpu)"
+    )
+    for option, kind, what in (("data", str, "data set"), ("model", str, "model"), ("n", int, "N")):
+        parser.add_argument(f"--{option}", type=kind, help=f"this {what} only")
+    parser.add_argument(
+        "--seeds", default="0,1,2", metavar="S,...", help="a run for each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs/studies"),
+        metavar="DIR",
+        help="where runs are kept, and found again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        default=Path("studies"),
+        metavar="DIR",
+        help="where tables and pictures go (default: %(default)s)",
+    )
+
+
+def make_study(options: argparse.Namespace) -> int:
+    """Make it; the exit code. Raises UsageError, RunStoppedError."""
+    from washp2p.studies.catalog import STUDIES
+    from washp2p.studies.cells import Cells
+    from washp2p.studies.lab import PRESETS, Lab
+
+    for given, known in ((options.name, STUDIES), (options.preset, PRESETS)):
+        if given not in known:
+            raise UsageError(f"there is no study or preset {given!r}; expected {', '.join(known)}")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError:
+        raise UsageError(f"--seeds is {options.seeds!r}; expected numbers, as in 0,1,2") from None
+    local = [f"--data-dir={options.data_dir}", f"--devices={options.devices}"]
+    local += [f"--threads={options.threads}"] if options.threads else []
+    local += ["--download"] if options.download else []
+    console = Console(highlight=False)
+    lab = Lab(
+        cells=Cells(options.runs, local),
+        scenes=PRESETS[options.preset],
+        seeds=seeds,
+        pictures=options.into,
+        tell=console.print,
+    ).only(options.data, options.model, options.n)
+    report = STUDIES[options.name](lab)
+    chosen = {name: getattr(options, name) for name in ("data", "model", "n")}
+    command = " ".join(
+        [
+            f"washp2p study {options.name} --preset {options.preset} --seeds {options.seeds}",
+            *(f"--{name} {value}" for name, value in chosen.items() if value is not None),
+        ]
+    )
+    place = report.write(options.into, command)
+    for table in report.tables:
+        console.print(filled(table.title, table.columns))
+    for note in report.notes:
+        console.print(note)
+    console.print(f"{place}, and CSV and pictures beside it")
+    return 0

@@ -1,0 +1,132 @@
+"""Where studies are made: what data and models, how many members, which seeds, and kept runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from washp2p.config import RunConfig
+from washp2p.studies.tables import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from washp2p.finished import FinishedRun
+    from washp2p.studies.cells import Cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Data and a model, how many members are trained on them, and what else is chosen.
+
+    `by_method` is chosen for single methods.
+    """
+
+    data: str
+    model: str = "cnn"
+    members: tuple[int, ...] = (3,)
+    options: dict[str, Any] = field(default_factory=dict)
+    by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        return f"{self.data}, {self.model}"
+
+
+_SHORT: dict[str, dict[str, Any]] = {"papa": {"alpha": 0.9, "init": "same"}}
+"""Short training wants ten times the paper's p, and as much of 1 - alpha; and there is no time for
+members that begin apart to come together."""
+_CIFAR = {"epochs": 300, "batch_size": 64, "lr": 0.1, "p": 0.001}
+PRESETS: dict[str, tuple[Scene, ...]] = {
+    "cpu": (
+        Scene(data="digits", members=(3, 5), by_method=_SHORT),
+        Scene(
+            data="fashion-mnist",
+            options={"train_limit": 6000, "epochs": 12},
+            by_method=_SHORT,
+        ),
+    ),
+    "gpu": (
+        Scene(
+            data="fashion-mnist",
+            model="resnet18",
+            options={"epochs": 20, "batch_size": 64, "lr": 0.1, "p": 0.005},
+            by_method=_SHORT,
+        ),
+    ),
+    "paper": (
+        *(
+            Scene(data=data, model=model, members=(3, 5, 10), options=_CIFAR)
+            for data in ("cifar10", "cifar100")
+            for model in ("vgg16", "resnet18")
+        ),
+        Scene(data="imagefolder", model="resnet50", members=(3, 5)),
+    ),
+}
+"""By `--preset`. The last but one of `paper` is that of the papers' ablations."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A study's means. `tell` is told of each run before it is made."""
+
+    cells: Cells
+    scenes: Sequence[Scene]
+    seeds: Sequence[int]
+    pictures: Path
+    tell: Callable[[str], None] = lambda _: None
+
+    def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
+        """Of one run: a scene's, with some `changes`."""
+        by_method = scene.by_method.get(changes.get("method", ""), {})
+        chosen = {"data": scene.data, "model": scene.model, **scene.options, **by_method, **changes}
+        return RunConfig.resolve(n=n, seed=seed, **chosen)
+
+    def runs(self, scene: Scene, n: int, **changes: Any) -> list[FinishedRun]:
+        """One a seed, made now where they are missing. Blocks."""
+        made = []
+        for seed in self.seeds:
+            config = self.config(scene, n, seed, **changes)
+            if not self.cells.done(config):
+                words = " ".join(f"{key}={value}" for key, value in changes.items())
+                self.tell(f"{scene.name}, N = {n}, seed {seed}: {words}")
+            made.append(self.cells.run(config))
+        return made
+
+    def decided(self) -> tuple[Scene, int]:
+        """Where ablations are made: the last scene, with its middle number of members."""
+        scene = self.scenes[-1]
+        return scene, scene.members[len(scene.members) // 2]
+
+    def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
+        """With what is given in the place of the preset's."""
+        scenes = [scene for scene in self.scenes if data in {None, scene.data}]
+        scenes = scenes or [Scene(data=data or "digits")]
+        if model is not None:
+            scenes = [replace(scene, model=model) for scene in scenes]
+        if n is not None:
+            scenes = [replace(scene, members=(n,)) for scene in scenes]
+        return replace(self, scenes=scenes)
+
+
+def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
+    """`ensemble`, `averaged`, `greedy_soup`, or of the members the `mean`, `best` or `worst`."""
+    found = [run.summary["accuracy"] for run in runs]
+    members: list[list[float]] = [one["members"] for one in found]
+    if key == "mean":
+        return Value([sum(own) / len(own) for own in members])
+    if key in {"best", "worst"}:
+        return Value([max(own) if key == "best" else min(own) for own in members])
+    return Value([one[key] for one in found])
+
+
+def payload(runs: Sequence[FinishedRun]) -> Value:
+    """Bytes that a worker sent in its exchanges."""
+    return Value(
+        [
+            sum(row["payload"] for row in run.summary["bytes"]) / len(run.summary["bytes"])
+            for run in runs
+        ]
+    )
