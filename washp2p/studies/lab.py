@@ -79,10 +79,10 @@ class Lab:
     tell: Callable[[str], None] = lambda _: None
 
     def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
-        """Of one run: a scene's, with some `changes`."""
+        """Of one run: a scene's, with some `changes`; in lockstep, so that it can be repeated."""
         by_method = scene.by_method.get(changes.get("method", ""), {})
         chosen = {"data": scene.data, "model": scene.model, **scene.options, **by_method, **changes}
-        return RunConfig.resolve(n=n, seed=seed, **chosen)
+        return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
 
     def runs(self, scene: Scene, n: int, **changes: Any) -> list[FinishedRun]:
         """One a seed, made now where they are missing. Blocks."""
