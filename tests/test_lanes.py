@@ -106,6 +106,7 @@ def use(lane):
     own = lane.keep(vectors, places)
     lane.assign(vectors, places, [torch.tensor([1.0, 2.0, 3.0])] * 2)
     lane.add(vectors, places.part(1, 3), [torch.tensor([10.0, 20.0])] * 2, [v[1:] for v in own])
+    lane.pull(vectors, places.part(0, 1), [torch.tensor([5.0])] * 2, 0.25)
     kept = lane.select(out, np.array([0, 2]))
     picked, mark = lane.pick(vectors, places)
     assert mark.done()
@@ -116,7 +117,7 @@ def use(lane):
 
 def test_both_lanes_give_the_same_values(streams):
     expected = use(HostLane())
-    assert expected[0][PLACES].tolist() == [1, 10 - 3 + 2, 20 - 90 + 3]
+    assert expected[0][PLACES].tolist() == [0.75 * 1 + 0.25 * 5, 10 - 3 + 2, 20 - 90 + 3]
     assert expected[2].tolist() == [7, 3, 90]
     for mine, theirs in zip(use(CudaLane(torch.device("cpu"))), expected, strict=True):
         assert torch.equal(mine, theirs)
@@ -150,6 +151,34 @@ def test_kernels_run_between_training_steps_and_copies_beside_them(streams):
         "lane waits for training",
         "lane waits for event of copies",
         "index_select in lane",
+        "training waits for lane",
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_pull_is_computed_in_float32_at_least_and_rounded_once(dtype):
+    torch.manual_seed(0)
+    held, means = torch.randn(50).to(dtype), torch.randn(50).to(dtype)
+    vectors = [held.clone()]
+    everywhere = np.arange(50)
+    HostLane().pull(vectors, HostLane().upload(everywhere), [means], 0.3)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = (held.to(wide) * 0.7 + means.to(wide) * 0.3).to(dtype)
+    assert torch.equal(vectors[0], expected)
+    exact = held.double() * 0.7 + means.double() * 0.3
+    assert (vectors[0].double() - exact).abs().max() <= torch.finfo(dtype).eps * 3
+
+
+def test_a_pull_runs_between_training_steps(streams):
+    lane = CudaLane(torch.device("cpu"))
+    vectors, places = [torch.zeros(100)], lane.upload(PLACES)
+    streams.log.clear()
+    lane.pull(vectors, places, [torch.ones(3)], 0.5)
+    assert streams.log == [
+        "lane waits for training",
+        "lane waits for event of copies",
+        "index_select in lane",
+        "index_put_ in lane",
         "training waits for lane",
     ]
 
