@@ -156,24 +156,9 @@ class RunConfig:
                 f"--max-delay is {self.max_delay!r:.40}; expected a number of rounds from 0 on, "
                 "auto or none"
             )
-        if self.method in MEANS and self.max_delay != "0":
-            raise UsageError(
-                f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
-                "everyone waits: expected 0, or leave it out"
-            )
-        if self.repair and self.method not in BY_EPOCHS:
-            raise UsageError(
-                f"--repair is {self.repair} with --method {self.method}; expected 0, or one of "
-                f"{', '.join(BY_EPOCHS)}"
-            )
         augmentation_of(self.augment, self.data, self.seed, 0)
         for name in ("from_", "until"):
             _expect_when(name, getattr(self, name))
-        if self.group and self.method in MEANS and self.method != "sparta":
-            raise UsageError(
-                f"--group is {self.group}; --method {self.method} takes means of all, or of pairs: "
-                "expected 0"
-            )
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
         _expect_known("data", self.data, tuple(PRESETS))
@@ -205,6 +190,30 @@ class RunConfig:
             value = getattr(self, name)
             if not low <= value <= high:  # also catches NaN
                 raise UsageError(f"--{flag(name)} is {value}; expected {low} to {high}")
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """What goes with which method: the single values are in range."""
+        if self.method in MEANS and self.max_delay != "0":
+            raise UsageError(
+                f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
+                "everyone waits: expected 0, or leave it out"
+            )
+        if self.repair and self.method not in BY_EPOCHS:
+            raise UsageError(
+                f"--repair is {self.repair} with --method {self.method}; expected 0, or one of "
+                f"{', '.join(BY_EPOCHS)}"
+            )
+        if self.method in BY_EPOCHS and self.every >= self.epochs:
+            raise UsageError(
+                f"--every is {self.every} epochs of {self.epochs}, after the last of which no mean "
+                f"is taken; --method {self.method} expects fewer"
+            )
+        if self.group and self.method in MEANS and self.method != "sparta":
+            raise UsageError(
+                f"--group is {self.group}; --method {self.method} takes means of all, or of pairs: "
+                "expected 0"
+            )
         if moment(self.from_, self.epochs) >= moment(self.until, self.epochs):
             raise UsageError(
                 f"--from {self.from_} is not before --until {self.until} in {self.epochs} epochs"
