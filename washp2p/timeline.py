@@ -159,24 +159,8 @@ class Timeline:
         self.round = number
         if jumps and self._log is not None:
             self._log.append([Jump(self.steps, self._epoch, number)])
-        repairs = staged is not None and staged.plan.mean is not None
-        if repairs and self._repairer is not None:
-            self._repairer.note()
-        if staged is not None:
-            self._exchange.post(number, staged, round(1000 * self._share))
         if staged is not None or self._arrivals.outstanding:
-            points.reach(points.AFTER_SEND, number)
-            applied: list[Applied] = []
-            waited = 0.0
-            for _ in range(1 if staged is None else staged.legs):
-                waited += self._wait(number, bound)
-                points.reach(points.APPLYING, number)
-                applied += self._exchange.apply()
-            self._follow(applied, waited)
-            self._take_beside()
-        if repairs and staged is not None and self._repairer is not None:
-            beside = self._repairer.begin(staged.roster, staged.plan)
-            self._pass_on(number, staged.roster, beside, bound)
+            self._trade(number, staged, bound)
         if self._surveyor is not None:
             self._survey(number, bound)
         self.ended = time.monotonic()
@@ -201,6 +185,27 @@ class Timeline:
                 waited = self._wait(self.round, 0)
             self._follow(self._exchange.apply(), waited)
             self._take_beside()
+
+    def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
+        """Send a round's values, wait as long as one must, apply what has come, repair a mean."""
+        means = staged is not None and staged.plan.mean is not None
+        repairer = self._repairer if means else None
+        if repairer is not None:
+            repairer.note()
+        if staged is not None:
+            self._exchange.post(number, staged, round(1000 * self._share))
+        points.reach(points.AFTER_SEND, number)
+        applied: list[Applied] = []
+        waited = 0.0
+        for _ in range(1 if staged is None else staged.legs):
+            waited += self._wait(number, bound)
+            points.reach(points.APPLYING, number)
+            applied += self._exchange.apply()
+        self._follow(applied, waited)
+        self._take_beside()
+        if repairer is not None and staged is not None:
+            beside = repairer.begin(staged.roster, staged.plan)
+            self._pass_on(number, staged.roster, beside, bound)
 
     def _survey(self, number: int, bound: int | None) -> None:
         """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
