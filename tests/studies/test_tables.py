@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +108,32 @@ def test_flags_are_the_configuration():
     add_options(parser)
     chosen = config(method="dart", every=1, epochs=4, from_="0.25", augment="hetero")
     assert config_from(parser.parse_args(flags(chosen))) == chosen
+
+
+def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):
+    command = [sys.executable, "-m", "washp2p", "study", "volume", "--data=digits", "--n=2"]
+    command += ["--seeds=0", f"--runs={tmp_path / 'cells'}", f"--into={tmp_path / 'tables'}"]
+    command += [f"--data-dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as study:
+        for line in study.stdout:
+            if "method=none" in line:  # the first cell, papa, is done
+                break
+        while not list((tmp_path / "cells").glob("*none*/metrics.jsonl")):
+            assert study.poll() is None
+            time.sleep(0.05)  # until it trains
+        study.send_signal(signal.SIGINT)
+        study.wait(20)
+    assert study.returncode == 130
+    mine = str(tmp_path)
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if mine in _text_of(p)]
+    assert left == []
+    done = [path.parent.name for path in (tmp_path / "cells").glob("*/summary.json")]
+    assert len(done) == 1
+    assert "-papa-" in done[0]
+
+
+def _text_of(path):
+    try:
+        return path.read_text().replace("\0", " ")
+    except OSError:
+        return ""

@@ -55,13 +55,23 @@ class Cells:
         if not self.done(config):
             shutil.rmtree(place, ignore_errors=True)
             command = [sys.executable, "-m", "washp2p", "run", *flags(config), *self._local]
-            made = subprocess.run(
-                [*command, f"--run-dir={place}"], capture_output=True, text=True, check=False
-            )
-            if made.returncode:
-                last = (made.stderr or made.stdout).strip().splitlines()[-1:]
-                raise RunStoppedError(f"{' '.join(command)} ended: {' '.join(last)}")
+            _finish([*command, f"--run-dir={place}"])
         return FinishedRun.read(place)
+
+
+def _finish(command: list[str]) -> None:
+    """Run it to its end; if this is interrupted, it is, too, and sees to its own processes."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        last = printed.strip().splitlines()[-1:]
+        raise RunStoppedError(f"{' '.join(command)} ended: {' '.join(last)}")
 
 
 def flags(config: RunConfig) -> list[str]:
