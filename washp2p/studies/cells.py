@@ -68,6 +68,7 @@ def _finish(command: list[str]) -> None:
             printed, _ = process.communicate()
         except BaseException:
             process.terminate()
+            process.wait()  # which leaving the block does not, if it is for an interrupt
             raise
     if process.returncode:
         last = printed.strip().splitlines()[-1:]
