@@ -134,7 +134,7 @@ def test_a_power_cut(here, tmp_path, method):
     """Going on from a checkpoint: the bits of a run that was never interrupted."""
     flags = (*FLAGS, *EACH[method], "--epochs=3", "--checkpoint-epochs=1")
     here.coordinator(*flags)
-    workers = [here.worker((points.BEFORE_SEND, 100)) for _ in range(3)]
+    workers = [here.worker((points.BEFORE_SEND, 80)) for _ in range(3)]
     for worker in workers:
         worker.wait_until_held()
     for worker in workers:
