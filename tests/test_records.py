@@ -32,11 +32,12 @@ data_headers = st.one_of(
         st.integers(0, 9),
         st.integers(0, 1000),
         u64,
+        st.integers(0, 3),
     ),
     st.builds(frames.Fetch, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**20)),
     st.builds(frames.Chunk, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**48), run),
     st.builds(frames.End, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
-    st.builds(frames.Posted, run, ids, st.integers(0, 2**32 - 1)),
+    st.builds(frames.Posted, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 3)),
 )
 
 

@@ -47,7 +47,7 @@ def command(*arguments, timeout=60):
             ["coordinator", "--n=2", "--data=mnist"],
             "expected one of digits, fashion-mnist, cifar10",
         ),
-        (["coordinator", "--n=2", "--method=sgd"], "expected one of wash, wash-opt, none"),
+        (["coordinator", "--n=2", "--method=sgd"], "expected one of wash, wash-opt, sparta"),
         (["coordinator", "--n=2", "--bind=tcp://0.0.0.0:5555"], "add --insecure"),
         (["coordinator", "--n=2", "--bind=5555"], "expected tcp://HOST:PORT"),
         (["coordinator", "--n=2", "--colour=red"], "unrecognized arguments: --colour=red"),
