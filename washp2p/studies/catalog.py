@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from washp2p.config import flag
 from washp2p.report import amount
 from washp2p.studies import papers, pictures, toy
 from washp2p.studies.lab import accuracy, payload
@@ -198,7 +199,16 @@ def _quarters(runs: list[Any]) -> list[tuple[float, list[float]]]:
 
 
 def _seeds(lab: Lab) -> str:
-    return f"Mean ± standard deviation over seeds {', '.join(map(str, lab.seeds))}."
+    said = [f"Mean ± standard deviation over seeds {', '.join(map(str, lab.seeds))}."]
+    for scene in lab.scenes:
+        chosen = [_words(scene.options)]
+        chosen += [f"with {name} {_words(more)}" for name, more in scene.by_method.items()]
+        said.append(f"{scene.name}: {'; '.join(filter(None, chosen)) or 'defaults'}.")
+    return " ".join(said)
+
+
+def _words(options: dict[str, Any]) -> str:
+    return " ".join(f"--{flag(name)} {value}" for name, value in options.items())
 
 
 STUDIES: dict[str, Callable[[Lab], Report]] = {

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from washp2p.errors import UsageError
-from washp2p.report import filled
 
 if TYPE_CHECKING:
     import argparse
@@ -85,9 +84,6 @@ def make_study(options: argparse.Namespace) -> int:
         ]
     )
     place = report.write(options.into, command)
-    for table in report.tables:
-        console.print(filled(table.title, table.columns))
-    for note in report.notes:
-        console.print(note)
+    console.print(place.read_text(), markup=False, soft_wrap=True)
     console.print(f"{place}, and CSV and pictures beside it")
     return 0
