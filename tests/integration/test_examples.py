@@ -36,7 +36,12 @@ def test_an_example_trains_a_population(runs, name):
     processes = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=150)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert [process.returncode for process in processes] == [0, 0]
     assert coordinator.wait(30) == 0, coordinator.text
     averaged = [float(re.search(r"averaged: (?:top1 )?([\d.]+)", text)[1]) for text in outputs]
