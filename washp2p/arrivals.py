@@ -19,7 +19,7 @@ from washp2p.conduct import Reason
 from washp2p.frames import BESIDE, FIRST, SURVEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.conduct import Conduct
     from washp2p.frames import End, Frame
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from washp2p.transports import Payload
 
 HELD_BYTES = 64 << 20
-"""What early frames may take, those of the very next round always being held: in lockstep there are
-no others. One that would be too much is dropped and counts as expired."""
+"""What early frames may take, those of the very next round always being held. One that would be too
+much is dropped and counts as expired."""
 
 Span = tuple[int, int]
 Turn = tuple[int, int]
@@ -127,9 +127,7 @@ class Arrivals:
     def begin_after(self, number: int) -> None:
         """The first round of this member is the one after `number`."""
         self._turn = (number, sys.maxsize)
-        for early in [early for early in self._early if early < self._turn]:
-            for _, payload in self._early.pop(early).values():
-                self._early_bytes -= payload.nbytes
+        self._pop_early(lambda turn: turn < self._turn)
 
     def waits_for(self, upto: int) -> set[MemberId]:
         """From whom something is missing of rounds up to `upto`."""
@@ -190,8 +188,7 @@ class Arrivals:
 
         `payload` has every slot's values, one slot after the other; it is kept until applied.
         """
-        number, sender = frame.round, frame.sender
-        turn = number, frame.leg
+        number, sender, turn = frame.round, frame.sender, frame.turn
         if self._silent:
             if sender in self._gone:
                 self.refused += 1
@@ -311,7 +308,7 @@ class Arrivals:
                 self._lose(round_, peer, why)
 
     def _hold(self, frame: Frame, payload: Payload) -> None:
-        turn = frame.round, frame.leg
+        turn = frame.turn
         held = self._early.setdefault(turn, {})
         if frame.sender in held or (turn, frame.sender) in self._dropped:
             self._refuse(frame, Reason.AGAIN, "once was expected")
@@ -325,23 +322,30 @@ class Arrivals:
         held[frame.sender] = (frame, payload)
         self._early_bytes += size
 
+    def _pop_early(self, which: Callable[[Turn], bool]) -> list[tuple[Frame, Payload]]:
+        """Frames held for some turns, which are held no longer."""
+        popped = [
+            one
+            for turn in tuple(self._early)
+            if which(turn)
+            for one in self._early.pop(turn).values()
+        ]
+        self._early_bytes -= sum(payload.nbytes for _, payload in popped)
+        return popped
+
     def _release(self, before: Turn) -> None:
         """Early frames of turns that did not come to be are of no use any more."""
-        for turn in [turn for turn in self._early if turn < before]:
-            for frame, payload in self._early.pop(turn).values():
-                self._early_bytes -= payload.nbytes
-                if frame.leg < BESIDE:
-                    self._refuse(frame, Reason.PLAN, "no values were expected")
+        for frame, _ in self._pop_early(lambda turn: turn < before):
+            if frame.leg < BESIDE:
+                self._refuse(frame, Reason.PLAN, "no values were expected")
         if self._dropped:
             self._dropped = {pair for pair in self._dropped if pair[0] >= before}
 
     def _skip(self, rounds: range) -> None:
         """Leave out `rounds`: what was sent to this member in them expires."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
-        for turn in [turn for turn in self._early if turn[0] in rounds]:
-            for frame, payload in self._early.pop(turn).values():
-                self._early_bytes -= payload.nbytes
-                self._count(Loss.JUMPED, frame, payload)
+        for frame, payload in self._pop_early(lambda turn: turn[0] in rounds):
+            self._count(Loss.JUMPED, frame, payload)
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
     def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:

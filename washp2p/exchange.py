@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from washp2p.consensus import Consensus
     from washp2p.lanes import Mark, Vectors
     from washp2p.merging import Staged
+    from washp2p.plan import Route
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
     from washp2p.transports import Buffers, Transport
@@ -124,19 +125,8 @@ class Exchange:
         Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
         """
-        plan = staged.plan
-        self.epoch = staged.roster.epoch
-        header = headers.encode(
-            Frame(
-                self._run,
-                self._me,
-                self.epoch,
-                number,
-                len(self._item_bytes),
-                share,
-                plan.fingerprint,
-            )
-        )
+        plan, roster = staged.plan, staged.roster
+        header = self._header(number, roster, plan.fingerprint, FIRST, share)
         messages = self._gather(staged, header, number)
         if self._measure:
             self._measure, self.merger.measured = False, number
@@ -144,20 +134,20 @@ class Exchange:
         self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
         points.reach(points.BEFORE_SEND, number)
         self._hand_over(messages)
-        self._expect(number, staged.roster, plan.fingerprint, FIRST, plan.receive.parts)
+        parts = self._parts(staged, plan.receive, number)
+        self._expect(number, roster, plan.fingerprint, FIRST, parts)
 
     def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
         """Send vectors beside round `number`, after its values, and expect others.
 
         What comes is in `came_beside`, when nothing more is to come.
         """
-        outgoing = {peer: [vector] for peer, vector in beside.outgoing.items()}
-        frame = Frame(
-            self._run, self._me, roster.epoch, number, 1, 0, beside.fingerprint, beside.leg
-        )
-        self._send_vectors(frame, outgoing, beside.kind)
-        parts = [(roster.position(peer), 0, count) for peer, count in beside.incoming.items()]
-        self._expect(number, roster, beside.fingerprint, beside.leg, parts)
+        fingerprint, leg, absent = beside.fingerprint, beside.leg, self.arrivals.absent
+        header = self._header(number, roster, fingerprint, leg)
+        to = {p: [vector] for p, vector in beside.outgoing.items() if not absent(p, number)}
+        self._send_vectors(header, to, beside.kind)
+        parts = [(p, 0, count) for p, count in beside.incoming.items() if not absent(p, number)]
+        self._expect(number, roster, fingerprint, leg, parts)
 
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
@@ -225,11 +215,7 @@ class Exchange:
 
     def _gather(self, staged: Staged, header: bytes, number: int) -> _Messages:
         """The round's values for each peer: on the device for whom they need not leave it."""
-        parts = [
-            (staged.roster.members[position], begin, end)
-            for position, begin, end in staged.plan.send.parts
-            if not self.arrivals.absent(staged.roster.members[position], number)
-        ]
+        parts = self._parts(staged, staged.plan.send, number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
         marks: list[Mark] = []
         picked: Vectors = []
@@ -299,24 +285,40 @@ class Exchange:
     def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
         """Send what this member has reduced to those who contributed, and expect theirs."""
         number, roster, fingerprint = round_.number, staged.roster, round_.fingerprint
-        slots = len(self._item_bytes)
-        frame = Frame(self._run, self._me, roster.epoch, number, slots, 0, fingerprint, SECOND)
-        to = (roster.members[position] for position, _, _ in staged.plan.receive.parts)
-        self._send_vectors(frame, dict.fromkeys(to, reduced), Kind.EXCHANGE)
+        header = self._header(number, roster, fingerprint, SECOND)
+        to = [peer for peer, _, _ in self._parts(staged, staged.plan.receive, number)]
+        self._send_vectors(header, dict.fromkeys(to, reduced), Kind.EXCHANGE)
         self._gathered[number, SECOND] = staged, []
-        self._expect(number, roster, fingerprint, SECOND, staged.plan.send.parts)
+        parts = self._parts(staged, staged.plan.send, number)
+        self._expect(number, roster, fingerprint, SECOND, parts)
 
-    def _send_vectors(self, frame: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
+    def _header(
+        self, number: int, roster: Roster, fingerprint: int, leg: int, share: int = 0
+    ) -> bytes:
+        slots = 1 if leg >= BESIDE else len(self._item_bytes)
+        run, me, epoch = self._run, self._me, roster.epoch
+        return headers.encode(Frame(run, me, epoch, number, slots, share, fingerprint, leg))
+
+    def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
+        """Those of a route by member, of whoever takes part in the round."""
+        members, absent = staged.roster.members, self.arrivals.absent
+        parts = ((members[position], begin, end) for position, begin, end in route.parts)
+        return [part for part in parts if not absent(part[0], number)]
+
+    def _send_vectors(self, header: bytes, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
         """Send what has been made where the model is; at once, after what has been posted."""
         self._store.lane.settle()
+        hosted: dict[int, memoryview] = {}
         parts: list[tuple[MemberId, int, Buffers]] = []
         for peer, vectors in outgoing.items():
-            if not self.arrivals.absent(peer, frame.round):
-                buffers: Buffers = vectors
-                if not self._transport.direct(peer):
-                    buffers = [as_bytes(vector.cpu()) for vector in vectors]
-                parts.append((peer, sum(vector.nbytes for vector in vectors), buffers))
-        self._hand_over(_Messages([], headers.encode(frame), parts, kind))
+            buffers: Buffers = vectors
+            if not self._transport.direct(peer):
+                for vector in vectors:  # which may go to several peers
+                    if id(vector) not in hosted:
+                        hosted[id(vector)] = as_bytes(vector.cpu())
+                buffers = [hosted[id(vector)] for vector in vectors]
+            parts.append((peer, sum(vector.nbytes for vector in vectors), buffers))
+        self._hand_over(_Messages([], header, parts, kind))
 
     def _expect(
         self,
@@ -324,14 +326,9 @@ class Exchange:
         roster: Roster,
         fingerprint: int,
         leg: int,
-        parts: Iterable[tuple[int, int, int]],
+        parts: Iterable[tuple[MemberId, int, int]],
     ) -> None:
-        """A leg is posted: these parts, by position, are to come of it."""
-        members = roster.members
-        spans = {
-            members[position]: (begin, end)
-            for position, begin, end in parts
-            if not self.arrivals.absent(members[position], number)
-        }
+        """A leg is posted: these parts are to come of it."""
+        spans = {peer: (begin, end) for peer, begin, end in parts}
         self.epoch, self.posted, self._leg = roster.epoch, number, leg
         self.arrivals.expect(number, roster.epoch, fingerprint, spans, leg)

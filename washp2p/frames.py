@@ -40,6 +40,11 @@ class Frame:
     fingerprint: int
     leg: int = FIRST
 
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Round and leg: its place among all."""
+        return self.round, self.leg
+
 
 @dataclass(frozen=True, slots=True)
 class Fetch:

@@ -138,12 +138,13 @@ class Merger:
         self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
     ) -> Vectors:
         """The mean of what members hold at the places received, in the roster's order."""
-        count = len(staged.receive)
+        count, mean = len(staged.receive), staged.plan.mean
+        assert mean is not None
         self.applied_values += count * len(arrived)
 
         def contributions() -> Iterator[tuple[MemberId, Vectors]]:
             for member in staged.roster.members:
-                if member == self._me and own:
+                if member == self._me and mean.own:
                     yield member, own
                 elif member in arrived:
                     values = self._values(count, [arrived[member]], 0)
@@ -166,8 +167,7 @@ class Merger:
         finite = _finite(means)
         refused = len(places) - int(finite.sum())
         if refused:
-            kept, lane = np.flatnonzero(finite), self._store.lane
-            places, means = lane.upload(places.host[kept]), lane.select(means, kept)
+            places, means = self._only(np.flatnonzero(finite), places, means)
         self._store.pull(places, means, self._weight())
         return refused
 
@@ -220,8 +220,7 @@ class Merger:
         if len(self._newest_writes):
             free = np.flatnonzero(self._newest_writes.free(places.host, number))
             if len(free) < len(places):
-                values = self._store.lane.select(values, free)
-                places = self._store.lane.upload(places.host[free])
+                places, values = self._only(free, places, values)
         if newer_matter:
             self._newest_writes.note(places.host, number)
         self._store.scatter(places, values)
@@ -259,10 +258,16 @@ class Merger:
         if len(kept) < len(places):
             self.refused_values += len(places) - len(kept)
             self.applied_values -= len(places) - len(kept)
-            lane = self._store.lane
             own = [vector[torch.from_numpy(kept).to(vector.device)] for vector in own]
-            places, values = lane.upload(places.host[kept]), lane.select(values, kept)
+            places, values = self._only(kept, places, values)
         return places, values, own
+
+    def _only(
+        self, kept: npt.NDArray[np.intp], places: Places, values: Vectors
+    ) -> tuple[Places, Vectors]:
+        """Some of the places, and their values."""
+        lane = self._store.lane
+        return lane.upload(places.host[kept]), lane.select(values, kept)
 
 
 def _finite(values: Vectors) -> npt.NDArray[np.bool_]:

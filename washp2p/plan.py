@@ -141,8 +141,7 @@ def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint
     The member at place `own` among them reduces its shard, the others reduce theirs. So it sends
     2 (n-1)/n of the values, as in a ring all-reduce.
     """
-    n = len(positions)
-    bounds = [len(indices) * k // n for k in range(n + 1)]
+    bounds = shard_bounds(len(indices), len(positions))
     begin, end = bounds[own], bounds[own + 1]
     parts, contributions = [], []
     for place, position in enumerate(positions.tolist()):
@@ -158,6 +157,11 @@ def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint
         fingerprint=fingerprint,
         mean=Mean(own=True, shared=True),
     )
+
+
+def shard_bounds(count: int, n: int) -> list[int]:
+    """Where each of `n` shards of `count` values begins, and, last, where they end."""
+    return [count * place // n for place in range(n + 1)]
 
 
 def everything(layout: Layout) -> Indices:

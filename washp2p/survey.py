@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from washp2p.plan import everything, reduce_and_share
+from washp2p.control import QUARTERS
+from washp2p.plan import everything, reduce_and_share, shard_bounds
 from washp2p.words import RoundWords
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from washp2p.layout import Layout
     from washp2p.plan import Indices, Plan
 
-QUARTERS = 4
 SAMPLE = 1024
 """Scalars of a quarter that are looked at; of a smaller one, all."""
 _STREAM = 4
@@ -40,7 +40,7 @@ class Survey:
         self.plan: Plan = reduce_and_share(indices, np.arange(n), position, fingerprint)
         """Its first leg is what is sent; the means that it speaks of are not taken."""
         quarters = chosen * QUARTERS // layout.values
-        begin, end = len(chosen) * position // n, len(chosen) * (position + 1) // n
+        begin, end = shard_bounds(len(chosen), n)[position : position + 2]
         self._quarters = quarters[begin:end]
         counts = np.bincount(quarters, minlength=QUARTERS)
         self._scales = np.divide(

@@ -12,6 +12,7 @@ import torch
 
 from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
+from washp2p.plan import shard_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -105,7 +106,7 @@ def average_peer_to_peer(
         transfer.offer(f"final{attempt}:{name}", as_bytes(vector), Kind.AVERAGE)
     result = {name: torch.empty_like(vector) for name, vector in sections.items()}
     for name, vector in sections.items():
-        bounds = [len(vector) * k // len(members) for k in range(len(members) + 1)]
+        bounds = shard_bounds(len(vector), len(members))
         own = members.index(me)
         begin, end = bounds[own], bounds[own + 1]
         item = vector.element_size()
