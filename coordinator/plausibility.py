@@ -8,6 +8,7 @@ from coordinator.members import Phase
 from washp2p.arrivals import Loss
 from washp2p.conduct import Reason
 from washp2p.control import (
+    QUARTERS,
     Accounts,
     Averaged,
     Back,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from washp2p.control import Message
 
 LARGEST = 1e300
-QUARTERS = 4
-"""Of the parameters: a survey has found something for each."""
 
 
 def implausible(  # noqa: PLR0911, PLR0912 - a case a message

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING, Any
+
+from washp2p.rundir import consensus_line
 
 if TYPE_CHECKING:
     from washp2p.control import Surveyed
@@ -20,11 +21,7 @@ class Surveys:
         self._open: dict[tuple[int, bool], dict[MemberId, Surveyed]] = {}
 
     def add(self, member: MemberId, part: Surveyed) -> dict[str, Any] | None:
-        """A member's part; the whole as plain values, if it is the last one of its round.
-
-        `distance` is the root of the members' mean squared Euclidean distance from their mean,
-        `quarters` the same over each quarter of the parameters; `exact` if not of a sample.
-        """
+        """A member's part; a line of consensus.jsonl, if it is the last one of its round."""
         which = part.round, part.exact
         parts = self._open.setdefault(which, {})
         parts[member] = part
@@ -34,10 +31,4 @@ class Surveys:
             return None
         del self._open[which]
         squares = [sum(column) for column in zip(*(p.squares for p in parts.values()), strict=True)]
-        return {
-            "round": part.round,
-            "members": part.members,
-            "exact": part.exact,
-            "distance": sqrt(sum(squares)),
-            "quarters": [sqrt(square) for square in squares],
-        }
+        return consensus_line(part.round, part.members, squares, exact=part.exact)

@@ -373,6 +373,10 @@ class Rank:
     rank: int
 
 
+QUARTERS = 4
+"""Of the parameters in their flat order: a survey finds something for each."""
+
+
 @dataclass(frozen=True)
 class Surveyed:
     """Worker: my part of the mean squared distance from the mean, by quarter of the parameters.
@@ -383,7 +387,7 @@ class Surveyed:
     round: int
     members: int
     exact: bool
-    squares: Annotated[list[float], 4]
+    squares: Annotated[list[float], QUARTERS]
 
 
 Message = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from washp2p.evaluation.repair import mean_moments, moments, restore
+from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.exchange import Beside
 from washp2p.frames import MOMENTS
 from washp2p.ledger import Kind
@@ -63,6 +63,4 @@ class Repairer:
         if came:
             counted = {self._me: self._own, **came}
             present = [counted[m].to(self._own.device) for m in self._among if m in counted]
-            usable = [each for each in present if each.isfinite().all()]
-            if usable:
-                restore(self._model, mean_moments(usable), self._inputs())
+            restore_mean(self._model, present, self._inputs)

@@ -1,8 +1,9 @@
 """The run folder: what lies where, and writing it so that a reader never sees half a file.
 
-config.json, metrics.jsonl and population.jsonl (the curves), summary.json, averaged.safetensors,
-members/<id>.safetensors, log/<id>.msgpack (the run log), checkpoints/<round>/<id>.safetensors
-(`checkpoints.py`) and journal.sqlite (the coordinator's). Others rely on these names.
+config.json, metrics.jsonl, population.jsonl and consensus.jsonl (the curves), summary.json,
+averaged.safetensors, members/<id>.safetensors, log/<id>.msgpack (the run log),
+checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and journal.sqlite (the coordinator's).
+Others rely on these names.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import os
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
-from math import isfinite
+from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CONFIG, METRICS, POPULATION, CONSENSUS, SUMMARY, AVERAGED, JOURNAL = (
     "config.json",
@@ -155,6 +159,24 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def consensus_line(
+    round_number: int, members: int, squares: Sequence[float], *, exact: bool
+) -> dict[str, Any]:
+    """A line of consensus.jsonl, plain values.
+
+    `squares` are the members' mean squared Euclidean distances from their mean, by quarter of the
+    parameters; `distance` is the root of their sum, `quarters` are those of each; `exact` if not of
+    a sample.
+    """
+    return {
+        "round": round_number,
+        "members": members,
+        "exact": exact,
+        "distance": sqrt(sum(squares)),
+        "quarters": [sqrt(square) for square in squares],
+    }
 
 
 def trim_lines(folder: Path, round_number: int) -> None:

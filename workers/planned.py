@@ -42,17 +42,11 @@ class PlannedRounds:
         self._places = everything(self._layout)
         self._strategies: dict[tuple[int, int], Strategy] = {}
         first = self._of(config.n, 0)
+        self.due, self.weight = first.due, first.weight
+        """As of a Strategy."""
         self.slots: Sequence[str] = first.slots(optimizer)
         plan = first.plan(0)
         self.shares = plan is not None and plan.mean is not None and plan.mean.shared
-
-    def due(self, number: int) -> bool:
-        """Whether members exchange values in round `number`."""
-        return self._of(self._config.n, 0).due(number)
-
-    def weight(self, lr: float) -> float:
-        """As `Strategy.weight`."""
-        return self._of(self._config.n, 0).weight(lr)
 
     def draw(self, seed: int, roster: Sequence[int]) -> Round:
         """What the round of `seed` does to the members of `roster`."""

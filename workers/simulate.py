@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from copy import deepcopy
 from itertools import pairwise
-from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import torch
 from washp2p import reference, rundir
 from washp2p.config import METHODS
 from washp2p.errors import UsageError
-from washp2p.evaluation.repair import mean_moments, moments, restore
+from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.frames import MOMENTS
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
@@ -245,10 +244,8 @@ class Population:
         came = [m for m in among if m != own and (senders is None or m in senders)]
         if came:
             counted = [self._moments[number, m] for m in among if m in came or m == own]
-            usable = [each for each in counted if each.isfinite().all()]
-            if usable:
-                with trainer.streams.active():
-                    restore(trainer.model, mean_moments(usable), trainer.repair_inputs())
+            with trainer.streams.active():
+                restore_mean(trainer.model, counted, trainer.repair_inputs)
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
         """Note where a member is after a round of which there is a survey; the last one measures.
@@ -267,15 +264,8 @@ class Population:
             squares = (held - held.mean(0)).square().mean(0)
             bounds = [-(-len(squares) * quarter // 4) for quarter in range(5)]
             parts = [float(squares[a:b].sum()) for a, b in pairwise(bounds)]
-            self._measured.append(
-                {
-                    "round": number,
-                    "members": len(roster),
-                    "exact": True,
-                    "distance": sqrt(sum(parts)),
-                    "quarters": [sqrt(part) for part in parts],
-                }
-            )
+            line = rundir.consensus_line(number, len(roster), parts, exact=True)
+            self._measured.append(line)
             del self._seen[number]
 
     def _give(self, donor: MemberId) -> None:

@@ -63,6 +63,10 @@ class Models:
         self.model.load_state_dict(state)
         return logits(self.model, self.data.evaluation_batches(dataset), self.device)
 
+    def first_inputs(self) -> list[torch.Tensor]:
+        """Batches of training images, by which units are matched and features repaired."""
+        return self.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, self.device)
+
     def held_out(self, state: State) -> float:
         """Accuracy on the held-out images: what choices are made by."""
         return self.accuracy(state, self.data.held_out)
@@ -110,7 +114,7 @@ def soup(
     states = models.states
     inputs = []
     if aligned or repaired:
-        inputs = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
+        inputs = models.first_inputs()
     fit = partial(_fit, models, inputs) if aligned else None
     if kind == "average":
         chosen = list(states)
@@ -161,7 +165,7 @@ def feature_similarities(models: Models, *, aligned: bool) -> list[Similarity]:
     if len(states) < 2:
         raise UsageError("--features compares models; expected at least two, or a run folder")
     if aligned:
-        seen = models.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, models.device)
+        seen = models.first_inputs()
         states = [states[0], *(_fit(models, seen, state, states[0]) for state in states[1:])]
     batches = islice(models.data.evaluation_batches(models.data.test), SIMILARITY_BATCHES)
     inputs = (part.to(models.device) for batch, _ in batches for part in batch.split(32))

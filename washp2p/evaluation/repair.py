@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     State = dict[str, torch.Tensor]
     Inputs = Sequence[torch.Tensor]
@@ -102,6 +102,18 @@ def mean_moments(
     for each, share in zip(counted, shares, strict=True):
         total += share * each
     return total
+
+
+def restore_mean(
+    model: nn.Module, counted: Sequence[torch.Tensor], inputs: Callable[[], Inputs]
+) -> None:
+    """`restore` what several networks' `moments` are on average, leaving out what is not finite.
+
+    Where none are left nothing happens, and `inputs` are not asked for.
+    """
+    usable = [each for each in counted if each.isfinite().all()]
+    if usable:
+        restore(model, mean_moments(usable), inputs())
 
 
 @torch.no_grad()
