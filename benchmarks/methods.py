@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.accuracy import run
 from benchmarks.record import record
-from washp2p.report import amount
+from washp2p.ledger import Kind
+from washp2p.report import amount, per_worker, sent_for
 
 FLAGS = ["--n=5", "--epochs=10", "--max-delay=0", "--track-consensus=10"]
 METHODS = (
@@ -40,20 +41,12 @@ def main() -> None:
             summary: dict[str, Any] = run([*FLAGS, *method.split()], Path(folder) / "run")
         members = summary["bytes"]
         payload, theory, paper, ring = (
-            mean(row[key] for row in members)
-            for key in ("payload", "theory", "paper", "papa_all_reduce")
+            per_worker(summary, key) for key in ("payload", "theory", "paper", "papa_all_reduce")
         )
         assert all(row["payload"] == row["expected_payload"] for row in members)
-        beside = {
-            kind: sum(
-                link["payload"] + link["header"]
-                for row in members
-                for link in row["links"]
-                if link["kind"] == kind
-            )
-            / len(members)
-            for kind in ("repair", "consensus")
-        }
+        beside = [
+            mean(sent_for(row, [kind]) for row in members) for kind in (Kind.REPAIR, Kind.CONSENSUS)
+        ]
         rows.append(
             [
                 f"`{method.removeprefix('--method=')}`",
@@ -62,7 +55,7 @@ def main() -> None:
                 f"{payload / theory:.3f}" if theory else "",
                 amount(paper),
                 f"{ring / payload:.2f}" if payload else "",
-                *(amount(count) if count else "" for count in beside.values()),
+                *(amount(count) if count else "" for count in beside),
             ]
         )
     record(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from washp2p.commandline import (
     add_observation_options,
     report_errors,
 )
-from washp2p.config import FREE, RunConfig, add_options, config_from, flag
+from washp2p.config import FREE, add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.finished import read_runs
 from washp2p.logs import Log
@@ -184,7 +183,7 @@ def _run(options: argparse.Namespace) -> int:
         n = min(n, checkpoints.members_in(folder))
         if not n:
             raise UsageError(f"{folder} has no checkpoint yet; start anew with another --run-dir")
-    flags = [f"--{flag(field.name)}={getattr(config, field.name)}" for field in fields(RunConfig)]
+    flags = config.flags()
     Log(options.log)
     flags += [f"--log={options.log}"]
     flags += [f"--http={options.http}"] if options.http else []

@@ -36,8 +36,7 @@ BY_EPOCHS = ("papa-all", "dart", "papa-2")
 """Methods whose `every` counts epochs instead of steps."""
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAMS: dict[str, dict[str, Any]] = {
-    "adam": {"lr": 0.002, "min_lr": 1e-6},
-    "adamw": {"lr": 0.002, "min_lr": 1e-6},
+    name: {"lr": 0.002, "min_lr": 1e-6} for name in ("adam", "adamw")
 }
 """What differs by optimizer, whatever the data."""
 INITS = ("same", "different")
@@ -254,6 +253,10 @@ class RunConfig:
     def augmentation(self, member: int) -> Augmentation:
         """What member number `member` does to its batches. Never raises: it is validated."""
         return augmentation_of(self.augment, self.data, self.seed, member)
+
+    def flags(self) -> list[str]:
+        """It, as flags of a coordinator, `washp2p run` or `washp2p simulate`."""
+        return [f"--{flag(name)}={value}" for name, value in self.to_wire().items()]
 
     def to_wire(self) -> dict[str, Any]:
         """Plain values by field name."""

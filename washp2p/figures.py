@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from washp2p.ledger import Kind
-from washp2p.report import amount, losses
+from washp2p.report import amount, losses, per_worker, sent_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +103,6 @@ def volume(runs: Sequence[FinishedRun]) -> str:
     """Bytes that one worker sent in its exchanges, against the theory and PAPA."""
     bars = []
     for run in runs:
-        rows = run.summary["bytes"]
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         for label, key in (
             ("sent", "payload"),
@@ -112,7 +111,7 @@ def volume(runs: Sequence[FinishedRun]) -> str:
             ("PAPA, all parameters every 10 steps", "papa"),
             ("PAPA, as a ring all-reduce", "papa_all_reduce"),
         ):
-            bars.append((prefix + label, mean(row[key] for row in rows), key))
+            bars.append((prefix + label, per_worker(run.summary, key), key))
     figure, axes = _figure(height=0.8 + 0.27 * len(bars))
     shades = {"payload": COLOURS[0], "theory": COLOURS[5], "paper": COLOURS[5]}
     names = [name for name, _, _ in bars][::-1]
@@ -172,10 +171,7 @@ def kinds(run: FinishedRun) -> str:
     figure, axes = _figure(height=2.4)
     bottom = [0] * len(rows)
     for number, kind in enumerate(Kind):
-        heights = [
-            sum(x["payload"] + x["header"] for x in row["links"] if x["kind"] == kind)
-            for row in rows
-        ]
+        heights = [sent_for(row, [kind]) for row in rows]
         axes.bar(range(len(rows)), heights, bottom=bottom, label=kind, color=COLOURS[number])
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
     if len(rows) <= LIVES:

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.finished import differences
-from washp2p.report import amount, comparison, links, losses, pace, sent, warning
+from washp2p.report import (
+    OTHER,
+    amount,
+    comparison,
+    links,
+    losses,
+    pace,
+    per_worker,
+    sent,
+    warning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,11 +109,7 @@ def page(runs: Sequence[FinishedRun]) -> str:
                     ),
                     ("kinds", "Sent for what, with headers", figures.kinds(first)),
                 ),
-                tables=[
-                    _Table(
-                        *sent(first.summary), caption="`other` is state transfer and final average"
-                    )
-                ],
+                tables=[_Table(*sent(first.summary), caption=OTHER)],
                 more_title="By peer, kind and wire",
                 more=[_Table(*links(first.summary), names=4)],
             ),
@@ -191,9 +197,8 @@ def volumes(runs: Sequence[FinishedRun]) -> _Table:
     """What one worker's exchanges took, against plan, theory and PAPA; a row a run."""
     rows = []
     for run in runs:
-        own = run.summary["bytes"]
         keys = ("payload", "expected_payload", "theory", "papa", "papa_all_reduce")
-        means = {key: mean(row[key] for row in own) for key in keys}
+        means = {key: per_worker(run.summary, key) for key in keys}
         ratio = f"{means['papa'] / means['payload']:.1f}" if means["payload"] else ""
         pace = f"{run.summary['rounds_per_second']:.1f}"
         rows.append([run.name, *(amount(means[key]) for key in keys), ratio, pace])

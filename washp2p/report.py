@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from washp2p.finished import differences
+from washp2p.ledger import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 Columns = tuple[list[str], list[list[str]]]
 """A header, and rows."""
+OTHER = "`other` is state transfer, final average, REPAIR and surveys, headers included"
+PLANNED = (Kind.EXCHANGE, Kind.REPAIR, Kind.CONSENSUS)
+"""Purposes of which it is known beforehand how many bytes they take."""
 FIGURES = 9
 """Columns that an amount or a percentage takes."""
 SHORTFALL = 2.0
@@ -108,16 +112,26 @@ def warning(summary: Summary) -> str:
     return f"the averaged model is {gap:.1f} points short of the ensemble; {remedy}"
 
 
-def sent(summary: Summary) -> Columns:
-    """Bytes sent by each worker in its exchanges, against plan and theory.
+def per_worker(summary: Summary, key: str) -> float:
+    """What the accounts of a run have under `key`, of one worker on average."""
+    values: list[float] = [row[key] for row in summary["bytes"]]
+    return mean(values)
 
-    `other` is state transfer, final average, REPAIR and surveys, headers included.
+
+def sent_for(row: dict[str, Any], kinds: Sequence[Kind]) -> int:
+    """Bytes that a worker, by its `row` in the accounts, has sent for these purposes.
+
+    Headers included.
     """
+    rows = (link for link in row["links"] if link["kind"] in kinds)
+    return sum(link["payload"] + link["header"] for link in rows)
+
+
+def sent(summary: Summary) -> Columns:
+    """Bytes sent by each worker in its exchanges, against plan and theory, and OTHER."""
     rows = []
     for row in summary["bytes"]:
-        other = sum(
-            link["payload"] + link["header"] for link in row["links"] if link["kind"] != "exchange"
-        )
+        other = sent_for(row, [kind for kind in Kind if kind is not Kind.EXCHANGE])
         sizes = (row["payload"], row["expected_payload"], row["theory"], row["header"])
         messages = f"{row['messages']:,}"
         rest = (other, row["control"])
@@ -129,12 +143,11 @@ def sent(summary: Summary) -> Columns:
 def comparison(summary: Summary) -> str:
     """What PAPA would have sent instead, and how the measured payload compares."""
     row = summary["bytes"][0]
-    sent = sum(r["payload"] for r in summary["bytes"]) / len(summary["bytes"])
+    sent, theory = per_worker(summary, "payload"), per_worker(summary, "theory")
     text = (
         f"PAPA (all {summary['parameters']:,} parameters every 10 steps) would have sent "
         f"{_amount(row['papa'])} per worker, {_amount(row['papa_all_reduce'])} as a ring all-reduce"
     )
-    theory = sum(r["theory"] for r in summary["bytes"]) / len(summary["bytes"])
     if not sent or not theory:
         return text
     formula, count = FORMULAS.get(summary["method"], ("the method's own", "By its paper's count"))
@@ -148,14 +161,7 @@ def comparison(summary: Summary) -> str:
 
 def surveyed(summary: Summary) -> float:
     """Bytes that a worker has sent to measure how far members are apart, headers included."""
-    rows = summary["bytes"]
-    total: int = sum(
-        link["payload"] + link["header"]
-        for row in rows
-        for link in row["links"]
-        if link["kind"] == "consensus"
-    )
-    return total / len(rows)
+    return mean(sent_for(row, [Kind.CONSENSUS]) for row in summary["bytes"])
 
 
 def pace(summary: Summary) -> Columns:
@@ -195,7 +201,7 @@ def links(summary: Summary) -> Columns:
             link["kind"],
             link["wire"],
             f"{link['payload']:,}",
-            f"{link['expected']:,}" if link["kind"] in {"exchange", "consensus"} else "",
+            f"{link['expected']:,}" if link["kind"] in PLANNED else "",
             f"{link['header']:,}",
             f"{link['messages']:,}",
         ]
@@ -232,7 +238,7 @@ def runs_table(runs: Sequence[FinishedRun]) -> Table:
         row(name, ["" if a[key] is None else f"{a[key]:.2f}" for a in accuracies])
     table.add_section()
     for name, key in (("payload", "payload"), ("theory", "theory"), ("PAPA", "papa")):
-        row(name, [_amount(mean(row[key] for row in s["bytes"])) for s in summaries])
+        row(name, [_amount(per_worker(summary, key)) for summary in summaries])
     row("values lost", [f"{summary['lost_values']:,}" for summary in summaries])
     row("rounds/s", [f"{summary['rounds_per_second']:.1f}" for summary in summaries])
     return table

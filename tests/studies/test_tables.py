@@ -14,7 +14,7 @@ import pytest
 
 from washp2p.config import RunConfig
 from washp2p.errors import RunStoppedError
-from washp2p.studies.cells import Cells, flags
+from washp2p.studies.cells import Cells
 from washp2p.studies.tables import Report, Table, Value
 
 TABLE = Table(
@@ -107,7 +107,7 @@ def test_flags_are_the_configuration():
     parser = ArgumentParser()
     add_options(parser)
     chosen = config(method="dart", every=1, epochs=4, from_="0.25", augment="hetero")
-    assert config_from(parser.parse_args(flags(chosen))) == chosen
+    assert config_from(parser.parse_args(chosen.flags())) == chosen
 
 
 def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):

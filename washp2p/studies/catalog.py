@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from washp2p.config import flag
-from washp2p.report import amount
+from washp2p.report import amount, per_worker
 from washp2p.studies import papers, pictures, toy
 from washp2p.studies.lab import accuracy, payload
 from washp2p.studies.tables import Report, Table, Value
@@ -38,13 +38,12 @@ def volume(lab: Lab) -> Report:
         for method in ("none", "papa", "papa-all", "papa-2", "sparta", "wash", "wash-opt"):
             runs = lab.runs(scene, n, method=method)
             sent = payload(runs).mean
-            theory = sum(r["theory"] for run in runs for r in run.summary["bytes"])
-            measured = sum(r["payload"] for run in runs for r in run.summary["bytes"])
+            theory = sum(per_worker(run.summary, "theory") for run in runs) / len(runs)
             rows.append(
                 [
                     method,
                     amount(sent),
-                    f"{measured / theory:.3f}" if theory else "",
+                    f"{sent / theory:.3f}" if theory else "",
                     f"1/{base / sent:.1f}" if sent else "0",
                     *papers.VOLUMES.get(method, ("", "")),
                 ]

@@ -11,11 +11,9 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from washp2p import rundir
-from washp2p.config import RunConfig, flag
 from washp2p.errors import RunStoppedError, UsageError
 from washp2p.finished import FinishedRun
 from washp2p.version import DERIVATION
@@ -23,6 +21,8 @@ from washp2p.version import DERIVATION
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from washp2p.config import RunConfig
 
 
 class Cells:
@@ -54,7 +54,7 @@ class Cells:
         place = self.place(config)
         if not self.done(config):
             shutil.rmtree(place, ignore_errors=True)
-            command = [sys.executable, "-m", "washp2p", "run", *flags(config), *self._local]
+            command = [sys.executable, "-m", "washp2p", "run", *config.flags(), *self._local]
             _finish([*command, f"--run-dir={place}"])
         return FinishedRun.read(place)
 
@@ -73,8 +73,3 @@ def _finish(command: list[str]) -> None:
     if process.returncode:
         last = printed.strip().splitlines()[-1:]
         raise RunStoppedError(f"{' '.join(command)} ended: {' '.join(last)}")
-
-
-def flags(config: RunConfig) -> list[str]:
-    """A configuration as flags of `washp2p run`."""
-    return [f"--{flag(field.name)}={getattr(config, field.name)}" for field in fields(RunConfig)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config import RunConfig
+from washp2p.report import per_worker
 from washp2p.studies.tables import Value
 
 if TYPE_CHECKING:
@@ -124,9 +125,4 @@ def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
 
 def payload(runs: Sequence[FinishedRun]) -> Value:
     """Bytes that a worker sent in its exchanges."""
-    return Value(
-        [
-            sum(row["payload"] for row in run.summary["bytes"]) / len(run.summary["bytes"])
-            for run in runs
-        ]
-    )
+    return Value([per_worker(run.summary, "payload") for run in runs])
