@@ -128,6 +128,16 @@ class Hosts:
         self.workers.append(HeldWorker(arguments, output, host, hold_at))
         return self.workers[-1]
 
+    def come_late(self, coordinator, words):
+        """Two members train; once the coordinator prints `words` a third comes, and all finish."""
+        workers = [self.worker() for _ in range(2)]
+        coordinator.until(words)
+        workers.append(self.worker())
+        coordinator.until("takes part")
+        assert [worker.wait() for worker in workers] == [0, 0, 0]
+        assert coordinator.wait() == 0, coordinator.text
+        return Story(self.folder)
+
     def cut(self, worker, *, both_ways):
         """Drop what a worker's host sends, and if `both_ways` what it is sent."""
         self._rules(worker, "-A", both_ways=both_ways)

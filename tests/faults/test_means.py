@@ -100,13 +100,7 @@ def test_a_newcomer_does_not_wait_for_frames_where_nobody_sends(here):
         "--lr=0.02",
         "--patience=1",
     )
-    workers = [here.worker() for _ in range(2)]
-    coordinator.until("epoch 5")
-    workers.append(here.worker())
-    coordinator.until("takes part")
-    assert [worker.wait() for worker in workers] == [0, 0, 0]
-    assert coordinator.wait() == 0, coordinator.text
-    story = Story(here.folder)
+    story = here.come_late(coordinator, "epoch 5")
     joined = story.joined()[2].round
     row = next(row for row in story.summary["bytes"] if row["member"] == 2)
     assert row["steps"] > 0.5 * (story.summary["rounds"] - joined)
@@ -116,13 +110,7 @@ def test_a_newcomer_does_not_wait_for_frames_where_nobody_sends(here):
 @pytest.mark.parametrize("method", EACH)
 def test_one_comes_late(here, tmp_path, method):
     coordinator = here.coordinator(*FLAGS, *EACH[method], "--min-n=2", "--epochs=30", "--lr=0.02")
-    workers = [here.worker() for _ in range(2)]
-    coordinator.until("epoch 2")
-    workers.append(here.worker())
-    coordinator.until("takes part")
-    assert [worker.wait() for worker in workers] == [0, 0, 0]
-    assert coordinator.wait() == 0, coordinator.text
-    story = Story(here.folder)
+    story = here.come_late(coordinator, "epoch 2")
     assert story.joined().keys() == {2}
     assert replay(here.folder, tmp_path) == []
     assert {found["members"] for found in surveys(here.folder)} == {2, 3}

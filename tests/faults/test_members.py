@@ -342,13 +342,7 @@ def test_a_newcomer_makes_nobody_jump(here, tmp_path):
     coordinator = here.coordinator(
         *FLAGS, "--n=3", "--min-n=2", "--max-delay=none", "--expire=56", "--epochs=30"
     )
-    workers = [here.worker() for _ in range(2)]
-    coordinator.until("epoch 2")
-    workers.append(here.worker())
-    coordinator.until("takes part")
-    assert [worker.wait() for worker in workers] == [0, 0, 0]
-    assert coordinator.wait() == 0, coordinator.text
-    story = Story(here.folder)
+    story = here.come_late(coordinator, "epoch 2")
     first = story.joined()[2].round + 1
     over = []
     for member in (0, 1):
