@@ -314,13 +314,9 @@ class Connection:
         """Report one line of metrics.jsonl: plain `values` only, by name."""
         self._send(Metrics(values))
 
-    def surveyed(self, round_number: int, members: int, exact: bool, squares: list[float]) -> None:
-        """Report this member's part of what a survey has found after round `round_number`.
-
-        `squares` are the parts, by quarter of the parameters, of the mean squared distance of so
-        many `members` from their mean; `exact` if all scalars were looked at.
-        """
-        self._send(Surveyed(round_number, members, exact, squares))
+    def surveyed(self, found: Surveyed) -> None:
+        """Report what this member has `found` in a survey, as the message says."""
+        self._send(found)
 
     def vitals(self, vitals: Vitals) -> None:
         """Report how it goes, by `vitals`: a member does every second or so."""

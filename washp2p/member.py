@@ -435,7 +435,7 @@ class Member:
     def _tell_surveyed(self) -> None:
         if self._surveyor is not None:
             for found in self._surveyor.found:
-                self._connection.surveyed(*found)
+                self._connection.surveyed(found)
             self._surveyor.found.clear()
 
     @contextmanager

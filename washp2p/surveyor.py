@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from washp2p.control import Surveyed
 from washp2p.exchange import Beside
 from washp2p.frames import SURVEY
 from washp2p.lanes import as_array
@@ -16,15 +17,6 @@ if TYPE_CHECKING:
 
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
-
-
-class Surveyed(NamedTuple):
-    """What this member has found: as `Survey.squares`, of so many members."""
-
-    round: int
-    members: int
-    exact: bool
-    squares: list[float]
 
 
 class Surveyor:

@@ -158,11 +158,11 @@ class Timeline:
         self._connection.reached(number)
         self.round = number
         if jumps and self._log is not None:
-            self._log.append([Jump(self.steps, self._epoch, number)])
+            self._log.append([Jump(self.steps, self._roster.epoch, number)])
         if staged is not None or self._arrivals.outstanding:
             self._trade(number, staged, bound)
         if self._surveyor is not None:
-            self._survey(number, bound)
+            self._survey(self._surveyor, number, bound)
         self.ended = time.monotonic()
 
     def finish(self) -> None:
@@ -207,13 +207,12 @@ class Timeline:
             beside = repairer.begin(staged.roster, staged.plan)
             self._pass_on(number, staged.roster, beside, bound)
 
-    def _survey(self, number: int, bound: int | None) -> None:
+    def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
         """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
-        assert self._surveyor is not None
         exact = bound is not None and number == self._connection.checkpoint_from(number)
-        roster = roster_at(self._connection.rosters, number)
-        if len(roster.members) > 1 and (exact or self._surveyor.due(number)):
-            beside = self._surveyor.begin(number, roster, exact=exact)
+        roster = self._roster
+        if len(roster.members) > 1 and (exact or surveyor.due(number)):
+            beside = surveyor.begin(number, roster, exact=exact)
             self._pass_on(number, roster, beside, bound)
 
     def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
@@ -271,11 +270,11 @@ class Timeline:
         )
 
     @property
-    def _epoch(self) -> int:
+    def _roster(self) -> Roster:
         """Of the round that this member is in."""
-        return roster_at(self._connection.rosters, self.round).epoch
+        return roster_at(self._connection.rosters, self.round)
 
     def _write(self, applied: Sequence[Applied]) -> None:
         if self._log is not None and applied:
-            epoch = self._epoch
+            epoch = self._roster.epoch
             self._log.append([Record(self.steps, epoch, *one) for one in applied])

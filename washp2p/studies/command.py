@@ -35,20 +35,17 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", default="0,1,2", metavar="S,...", help="a run for each (default: %(default)s)"
     )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs/studies"),
-        metavar="DIR",
-        help="where runs are kept, and found again (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
-        default=Path("studies"),
-        metavar="DIR",
-        help="where tables and pictures go (default: %(default)s)",
-    )
+    for option, default, what in (
+        ("runs", "runs/studies", "where runs are kept, and found again"),
+        ("into", "studies", "where tables and pictures go"),
+    ):
+        parser.add_argument(
+            f"--{option}",
+            type=Path,
+            default=Path(default),
+            metavar="DIR",
+            help=f"{what} (default: %(default)s)",
+        )
 
 
 def make_study(options: argparse.Namespace) -> int:
