@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import multiprocessing
 import os
 import shutil
 from contextlib import contextmanager, nullcontext
@@ -58,7 +59,7 @@ class Data:
             shuffle=True,
             drop_last=True,
             generator=generator,
-            num_workers=min(4, os.cpu_count() or 1),  # new each pass: it can be begun again
+            **_readers(),  # new each pass: it can be begun again
         )
 
     @staticmethod
@@ -67,7 +68,7 @@ class Data:
         if isinstance(dataset, TensorDataset):
             sampler = BatchSampler(range(len(dataset)), EVALUATION_BATCH, drop_last=False)
             return DataLoader(dataset, sampler=sampler, batch_size=None)
-        return DataLoader(dataset, 64, num_workers=min(4, os.cpu_count() or 1))
+        return DataLoader(dataset, 64, **_readers())
 
     def first_batches(self, count: int, size: int, device: torch.device) -> list[torch.Tensor]:
         """Inputs of the first training images, always the same: `count` batches at most."""
@@ -102,6 +103,13 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
         shape=(images.shape[1], images.shape[2], images.shape[3]),
         classes=classes,
     )
+
+
+def _readers() -> dict[str, Any]:
+    """For a loader of files: processes that are not forks of a member, which has threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchvision.datasets"])
+    return {"num_workers": min(4, os.cpu_count() or 1), "multiprocessing_context": context}
 
 
 def _length(dataset: Dataset[Any]) -> int:

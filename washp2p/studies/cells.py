@@ -1,7 +1,7 @@
 """Cells: runs of one configuration each, made once and kept.
 
-A cell's folder is named by all of its configuration, so that one with any other setting is another
-cell, and what is in it is checked against that before it is used.
+A cell's folder is named by all of its configuration that is not a field's default (so that versions
+with more fields find it again), and what is in it is checked against all of it before it is used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from washp2p import rundir
@@ -34,7 +35,9 @@ class Cells:
 
     def place(self, config: RunConfig) -> Path:
         """Where a configuration's run is, or will be."""
-        text = json.dumps([config.to_wire(), DERIVATION], sort_keys=True)
+        plain = {field.name: field.default for field in fields(config)}
+        chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
+        text = json.dumps([chosen, DERIVATION], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
 
