@@ -80,4 +80,6 @@ def test_nothing_unpickles():
         for file in (ROOT / package).rglob("*.py"):
             wrong = {"pickle", "cPickle", "dill", "shelve", "marshal"} & set(imports(file))
             assert not wrong, file
-            assert "torch.load" not in file.read_text(), file
+            loads = file.read_text().count("torch.load(")
+            assert loads == file.read_text().count("weights_only=True"), file
+            assert not loads or file.name == "pretrained.py"  # tensors of others, which are no code

@@ -36,7 +36,7 @@ def test_given_values_win_over_presets_and_survive_the_wire():
         ({"n": 2, "p": 1.5}, "--p is 1.5; expected 0.0 to 1.0"),
         ({"n": 2, "p": float("nan")}, "--p is nan"),
         ({"n": 2, "data": "mnist"}, "--data is 'mnist'; expected one of digits, fashion-mnist"),
-        ({"n": 2, "model": "vit"}, "--model is 'vit'; expected one of cnn, resnet18"),
+        ({"n": 2, "model": "vit"}, "--model is 'vit'; expected one of linear, cnn, resnet18"),
         ({"n": 2, "method": "swarm"}, "--method is 'swarm'; expected one of wash, wash-opt, "),
         ({"n": 2, "schedule": "up"}, "--schedule is 'up'; expected one of decreasing"),
         ({"n": 2, "epochs": 0}, "--epochs is 0"),

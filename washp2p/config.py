@@ -41,7 +41,9 @@ ADAMS: dict[str, dict[str, Any]] = {
 """What differs by optimizer, whatever the data."""
 INITS = ("same", "different")
 SMALLEST_P = 1e-15
-MODELS = ("cnn", "resnet18", "vgg16", "resnet50")
+MODELS = ("linear", "cnn", "resnet18", "vgg16", "resnet50", "timm:NAME")
+TIMM = "timm"
+"""Where a model, as in timm:efficientnet_lite0, or its pretrained weights come from."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"p": 0.05, "lr": 0.07, "batch_size": 32, "holdout": 0.1},
@@ -103,7 +105,15 @@ class RunConfig:
         TRANSPORTS,
     )
     data: str = _option("digits", "data set", tuple(PRESETS))
-    model: str = _option("cnn", "architecture", MODELS)
+    model: str = _option("cnn", "architecture; timm has hundreds", MODELS)
+    weights: str = _option(
+        "",
+        "begin with pretrained weights, all but the last layer's: a file, on every worker's "
+        "machine, or timm for timm's own download",
+    )
+    head_first: str = _option(
+        "0", "train the last layer only up to the end of this epoch, or fraction, as --until"
+    )
     epochs: int = _option(12, "passes over the training data")
     batch_size: int = _option(64, "images in a step")
     init: str = _option("same", "initial parameters: the first member's, or each its own", INITS)
@@ -112,6 +122,11 @@ class RunConfig:
     min_lr: float = _option(1e-4, "learning rate after the last step (cosine, by step)")
     momentum: float = _option(0.9, "momentum, of SGD only")
     weight_decay: float = _option(1e-4, "weight decay")
+    swa_from: str = _option(
+        "1.0",
+        "after this epoch, or fraction, average each member's own epochs, too (SWA); 1.0: not",
+    )
+    swa_lr: float = _option(0.05, "constant learning rate from then on")
     augment: str = _option(
         "none",
         "what members do to their images, by turns or drawn (hetero), besides CIFAR's crops and "
@@ -145,9 +160,16 @@ class RunConfig:
             ("late", LATE),
             ("transport", TRANSPORTS),
             ("on_divergence", ON_DIVERGENCE),
-            ("model", MODELS),
         ):
             _expect_known(name, getattr(self, name), known)
+        of_timm = self.model.startswith(f"{TIMM}:") and self.model != MODELS[-1]
+        if not of_timm:
+            _expect_known("model", self.model, MODELS[:-1])
+        if self.weights == TIMM and not of_timm:
+            raise UsageError(
+                f"--weights is {TIMM}; it has none for --model {self.model}: expected a file, or "
+                f"--model {MODELS[-1]}"
+            )
         if self.max_delay not in {"auto", "none"} and not (
             self.max_delay.isascii() and self.max_delay.isdecimal() and len(self.max_delay) < 10
         ):
@@ -156,7 +178,7 @@ class RunConfig:
                 "auto or none"
             )
         augmentation_of(self.augment, self.data, self.seed, 0)
-        for name in ("from_", "until"):
+        for name in ("from_", "until", "head_first", "swa_from"):
             _expect_when(name, getattr(self, name))
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
@@ -182,6 +204,7 @@ class RunConfig:
             ("p", 0.0, 1.0),
             ("lr", 0.0, 1e6),
             ("min_lr", 0.0, self.lr),
+            ("swa_lr", 0.0, 1e6),
             ("momentum", 0.0, 1.0),
             ("weight_decay", 0.0, 1e6),
             ("holdout", 0.0, 0.9),
@@ -314,7 +337,7 @@ def config_from(
 
 
 def moment(when: str, epochs: int) -> Fraction:
-    """The fraction of a run of so many `epochs` that `--from` or `--until` names.
+    """The fraction of a run of so many `epochs` that `--from`, `--until` and the like name.
 
     >>> moment("0.25", 12), moment("3", 12)
     (Fraction(1, 4), Fraction(1, 4))

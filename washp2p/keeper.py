@@ -34,10 +34,12 @@ class Stateful(Protocol):
     """What a training loop has besides model and optimizer: random streams, place in the data."""
 
     def state_dict(self) -> dict[str, Any]:
-        """It, as plain values (JSON's). Called within `optimizer.step()`, after its round."""
+        """It, as plain values (JSON's) and tensors. Called within `optimizer.step()`, after its
+        round.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be where `state_dict` was."""
+        """Be where `state_dict` was; tensors are on the CPU."""
 
 
 class Keeper:

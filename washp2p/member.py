@@ -263,19 +263,23 @@ class Member:
             where = Snapshot(self._timeline.steps, self._timeline.round)
             replicas.start(self._connection.config, self._store, where)
 
-    def average(self) -> State:
+    def average(self, final: State | None = None) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
         Collective: every member takes part, here or when it leaves its block. Floating-point
         tensors are the mean in MemberId order, accumulated in float64; integer buffers the
         maximum. Over the members that are alive: whenever one is lost before all have the mean,
-        they begin anew. No step may follow. Blocks. Raises RunStoppedError, also if this member has
-        diverged: the average is of the others.
+        they begin anew. No step may follow. `final` is a state dict that is to take the place of
+        this member's model, which is given it: of a moving or stochastic average of its own, say.
+        Blocks. Raises RunStoppedError, also if this member has diverged: the average is of the
+        others; and UsageError for a state dict of another model.
         """
         if self._finale is None:
             self._unhook()
             with self._told():
                 self._timeline.finish()
+                if final is not None:
+                    self._store.load_state_dict(final)
                 if not self._store.is_finite():
                     raise RunStoppedError(
                         f"member {self.id} has diverged, not all of its parameters are numbers; "

@@ -11,22 +11,26 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from washp2p.errors import ProtocolError
 
 if TYPE_CHECKING:
-    import torch
-
     from washp2p.store import Store
 
 _META = "washp2p"
+_TENSOR = "washp2p.tensor"
+"""Stands in plain values, with a number, for a tensor beside them."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where its member was: own steps taken, the last round, and what else was put in."""
+    """Where its member was: own steps taken, the last round, and what else was put in.
+
+    That is plain values (JSON's) and tensors, on any device, which come back on the CPU.
+    """
 
     step: int
     round: int
@@ -38,10 +42,13 @@ def take(store: Store, snapshot: Snapshot) -> bytes:
     tensors = {f"section.{name}": vector for name, vector in store.sections().items()}
     state, plain = store.optimizer_state()
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    apart: list[torch.Tensor] = []
+    extra = _take_apart(snapshot.extra, apart)
+    tensors |= {f"extra.{k}": t.detach().to("cpu", copy=True) for k, t in enumerate(apart)}
     meta = {
         "step": snapshot.step,
         "round": snapshot.round,
-        "extra": snapshot.extra,
+        "extra": extra,
         "optimizer": plain,
     }
     return save(tensors, {_META: json.dumps(meta)})
@@ -55,7 +62,8 @@ def restore(store: Store, data: bytes) -> Snapshot:
     try:
         tensors = load(data)
         meta = json.loads(_metadata(data)[_META])
-        snapshot = Snapshot(index(meta["step"]), index(meta["round"]), meta["extra"])
+        extra = _put_together(meta["extra"], _part(tensors, "extra."))
+        snapshot = Snapshot(index(meta["step"]), index(meta["round"]), extra)
         plain = meta["optimizer"]
         store.load_sections(_part(tensors, "section."))
         store.load_optimizer_state(_part(tensors, "optimizer."), plain)
@@ -75,6 +83,29 @@ def restore(store: Store, data: bytes) -> Snapshot:
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """It as plain values alone; its tensors are added to `tensors`."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value.contiguous())
+        return {_TENSOR: len(tensors) - 1}
+    if isinstance(value, dict):
+        return {key: _take_apart(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_take_apart(item, tensors) for item in value]
+    return value
+
+
+def _put_together(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Inverse of `_take_apart`; a tuple comes back as a list."""
+    if isinstance(value, dict):
+        if value.keys() == {_TENSOR}:
+            return tensors[str(value[_TENSOR])]
+        return {key: _put_together(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_put_together(item, tensors) for item in value]
+    return value
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -221,6 +221,19 @@ class Store:
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Overwrite the model; names in `state` are those of the model as it was given.
+
+        Raises UsageError if it is not one of such a model.
+        """
+        own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
+        try:
+            self._model.load_state_dict(own)
+        except RuntimeError as error:
+            raise UsageError(
+                f"what is to be averaged is no state dict of the model: {error!s:.300}"
+            ) from None
+
     def is_finite(self) -> bool:
         """Whether every value of the model is a number."""
         sections = self.sections().values()

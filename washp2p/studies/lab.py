@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from washp2p.config import RunConfig
+from washp2p.config import RunConfig, flag
 from washp2p.report import per_worker
 from washp2p.studies.tables import Value
 
@@ -67,6 +67,71 @@ PRESETS: dict[str, tuple[Scene, ...]] = {
     ),
 }
 """By `--preset`. The last but one of `paper` is that of the papers' ablations."""
+_LOGISTIC = Scene(
+    data="digits",
+    model="linear",
+    members=(10,),
+    options={
+        "epochs": 10,
+        "batch_size": 1,
+        "lr": 0.1,
+        "min_lr": 0.1,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+    },
+    by_method={"papa-all": {"every": 1}},
+)
+_TUNED: dict[str, Any] = {
+    "epochs": 150,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "min_lr": 1e-6,
+    "weight_decay": 1e-4,
+    "head_first": "0.04",
+}
+_TUNED_BY_METHOD: dict[str, dict[str, Any]] = {
+    "papa": {"alpha": 0.9995, "init": "same"},
+    "papa-all": {"every": 20, "init": "same"},
+}
+_LITE = "timm:efficientnet_lite0"
+_SHORTLY = {**_TUNED, "lr": 1e-3, "min_lr": 1e-5}
+OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
+    "digits": dict.fromkeys(PRESETS, (_LOGISTIC,)),
+    "finetune": {
+        "cpu": (
+            Scene(
+                data="fashion-mnist",
+                model=_LITE,
+                options={**_SHORTLY, "batch_size": 32, "epochs": 6, "train_limit": 1500},
+                by_method={**_TUNED_BY_METHOD, "papa-all": {"every": 2, "init": "same"}},
+            ),
+        ),
+        "gpu": (
+            Scene(
+                data="fashion-mnist",
+                model=_LITE,
+                options={**_SHORTLY, "epochs": 20},
+                by_method={**_TUNED_BY_METHOD, "papa-all": {"every": 4, "init": "same"}},
+            ),
+        ),
+        "paper": tuple(
+            Scene(
+                data="cifar100",
+                model=f"timm:{model}",
+                members=(n,),
+                options=_TUNED,
+                by_method=_TUNED_BY_METHOD,
+            )
+            for model, n in (
+                ("tf_efficientnetv2_s", 2),
+                ("eva02_tiny_patch14_224", 4),
+                ("convit_tiny", 5),
+            )
+        ),
+    },
+}
+"""Presets of studies that are of other data and models."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +143,8 @@ class Lab:
     seeds: Sequence[int]
     pictures: Path
     tell: Callable[[str], None] = lambda _: None
+    weights: str = ""
+    """Pretrained ones, if a study wants some."""
 
     def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
         """Of one run: a scene's, with some `changes`; in lockstep, so that it can be repeated."""
@@ -85,10 +152,12 @@ class Lab:
         chosen = {"data": scene.data, "model": scene.model, **scene.options, **by_method, **changes}
         return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
 
-    def runs(self, scene: Scene, n: int, **changes: Any) -> list[FinishedRun]:
-        """One a seed, made now where they are missing. Blocks."""
+    def runs(
+        self, scene: Scene, n: int, seeds: Sequence[int] | None = None, **changes: Any
+    ) -> list[FinishedRun]:
+        """One for each of the `seeds`, all if not given, made where they are missing. Blocks."""
         made = []
-        for seed in self.seeds:
+        for seed in self.seeds if seeds is None else seeds:
             config = self.config(scene, n, seed, **changes)
             if not self.cells.done(config):
                 words = " ".join(f"{key}={value}" for key, value in changes.items())
@@ -100,6 +169,16 @@ class Lab:
         """Where ablations are made: the last scene, with its middle number of members."""
         scene = self.scenes[-1]
         return scene, scene.members[len(scene.members) // 2]
+
+    @property
+    def said(self) -> str:
+        """Which seeds and scenes these are, for the reader of a table."""
+        parts = [f"Mean ± standard deviation over seeds {', '.join(map(str, self.seeds))}."]
+        for scene in self.scenes:
+            chosen = [_words(scene.options)]
+            chosen += [f"with {name} {_words(more)}" for name, more in scene.by_method.items()]
+            parts.append(f"{scene.name}: {'; '.join(filter(None, chosen)) or 'defaults'}.")
+        return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
         """With what is given in the place of the preset's."""
@@ -126,3 +205,7 @@ def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
 def payload(runs: Sequence[FinishedRun]) -> Value:
     """Bytes that a worker sent in its exchanges."""
     return Value([per_worker(run.summary, "payload") for run in runs])
+
+
+def _words(options: dict[str, Any]) -> str:
+    return " ".join(f"--{flag(name)} {value}" for name, value in options.items())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from washp2p.studies.toy import Points
@@ -38,6 +39,23 @@ def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) 
         axes.set_xlabel("round")
     figure.axes[0].set_ylabel("distance to consensus")
     figure.axes[-1].legend()
+    return _save(figure, place)
+
+
+def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, list[float]]) -> str:
+    """What was found at a `grid` of weights of three members, a triangle each; one scale."""
+    figure = _figure(10, 3)
+    across = [b + c / 2 for _, b, c in grid]
+    up = [c * 3**0.5 / 2 for _, _, c in grid]
+    low, high = (limit(value for found in maps.values() for value in found) for limit in (min, max))
+    for axes, (name, found) in zip(figure.subplots(1, len(maps)), maps.items(), strict=True):
+        drawn = axes.tripcolor(across, up, found, shading="gouraud", vmin=low, vmax=high)
+        for label, x, y in (("A", 0, -0.08), ("B", 1, -0.08), ("C", 0.5, 0.9)):
+            axes.text(x, y, label, ha="center")
+        axes.set_title(name)
+        axes.set_aspect("equal")
+        axes.axis("off")
+    figure.colorbar(drawn, ax=figure.axes, label="test accuracy, %")
     return _save(figure, place)
 
 
