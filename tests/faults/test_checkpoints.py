@@ -81,8 +81,9 @@ def assert_undisturbed(here, tmp_path, *, unheard=()):
     [
         (("--checkpoint-epochs=1",), (40, 80)),
         (("--checkpoint-epochs=0", "--checkpoint-minutes=0.005"), range(8, 120)),
+        (("--swa-from=1",), (40, 80)),
     ],
-    ids=["epochs", "minutes"],
+    ids=["epochs", "minutes", "swa"],
 )
 def test_a_power_cut(here, tmp_path, flags, rounds):
     here.coordinator(*FLAGS, "--max-delay=0", *flags)

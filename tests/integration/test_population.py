@@ -44,6 +44,10 @@ def simulated(tmp_path, **options):
         ("papa-2", 4, "cnn", {"every": 1, "epochs": 3}),
         ("papa-all", 2, "cnn", {"every": 1, "repair": 2, "augment": "erasing=0.5"}),
         ("papa-2", 3, "cnn", {"every": 1, "repair": 2}),
+        ("wash", 3, "cnn", {"p": 0.05, "swa_from": "1", "swa_lr": 0.02}),
+        ("papa-all", 2, "resnet18", {"every": 1, "swa_from": "0.5", "train_limit": 150}),
+        ("wash-opt", 2, "timm:test_resnet", {"optimizer": "adamw", "head_first": "0.5"}),
+        ("none", 2, "linear", {"momentum": 0.0, "batch_size": 8}),
     ],
 )
 def test_a_distributed_run_equals_the_simulation(runs, tmp_path, method, n, model, extra):

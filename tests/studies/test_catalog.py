@@ -10,7 +10,7 @@ from washp2p.errors import UsageError
 from washp2p.finished import FinishedRun
 from washp2p.studies.catalog import STUDIES
 from washp2p.studies.command import NAMES
-from washp2p.studies.lab import OWN_PRESETS, PRESETS, Lab, Scene, accuracy, payload
+from washp2p.studies.lab import OWN_PRESETS, PRESETS, Lab, Scene, accuracy
 from washp2p.studies.papa import pretrained
 
 BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
@@ -92,7 +92,7 @@ def test_every_study_writes_its_tables_and_pictures(lab, name, tmp_path):
         assert (tmp_path / picture).stat().st_size > 1000
     if name != "toy":
         seeds = {config.seed for config in lab.cells.asked}
-        assert seeds == {0, 2}
+        assert seeds == ({0} if name == "volume" else {0, 2})
 
 
 def test_methods_by_members_with_the_papers_numbers_beside(lab):
@@ -205,7 +205,6 @@ def test_what_is_measured_of_runs():
     assert accuracy(runs, "mean").samples == [98.0, 102.0]
     assert accuracy(runs, "best").samples == [99.0, 103.0]
     assert accuracy(runs, "worst").samples == [97.0, 101.0]
-    assert payload(runs).samples == [10.5, 10.5]
 
 
 def test_presets_are_configurations_that_there_can_be():

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config import RunConfig, flag
-from washp2p.report import per_worker
 from washp2p.studies.tables import Value
 
 if TYPE_CHECKING:
@@ -200,11 +199,6 @@ def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
     if key in {"best", "worst"}:
         return Value([max(own) if key == "best" else min(own) for own in members])
     return Value([one[key] for one in found])
-
-
-def payload(runs: Sequence[FinishedRun]) -> Value:
-    """Bytes that a worker sent in its exchanges."""
-    return Value([per_worker(run.summary, "payload") for run in runs])
 
 
 def _words(options: dict[str, Any]) -> str:

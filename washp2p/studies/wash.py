@@ -10,7 +10,7 @@ import numpy as np
 from washp2p.errors import UsageError
 from washp2p.report import amount, per_worker
 from washp2p.studies import papers, pictures, toy
-from washp2p.studies.lab import accuracy, payload
+from washp2p.studies.lab import accuracy
 from washp2p.studies.tables import Report, Table, Value
 
 if TYPE_CHECKING:
@@ -36,12 +36,16 @@ def volume(lab: Lab) -> Report:
     report = Report("volume", "Communication volume (WASH, table 1)")
     for scene in lab.scenes:
         n = scene.members[0]
-        base = payload(lab.runs(scene, n, method="papa")).mean
+        methods = ("none", "papa", "papa-all", "papa-2", "sparta", "wash", "wash-opt")
+        found = {
+            method: run.summary
+            for method in methods
+            for run in lab.runs(scene, n, lab.seeds[:1], method=method)
+        }
+        base = per_worker(found["papa"], "payload")
         rows: list[list[Cell]] = []
-        for method in ("none", "papa", "papa-all", "papa-2", "sparta", "wash", "wash-opt"):
-            runs = lab.runs(scene, n, method=method)
-            sent = payload(runs).mean
-            theory = sum(per_worker(run.summary, "theory") for run in runs) / len(runs)
+        for method, summary in found.items():
+            sent, theory = (per_worker(summary, key) for key in ("payload", "theory"))
             rows.append(
                 [
                     method,
@@ -54,9 +58,9 @@ def volume(lab: Lab) -> Report:
         header = ["method", "payload a worker", "of its formula", "of PAPA's", "paper: CIFAR"]
         report.tables.append(Table(f"{scene.name}, N = {n}", [*header, "paper: ImageNet"], rows))
     report.notes.append(
-        "Measured in `washp2p run`, headers left out. The paper counts d/T for PAPA and p d/2 for "
-        "WASH; here PAPA's means are reduced and shared peer to peer, 2 (N-1)/N d each, and WASH "
-        "sends (N-1)/N of what its layers' own rates select."
+        f"Measured in `washp2p run`, seed {lab.seeds[0]}, headers left out. The paper counts d/T "
+        "for PAPA and p d/2 for WASH; here PAPA's means are reduced and shared peer to peer, "
+        "2 (N-1)/N d each, and WASH sends (N-1)/N of what its layers' own rates select."
     )
     return report
 
