@@ -36,6 +36,8 @@ class FinishedRun:
     """Members as the run began, each with `member`, `host` and `versions`."""
     versions: dict[str, Any]
     """Of the coordinator."""
+    simulated: bool = False
+    """Whether it was one process: bytes were reckoned, not counted."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -59,6 +61,7 @@ class FinishedRun:
             consensus=consensus,
             hosts=more.get("members", []),
             versions=more.get("versions", {}),
+            simulated=bool(more.get("simulated")),
         )
 
     def curves(self, key: str) -> dict[MemberId, list[tuple[int, float]]]:

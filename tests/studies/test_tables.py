@@ -16,6 +16,7 @@ from washp2p.config import RunConfig
 from washp2p.errors import RunStoppedError
 from washp2p.studies.cells import Cells
 from washp2p.studies.tables import Report, Table, Value
+from workers.simulate import differences
 
 TABLE = Table(
     "Accuracies",
@@ -63,7 +64,7 @@ def config(**options):
 
 
 def test_a_cell_is_run_once_and_no_other_setting_uses_it(tmp_path):
-    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    cells = Cells(tmp_path / "cells", tmp_path)
     one = config(seed=1)
     assert not cells.done(one)
     first = cells.run(one)
@@ -76,8 +77,24 @@ def test_a_cell_is_run_once_and_no_other_setting_uses_it(tmp_path):
         assert not cells.done(changed)
 
 
+def test_a_simulated_cell_has_the_same_bits_but_its_bytes_are_not_measured(tmp_path):
+    quick, real = (Cells(tmp_path / k, tmp_path, simulated=k == "quick") for k in ("quick", "real"))
+    one = config(p=0.05)
+    simulated, run = quick.run(one), real.run(one)
+    assert (simulated.simulated, run.simulated) == (True, False)
+    assert simulated.summary["accuracy"] == run.summary["accuracy"]
+    assert differences(quick.place(one), real.place(one)) == []
+    assert quick.done(one)
+    assert not quick.done(one, measured=True)
+    assert not quick.run(one, measured=True).simulated
+    between = real.between(one)
+    members = run.summary["accuracy"]["members"]
+    assert [between((1.0, 0.0)), between((0.0, 1.0))] == members
+    assert between((0.5, 0.5)) == run.summary["accuracy"]["averaged"]
+
+
 def test_what_was_interrupted_is_begun_anew(tmp_path):
-    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    cells = Cells(tmp_path / "cells", tmp_path)
     one = config()
     cells.run(one)
     (cells.place(one) / "summary.json").unlink()
@@ -86,7 +103,7 @@ def test_what_was_interrupted_is_begun_anew(tmp_path):
 
 
 def test_a_cell_of_another_configuration_in_its_place_is_not_used(tmp_path):
-    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    cells = Cells(tmp_path / "cells", tmp_path)
     one, other = config(), config(seed=5)
     cells.run(one)
     cells.place(one).rename(cells.place(other))
@@ -94,7 +111,7 @@ def test_a_cell_of_another_configuration_in_its_place_is_not_used(tmp_path):
 
 
 def test_a_run_that_fails_says_why(tmp_path):
-    cells = Cells(tmp_path / "cells", [f"--data-dir={tmp_path}"])
+    cells = Cells(tmp_path / "cells", tmp_path)
     with pytest.raises(RunStoppedError, match="--model vgg16 needs images of at least 32x32"):
         cells.run(config(model="vgg16"))
 
@@ -116,9 +133,9 @@ def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):
     command += [f"--data-dir={tmp_path}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as study:
         for line in study.stdout:
-            if "method=none" in line:  # the first cell, papa, is done
+            if "method=papa" in line:  # the first cell, none, is done
                 break
-        while not list((tmp_path / "cells").glob("*none*/metrics.jsonl")):
+        while not list((tmp_path / "cells").glob("*papa*/metrics.jsonl")):
             assert study.poll() is None
             time.sleep(0.05)  # until it trains
         study.send_signal(signal.SIGINT)
@@ -129,7 +146,7 @@ def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):
     assert left == []
     done = [path.parent.name for path in (tmp_path / "cells").glob("*/summary.json")]
     assert len(done) == 1
-    assert "-papa-" in done[0]
+    assert "-none-" in done[0]
 
 
 def _text_of(path):

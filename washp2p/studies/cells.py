@@ -29,13 +29,25 @@ if TYPE_CHECKING:
 class Cells:
     """The finished runs below `folder`, of data in `data_dir`.
 
-    `local` are more flags of `washp2p run` about this machine.
+    It is fetched if `download`. `machine` are flags of `washp2p run` about this machine. With
+    `simulated`, members are trained in one process, by `washp2p simulate`: in lockstep that gives
+    the same bits.
     """
 
-    def __init__(self, folder: Path, data_dir: Path, local: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        data_dir: Path,
+        machine: Sequence[str] = (),
+        *,
+        download: bool = False,
+        simulated: bool = False,
+    ) -> None:
         self._folder = folder
         self._data_dir = data_dir
-        self._local = [f"--data-dir={data_dir}", *local]
+        data = [f"--data-dir={data_dir}", *(["--download"] if download else [])]
+        self._measure = ["run", *data, *machine]
+        self._make = ["simulate", *data] if simulated else self._measure
 
     def place(self, config: RunConfig) -> Path:
         """Where a configuration's run is, or will be."""
@@ -45,24 +57,26 @@ class Cells:
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
 
-    def done(self, config: RunConfig) -> bool:
-        """Whether it has run to its end."""
+    def done(self, config: RunConfig, *, measured: bool = False) -> bool:
+        """Whether it has run to its end; with `measured`, with bytes counted, not simulated."""
         place = self.place(config)
         try:
-            return rundir.read_config(place) == config and bool(rundir.read_summary(place))
+            known = rundir.read_config(place) == config and bool(rundir.read_summary(place))
         except UsageError:
             return False
+        return known and not (measured and FinishedRun.read(place).simulated)
 
-    def run(self, config: RunConfig) -> FinishedRun:
+    def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
         """The finished run: it is made now if it is not there. Blocks.
 
         Raises RunStoppedError if it fails; what was left of an earlier try is removed.
         """
         place = self.place(config)
-        if not self.done(config):
+        if not self.done(config, measured=measured):
             shutil.rmtree(place, ignore_errors=True)
-            command = [sys.executable, "-m", "washp2p", "run", *config.flags(), *self._local]
-            _finish([*command, f"--run-dir={place}"])
+            command = self._measure if measured else self._make
+            flags = [*config.flags(), f"--run-dir={place}"]
+            _finish([sys.executable, "-m", "washp2p", *command, *flags])
         return FinishedRun.read(place)
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:

