@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
 from washp2p.lanes import HostLane
-from washp2p.store import Store, optimizer_slots
+from washp2p.store import PARAM, Store, optimizer_slots
 
 
 def at(*places):
@@ -126,6 +126,28 @@ def test_tied_and_frozen_parameters():
     assert model[1].weight is model[0].weight
     sections = store.sections()
     assert len(sections["buffer:float32"]) == 4 * 2 + 2  # the frozen layer travels with the state
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_sections_of_another_models_state_dict(compiled):
+    model, other = small_model(), small_model()
+    step(other, sgd(other), 3)
+    expected = Store(other, sgd(other)).sections()
+    state = other.state_dict()
+    if compiled:
+        model = torch.compile(model, backend="eager")
+        state = {f"_orig_mod.{name}": value for name, value in state.items()}
+    store = Store(model, sgd(model))
+    before = store.sections()[PARAM].clone()
+    for named in (state, other.state_dict()):
+        found = store.sections_of(named)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(store.sections()[PARAM], before)
+    name, value = next(iter(other.state_dict().items()))
+    for wrong, words in (({}, "nothing"), ({name: value[:1]}, r"shape \(1, ")):
+        with pytest.raises(UsageError, match=f"averaged has {words}.* under {name}; expected"):
+            store.sections_of(wrong)
 
 
 def test_sections_carry_a_whole_model():

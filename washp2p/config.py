@@ -6,6 +6,7 @@ coordinator, `washp2p run` and `washp2p simulate` are made from its fields.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from importlib.metadata import entry_points
@@ -36,7 +37,7 @@ BY_EPOCHS = ("papa-all", "dart", "papa-2")
 """Methods whose `every` counts epochs instead of steps."""
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAMS: dict[str, dict[str, Any]] = {
-    name: {"lr": 0.002, "min_lr": 1e-6} for name in ("adam", "adamw")
+    name: {"lr": 0.002, "min_lr": 1e-6, "swa_lr": 0.001} for name in ("adam", "adamw")
 }
 """What differs by optimizer, whatever the data."""
 INITS = ("same", "different")
@@ -106,6 +107,9 @@ class RunConfig:
     )
     data: str = _option("digits", "data set", tuple(PRESETS))
     model: str = _option("cnn", "architecture; timm has hundreds", MODELS)
+    image_size: int = _option(
+        0, "make images so many pixels high and wide; 0: as they are, 224 in image folders"
+    )
     weights: str = _option(
         "",
         "begin with pretrained weights, all but the last layer's: a file, on every worker's "
@@ -162,7 +166,7 @@ class RunConfig:
             ("on_divergence", ON_DIVERGENCE),
         ):
             _expect_known(name, getattr(self, name), known)
-        of_timm = self.model.startswith(f"{TIMM}:") and self.model != MODELS[-1]
+        of_timm = self.model != MODELS[-1] and bool(re.fullmatch(rf"{TIMM}:[\w.]+", self.model))
         if not of_timm:
             _expect_known("model", self.model, MODELS[:-1])
         if self.weights == TIMM and not of_timm:
@@ -196,6 +200,7 @@ class RunConfig:
             ("epochs", 1, 10**6),
             ("batch_size", 1, 10**6),
             ("train_limit", 0, 10**12),
+            ("image_size", 0, 10**5),
             ("seed", 0, 2**63 - 1),
             ("every", 1, 10**9),
             ("repair", 0, 10**6),

@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from safetensors import SafetensorError
+
 from washp2p import checkpoints
 from washp2p.arrivals import Loss
 from washp2p.errors import ProtocolError, UsageError
@@ -133,7 +135,15 @@ class Keeper:
             }
             data = take(self._store, Snapshot(timeline.steps, timeline.round, extra))
             checkpoints.write(self._connection.folder, timeline.round, me, data)
-        except (UsageError, OSError, TypeError, ValueError) as error:
+        except (
+            UsageError,
+            OSError,
+            TypeError,
+            ValueError,
+            LookupError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
                 me,

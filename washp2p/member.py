@@ -34,14 +34,14 @@ from washp2p.repairer import Repairer
 from washp2p.runlog import RunLog
 from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
-from washp2p.store import Store
+from washp2p.store import Store, all_finite
 from washp2p.strategies import strategy_for
 from washp2p.surveyor import Surveyor
 from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -263,24 +263,26 @@ class Member:
             where = Snapshot(self._timeline.steps, self._timeline.round)
             replicas.start(self._connection.config, self._store, where)
 
-    def average(self, final: State | None = None) -> State:
+    def average(self, final: Callable[[], State | None] | None = None) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
         Collective: every member takes part, here or when it leaves its block. Floating-point
         tensors are the mean in MemberId order, accumulated in float64; integer buffers the
         maximum. Over the members that are alive: whenever one is lost before all have the mean,
-        they begin anew. No step may follow. `final` is a state dict that is to take the place of
-        this member's model, which is given it: of a moving or stochastic average of its own, say.
-        Blocks. Raises RunStoppedError, also if this member has diverged: the average is of the
-        others; and UsageError for a state dict of another model.
+        they begin anew. No step may follow. `final` is called once nothing changes the model any
+        more, and gives the state dict that is averaged in its place, as `ema.module.state_dict`
+        does; the model stays as it is. What is averaged stands: later calls return it. Blocks.
+        Raises RunStoppedError, also if this member has diverged: the average is of the others; and
+        UsageError if `final` gives the state dict of another model.
         """
         if self._finale is None:
             self._unhook()
             with self._told():
                 self._timeline.finish()
-                if final is not None:
-                    self._store.load_state_dict(final)
-                if not self._store.is_finite():
+                state = None if final is None else final()
+                store = self._store
+                sections = store.sections() if state is None else store.sections_of(state)
+                if not all_finite(sections):
                     raise RunStoppedError(
                         f"member {self.id} has diverged, not all of its parameters are numbers; "
                         "a lower --lr may help"
@@ -290,7 +292,7 @@ class Member:
                     self._replicas.end(early=False)
             self._connection.progress(self.round)
             self._finale = Finale(
-                {name: vector.clone() for name, vector in self._store.sections().items()},
+                {name: vector.clone() for name, vector in sections.items()},
                 connection=self._connection,
                 inbox=self._inbox,
                 transfer=self._transfer,

@@ -421,7 +421,13 @@ class Reference:
         parameters = [p for p in self._models[member].parameters() if p.requires_grad]
         if not slot:
             return list(parameters)
-        state: Any = self._optimizers[member].state
+        optimizer = self._optimizers[member]
+        state: Any = optimizer.state
+        for parameter in parameters:  # of one that does not train yet there is none: zeros
+            if slot not in state[parameter]:
+                if not isinstance(optimizer, torch.optim.SGD):
+                    state[parameter].setdefault("step", torch.zeros(()))
+                state[parameter][slot] = torch.zeros_like(parameter)
         return [state[parameter][slot] for parameter in parameters]
 
 

@@ -221,23 +221,39 @@ class Store:
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Overwrite the model; names in `state` are those of the model as it was given.
+    def sections_of(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The `sections` of a model like this one whose state dict is `state`: new tensors.
 
-        Raises UsageError if it is not one of such a model.
+        Names are those of the model as it was given, compiled or not, or of the plain one. Raises
+        UsageError if it is no state dict of such a model.
         """
-        own = {name.removeprefix(self._prefix): tensor for name, tensor in state.items()}
-        try:
-            self._model.load_state_dict(own)
-        except RuntimeError as error:
-            raise UsageError(
-                f"what is to be averaged is no state dict of the model: {error!s:.300}"
-            ) from None
+        flat = torch.zeros(self.layout.size, dtype=self._flat[PARAM].dtype)
+        places = {id(p): e for p, e in zip(self._parameters, self.layout.entries, strict=True)}
+        rest: dict[str, list[torch.Tensor]] = {}
+        seen = set()
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            value = state.get(self._prefix + name, state.get(name))
+            if value is None or value.shape != tensor.shape:
+                got = "nothing" if value is None else f"shape {tuple(value.shape)}"
+                raise UsageError(
+                    f"what is to be averaged has {got} under {name}; expected shape "
+                    f"{tuple(tensor.shape)}: a state dict of a model like the one that trained"
+                )
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            entry = places.get(id(tensor))
+            if entry is not None:
+                _view(flat, entry).copy_(value.detach())
+            else:
+                own = value.detach().to("cpu", tensor.dtype).reshape(-1)
+                rest.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(own)
+        joined = {f"buffer:{dtype}": torch.cat(parts) for dtype, parts in rest.items()}
+        return {PARAM: flat, **joined}
 
     def is_finite(self) -> bool:
         """Whether every value of the model is a number."""
-        sections = self.sections().values()
-        return all(bool(v.isfinite().all()) for v in sections if v.is_floating_point())
+        return all_finite(self.sections())
 
     def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The optimizer's state: copies of its tensors on the CPU, and the rest as plain values.
@@ -384,6 +400,11 @@ class Store:
         for slot in self.layout.slots[1:]:
             state[slot.name] = _view(self._flat[slot.name], entry)
         self._missing.remove(number)
+
+
+def all_finite(sections: dict[str, torch.Tensor]) -> bool:
+    """Whether every value in there is a number."""
+    return all(bool(v.isfinite().all()) for v in sections.values() if v.is_floating_point())
 
 
 def _count(optimizer: torch.optim.Optimizer) -> int:

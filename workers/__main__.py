@@ -146,8 +146,7 @@ def take_part(
                     member.report(**epoch.to_metrics())
                     if log.for_programs:
                         log.event(f"epoch {epoch.number}", "metrics", **epoch.to_metrics())
-            final = trainer.final_state()
-        averaged = member.average(final)
+        averaged = member.average(trainer.final_state)
         own = member.model_of(member.id)
         assert own is not None
         save_model(rundir.member_file(folder, member.id), own)

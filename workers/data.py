@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import interpolate
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
 from washp2p.errors import UsageError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     Loader = DataLoader[Any]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+IMAGE_FOLDER_SIZE = 224
 EVALUATION_BATCH = 512
 _SHARED_BY_ALL = 2**32
 """Stands for "no member in particular" where streams are keyed by member."""
@@ -95,14 +97,31 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
     mean = images.mean(dim=(0, 2, 3), keepdim=True)
     spread = images.std(dim=(0, 2, 3), keepdim=True)
     kept, held_out = _split(config, count)
-    whole = TensorDataset((images - mean) / spread, labels)
+    images, test_images = (images - mean) / spread, (test_images - mean) / spread
+    size = config.image_size
     return Data(
-        train=TensorDataset(*whole[kept]),
-        held_out=TensorDataset(*whole[held_out]),
-        test=TensorDataset((test_images - mean) / spread, test_labels),
-        shape=(images.shape[1], images.shape[2], images.shape[3]),
+        train=_Images(images[kept], labels[kept], size),
+        held_out=_Images(images[held_out], labels[held_out], size),
+        test=_Images(test_images, test_labels, size),
+        shape=(images.shape[1], size or images.shape[2], size or images.shape[3]),
         classes=classes,
     )
+
+
+class _Images(TensorDataset):
+    """Images and labels, made `size` pixels high and wide when they are asked for; 0: not."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
+        super().__init__(images, labels)
+        self._size = size
+
+    def __getitem__(self, index: Any) -> tuple[torch.Tensor, ...]:
+        images, labels = (tensor[index] for tensor in self.tensors)
+        if self._size:
+            whole = images if images.dim() == 4 else images[None]
+            sized = interpolate(whole, (self._size, self._size), mode="bilinear", antialias=True)
+            images = sized if images.dim() == 4 else sized[0]
+        return images, labels
 
 
 def _readers() -> dict[str, Any]:
@@ -189,8 +208,9 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]
-    varied = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), *finish])
-    fixed = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *finish])
+    size = config.image_size or IMAGE_FOLDER_SIZE
+    varied = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish])
+    fixed = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *finish])
     try:
         train, plain, test = (
             ImageFolder(folder / part, transform)
@@ -208,7 +228,7 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
         train=Subset(train, kept),
         held_out=Subset(plain, held_out),
         test=test,
-        shape=(3, 224, 224),
+        shape=(3, size, size),
         classes=len(train.classes),
     )
 

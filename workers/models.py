@@ -7,7 +7,7 @@ striding or pooling; one linear layer after the last pooling); ResNet-50 is torc
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,7 +41,15 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def last_layer(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of the last module, in order of registration, that has some directly."""
+    """The parameters that make classes of features.
+
+    Of timm's models their classifiers', of others those of the last module, in order of
+    registration, that has some directly.
+    """
+    named = getattr(model, "pretrained_cfg", {}).get("classifier")
+    if named:
+        heads = [model.get_submodule(k) for k in ((named,) if isinstance(named, str) else named)]
+        return [parameter for head in heads for parameter in head.parameters()]
     owners = [own for m in model.modules() if (own := list(m.parameters(recurse=False)))]
     return owners[-1]
 
@@ -49,7 +57,8 @@ def last_layer(model: nn.Module) -> list[nn.Parameter]:
 def from_timm(name: str, shape: Shape, classes: int, *, pretrained: bool) -> nn.Module:
     """The model timm:NAME, with the weights that timm downloads if `pretrained`.
 
-    Raises UsageError if timm is not installed, has no such model, or cannot get its weights.
+    Raises UsageError if timm is not installed, has no such model, or cannot get its weights, or if
+    the model is of images of another size.
     """
     try:
         import timm
@@ -64,12 +73,19 @@ def from_timm(name: str, shape: Shape, classes: int, *, pretrained: bool) -> nn.
             num_classes=classes,
             in_chans=shape[0],
         )
-    except (RuntimeError, ValueError, OSError) as error:
-        first = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, TypeError, AssertionError, OSError) as error:
+        first = (str(error) or repr(error)).splitlines()[0]
         raise UsageError(
             f"--model {name}: timm says {first!r:.200}; expected one of timm.list_models()"
             + (", with weights that can be downloaded" if pretrained else "")
         ) from None
+    known: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm's
+    expected = tuple(known["input_size"][1:])
+    if known.get("fixed_input_size") and shape[1:] != expected:
+        raise UsageError(
+            f"--model {name} takes images of {expected[0]}x{expected[1]}, these are "
+            f"{shape[1]}x{shape[2]}; add --image-size {expected[0]}"
+        )
     return model
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     State = dict[str, torch.Tensor]
 
+COLOURS = 3
+SAFETENSORS = ".safetensors"
+
 
 def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, classes: int) -> None:
     """Give `model` the weights that `config` names; the last layer stays as it is.
@@ -28,8 +31,10 @@ def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, cla
         state = from_timm(config.model, shape, classes, pretrained=True).state_dict()
     else:
         state = read_state(Path(config.weights))
+    own = model.state_dict()
+    by_name = config.weights.endswith(SAFETENSORS) or bool(own.keys() & state.keys())
     try:
-        fill(model, state)
+        fill(model, state if by_name else by_position(own, state))
     except ValueError as error:
         raise UsageError(
             f"--weights {config.weights} does not fit --model {config.model}: {error}"
@@ -42,7 +47,7 @@ def read_state(path: Path) -> State:
     Raises UsageError if it cannot be read.
     """
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == SAFETENSORS:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # there is no end to what may be in a file
@@ -59,20 +64,29 @@ def read_state(path: Path) -> State:
     return state
 
 
+def by_position(own: State, state: State) -> State:
+    """`state`, each tensor by the name that the one in its place has in `own`.
+
+    Raises ValueError unless there are as many, and names agree in their last parts.
+    """
+    kinds = [[name.rpartition(".")[2] for name in names] for names in (own, state)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"it has {len(state)} tensors by other names; expected {len(own)}, in the same order"
+        )
+    return dict(zip(own, state.values(), strict=True))
+
+
 @torch.no_grad()
 def fill(model: torch.nn.Module, state: State) -> None:
-    """Copy `state` into `model`, by name, or by position if no names agree but all shapes do.
+    """Copy `state` into `model`, by name.
 
     The last layer's tensors are left alone, whatever their shape. Where the model takes grey images
-    and the weights colour ones, those of the first convolution are summed over the channels. Raises
+    and the weights colour ones, a convolution of three channels is summed over them. Raises
     ValueError, nothing being copied, at the first tensor that does not fit.
     """
     head = {id(parameter) for parameter in last_layer(model)}
     own = model.state_dict(keep_vars=True)
-    if not own.keys() & state.keys():
-        if len(own) != len(state):
-            raise ValueError(f"{len(state)} tensors by other names; expected {len(own)}")
-        state = dict(zip(own, state.values(), strict=True))
     pairs = []
     for name, tensor in own.items():
         if id(tensor) in head:
@@ -81,7 +95,7 @@ def fill(model: torch.nn.Module, state: State) -> None:
             raise ValueError(f"it has no {name}")
         value = state[name]
         if value.dim() == 4 and tensor.shape == (value.shape[0], 1, *value.shape[2:]):
-            value = value.sum(dim=1, keepdim=True)
+            value = value.sum(dim=1, keepdim=True) if value.shape[1] == COLOURS else value
         if value.shape != tensor.shape:
             raise ValueError(f"{name} is {tuple(value.shape)}; expected {tuple(tensor.shape)}")
         pairs.append((tensor, value))

@@ -93,8 +93,7 @@ def simulate(
     states = []
     for member in final:
         trainer = population.trainers[member]
-        with trainer.streams.active():
-            state = trainer.final_state() or trainer.model.state_dict()
+        state = trainer.final_state() or trainer.model.state_dict()
         states.append({name: value.clone() for name, value in state.items()})
         save_model(rundir.member_file(folder, member), states[-1])
     averaged = plain_average(states)

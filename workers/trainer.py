@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from washp2p.config import moment
 from washp2p.evaluation import accuracy, probabilities
+from washp2p.evaluation.repair import NORMS, reset_batch_norm
 from workers.augment import Augment
 from workers.models import build_model, last_layer
 from workers.pretrained import load_pretrained
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from washp2p import RunConfig
     from workers.data import Data
+
+SWA_BATCHES = 200
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Trainer:
                 self.optimizer.step()  # its hook may ask for the `state_dict`
                 yield None
             self._number, self._pass = now.number, None
-            if self.round > self._swa_at:
+            if self._swa_at < self.round < self.steps:  # of the last one see `final_state`
                 self._average_own()
             yield Epoch(now.number, float(now.loss) / now.taken, now.lr, self._held_out_accuracy())
 
@@ -153,13 +156,17 @@ class Trainer:
     def final_state(self) -> dict[str, torch.Tensor] | None:
         """What this member brings to the average in its model's place; None: its model.
 
-        After the last step, while `streams` are active: the mean of its own models, with batch
-        norms' statistics of all training images.
+        Once, when nothing changes the model any more: the mean of its own, the last one included,
+        with batch norms' statistics of SWA_BATCHES batches.
         """
-        if self._swa is None:
+        if self._swa_at >= self.steps:
             return None
-        update_bn(self._data.evaluation_batches(self._data.train), self._swa, self._device)
-        return self._swa.module.state_dict()
+        with self.streams.active():
+            swa = self._average_own()
+            if any(isinstance(module, NORMS) for module in swa.modules()):
+                batches = islice(self._batches, SWA_BATCHES)
+                reset_batch_norm(swa, (inputs.to(self._device) for inputs, _ in batches))
+        return swa.module.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
         """What model and optimizer do not tell: streams, where in the data, the mean of its own.
@@ -221,10 +228,11 @@ class Trainer:
         low, high = self._config.min_lr, self._config.lr
         return low + (high - low) / 2 * (1 + cos(pi * self.round / max(1, self.steps - 1)))
 
-    def _average_own(self) -> None:
+    def _average_own(self) -> AveragedModel:
         if self._swa is None:
             self._swa = AveragedModel(self.model)
         self._swa.update_parameters(self.model)
+        return self._swa
 
     def _held_out_accuracy(self) -> float:
         batches = self._data.evaluation_batches(self._data.held_out)

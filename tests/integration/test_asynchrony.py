@@ -22,6 +22,7 @@ from washp2p.runlog import Jump
         ["--max-delay=auto", "--p=0.05"],
         ["--max-delay=3", "--p=0.3", "--method=wash-opt", "--late=difference"],
         ["--max-delay=none", "--p=0.3", "--method=wash-opt", "--group=2"],
+        ["--max-delay=3", "--p=0.3", "--swa-from=1", "--swa-lr=0.02"],
     ],
 )
 def test_a_replay_ends_with_the_same_bits(runs, tmp_path, flags):

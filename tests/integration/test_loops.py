@@ -13,6 +13,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import washp2p
 from tests.integration.conftest import FORKSERVER, ROOT, collect
@@ -43,6 +44,9 @@ class Loop:
 
     def join(self, run):
         return washp2p.join(run, self.model, self.optimizer, scaler=self.scaler)
+
+    def final(self):
+        """What is averaged in the model's place."""
 
     def loss(self, number):
         generator = torch.Generator().manual_seed(1000 * self.member + number)
@@ -152,6 +156,22 @@ class Attached(Loop):
         return washp2p.attach(self.model, self.optimizer, run)
 
 
+class Moving(Loop):
+    """A moving average of the weights is what is averaged in the end."""
+
+    def prepare(self):
+        self.moving = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+
+    def step(self, number):
+        if number:
+            self.moving.update_parameters(self.model)
+        super().step(number)
+
+    def final(self):
+        self.moving.update_parameters(self.model)
+        return self.moving.module.state_dict()
+
+
 class Parts(Loop):
     """Two parts of a batch, one after the other; Replicated has a process for each."""
 
@@ -187,7 +207,7 @@ class Replicated(Parts):
 
 LOOPS = [
     Loop, Accumulation, Scaled, Compiled, Groups, Frozen, TiedWeights, Scheduled, Half, BFloat,
-    Attached,
+    Attached, Moving,
 ]  # fmt: skip
 
 
@@ -199,7 +219,7 @@ def train(kind, address, queue):
     for number in range(STEPS):
         loop.step(number)
     assert member.round == STEPS
-    averaged = member.average()
+    averaged = member.average(loop.final)
     loop.model.load_state_dict(averaged)
     states = {str(peer): state for peer, state in {**member.models(), -1: averaged}.items()}
     arrays = {
@@ -244,7 +264,8 @@ def by_the_reference(kind, method="wash"):
         for loop in loops:
             loop.step(number)
         reference.shuffle(round_seed(run_key(SEED), number + 1))
-    states = [model.state_dict() for model in models]
+    pairs = zip(loops, models, strict=True)
+    states = [loop.final() or model.state_dict() for loop, model in pairs]
     named = {str(member): state for member, state in enumerate(states)}
     return {**named, "-1": plain_average(states)}, loops
 

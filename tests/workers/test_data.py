@@ -97,3 +97,20 @@ def test_an_image_folder(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "val" / "eel" / "0.png")
     with pytest.raises(UsageError, match="different classes"):
         load_data(config, tmp_path, download=False)
+
+
+def test_images_are_made_as_large_as_is_wanted(tmp_path):
+    plain, large = (
+        load_data(RunConfig.resolve(n=2, image_size=size), tmp_path, download=False)
+        for size in (0, 24)
+    )
+    assert (plain.shape, large.shape) == ((1, 8, 8), (1, 24, 24))
+    (small, labels), (images, same) = (
+        next(iter(data.training_batches(5, torch.Generator().manual_seed(1))))
+        for data in (plain, large)
+    )
+    assert torch.equal(labels, same)
+    assert images.shape == (5, 1, 24, 24)
+    torch.testing.assert_close(images[:, :, 1::3, 1::3], small)  # their middles are the old pixels
+    (first,) = large.first_batches(1, 4, torch.device("cpu"))
+    assert first.shape == (4, 1, 24, 24)

@@ -1,7 +1,8 @@
 """Cells: runs of one configuration each, made once and kept.
 
 A cell's folder is named by all of its configuration that is not a field's default (so that versions
-with more fields find it again), and what is in it is checked against all of it before it is used.
+with more fields find it again), a file of weights by what is in it; and what the folder holds is
+checked against all of it before it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from washp2p import rundir
@@ -21,7 +23,6 @@ from washp2p.version import DERIVATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from washp2p.config import RunConfig
 
@@ -53,6 +54,8 @@ class Cells:
         """Where a configuration's run is, or will be."""
         plain = {field.name: field.default for field in fields(config)}
         chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
+        if (file := Path(config.weights)).is_file():
+            chosen["weights"] = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
         text = json.dumps([chosen, DERIVATION], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
@@ -61,7 +64,8 @@ class Cells:
         """Whether it has run to its end; with `measured`, with bytes counted, not simulated."""
         place = self.place(config)
         try:
-            known = rundir.read_config(place) == config and bool(rundir.read_summary(place))
+            kept = replace(rundir.read_config(place), weights=config.weights)  # wherever they were
+            known = kept == config and bool(rundir.read_summary(place))
         except UsageError:
             return False
         return known and not (measured and FinishedRun.read(place).simulated)

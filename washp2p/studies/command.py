@@ -100,10 +100,12 @@ def make_study(options: argparse.Namespace) -> int:
     ).only(options.data, options.model, options.n)
     report = STUDIES[options.name](lab)
     chosen = {name: getattr(options, name) for name in ("data", "model", "n")}
+    chosen["weights"] = Path(options.weights).name or None
     command = " ".join(
         [
             f"washp2p study {options.name} --preset {options.preset} --seeds {named}",
             *(f"--{name} {value}" for name, value in chosen.items() if value is not None),
+            *(["--simulate"] if options.simulate else []),
         ]
     )
     place = report.write(options.into, command)

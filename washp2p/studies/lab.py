@@ -57,15 +57,15 @@ PRESETS: dict[str, tuple[Scene, ...]] = {
         ),
     ),
     "paper": (
+        Scene(data="imagefolder", model="resnet50", members=(3, 5)),
         *(
             Scene(data=data, model=model, members=(3, 5, 10), options=_CIFAR)
             for data in ("cifar10", "cifar100")
             for model in ("vgg16", "resnet18")
         ),
-        Scene(data="imagefolder", model="resnet50", members=(3, 5)),
     ),
 }
-"""By `--preset`. The last but one of `paper` is that of the papers' ablations."""
+"""By `--preset`. The last one of each is that of ablations."""
 _LOGISTIC = Scene(
     data="digits",
     model="linear",
@@ -91,9 +91,9 @@ _TUNED: dict[str, Any] = {
 }
 _TUNED_BY_METHOD: dict[str, dict[str, Any]] = {
     "papa": {"alpha": 0.9995, "init": "same"},
-    "papa-all": {"every": 20, "init": "same"},
+    "papa-all": {"every": 20, "repair": 5, "init": "same"},
 }
-_LITE = "timm:efficientnet_lite0"
+_LITE = "timm:tf_efficientnet_lite0"
 _SHORTLY = {**_TUNED, "lr": 1e-3, "min_lr": 1e-5}
 OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
     "digits": dict.fromkeys(PRESETS, (_LOGISTIC,)),
@@ -119,13 +119,13 @@ OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
                 data="cifar100",
                 model=f"timm:{model}",
                 members=(n,),
-                options=_TUNED,
+                options={**_TUNED, "augment": "hetero", "image_size": size},
                 by_method=_TUNED_BY_METHOD,
             )
-            for model, n in (
-                ("tf_efficientnetv2_s", 2),
-                ("eva02_tiny_patch14_224", 4),
-                ("convit_tiny", 5),
+            for model, n, size in (
+                ("tf_efficientnetv2_s", 2, 300),
+                ("eva02_tiny_patch14_224", 4, 224),
+                ("convit_tiny", 5, 224),
             )
         ),
     },
@@ -191,7 +191,7 @@ class Lab:
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
         """With what is given in the place of the preset's."""
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
-        scenes = scenes or [Scene(data=data or "digits")]
+        scenes = scenes or [replace(self.scenes[0], data=data or "")]
         if model is not None:
             scenes = [replace(scene, model=model) for scene in scenes]
         if n is not None:

@@ -28,7 +28,8 @@ def digits(lab: Lab) -> Report:
             for name, method in variants.items():
                 runs = lab.runs(scene, n, method=method)
                 found = [accuracy(runs, key) for key in ("mean", "averaged", "ensemble")]
-                rows.append([scene.name, str(n), name, *found, *papers.DIGITS[name]])
+                theirs = papers.DIGITS.get((scene.data, scene.model, n), {}).get(name, ("", ""))
+                rows.append([scene.name, str(n), name, *found, *theirs])
     header = ["config", "N", "method", "mean member", "Averaged", "Ensemble"]
     header += ["paper: mean", "paper: Averaged"]
     report = Report("digits", "Logistic regression (PAPA, A.10)")
@@ -58,7 +59,7 @@ def finetune(lab: Lab) -> Report:
                 row += [accuracy(runs, key) for key in ("ensemble", "averaged")]
                 row += [accuracy(runs, "greedy_soup")] if name == "Baseline" else []
             rows.append(row)
-            theirs = papers.FINETUNED.get(scene.model)
+            theirs = papers.FINETUNED.get((scene.data, scene.model, n))
             if theirs is not None:
                 rows.append(["(paper)", str(n), *theirs, "", ""])
     header = ["config", "N", "Baseline: Ensemble", "Averaged", "GreedySoup"]
@@ -84,20 +85,25 @@ def swa(lab: Lab) -> Report:
         "WASH": {"method": "wash"},
     }
     columns = ("mean", "averaged", "greedy_soup")
-    rows: list[list[Cell]] = [["none", "", *_row(lab, variants, columns, {"until": "1.0"})]]
+    paper = "(paper: CIFAR-100, ResNet-18, N = 5)"
+    rows: list[list[Cell]] = [
+        ["none", "", *_row(lab, variants, columns, {"until": "1.0"})],
+        [paper, "", *papers.SWA[0]],
+    ]
     for share in (0.5, 0.1):
         changes = {**longer, "swa_lr": share * usual.lr}
         row = _row(lab, variants, columns, changes)
         rows.append([f"from half of {longer['epochs']} epochs", f"{share * usual.lr:.3g}", *row])
-        rows.append(["(paper, cosine)", f"{share * 0.1:.3g}", *papers.SWA[share]])
+        rows.append([paper, f"{share * 0.1:.3g}", *papers.SWA[share]])
     header = ["SWA", "its learning rate"]
     header += [f"{m}: {x}" for m in variants for x in ("Mean", "Avg", "Greedy")]
     report = Report("swa", "With stochastic weight averaging (PAPA, A.11)")
     report.tables.append(Table(f"Test accuracy, per cent; {scene.name}, N = {n}", header, rows))
     report.notes.append(
         "As there: 3/4 of the usual epochs without SWA and as many with it, the mean of a member's "
-        "models at the ends of these taking its place, batch norms computed anew. Here SWA's "
-        f"learning rate is constant from its first step on. {lab.said}"
+        "models at the ends of these taking its place, batch norms computed anew. Here the cosine "
+        "is over all of these epochs, and SWA's learning rate constant from its first step on; the "
+        f"paper's falls in steps, then anneals on a cosine, with random augmentation. {lab.said}"
     )
     return report
 
