@@ -51,8 +51,8 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--simulate",
         action="store_true",
-        help="train members in one process, which gives the same bits: quicker for small models, "
-        "on the CPU",
+        help="train members in one process, on the CPU, which gives the same bits: quicker where "
+        "they are many and small, and exchange rarely",
     )
     for option, default, what in (
         ("runs", "runs/studies", "where runs are kept, and found again"),
