@@ -35,7 +35,10 @@ class Scene:
         return f"{self.data}, {self.model}"
 
 
-_SHORT: dict[str, dict[str, Any]] = {"papa": {"alpha": 0.9, "init": "same"}}
+_SHORT: dict[str, dict[str, Any]] = {
+    "papa": {"alpha": 0.9, "init": "same"},
+    "papa-all": {"every": 2, "init": "same"},
+}
 """Short training wants ten times the paper's p, and as much of 1 - alpha; and there is no time for
 members that begin apart to come together."""
 _CIFAR = {"epochs": 300, "batch_size": 64, "lr": 0.1, "p": 0.001}
