@@ -181,11 +181,10 @@ class Lab:
         scene = self.scenes[-1]
         return scene, scene.members[len(scene.members) // 2]
 
-    @property
-    def said(self) -> str:
-        """Which seeds and scenes these are, for the reader of a table."""
+    def said(self, *scenes: Scene) -> str:
+        """Which seeds and `scenes` (all if none is given) these are, for the reader of a table."""
         parts = [f"Mean ± standard deviation over seeds {', '.join(map(str, self.seeds))}."]
-        for scene in self.scenes:
+        for scene in scenes or self.scenes:
             chosen = [_words(scene.options)]
             chosen += [f"with {name} {_words(more)}" for name, more in scene.by_method.items()]
             parts.append(f"{scene.name}: {'; '.join(filter(None, chosen)) or 'defaults'}.")

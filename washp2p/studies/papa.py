@@ -36,7 +36,7 @@ def digits(lab: Lab) -> Report:
     report.tables.append(Table("Test accuracy, per cent", header, rows))
     report.notes.append(
         "The paper has all 5,620 optical digits; these are the 1,797 that scikit-learn comes with, "
-        f"which are their test set. {lab.said}"
+        f"which are their test set. {lab.said()}"
     )
     return report
 
@@ -68,7 +68,7 @@ def finetune(lab: Lab) -> Report:
     report.tables.append(Table("Test accuracy, per cent", header, rows))
     report.notes.append(
         f"All members begin with pretrained weights ({Path(weights).name}), with a new last layer. "
-        f"{lab.said}"
+        f"{lab.said()}"
     )
     return report
 
@@ -103,7 +103,7 @@ def swa(lab: Lab) -> Report:
         "As there: 3/4 of the usual epochs without SWA and as many with it, the mean of a member's "
         "models at the ends of these taking its place, batch norms computed anew. Here the cosine "
         "is over all of these epochs, and SWA's learning rate constant from its first step on; the "
-        f"paper's falls in steps, then anneals on a cosine, with random augmentation. {lab.said}"
+        f"paper's falls in steps, then anneals on a cosine, with random augmentation. {lab.said(scene)}"
     )
     return report
 
@@ -131,7 +131,7 @@ def longer(lab: Lab) -> Report:
     report.tables.append(Table("Test accuracy, per cent", header, rows))
     report.notes.append(
         "One model N times longer: the mean of two, with the same learning rate, which falls N "
-        f"times more slowly. {lab.said}"
+        f"times more slowly. {lab.said()}"
     )
     return report
 

@@ -90,7 +90,7 @@ def _methods(lab: Lab, name: str, title: str, augment: str) -> Report:
             rows.append(row)
             if (theirs := known.get((scene.data, scene.model, n))) is not None:
                 rows.append(["(paper)", str(n), *theirs])
-    return Report(name, title, [Table("Test accuracy, per cent", header, rows)], [lab.said])
+    return Report(name, title, [Table("Test accuracy, per cent", header, rows)], [lab.said()])
 
 
 def schedule(lab: Lab) -> Report:
@@ -106,7 +106,7 @@ def schedule(lab: Lab) -> Report:
     report = Report("schedule", "Selection over depth (WASH, table 4 and figure 4)")
     report.tables.append(Table(f"{scene.name}, N = {n}", ["schedule", *TITLES], rows))
     report.pictures.append(pictures.by_quarter(lab.pictures / "schedule.png", apart))
-    report.notes.append(lab.said)
+    report.notes.append(lab.said(scene))
     return report
 
 
@@ -134,7 +134,7 @@ def consensus(lab: Lab) -> Report:
     report.tables.append(Table(f"{scene.name}, N = {n}", header, rows))
     picture = lab.pictures / "consensus.png"
     report.pictures.append(pictures.lines(picture, lines, "round", "distance to consensus"))
-    report.notes.append(lab.said)
+    report.notes.append(lab.said(scene))
     return report
 
 
@@ -169,7 +169,7 @@ def _sweep(lab: Lab, name: str, title: str, what: str, values: dict[str, dict[st
     report.tables.append(Table(f"{scene.name}, N = {n}", [what, *TITLES], rows))
     picture = lab.pictures / f"{name}.png"
     report.pictures.append(pictures.lines(picture, lines, what, "test accuracy, %", list(values)))
-    report.notes.append(lab.said)
+    report.notes.append(lab.said(scene))
     return report
 
 
@@ -211,7 +211,7 @@ def heatmap(lab: Lab) -> Report:
     report.notes.append(
         f"{len(grid)} models w1 A + w2 B + w3 C of the first three members, on a grid of steps of "
         f"1/{GRID}; the picture is of seed {lab.seeds[0]}. The paper's is of five members, and "
-        f"does not say which models it shows. {lab.said}"
+        f"does not say which models it shows. {lab.said(scene)}"
     )
     return report
 
