@@ -103,7 +103,8 @@ def swa(lab: Lab) -> Report:
         "As there: 3/4 of the usual epochs without SWA and as many with it, the mean of a member's "
         "models at the ends of these taking its place, batch norms computed anew. Here the cosine "
         "is over all of these epochs, and SWA's learning rate constant from its first step on; the "
-        f"paper's falls in steps, then anneals on a cosine, with random augmentation. {lab.said(scene)}"
+        "paper's falls in steps, then anneals on a cosine, with random augmentation. "
+        f"{lab.said(scene)}"
     )
     return report
 
