@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 PUBLIC = ("washp2p", "washp2p.evaluation", "washp2p.errors", "washp2p.metrics")
-TRAINER = ("trainer", "evaluate", "data", "models", "streams", "launched", "checkpoint")
+TRAINER = (
+    "trainer", "evaluate", "data", "models", "pretrained", "streams", "launched", "checkpoint",
+)  # fmt: skip
 COMMAND = ("washp2p.commandline", "washp2p.logs", "washp2p.rundir")
 """What the commands of the project share: flags, and the names of files in a run folder."""
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from importlib.metadata import entry_points
+from math import floor
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.augmentation import EXPECTED, Augmentation, augmentation_of
@@ -277,6 +278,10 @@ class RunConfig:
             return cls(**wire)
         except TypeError as error:
             raise UsageError(f"not a configuration of this version: {error}") from None
+
+    def steps_until(self, when: str, steps: int) -> int:
+        """How many of a run's `steps` are over at a moment, `when` being as for `--until`."""
+        return floor(moment(when, self.epochs) * steps)
 
     def augmentation(self, member: int) -> Augmentation:
         """What member number `member` does to its batches. Never raises: it is validated."""

@@ -14,12 +14,12 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.vgg import cfgs, make_layers
 
-from washp2p.config import TIMM
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+TIMM = "timm"
 Shape = tuple[int, int, int]
 """Channels, height, width of an input."""
 

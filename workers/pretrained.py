@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from washp2p.config import TIMM
 from washp2p.errors import UsageError
-from workers.models import from_timm, last_layer
+from workers.models import TIMM, from_timm, last_layer
 
 if TYPE_CHECKING:
     from washp2p import RunConfig

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from math import cos, floor, pi
+from math import cos, pi
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from washp2p.config import moment
-from washp2p.evaluation import accuracy, probabilities
-from washp2p.evaluation.repair import NORMS, reset_batch_norm
+from washp2p.evaluation import accuracy, probabilities, reset_batch_norm
 from workers.augment import Augment
 from workers.models import build_model, last_layer
 from workers.pretrained import load_pretrained
@@ -91,8 +89,7 @@ class Trainer:
         head = {id(parameter) for parameter in last_layer(self.model)}
         self._body = [p for p in self.model.parameters() if id(p) not in head]
         self._thaws_at, self._swa_at = (
-            floor(moment(when, config.epochs) * self.steps)
-            for when in (config.head_first, config.swa_from)
+            config.steps_until(when, self.steps) for when in (config.head_first, config.swa_from)
         )
         self._swa: AveragedModel | None = None
         self.augmentation = config.augmentation(member)
@@ -163,9 +160,8 @@ class Trainer:
             return None
         with self.streams.active():
             swa = self._average_own()
-            if any(isinstance(module, NORMS) for module in swa.modules()):
-                batches = islice(self._batches, SWA_BATCHES)
-                reset_batch_norm(swa, (inputs.to(self._device) for inputs, _ in batches))
+            batches = islice(self._batches, SWA_BATCHES)
+            reset_batch_norm(swa, (inputs.to(self._device) for inputs, _ in batches))
         return swa.module.state_dict()
 
     def state_dict(self) -> dict[str, Any]:

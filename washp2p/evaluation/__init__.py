@@ -2,6 +2,7 @@
 
 from washp2p.evaluation.average import average_state, mean
 from washp2p.evaluation.ensemble import accuracy, ensemble, logits, probabilities
+from washp2p.evaluation.repair import reset_batch_norm
 from washp2p.evaluation.soup import greedy_choice, greedy_soup
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "logits",
     "mean",
     "probabilities",
+    "reset_batch_norm",
 ]

@@ -27,7 +27,7 @@ def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None
     """The elementwise mean of `tensors` (one shape, one dtype), in the order given.
 
     Accumulated in float64, a new tensor in the dtype of the first. Integer and boolean tensors
-    (counters, masks) take the maximum instead. `weights`, if given, are of each, and add up to 1.
+    (counters, masks) take the maximum instead. `weights`, if given, are each one's share, 1 in all.
 
     >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
     tensor([2., 4.])
@@ -83,6 +83,8 @@ def average_state(
     states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float] | None = None
 ) -> dict[str, torch.Tensor]:
     """The `mean` of `states`, state dicts with the same keys, tensor by tensor, in the order given.
+
+    By equal shares, or `weights`, 1 in all.
 
     >>> import torch
     >>> states = [{"w": torch.tensor([1.0, 2.0]), "steps": torch.tensor(k)} for k in (3, 5)]

@@ -134,26 +134,14 @@ def restore(model: nn.Module, targets: torch.Tensor, inputs: Inputs) -> None:
     reset_batch_norm(model, inputs)
 
 
-@torch.no_grad()
 def reset_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
     """Compute running statistics of the `model`'s batch norms anew, from `inputs` (Algorithm 5).
 
-    Each batch counts alike. The model is left in the mode it was in.
+    Each batch counts alike. The model is left in the mode it was in. Without batch norms nothing
+    happens.
     """
-    norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    momenta = [norm.momentum for norm in norms]
-    training = model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.eval()
-    for norm in norms:
-        norm.train()
-    for batch in inputs:
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(training)
+    if any(isinstance(module, NORMS) for module in model.modules()):
+        _forward(model, inputs)
 
 
 def preactivations(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
@@ -175,7 +163,26 @@ def _moments(
         layer.register_forward_hook(lambda _, __, output, each=each: each.count(output))
         for layer, each in zip(layers, counted, strict=True)
     ]
-    reset_batch_norm(model, inputs)
+    _forward(model, inputs)
     for handle in handles:
         handle.remove()
     return counted
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
+    """Pass `inputs` through, batch norms counting their statistics anew."""
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    training = model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.eval()
+    for norm in norms:
+        norm.train()
+    for batch in inputs:
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
