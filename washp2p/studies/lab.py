@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config import RunConfig, flag
-from washp2p.studies.tables import Value
+from washp2p.studies.tables import Table, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from washp2p.finished import FinishedRun
     from washp2p.studies.cells import Cells
+    from washp2p.studies.tables import Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +211,34 @@ def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
     if key in {"best", "worst"}:
         return Value([max(own) if key == "best" else min(own) for own in members])
     return Value([one[key] for one in found])
+
+
+def by_method(
+    lab: Lab,
+    methods: dict[str, dict[str, Any]],
+    known: Mapping[tuple[str, str, int], Sequence[str]],
+    more: Callable[[Scene], dict[str, Any]],
+) -> Table:
+    """The papers' main table: of each scene and N a row, of each method Ensemble and Averaged.
+
+    The first of `methods` is the Baseline, and has its GreedySoup, too. `known` are the paper's own
+    numbers by data, model and N; `more` is what else a scene's runs are to have.
+    """
+    baseline, *others = methods
+    header = ["config", "N", f"{baseline}: Ensemble", "Averaged", "GreedySoup"]
+    header += [f"{m}: {x}" for m in others for x in ("Ensemble", "Averaged")]
+    rows: list[list[Cell]] = []
+    for scene in lab.scenes:
+        for n in scene.members:
+            row: list[Cell] = [scene.name, str(n)]
+            for name, changes in methods.items():
+                runs = lab.runs(scene, n, **more(scene), **changes)
+                soup = ("greedy_soup",) if name == baseline else ()
+                row += [accuracy(runs, key) for key in ("ensemble", "averaged", *soup)]
+            rows.append(row)
+            if (theirs := known.get((scene.data, scene.model, n))) is not None:
+                rows.append(["(paper)", str(n), *theirs])
+    return Table("Test accuracy, per cent", header, rows)
 
 
 def _words(options: dict[str, Any]) -> str:

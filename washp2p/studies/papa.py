@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.studies import papers
-from washp2p.studies.lab import accuracy
+from washp2p.studies.lab import accuracy, by_method
 from washp2p.studies.tables import Report, Table
 
 if TYPE_CHECKING:
@@ -49,28 +49,13 @@ def finetune(lab: Lab) -> Report:
         "PAPA-all": {"method": "papa-all"},
         "WASH": {"method": "wash"},
     }
-    rows: list[list[Cell]] = []
-    for scene in lab.scenes:
-        weights = lab.weights or pretrained(scene.model)
-        for n in scene.members:
-            row: list[Cell] = [scene.name, str(n)]
-            for name, changes in variants.items():
-                runs = lab.runs(scene, n, weights=weights, **changes)
-                row += [accuracy(runs, key) for key in ("ensemble", "averaged")]
-                row += [accuracy(runs, "greedy_soup")] if name == "Baseline" else []
-            rows.append(row)
-            theirs = papers.FINETUNED.get((scene.data, scene.model, n))
-            if theirs is not None:
-                rows.append(["(paper)", str(n), *theirs, "", ""])
-    header = ["config", "N", "Baseline: Ensemble", "Averaged", "GreedySoup"]
-    header += [f"{m}: {x}" for m in list(variants)[1:] for x in ("Ensemble", "Averaged")]
-    report = Report("finetune", "Fine-tuning (PAPA, table 1)")
-    report.tables.append(Table("Test accuracy, per cent", header, rows))
-    report.notes.append(
-        f"All members begin with pretrained weights ({Path(weights).name}), with a new last layer. "
-        f"{lab.said()}"
+    weights = {s.model: lab.weights or pretrained(s.model) for s in lab.scenes}
+    table = by_method(
+        lab, variants, papers.FINETUNED, lambda scene: {"weights": weights[scene.model]}
     )
-    return report
+    names = ", ".join(sorted({Path(place).name for place in weights.values()}))
+    note = f"All members begin with pretrained weights ({names}), with a new last layer."
+    return Report("finetune", "Fine-tuning (PAPA, table 1)", [table], [f"{note} {lab.said()}"])
 
 
 def swa(lab: Lab) -> Report:

@@ -10,7 +10,7 @@ import numpy as np
 from washp2p.errors import UsageError
 from washp2p.report import amount, per_worker
 from washp2p.studies import papers, pictures, toy
-from washp2p.studies.lab import accuracy
+from washp2p.studies.lab import accuracy, by_method
 from washp2p.studies.tables import Report, Table, Value
 
 if TYPE_CHECKING:
@@ -77,20 +77,8 @@ def heterogeneous(lab: Lab) -> Report:
 
 def _methods(lab: Lab, name: str, title: str, augment: str) -> Report:
     known = papers.HETEROGENEOUS if augment == "hetero" else papers.HOMOGENEOUS
-    header = ["config", "N", "Baseline: Ensemble", "Averaged", "GreedySoup"]
-    header += [f"{m}: {x}" for m in list(METHODS)[1:] for x in ("Ensemble", "Averaged")]
-    rows: list[list[Cell]] = []
-    for scene in lab.scenes:
-        for n in scene.members:
-            row: list[Cell] = [scene.name, str(n)]
-            for changes in METHODS.values():
-                runs = lab.runs(scene, n, augment=augment, **changes)
-                keys = COLUMNS[:3] if changes["method"] == "none" else COLUMNS[:2]
-                row += [accuracy(runs, key) for key in keys]
-            rows.append(row)
-            if (theirs := known.get((scene.data, scene.model, n))) is not None:
-                rows.append(["(paper)", str(n), *theirs])
-    return Report(name, title, [Table("Test accuracy, per cent", header, rows)], [lab.said()])
+    table = by_method(lab, METHODS, known, lambda _: {"augment": augment})
+    return Report(name, title, [table], [lab.said()])
 
 
 def schedule(lab: Lab) -> Report:
@@ -187,10 +175,8 @@ def heatmap(lab: Lab) -> Report:
     maps: dict[str, list[float]] = {}
     for name in ("Baseline", "WASH", "WASH+Opt"):
         found = []
-        for seed in lab.seeds:
-            config = lab.config(scene, n, seed, **METHODS[name])
-            lab.runs(scene, n, (seed,), **METHODS[name])
-            between = lab.cells.between(config)
+        for run in lab.runs(scene, n, **METHODS[name]):
+            between = lab.cells.between(run.config)
             found.append([between(weights) for weights in grid])
         maps[name] = found[0]
         corners = [k for k, weights in enumerate(grid) if 1 in weights]
