@@ -58,7 +58,7 @@ def command(*arguments, timeout=60):
         (["washp2p", "run", "--resume=/nowhere"], "/nowhere holds no run"),
         (["washp2p", "run", "--resume=a", "--run-dir=b"], "leave out --run-dir"),
         (["washp2p", "run", "--n=0"], "--n is 0"),
-        (["washp2p", "simulate", "--n=2", "--model=vit"], "expected one of cnn, resnet18"),
+        (["washp2p", "simulate", "--n=2", "--model=vit"], "expected one of linear, cnn, resnet18"),
         (["washp2p", "report", "/nowhere"], "/nowhere is not a run folder"),
         (["washp2p", "dance"], "invalid choice: 'dance'"),
         (["workers"], "required: --coordinator"),
