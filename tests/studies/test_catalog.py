@@ -10,7 +10,7 @@ from washp2p.errors import UsageError
 from washp2p.finished import FinishedRun
 from washp2p.studies.catalog import STUDIES
 from washp2p.studies.command import NAMES
-from washp2p.studies.lab import OWN_PRESETS, PRESETS, Lab, Scene, accuracy
+from washp2p.studies.lab import OWN_PRESETS, PRESETS, VERSIONS, Lab, Scene, accuracy
 from washp2p.studies.papa import pretrained
 
 BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
@@ -30,9 +30,10 @@ def finished(config):
         },
         "bytes": rows,
     }
+    rounds = [20, 31 + config.seed, 40, 60]  # a checkpoint is surveyed, too, when its time has come
     consensus = [
-        {"round": 20 * k, "distance": float(k + config.seed), "quarters": [float(k)] * 4}
-        for k in (1, 2, 3)
+        {"round": at, "distance": at / 20 + config.seed, "quarters": [at / 20 + config.seed] * 4}
+        for at in rounds
     ]
     return FinishedRun(
         name="",
@@ -42,7 +43,7 @@ def finished(config):
         population=[],
         consensus=consensus,
         hosts=[],
-        versions={},
+        versions=dict.fromkeys(VERSIONS, "1"),
     )
 
 
@@ -92,7 +93,9 @@ def test_every_study_writes_its_tables_and_pictures(lab, name, tmp_path):
         assert (tmp_path / picture).stat().st_size > 1000
     if name != "toy":
         seeds = {config.seed for config in lab.cells.asked}
-        assert seeds == ({0} if name == "volume" else {0, 2})
+        assert seeds == {0, 2}
+        assert "Runs of: python 1, torch 1" in text
+    assert report.pictures
 
 
 def test_methods_by_members_with_the_papers_numbers_beside(lab):
@@ -129,10 +132,32 @@ def test_volumes_are_shares_of_papas(lab):
 def test_ablations_are_made_in_the_last_scene(lab):
     for name in ("schedule", "probability", "window", "consensus"):
         lab.cells.asked.clear()
-        (table,) = STUDIES[name](lab).tables
-        assert table.title == "digits, cnn, N = 3"
+        table, *_ = STUDIES[name](lab).tables
+        assert "digits, cnn, N = 3" in table.title
         assert {config.data for config in lab.cells.asked} == {"digits"}
-    assert rows(table)[0] == ["separate", "3.00 ± 1.41", "4.00 ± 1.41"]
+        augment = "hetero" if name in {"schedule", "consensus"} else "none"
+        assert {config.augment for config in lab.cells.asked} == {augment}
+
+
+def test_distances_are_of_the_rounds_that_all_runs_surveyed(lab):
+    (table,) = STUDIES["consensus"](lab).tables
+    assert rows(table)[0] == ["separate", "4.00 ± 1.41", "3.50 ± 1.41", "4.00 ± 1.41"]
+    _, quarters = STUDIES["schedule"](lab).tables
+    assert rows(quarters)[0] == ["decreasing", *["4.00 ± 1.41"] * 4]
+
+
+def test_the_sweep_over_p_ends_at_1(lab):
+    (table,) = STUDIES["probability"](lab).tables
+    assert [row[0] for row in rows(table)] == [
+        "0.0005",
+        "0.005",
+        "0.015",
+        "0.05",
+        "0.15",
+        "0.5",
+        "1",
+    ]
+    assert {config.p for config in lab.cells.asked} == {0.0005, 0.005, 0.015, 0.05, 0.15, 0.5, 1.0}
 
 
 def test_models_between_three_members(lab, tmp_path):
@@ -172,9 +197,9 @@ def test_swa_comes_on_top_of_three_quarters_of_the_usual_training(lab):
     assert ("papa-all", 12, "1.0", "1.0") in settings
 
 
-def test_the_papers_logistic_regression():
+def test_the_papers_logistic_regression(tmp_path):
     scenes = OWN_PRESETS["digits"]["cpu"]
-    lab = Lab(FixedRuns(), scenes, (0,), None)
+    lab = Lab(FixedRuns(), scenes, (0,), tmp_path)
     (table,) = STUDIES["digits"](lab).tables
     assert [row[2:4] + row[6:] for row in rows(table)] == [
         ["Baseline", "88.00", "92.76", "93.62"],
@@ -184,6 +209,7 @@ def test_the_papers_logistic_regression():
         assert (config.model, config.n, config.epochs) == ("linear", 10, 10)
         assert (config.batch_size, config.lr, config.min_lr) == (1, 0.1, 0.1)
         assert (config.momentum, config.weight_decay) == (0, 0)
+        assert config.init == "different"
 
 
 def test_fine_tuning_begins_with_weights_and_trains_the_head_first(lab, monkeypatch):
@@ -214,7 +240,7 @@ def test_presets_are_configurations_that_there_can_be():
             for n in scene.members:
                 assert lab.config(scene, n, 0).data == scene.data
     paper = Lab(FixedRuns(), PRESETS["paper"], (0,), None)
-    config = paper.config(PRESETS["paper"][-1], 5, 1)
+    config = paper.config(paper.decided()[0], 5, 1)
     assert (config.epochs, config.batch_size, config.lr, config.p) == (300, 64, 0.1, 0.001)
 
 
@@ -240,3 +266,23 @@ def test_what_is_asked_for_takes_the_presets_place(lab):
     assert (scene.data, scene.model, scene.options["batch_size"]) == ("fashion-mnist", "linear", 1)
     other = lab.only("fashion-mnist", "vgg16", None)
     assert [(scene.data, scene.model) for scene in other.scenes] == [("fashion-mnist", "vgg16")]
+    cpu = replace(lab, scenes=PRESETS["cpu"])
+    both = cpu.only(None, "resnet18", None)
+    assert [scene.name for scene in both.scenes] == ["digits, resnet18", "fashion-mnist, resnet18"]
+    (theirs,) = cpu.only("cifar10", "resnet18", None).scenes
+    papa = cpu.config(theirs, 3, 0, method="papa")
+    assert (papa.epochs, papa.alpha, papa.init) == (300, 0.99, "different")
+
+
+def test_what_is_asked_for_selects_from_the_paper_preset(lab):
+    paper = replace(lab, scenes=PRESETS["paper"])
+    assert [scene.name for scene in paper.only(None, "resnet18", None).scenes] == [
+        "cifar10, resnet18",
+        "cifar100, resnet18",
+    ]
+    assert [scene.name for scene in paper.only("cifar10", "resnet18", 3).scenes] == [
+        "cifar10, resnet18"
+    ]
+    tuned = replace(lab, scenes=OWN_PRESETS["finetune"]["paper"])
+    (scene,) = tuned.only(None, "timm:convit_tiny", None).scenes
+    assert (scene.members, scene.options["image_size"]) == ((5,), 224)

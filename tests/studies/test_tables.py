@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
+from washp2p import checkpoints
 from washp2p.config import RunConfig
 from washp2p.errors import RunStoppedError
 from washp2p.studies.cells import Cells
@@ -47,6 +50,10 @@ def test_the_layout():
         ["paper", "3", "97.21 ± 0.19", "", ""],
         ["x", "5", "", "", ""],
     ]
+
+
+def test_a_tables_values_by_row():
+    assert {row: list(values) for row, values in TABLE.groups.items()} == {"digits, 3": ["WASH"]}
 
 
 def test_a_report_is_files(tmp_path):
@@ -100,6 +107,66 @@ def test_what_was_interrupted_is_begun_anew(tmp_path):
     (cells.place(one) / "summary.json").unlink()
     assert not cells.done(one)
     assert cells.run(one).summary["rounds"] == 5
+
+
+def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
+    cells, other = (Cells(tmp_path / name, tmp_path) for name in ("cells", "other"))
+    one = config(epochs=40, checkpoint_epochs=1)
+    place = cells.place(one)
+    command = [sys.executable, "-m", "washp2p", "run", *one.flags(), f"--run-dir={place}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
+        while checkpoints.members_in(place) < one.n:
+            assert run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+    assert not cells.done(one)
+    resumed = cells.run(one)
+    assert len(resumed.summary["epochs"]) == 2
+    assert resumed.summary["accuracy"] == other.run(one).summary["accuracy"]
+    assert cells.done(one)
+    assert not cells.done(one, measured=True)
+    assert len(cells.run(one, measured=True).summary["epochs"]) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"departed": [{"member": 1, "host": "", "reason": "left", "round": 2}]},
+        {"lost_values": 3},
+        {"accuracy": {"members": None}},
+        {"accuracy": {"members": [90.0]}},
+    ],
+)
+def test_a_run_that_lost_a_member_is_not_used(tmp_path, change):
+    cells = Cells(tmp_path / "cells", tmp_path, simulated=True)
+    one = config()
+    cells.run(one)
+    file = cells.place(one) / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert not cells.done(one)
+    assert cells.run(one).summary["lost_values"] == 0
+
+
+def test_another_folder_of_images_is_another_cell(tmp_path):
+    one = RunConfig.resolve(n=2, data="imagefolder")
+    here, there = (Cells(tmp_path, tmp_path / name) for name in ("here", "there"))
+    assert here.place(one) != there.place(one)
+    assert here.place(config()) == there.place(config())
+
+
+def test_two_studies_make_a_cell_once(tmp_path):
+    made = []
+    both = [Cells(tmp_path / "cells", tmp_path) for _ in range(2)]
+
+    def make(cells):
+        made.append(cells.run(config()).summary)
+
+    threads = [Thread(target=make, args=(cells,)) for cells in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made[0] == made[1]
 
 
 def test_a_cell_of_another_configuration_in_its_place_is_not_used(tmp_path):

@@ -1,28 +1,31 @@
 """Cells: runs of one configuration each, made once and kept.
 
 A cell's folder is named by all of its configuration that is not a field's default (so that versions
-with more fields find it again), a file of weights by what is in it; and what the folder holds is
-checked against all of it before it is used.
+with more fields find it again), a file of weights by what is in it, a folder of images by where it
+is; and what the cell holds is checked against all of it before it is used. A run that did not keep
+all of its members to the end is not used.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from washp2p import rundir
+from washp2p import checkpoints, rundir
 from washp2p.errors import RunStoppedError, UsageError
 from washp2p.finished import FinishedRun
 from washp2p.version import DERIVATION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.config import RunConfig
 
@@ -56,32 +59,69 @@ class Cells:
         chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
         if (file := Path(config.weights)).is_file():
             chosen["weights"] = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        if config.data == "imagefolder":
+            chosen["images"] = str(self._data_dir.resolve())
         text = json.dumps([chosen, DERIVATION], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
         return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
 
     def done(self, config: RunConfig, *, measured: bool = False) -> bool:
-        """Whether it has run to its end; with `measured`, with bytes counted, not simulated."""
-        place = self.place(config)
-        try:
-            kept = replace(rundir.read_config(place), weights=config.weights)  # wherever they were
-            known = kept == config and bool(rundir.read_summary(place))
-        except UsageError:
-            return False
-        return known and not (measured and FinishedRun.read(place).simulated)
-
-    def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
-        """The finished run: it is made now if it is not there. Blocks.
-
-        Raises RunStoppedError if it fails; what was left of an earlier try is removed.
+        """Whether it has run to its end, all members with it; with `measured`, with bytes counted
+        from its beginning: neither simulated nor gone on with.
         """
         place = self.place(config)
-        if not self.done(config, measured=measured):
-            shutil.rmtree(place, ignore_errors=True)
-            command = self._measure if measured else self._make
-            flags = [*config.flags(), f"--run-dir={place}"]
-            _finish([sys.executable, "-m", "washp2p", *command, *flags])
+        try:
+            found = FinishedRun.read(place)
+        except UsageError:
+            return False
+        same = replace(found.config, weights=config.weights) == config  # wherever they were
+        return same and _whole(found) and not (measured and not _counted(found))
+
+    def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
+        """The finished run: it is made now if it is not there. Blocks, also while another study
+        makes it.
+
+        A run that was interrupted goes on from its checkpoint if it has one (unless `measured`:
+        bytes are to be of one run from its beginning); what else was left of an earlier try is
+        removed. Raises RunStoppedError if it fails.
+        """
+        place = self.place(config)
+        with self._alone_with(place):
+            if not self.done(config, measured=measured):
+                command = [sys.executable, "-m", "washp2p"]
+                if measured or not self._resumed(config):
+                    shutil.rmtree(place, ignore_errors=True)
+                    how = self._measure if measured else self._make
+                    _finish([*command, *how, *config.flags(), f"--run-dir={place}"], place)
+                if not self.done(config, measured=measured):
+                    raise RunStoppedError(
+                        f"{place} has a run that did not keep all its members, or was not "
+                        "evaluated; make the study again to repeat it"
+                    )
         return FinishedRun.read(place)
+
+    def _resumed(self, config: RunConfig) -> bool:
+        """Go on with an interrupted run, if there is one that can be gone on with, to its end."""
+        place = self.place(config)
+        if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
+            return False
+        if replace(rundir.read_config(place), weights=config.weights) != config:
+            return False
+        command = [sys.executable, "-m", "washp2p", *self._measure, f"--resume={place}"]
+        try:
+            _finish(command, place)
+        except RunStoppedError:
+            return False
+        return True
+
+    @contextmanager
+    def _alone_with(self, place: Path) -> Iterator[None]:
+        """As the only study, of those that keep their runs here, that makes this one."""
+        locks = self._folder / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / place.name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
         """Of a finished run: from weights of its first members to the test accuracy, in per cent,
@@ -100,7 +140,19 @@ class Cells:
         return accuracy
 
 
-def _finish(command: list[str]) -> None:
+def _whole(run: FinishedRun) -> bool:
+    """Whether all members of a run were in it from its beginning to its end, and were evaluated."""
+    summary = run.summary
+    evaluated = len(summary["accuracy"].get("members") or ()) == run.config.n
+    return evaluated and not summary.get("departed") and not summary.get("lost_values")
+
+
+def _counted(run: FinishedRun) -> bool:
+    """Whether a run's bytes were counted, all of them: of one that is resumed, some are not."""
+    return not run.simulated and len(run.summary["epochs"]) == 1
+
+
+def _finish(command: list[str], place: Path) -> None:
     """Run it to its end; if this is interrupted, it is, too, and sees to its own processes."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -112,5 +164,5 @@ def _finish(command: list[str]) -> None:
             process.wait()  # which leaving the block does not, if it is for an interrupt
             raise
     if process.returncode:
-        last = printed.strip().splitlines()[-1:]
-        raise RunStoppedError(f"{' '.join(command)} ended: {' '.join(last)}")
+        last = printed.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise RunStoppedError(f"{last[0]} (the run in {place})", max(process.returncode, 1))

@@ -29,6 +29,8 @@ class Scene:
     members: tuple[int, ...] = (3,)
     options: dict[str, Any] = field(default_factory=dict)
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ablations: bool = False
+    """Whether ablations are made here, and not in the last scene."""
 
     @property
     def name(self) -> str:
@@ -40,9 +42,19 @@ _SHORT: dict[str, dict[str, Any]] = {
     "papa": {"alpha": 0.9, "init": "same"},
     "papa-all": {"every": 2, "init": "same"},
 }
-"""Short training wants ten times the paper's p, and as much of 1 - alpha; and there is no time for
-members that begin apart to come together."""
-_CIFAR = {"epochs": 300, "batch_size": 64, "lr": 0.1, "p": 0.001}
+"""Short training wants more of 1 - alpha, as it wants more of p; and there is no time for members
+that begin apart to come together."""
+_CIFAR = tuple(
+    Scene(
+        data=data,
+        model=model,
+        members=(3, 5, 10),
+        by_method={"papa-all": {"repair": 5}},
+        ablations=(data, model) == ("cifar100", "resnet18"),
+    )
+    for data in ("cifar10", "cifar100")
+    for model in ("vgg16", "resnet18")
+)
 PRESETS: dict[str, tuple[Scene, ...]] = {
     "cpu": (
         Scene(data="digits", members=(3, 5), by_method=_SHORT),
@@ -60,16 +72,9 @@ PRESETS: dict[str, tuple[Scene, ...]] = {
             by_method=_SHORT,
         ),
     ),
-    "paper": (
-        Scene(data="imagefolder", model="resnet50", members=(3, 5)),
-        *(
-            Scene(data=data, model=model, members=(3, 5, 10), options=_CIFAR)
-            for data in ("cifar10", "cifar100")
-            for model in ("vgg16", "resnet18")
-        ),
-    ),
+    "paper": (*_CIFAR, Scene(data="imagefolder", model="resnet50", members=(3, 5))),
 }
-"""By `--preset`. The last one of each is that of ablations."""
+"""By `--preset`."""
 _LOGISTIC = Scene(
     data="digits",
     model="linear",
@@ -82,7 +87,7 @@ _LOGISTIC = Scene(
         "momentum": 0.0,
         "weight_decay": 0.0,
     },
-    by_method={"papa-all": {"every": 1}},
+    by_method={"none": {"init": "different"}, "papa-all": {"every": 1}},
 )
 _TUNED: dict[str, Any] = {
     "epochs": 150,
@@ -100,6 +105,7 @@ _TUNED_BY_METHOD: dict[str, dict[str, Any]] = {
 _LITE = "timm:tf_efficientnet_lite0"
 _SHORTLY = {**_TUNED, "lr": 1e-3, "min_lr": 1e-5}
 OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
+    "homogeneous": {**PRESETS, "paper": _CIFAR},
     "digits": dict.fromkeys(PRESETS, (_LOGISTIC,)),
     "finetune": {
         "cpu": (
@@ -134,7 +140,11 @@ OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
         ),
     },
 }
-"""Presets of studies that are of other data and models."""
+"""Presets of studies that are of other data or models."""
+
+
+VERSIONS = ("python", "torch", "torchvision", "numpy", "platform")
+"""Of what a run's results may depend on, for the reader of a table."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,8 @@ class Lab:
     tell: Callable[[str], None] = lambda _: None
     weights: str = ""
     """Pretrained ones, if a study wants some."""
+    seen: list[FinishedRun] = field(default_factory=list)
+    """The runs that have been asked for."""
 
     def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
         """Of one run: a scene's, with some `changes`; in lockstep, so that it can be repeated."""
@@ -156,47 +168,58 @@ class Lab:
         return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
 
     def runs(
-        self,
-        scene: Scene,
-        n: int,
-        seeds: Sequence[int] | None = None,
-        *,
-        measured: bool = False,
-        **changes: Any,
+        self, scene: Scene, n: int, *, measured: bool = False, **changes: Any
     ) -> list[FinishedRun]:
-        """One for each of the `seeds`, all if not given, made where they are missing. Blocks.
+        """One for each seed, made where they are missing. Blocks.
 
         With `measured`, none that was simulated.
         """
         made = []
-        for seed in self.seeds if seeds is None else seeds:
+        for seed in self.seeds:
             config = self.config(scene, n, seed, **changes)
             if not self.cells.done(config, measured=measured):
                 words = " ".join(f"{key}={value}" for key, value in changes.items())
                 self.tell(f"{scene.name}, N = {n}, seed {seed}: {words}")
             made.append(self.cells.run(config, measured=measured))
+        self.seen.extend(made)
         return made
 
     def decided(self) -> tuple[Scene, int]:
-        """Where ablations are made: the last scene, with its middle number of members."""
-        scene = self.scenes[-1]
+        """Where ablations are made, with the middle one of its numbers of members."""
+        scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
         return scene, scene.members[len(scene.members) // 2]
 
     def said(self, *scenes: Scene) -> str:
-        """Which seeds and `scenes` (all if none is given) these are, for the reader of a table."""
-        parts = [f"Mean ± standard deviation over seeds {', '.join(map(str, self.seeds))}."]
+        """Which seeds, `scenes` (all if none is given) and versions these are, for the reader."""
+        seeds = sorted({run.config.seed for run in self.seen})
+        parts = [f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}."]
+        methods = {run.config.method for run in self.seen}
         for scene in scenes or self.scenes:
             chosen = [_words(scene.options)]
-            chosen += [f"with {name} {_words(more)}" for name, more in scene.by_method.items()]
+            chosen += [
+                f"with {name} {_words(more)}"
+                for name, more in scene.by_method.items()
+                if name in methods
+            ]
             parts.append(f"{scene.name}: {'; '.join(filter(None, chosen)) or 'defaults'}.")
+        versions = {
+            ", ".join(f"{name} {run.versions[name]}" for name in VERSIONS) for run in self.seen
+        }
+        parts.append(f"Runs of: {'; '.join(sorted(versions))}.")
         return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
-        """With what is given in the place of the preset's."""
+        """The preset's scenes of these alone; what no scene has takes the place of another's."""
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
-        scenes = scenes or [replace(self.scenes[0], data=data or "")]
+        if not scenes:
+            first = replace(self.scenes[0], data=data or "", ablations=False)
+            # Without options it is with its data's own defaults, which are the papers'.
+            scenes = [first if first.options else replace(first, by_method={})]
         if model is not None:
-            scenes = [replace(scene, model=model) for scene in scenes]
+            by_data = {scene.data: replace(scene, model=model) for scene in reversed(scenes)}
+            scenes = [scene for scene in scenes if scene.model == model] or list(by_data.values())[
+                ::-1
+            ]
         if n is not None:
             scenes = [replace(scene, members=(n,)) for scene in scenes]
         return replace(self, scenes=scenes)
@@ -225,7 +248,7 @@ def by_method(
     numbers by data, model and N; `more` is what else a scene's runs are to have.
     """
     baseline, *others = methods
-    header = ["config", "N", f"{baseline}: Ensemble", "Averaged", "GreedySoup"]
+    header = ["config", "N", *(f"{baseline}: {x}" for x in ("Ensemble", "Averaged", "GreedySoup"))]
     header += [f"{m}: {x}" for m in others for x in ("Ensemble", "Averaged")]
     rows: list[list[Cell]] = []
     for scene in lab.scenes:

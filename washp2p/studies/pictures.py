@@ -7,12 +7,38 @@ from typing import TYPE_CHECKING, Any
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from washp2p.studies.tables import Value
     from washp2p.studies.toy import Points
 
 Lines = dict[str, list[tuple[float, float]]]
+
+
+def require() -> None:
+    """Raise UsageError unless there can be pictures."""
+    _figure(1, 1)
+
+
+def dots(
+    place: Path, groups: Mapping[str, Mapping[str, Value]], what: str, *, log: bool = False
+) -> str:
+    """A panel for each group of values, of each its mean and standard deviation."""
+    height = max(len(values) for values in groups.values())
+    figure = _figure(max(5, 4 * len(groups)), 1 + 0.3 * height)
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (name, values) in zip(panels, groups.items(), strict=True):
+        means, spreads = zip(*((one.mean, one.deviation) for one in values.values()), strict=True)
+        axes.errorbar(means, range(len(values)), xerr=spreads, fmt="o", capsize=3)
+        axes.set_yticks(range(len(values)), list(values))
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_title(name)
+        axes.set_xlabel(what)
+        if log:
+            axes.set_xscale("log")
+    return _save(figure, place)
 
 
 def lines(place: Path, curves: Lines, x: str, y: str, ticks: list[str] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, field
+from itertools import takewhile
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,21 @@ class Table:
     def columns(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows as text."""
         return list(self.header), [[_text(cell) for cell in row] for row in self.rows]
+
+    @property
+    def groups(self) -> dict[str, dict[str, Value]]:
+        """Of each row that has values: by the words before its first one, the values by column."""
+        found: dict[str, dict[str, Value]] = {}
+        for row in self.rows:
+            values = {
+                name: cell
+                for name, cell in zip(self.header, row, strict=True)
+                if isinstance(cell, Value) and cell.samples
+            }
+            if values:
+                words = takewhile(lambda cell: isinstance(cell, str), row)
+                found[", ".join(filter(None, map(_text, words)))] = values
+        return found
 
     def records(self) -> list[list[str]]:
         """Header and rows for CSV: of a value its mean, its deviation and how many it is of."""

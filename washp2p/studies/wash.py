@@ -16,6 +16,7 @@ from washp2p.studies.tables import Report, Table, Value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from washp2p.finished import FinishedRun
     from washp2p.studies.lab import Lab
     from washp2p.studies.tables import Cell
 
@@ -28,24 +29,32 @@ METHODS: dict[str, dict[str, Any]] = {
 COLUMNS = ("ensemble", "averaged", "greedy_soup", "best", "worst")
 GRID = 9
 """Steps from one member to another in a heatmap; a multiple of 3, so that the middle is one."""
+SURVEYED: dict[str, Any] = {"augment": "hetero", "track_consensus": 20}
+"""What WASH's figures 2 and 4 are of: a heterogeneous population, and distances."""
+_SURVEYS = (
+    "The population is heterogeneous, as in the paper. Distances are measured every 20 rounds, by "
+    "a fixed random sample of the parameters (under `--simulate` by all)."
+)
 TITLES = ("Ensemble", "Averaged", "GreedySoup", "best member", "worst member")
 
 
 def volume(lab: Lab) -> Report:
     """WASH, table 1: what each method sends, measured, against PAPA."""
     report = Report("volume", "Communication volume (WASH, table 1)")
+    panels: dict[str, dict[str, Value]] = {}
     for scene in lab.scenes:
         n = scene.members[0]
         methods = ("none", "papa", "papa-all", "papa-2", "sparta", "wash", "wash-opt")
-        found = {
-            method: run.summary
-            for method in methods
-            for run in lab.runs(scene, n, lab.seeds[:1], measured=True, method=method)
+        found = {method: lab.runs(scene, n, measured=True, method=method) for method in methods}
+        sent_by = {
+            method: Value([per_worker(run.summary, "payload") for run in runs])
+            for method, runs in found.items()
         }
-        base = per_worker(found["papa"], "payload")
+        base = sent_by["papa"].mean
         rows: list[list[Cell]] = []
-        for method, summary in found.items():
-            sent, theory = (per_worker(summary, key) for key in ("payload", "theory"))
+        for method, runs in found.items():
+            sent = sent_by[method].mean
+            theory = mean(per_worker(run.summary, "theory") for run in runs)
             rows.append(
                 [
                     method,
@@ -56,11 +65,15 @@ def volume(lab: Lab) -> Report:
                 ]
             )
         header = ["method", "payload a worker", "of its formula", "of PAPA's", "paper: CIFAR"]
-        report.tables.append(Table(f"{scene.name}, N = {n}", [*header, "paper: ImageNet"], rows))
+        title = f"{scene.name}, N = {n}"
+        report.tables.append(Table(title, [*header, "paper: ImageNet"], rows))
+        panels[title] = {method: sent for method, sent in sent_by.items() if sent.mean}
+    picture = lab.pictures / "volume.png"
+    report.pictures.append(pictures.dots(picture, panels, "bytes a worker", log=True))
     report.notes.append(
-        f"Measured in `washp2p run`, seed {lab.seeds[0]}, headers left out. The paper counts d/T "
-        "for PAPA and p d/2 for WASH; here PAPA's means are reduced and shared peer to peer, "
-        "2 (N-1)/N d each, and WASH sends (N-1)/N of what its layers' own rates select."
+        "Measured in `washp2p run`, headers left out. The paper counts d/T for PAPA and p d/2 for "
+        "WASH; here PAPA's means are reduced and shared peer to peer, 2 (N-1)/N d each, and WASH "
+        f"sends (N-1)/N of what its layers' own rates select. {lab.said()}"
     )
     return report
 
@@ -78,23 +91,30 @@ def heterogeneous(lab: Lab) -> Report:
 def _methods(lab: Lab, name: str, title: str, augment: str) -> Report:
     known = papers.HETEROGENEOUS if augment == "hetero" else papers.HOMOGENEOUS
     table = by_method(lab, METHODS, known, lambda _: {"augment": augment})
-    return Report(name, title, [table], [lab.said()])
+    picture = pictures.dots(lab.pictures / f"{name}.png", table.groups, "test accuracy, %")
+    return Report(name, title, [table], [lab.said()], [picture])
 
 
 def schedule(lab: Lab) -> Report:
     """WASH, table 4 and figure 4: selection rates over depth."""
     scene, n = lab.decided()
     rows: list[list[Cell]] = []
+    distances: list[list[Cell]] = []
     apart: dict[str, list[tuple[float, list[float]]]] = {}
     for name, theirs in papers.SCHEDULES.items():
-        runs = lab.runs(scene, n, method="wash", schedule=name, track_consensus=20)
+        runs = lab.runs(scene, n, method="wash", schedule=name, **SURVEYED)
         rows.append([name, *(accuracy(runs, key) for key in COLUMNS)])
         rows.append(["(paper, CIFAR-100)", *theirs])
-        apart[name] = _quarters(runs)
+        found = _surveys(runs, "quarters")
+        distances.append([name, *map(Value, found[max(found)].T.tolist())])
+        apart[name] = [(at, over.mean(axis=0).tolist()) for at, over in found.items()]
     report = Report("schedule", "Selection over depth (WASH, table 4 and figure 4)")
-    report.tables.append(Table(f"{scene.name}, N = {n}", ["schedule", *TITLES], rows))
+    title = f"{scene.name}, N = {n}"
+    report.tables.append(Table(f"Test accuracy, per cent; {title}", ["schedule", *TITLES], rows))
+    header = ["schedule", *(f"quarter {k} of the parameters" for k in (1, 2, 3, 4))]
+    report.tables.append(Table("Distance to consensus, at the end", header, distances))
     report.pictures.append(pictures.by_quarter(lab.pictures / "schedule.png", apart))
-    report.notes.append(lab.said(scene))
+    report.notes.append(f"{_SURVEYS} {lab.said(scene)}")
     return report
 
 
@@ -104,25 +124,23 @@ def consensus(lab: Lab) -> Report:
     variants: dict[str, dict[str, Any]] = {
         "separate": {"method": "none"},
         "PAPA": {"method": "papa", "init": "same"},
-        "PAPA-all": {"method": "papa-all", "init": "same", "every": 2},
+        "PAPA-all": {"method": "papa-all", "init": "same"},
         "WASH": {"method": "wash"},
     }
     rows: list[list[Cell]] = []
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, changes in variants.items():
-        runs = lab.runs(scene, n, track_consensus=20, **changes)
-        found = [[line["distance"] for line in run.consensus] for run in runs]
-        rows.append([name, *(Value([one[at] for one in found]) for at in (len(found[0]) // 2, -1))])
-        rounds = [line["round"] for line in runs[0].consensus]
-        lines[name] = [
-            (number, float(np.mean([one[k] for one in found]))) for k, number in enumerate(rounds)
-        ]
+        found = _surveys(lab.runs(scene, n, **SURVEYED, **changes), "distance")
+        over = np.array(list(found.values()))  # rounds x seeds
+        second_half = over[len(over) // 2 :].mean(axis=0)
+        rows.append([name, *(Value(x.tolist()) for x in (over.max(axis=0), second_half, over[-1]))])
+        lines[name] = [(at, float(values.mean())) for at, values in found.items()]
     report = Report("consensus", "Distance to consensus (WASH, figure 2)")
-    header = ["method", "halfway", "at the end"]
+    header = ["method", "furthest", "on average in the second half", "at the end"]
     report.tables.append(Table(f"{scene.name}, N = {n}", header, rows))
     picture = lab.pictures / "consensus.png"
     report.pictures.append(pictures.lines(picture, lines, "round", "distance to consensus"))
-    report.notes.append(lab.said(scene))
+    report.notes.append(f"{_SURVEYS} {lab.said(scene)}")
     return report
 
 
@@ -130,14 +148,15 @@ def probability(lab: Lab) -> Report:
     """WASH, figure 5a: the phase transition over p."""
     scene, n = lab.decided()
     base = lab.config(scene, n, lab.seeds[0]).p
-    values = {f"{p:.3g}": {"p": p} for p in (base * x for x in (0.01, 0.1, 0.3, 1, 3, 10))}
-    title = "Base probability (WASH, figure 5a)"
-    return _sweep(lab, "probability", title, "p", {k: v for k, v in values.items() if v["p"] <= 1})
+    labels = [f"{base * x:.3g}" for x in (0.01, 0.1, 0.3, 1, 3, 10) if base * x < 1] + ["1"]
+    values = {label: {"p": float(label)} for label in labels}
+    return _sweep(lab, "probability", "Base probability (WASH, figure 5a)", "p", values)
 
 
 def window(lab: Lab) -> Report:
     """WASH, figure 5b: shuffling that starts late or stops early."""
-    values = {f"from {x}": {"from_": x} for x in ("0.0", "0.25", "0.5", "0.75")}
+    values: dict[str, dict[str, Any]] = {"always": {}}
+    values |= {f"from {x}": {"from_": x} for x in ("0.25", "0.5", "0.75")}
     values |= {f"until {x}": {"until": x} for x in ("0.25", "0.5", "0.75")}
     title = "Shuffling during a part of training (WASH, figure 5b)"
     return _sweep(lab, "window", title, "shuffled", values)
@@ -230,9 +249,20 @@ def example(lab: Lab) -> Report:
     return report
 
 
-def _quarters(runs: list[Any]) -> list[tuple[float, list[float]]]:
-    """By round, the mean over runs of the distances by quarter."""
-    found = [[line["quarters"] for line in run.consensus] for run in runs]
-    means = np.mean(found, axis=0)
-    rounds = [line["round"] for line in runs[0].consensus]
-    return [(number, means[k].tolist()) for k, number in enumerate(rounds)]
+def _surveys(runs: Sequence[FinishedRun], key: str) -> dict[int, np.ndarray]:
+    """What surveys have found, by their round: of each, runs x what was measured.
+
+    Of those made every so many rounds, and in all runs; a checkpoint is surveyed, too.
+    """
+    every = SURVEYED["track_consensus"]
+    by_run = [
+        {line["round"]: line[key] for line in run.consensus if line["round"] % every == 0}
+        for run in runs
+    ]
+    rounds = sorted(set.intersection(*map(set, by_run)))
+    if not rounds:
+        raise UsageError(
+            f"no distances to consensus in {len(runs)} runs; expected one in {every} "
+            "rounds, so longer training"
+        )
+    return {number: np.array([found[number] for found in by_run]) for number in rounds}
