@@ -111,7 +111,7 @@ def test_what_was_interrupted_is_begun_anew(tmp_path):
 
 def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
     cells, other = (Cells(tmp_path / name, tmp_path) for name in ("cells", "other"))
-    one = config(epochs=40, checkpoint_epochs=1)
+    one = config(epochs=40, checkpoint_epochs=1, max_delay="0")
     place = cells.place(one)
     command = [sys.executable, "-m", "washp2p", "run", *one.flags(), f"--run-dir={place}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as run:
