@@ -178,7 +178,7 @@ class Lab:
         for seed in self.seeds:
             config = self.config(scene, n, seed, **changes)
             if not self.cells.done(config, measured=measured):
-                words = " ".join(f"{key}={value}" for key, value in changes.items())
+                words = " ".join(f"{k}={v}" for k, v in changes.items() if k != "weights")
                 self.tell(f"{scene.name}, N = {n}, seed {seed}: {words}")
             made.append(self.cells.run(config, measured=measured))
         self.seen.extend(made)
