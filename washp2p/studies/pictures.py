@@ -32,7 +32,7 @@ def dots(
         means, spreads = zip(*((one.mean, one.deviation) for one in values.values()), strict=True)
         axes.errorbar(means, range(len(values)), xerr=spreads, fmt="o", capsize=3)
         axes.set_yticks(range(len(values)), list(values))
-        axes.invert_yaxis()
+        axes.set_ylim(len(values) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_title(name)
         axes.set_xlabel(what)
