@@ -192,7 +192,8 @@ class Lab:
     def said(self, *scenes: Scene) -> str:
         """Which seeds, `scenes` (all if none is given) and versions these are, for the reader."""
         seeds = sorted({run.config.seed for run in self.seen})
-        parts = [f"Mean ± standard deviation over seeds {', '.join(map(str, seeds))}."]
+        over = ", ".join(map(str, seeds))
+        parts = [f"Mean ± standard deviation over seeds {over}." if seeds[1:] else f"Seed {over}."]
         methods = {run.config.method for run in self.seen}
         for scene in scenes or self.scenes:
             chosen = [_words(scene.options)]
