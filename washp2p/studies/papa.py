@@ -79,7 +79,7 @@ def swa(lab: Lab) -> Report:
         [paper, "", *papers.SWA[0]],
     ]
     for share in (0.5, 0.1):
-        changes = {**longer, "swa_lr": share * usual.lr}
+        changes = {**longer, "swa_lr": round(share * usual.lr, 9)}
         row = _row(lab, variants, columns, changes)
         rows.append([f"from half of {longer['epochs']} epochs", f"{share * usual.lr:.3g}", *row])
         rows.append([paper, f"{share * 0.1:.3g}", *papers.SWA[share]])
