@@ -24,20 +24,23 @@ def require() -> None:
 def dots(
     place: Path, groups: Mapping[str, Mapping[str, Value]], what: str, *, log: bool = False
 ) -> str:
-    """A panel for each group of values, of each its mean and standard deviation."""
-    height = max(len(values) for values in groups.values())
-    figure = _figure(max(5, 4 * len(groups)), 1 + 0.3 * height)
-    panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, (name, values) in zip(panels, groups.items(), strict=True):
-        means, spreads = zip(*((one.mean, one.deviation) for one in values.values()), strict=True)
-        axes.errorbar(means, range(len(values)), xerr=spreads, fmt="o", capsize=3)
-        axes.set_yticks(range(len(values)), list(values))
-        axes.set_ylim(len(values) - 0.5, -0.5)
+    """A panel for each group of values, of each its mean and standard deviation; all groups are of
+    the same names.
+    """
+    names = list(next(iter(groups.values())))
+    figure = _figure(2 + 3 * len(groups), 1 + 0.3 * len(names))
+    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axes, (title, values) in zip(panels, groups.items(), strict=True):
+        found = [values[name] for name in names]
+        means, spreads = [one.mean for one in found], [one.deviation for one in found]
+        axes.errorbar(means, range(len(names)), xerr=spreads, fmt="o", capsize=3)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_title(name)
+        axes.set_title(title, fontsize="medium")
         axes.set_xlabel(what)
         if log:
             axes.set_xscale("log")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
     return _save(figure, place)
 
 
