@@ -258,14 +258,20 @@ def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as-a-terminal-does", "launcher-alone"])
 @pytest.mark.parametrize("moment", ["coordinator at", "joined (2 of 2)", "epoch 1"])
 def test_washp2p_run_leaves_nobody_behind(tmp_path, number, whole_group, moment):
-    with subprocess.Popen(
-        [sys.executable, "-m", "washp2p", "run", "--n=2", f"--run-dir={tmp_path / 'run'}", *LONG],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    ) as launcher:
+    command_line = ["-m", "washp2p", "run", "--n=2", f"--run-dir={tmp_path / 'run'}", *LONG]
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup a run would ignore it, too
+    try:
+        launched = subprocess.Popen(
+            [sys.executable, *command_line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, ours)
+    with launched as launcher:
         for line in launcher.stdout:
             if moment in line:
                 break
