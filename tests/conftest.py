@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import count
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from washp2p.conduct import Conduct
 from washp2p.layout import Entry, Layout, Slot, aligned
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all
 torch.set_num_threads(1)  # results to the bit depend on it; workers are tested with one thread too
 
 
