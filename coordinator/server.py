@@ -351,13 +351,18 @@ class Server:
                 case Reject(identity, what):
                     self._doorkeeper.refuse(identity, Reason.CLAIM, what)
                 case Event():
-                    self._observers.event(command)
+                    self._tell(command)
                 case End(reason, code):
                     if not code:
                         self._write_summary()
                     self._journal.keep(("ended", reason))
                     self._end = command
         self._journal.commit()
+
+    def _tell(self, event: Event) -> None:
+        self._observers.event(event)
+        if event.what is What.BEGUN:  # its curves have a first point, however short the run is
+            self._observers.tick(self._population)
 
     def _view(self, *, links: bool) -> dict[str, Any]:
         return {
