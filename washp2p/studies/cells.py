@@ -69,13 +69,7 @@ class Cells:
         """Whether it has run to its end, all members with it; with `measured`, with bytes counted
         from its beginning: neither simulated nor gone on with.
         """
-        place = self.place(config)
-        try:
-            found = FinishedRun.read(place)
-        except UsageError:
-            return False
-        same = replace(found.config, weights=config.weights) == config  # wherever they were
-        return same and _whole(found) and not (measured and not _counted(found))
+        return self._kept(config, measured=measured) is not None
 
     def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
         """The finished run: it is made now if it is not there. Blocks, also while another study
@@ -87,25 +81,36 @@ class Cells:
         """
         place = self.place(config)
         with self._alone_with(place):
-            if not self.done(config, measured=measured):
+            kept = self._kept(config, measured=measured)
+            if kept is None:
                 command = [sys.executable, "-m", "washp2p"]
                 if measured or not self._resumed(config):
                     shutil.rmtree(place, ignore_errors=True)
                     how = self._measure if measured else self._make
                     _finish([*command, *how, *config.flags(), f"--run-dir={place}"], place)
-                if not self.done(config, measured=measured):
-                    raise RunStoppedError(
-                        f"{place} has a run that did not keep all its members, or was not "
-                        "evaluated; make the study again to repeat it"
-                    )
-        return FinishedRun.read(place)
+                kept = self._kept(config, measured=measured)
+            if kept is None:
+                raise RunStoppedError(
+                    f"{place} has a run that did not keep all its members, or was not "
+                    "evaluated; make the study again to repeat it"
+                )
+            return kept
+
+    def _kept(self, config: RunConfig, *, measured: bool) -> FinishedRun | None:
+        """The run, if it is `done`."""
+        try:
+            found = FinishedRun.read(self.place(config))
+        except UsageError:
+            return None
+        usable = _same(found.config, config) and _whole(found)
+        return found if usable and (_counted(found) or not measured) else None
 
     def _resumed(self, config: RunConfig) -> bool:
         """Go on with an interrupted run, if there is one that can be gone on with, to its end."""
         place = self.place(config)
         if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
             return False
-        if replace(rundir.read_config(place), weights=config.weights) != config:
+        if not _same(rundir.read_config(place), config):
             return False
         command = [sys.executable, "-m", "washp2p", *self._measure, f"--resume={place}"]
         try:
@@ -138,6 +143,11 @@ class Cells:
             return models.accuracy(state, models.data.test)
 
         return accuracy
+
+
+def _same(kept: RunConfig, config: RunConfig) -> bool:
+    """Whether a kept run's configuration is the one wanted, wherever its weights lay."""
+    return replace(kept, weights=config.weights) == config
 
 
 def _whole(run: FinishedRun) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config import RunConfig, flag
+from washp2p.studies import pictures
 from washp2p.studies.tables import Table, Value
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ class Lab:
         self.seen.extend(made)
         return made
 
+    def dots(self, name: str, table: Table) -> str:
+        """A picture of a table's accuracies; the name of its file."""
+        place = self.pictures / f"{name}.png"
+        return pictures.dots(place, table.groups, "test accuracy, %")
+
     def decided(self) -> tuple[Scene, int]:
         """Where ablations are made, with the middle one of its numbers of members."""
         scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
@@ -217,10 +223,10 @@ class Lab:
             # Without options it is with its data's own defaults, which are the papers'.
             scenes = [first if first.options else replace(first, by_method={})]
         if model is not None:
-            by_data = {scene.data: replace(scene, model=model) for scene in reversed(scenes)}
-            scenes = [scene for scene in scenes if scene.model == model] or list(by_data.values())[
-                ::-1
-            ]
+            by_data: dict[str, Scene] = {}
+            for scene in scenes:
+                by_data.setdefault(scene.data, replace(scene, model=model))
+            scenes = [scene for scene in scenes if scene.model == model] or list(by_data.values())
         if n is not None:
             scenes = [replace(scene, members=(n,)) for scene in scenes]
         return replace(self, scenes=scenes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
-from washp2p.studies import papers, pictures
+from washp2p.studies import papers
 from washp2p.studies.lab import accuracy, by_method
 from washp2p.studies.tables import Report, Table
 
@@ -34,7 +34,7 @@ def digits(lab: Lab) -> Report:
     header += ["paper: mean", "paper: Averaged"]
     report = Report("digits", "Logistic regression (PAPA, A.10)")
     report.tables.append(Table("Test accuracy, per cent", header, rows))
-    report.pictures.append(_dots(lab, report))
+    report.pictures.append(lab.dots(report.name, report.tables[0]))
     report.notes.append(
         "The paper has all 5,620 optical digits; these are the 1,797 that scikit-learn comes with, "
         f"which are their test set. {lab.said()}"
@@ -57,7 +57,7 @@ def finetune(lab: Lab) -> Report:
     names = ", ".join(sorted({Path(place).name for place in weights.values()}))
     note = f"All members begin with pretrained weights ({names}), with a new last layer."
     report = Report("finetune", "Fine-tuning (PAPA, table 1)", [table], [f"{note} {lab.said()}"])
-    report.pictures.append(_dots(lab, report))
+    report.pictures.append(lab.dots(report.name, report.tables[0]))
     return report
 
 
@@ -87,7 +87,7 @@ def swa(lab: Lab) -> Report:
     header += [f"{m}: {x}" for m in variants for x in ("Mean", "Avg", "Greedy")]
     report = Report("swa", "With stochastic weight averaging (PAPA, A.11)")
     report.tables.append(Table(f"Test accuracy, per cent; {scene.name}, N = {n}", header, rows))
-    report.pictures.append(_dots(lab, report))
+    report.pictures.append(lab.dots(report.name, report.tables[0]))
     report.notes.append(
         "As there: 3/4 of the usual epochs without SWA and as many with it, the mean of a member's "
         "models at the ends of these taking its place, batch norms computed anew. Here the cosine "
@@ -119,7 +119,7 @@ def longer(lab: Lab) -> Report:
     header += [f"{name}: Averaged" for name in population]
     report = Report("longer", "One model trained N times longer (PAPA, section 4.5.1, table 2)")
     report.tables.append(Table("Test accuracy, per cent", header, rows))
-    report.pictures.append(_dots(lab, report))
+    report.pictures.append(lab.dots(report.name, report.tables[0]))
     report.notes.append(
         "One model N times longer: the mean of two, with the same learning rate, which falls N "
         f"times more slowly. {lab.said()}"
@@ -142,11 +142,6 @@ def pretrained(model: str) -> str:
         )
     (file,) = (Path(found.origin).parent / "models").glob("*.pth")
     return str(file)
-
-
-def _dots(lab: Lab, report: Report) -> str:
-    place = lab.pictures / f"{report.name}.png"
-    return pictures.dots(place, report.tables[0].groups, "test accuracy, %")
 
 
 def _row(

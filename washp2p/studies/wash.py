@@ -32,8 +32,9 @@ GRID = 9
 SURVEYED: dict[str, Any] = {"augment": "hetero", "track_consensus": 20}
 """What WASH's figures 2 and 4 are of: a heterogeneous population, and distances."""
 _SURVEYS = (
-    "The population is heterogeneous, as in the paper. Distances are measured every 20 rounds, by "
-    "a fixed random sample of the parameters (under `--simulate` by all)."
+    "The population is heterogeneous, as in the paper. Distances are measured every "
+    f"{SURVEYED['track_consensus']} rounds, by a fixed random sample of the parameters (under "
+    "`--simulate` by all)."
 )
 TITLES = ("Ensemble", "Averaged", "GreedySoup", "best member", "worst member")
 
@@ -91,8 +92,7 @@ def heterogeneous(lab: Lab) -> Report:
 def _methods(lab: Lab, name: str, title: str, augment: str) -> Report:
     known = papers.HETEROGENEOUS if augment == "hetero" else papers.HOMOGENEOUS
     table = by_method(lab, METHODS, known, lambda _: {"augment": augment})
-    picture = pictures.dots(lab.pictures / f"{name}.png", table.groups, "test accuracy, %")
-    return Report(name, title, [table], [lab.said()], [picture])
+    return Report(name, title, [table], [lab.said()], [lab.dots(name, table)])
 
 
 def schedule(lab: Lab) -> Report:
