@@ -12,8 +12,10 @@ import gzip
 import multiprocessing
 import os
 import shutil
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,8 @@ class Data:
     test: Dataset[Any]
     shape: Shape
     classes: int
+    skipped: Any = None
+    """How many times an image that cannot be read was skipped, where that is wanted: a Value."""
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Loader:
         """Shuffled batches, a new order each epoch drawn from `generator`; the rest is dropped."""
@@ -93,7 +97,8 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
     }[config.data](config.data, folder, download)
     classes = int(labels.max()) + 1
     count = min(config.train_limit or len(images), len(images))
-    images, labels = images[:count], labels[:count]
+    chosen = torch.tensor(_limited(labels.tolist(), count))
+    images, labels = images[chosen], labels[chosen]
     mean = images.mean(dim=(0, 2, 3), keepdim=True)
     spread = images.std(dim=(0, 2, 3), keepdim=True)
     kept, held_out = _split(config, count)
@@ -200,8 +205,9 @@ def _torchvision(
 
 def _image_folder(config: RunConfig, folder: Path) -> Data:
     """ImageNet's layout: FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, which is the test set."""
-    from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
+
+    from workers.images import ImageFiles
 
     finish = [
         v2.ToImage(),
@@ -211,9 +217,12 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
     size = config.image_size or IMAGE_FOLDER_SIZE
     varied = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish])
     fixed = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *finish])
+    skipped = None
+    if config.on_bad_image == "skip":
+        skipped = multiprocessing.get_context("forkserver").Value("q", 0)
     try:
         train, plain, test = (
-            ImageFolder(folder / part, transform)
+            ImageFiles(folder / part, transform, skipped)
             for part, transform in (("train", varied), ("train", fixed), ("val", fixed))
         )
     except OSError as error:
@@ -222,15 +231,37 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
             "name it with --data-dir"
         ) from None
     if train.classes != test.classes:
-        raise UsageError(f"{folder}/train and {folder}/val have different classes; make them equal")
-    kept, held_out = _split(config, min(config.train_limit or len(train), len(train)))
+        only = [
+            f"{part} alone has {', '.join(sorted(set(these.classes) - set(those.classes))[:5])}"
+            for part, these, those in (("train", train, test), ("val", test, train))
+            if set(these.classes) - set(those.classes)
+        ]
+        raise UsageError(
+            f"{folder}/train and {folder}/val have different classes: {'; '.join(only)}; make them "
+            "equal"
+        )
+    chosen = _limited(train.targets, min(config.train_limit or len(train), len(train)))
+    kept, held_out = _split(config, len(chosen))
     return Data(
-        train=Subset(train, kept),
-        held_out=Subset(plain, held_out),
+        train=Subset(train, [chosen[k] for k in kept]),
+        held_out=Subset(plain, [chosen[k] for k in held_out]),
         test=test,
+        skipped=skipped,
         shape=(3, size, size),
         classes=len(train.classes),
     )
+
+
+def _limited(labels: Sequence[int], count: int) -> Sequence[int]:
+    """Which `count` images to take: the first, or of every class as many where they are sorted."""
+    if all(a <= b for a, b in pairwise(labels)):
+        seen: Counter[int] = Counter()
+        turns = []
+        for index, label in enumerate(labels):
+            turns.append((seen[label], label, index))
+            seen[label] += 1
+        return sorted(index for _, _, index in sorted(turns)[:count])
+    return range(count)
 
 
 def _split(config: RunConfig, count: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -40,6 +40,8 @@ class Epoch:
     """Learning rate of the epoch's last step."""
     held_out: float
     """Accuracy on the held-out images, per cent."""
+    skipped: int = 0
+    """How many times an image that cannot be read was skipped so far."""
 
     def to_metrics(self) -> dict[str, Any]:
         """Plain values for metrics.jsonl."""
@@ -48,6 +50,7 @@ class Epoch:
             "loss": round(self.loss, 6),
             "lr": self.lr,
             "held_out": round(self.held_out, 3),
+            **({"skipped_images": self.skipped} if self.skipped else {}),
         }
 
 
@@ -135,7 +138,9 @@ class Trainer:
             self._number, self._pass = now.number, None
             if self._swa_at < self.round < self.steps:  # of the last one see `final_state`
                 self._average_own()
-            yield Epoch(now.number, float(now.loss) / now.taken, now.lr, self._held_out_accuracy())
+            held_out = self._held_out_accuracy()
+            skipped = 0 if self._data.skipped is None else self._data.skipped.value
+            yield Epoch(now.number, float(now.loss) / now.taken, now.lr, held_out, skipped)
 
     def repair_inputs(self) -> list[torch.Tensor]:
         """What REPAIR is to see: the same images for all members, by each one's augmentation.

@@ -16,6 +16,8 @@ from washp2p.errors import UsageError
 from workers.data import load_data
 from workers.streams import Streams
 
+GENERATOR = torch.Generator().manual_seed(0)
+
 
 def labels_of(loader):
     return torch.cat([labels for _, labels in loader])
@@ -95,8 +97,62 @@ def test_an_image_folder(tmp_path):
     assert images.shape == (12, 3, 224, 224)
     (tmp_path / "val" / "eel").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "val" / "eel" / "0.png")
-    with pytest.raises(UsageError, match="different classes"):
+    with pytest.raises(UsageError, match="different classes: val alone has eel"):
         load_data(config, tmp_path, download=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An image folder of four classes, ten images each, two of which cannot be read."""
+    for part in ("train", "val"):
+        for name in "abcd":
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(10):
+                Image.new("RGB", (8, 8)).save(tmp_path / part / name / f"{k}.png")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "a" / "._0.png").write_bytes(b"what another system leaves")
+    return tmp_path
+
+
+def loaded(folder, **options):
+    config = RunConfig.resolve(
+        n=2, data="imagefolder", image_size=8, batch_size=4, holdout=0.05, model="cnn", **options
+    )
+    return load_data(config, folder, download=False)
+
+
+def test_hidden_folders_and_files_are_no_images(folder):
+    data = loaded(folder)
+    assert data.classes == 4
+    assert len(data.train) + len(data.held_out) == 40
+
+
+def test_a_limit_on_sorted_images_takes_of_all_classes(folder):
+    data = loaded(folder, train_limit=14)
+    assert len(data.train) + len(data.held_out) == 14
+    labels = [data.train.dataset.targets[k] for k in data.train.indices]
+    labels += [data.held_out.dataset.targets[k] for k in data.held_out.indices]
+    assert sorted(labels.count(label) for label in range(4)) == [3, 3, 4, 4]
+
+
+def test_an_image_that_cannot_be_read_is_named_or_skipped_and_counted(folder):
+    bad = folder / "train" / "b" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:30])
+    for through in (lambda d: list(d.train), lambda d: list(d.training_batches(4, GENERATOR))):
+        with pytest.raises(UsageError, match=f"^cannot read the image {bad}: [^\n]*$"):
+            through(loaded(folder))
+    data = loaded(folder, on_bad_image="skip")
+    batches = list(data.training_batches(4, GENERATOR))
+    assert len(batches) == 9
+    assert data.skipped.value == 1
+
+
+def test_images_that_are_not_sorted_are_limited_as_before(tmp_path):
+    config = RunConfig.resolve(n=2, train_limit=200)
+    whole = load_data(RunConfig.resolve(n=2), tmp_path, download=False)
+    data = load_data(config, tmp_path, download=False)
+    assert len(data.train) + len(data.held_out) == 200
+    assert len(whole.train) > 1000
 
 
 def test_images_are_made_as_large_as_is_wanted(tmp_path):
