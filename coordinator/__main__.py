@@ -66,12 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with report_errors("coordinator"):
         options = parser.parse_args(arguments)
         log = Log(options.log)
-        folder = options.resume or options.run_dir or rundir.default()
+        folder = options.resume or options.run_dir
         if options.resume is not None:
             rundir.require_unfinished(folder)
-        if folder.exists():
+        if folder is not None and folder.exists():
             rundir.create(folder, go_on=True)  # says so if the run in it has finished
-        known = rundir.read_config(folder) if rundir.unfinished(folder) else None
+        goes_on = folder is not None and rundir.unfinished(folder)
+        known = rundir.read_config(folder) if goes_on else None
         config = config_from(options, known, free=FREE if options.resume is not None else ())
         keys = None if options.keys is None else read_coordinator(options.keys)
         if options.bind:
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from coordinator.scalars import Scalars
         from coordinator.server import Server
 
-        folder = folder.resolve()
+        folder = (folder or rundir.default()).resolve()
         scalars = Scalars(folder / "tensorboard") if options.tensorboard else None
         log.about(run=folder.name)
         with Display(log) as display:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
 
@@ -17,7 +17,7 @@ from coordinator.members import Departed, Member, Past, Phase
 from washp2p.control import Finished
 from washp2p.errors import UsageError
 from washp2p.layout import Layout
-from washp2p.rosterbook import ROSTERS, keep_roster, rosters_in
+from washp2p.rosterbook import ROSTERS, keep_roster, refuse_damaged, rosters_in
 from washp2p.rounds import Roster
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Journal:
         self._waiting: dict[tuple[str, Any], Entry] = {}
         self.failing = False
         """Whether something could not be written and waits."""
+        refuse_damaged(path)
         try:
             self._database = sqlite3.connect(path, isolation_level=None, timeout=1)
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # one coordinator a run
@@ -111,7 +112,7 @@ class Journal:
             self._database.execute("BEGIN")
             self._database.execute("DELETE FROM members")
             self._database.execute(
-                "DELETE FROM facts WHERE name IN ('ended', 'settled', 'accuracy')"
+                "DELETE FROM facts WHERE name IN ('ended', 'settled', 'averages', 'accuracy')"
             )
             self._put_fact("resuming", True)
             self._database.execute("COMMIT")
@@ -138,9 +139,21 @@ class Journal:
                 self._put_fact(name, value)
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """What was kept under a name."""
-        found = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return default if found is None else msgpack.unpackb(found[0])
+        """What was kept under a name. Raises UsageError if that is not of the default's kind."""
+        try:
+            rows = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,))
+            found = rows.fetchone()
+            value = default if found is None else msgpack.unpackb(found[0])
+        except (ValueError, TypeError, sqlite3.Error) as error:
+            self._refuse(f"{name}: {error}")
+        if default is not None and type(value) is not type(default):
+            self._refuse(f"{name} is {value!r:.60}")
+        return value
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UsageError(
+            f"cannot read {self._path}: {what}; expected the journal of this run, undamaged"
+        )
 
     def read(self) -> Past:
         """All of it. Raises UsageError if it is not a journal of this version."""
@@ -148,23 +161,28 @@ class Journal:
             members = [_unpack_member(value) for value in self._values("members")]
             rosters = tuple(rosters_in(self._database))
             departed = [Departed(**msgpack.unpackb(value)) for value in self._values("departed")]
-        except (ValueError, TypeError, KeyError, sqlite3.Error) as error:
-            raise UsageError(
-                f"cannot read {self._path}: {error}; expected a journal of this version"
-            ) from None
+            number, whose = self.fact("checkpoint", [0, []])
+            given = frozenset(map(int, self.fact("given", [])))
+            planned = tuple(map(int, self.fact("planned", [])))
+            averages = list(map(int, self.fact("averages", [])))
+        except (ValueError, TypeError, KeyError, AttributeError, sqlite3.Error) as error:
+            if isinstance(error, UsageError):
+                raise
+            self._refuse(f"{error!r:.120}")
         settled = self.fact("settled")
-        number, whose = self.fact("checkpoint", [0, []])
         return Past(
             members=tuple(members),
             departed=tuple(departed),
             rosters=rosters,
             life=self.fact("life", 0),
             published=self.fact("published", 0),
-            planned=tuple(self.fact("planned", [])),
+            planned=planned,
             kept=(number, whose),
             total_rounds=self.fact("total_rounds", 0),
-            given=frozenset(self.fact("given", [])),
+            given=given,
             settled=next((roster for roster in rosters if roster.epoch == settled), None),
+            averages=averages,
+            notices=self.fact("notices", []),
             accuracy=self.fact("accuracy", {}),
         )
 
@@ -198,6 +216,9 @@ def _pack_member(member: Member) -> bytes:
             "key",
             "versions",
             "rounds",
+            "no_snapshots",
+            "averaging",
+            "averaged",
             "counts",
         )
     }
@@ -218,6 +239,8 @@ def _unpack_member(data: bytes) -> Member:
             "phase": Phase(values["phase"]),
             "saved": set(values["saved"]),
             "near": tuple(values["near"]),
+            "averaging": tuple(values["averaging"]),
+            "averaged": tuple(values["averaged"]),
         },
         layout=None if layout is None else Layout.from_wire(layout),
         finished=None if finished is None else Finished(**finished),

@@ -58,7 +58,12 @@ class Observers:
         self._folder = folder
         self._http = http
         self._scalars = scalars
-        self._history = History(rundir.read_lines(folder / rundir.POPULATION))
+        self._damaged = ""
+        try:
+            self._history = History(rundir.read_lines(folder / rundir.POPULATION))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            self._damaged = f"{folder / rundir.POPULATION} is damaged ({error!r:.80})"
+            self._history = History([])
         self._page: Page | None = None
         self._look: Look
         self._observation: Observation | None = None
@@ -71,6 +76,9 @@ class Observers:
         """Begin; in a running event loop. Raises UsageError."""
         self._look, self._observation = look, observation
         self._loop = asyncio.get_running_loop()
+        if self._damaged:
+            text = f"{self._damaged}: its curves begin anew, the run goes on"
+            self.event(Event(text, What.DISK))
         if self._http is not None:
             self._page = Page(self._http, self)
             self.event(Event(f"status page at {self._page.address}/", What.LISTENING))
@@ -107,12 +115,21 @@ class Observers:
             self.event(Event(f"some lines of metrics will be there twice: {error}", What.DISK))
 
     def tick(self, population: Population) -> None:
-        """Some time has passed."""
+        """Some time has passed. What fails to look is said once, and looks no more."""
         assert self._observation is not None
+        try:
+            self._look_on(self._observation, population)
+        except Exception as error:  # whoever looks on must not end a run
+            if "tick" not in self._failing:
+                self._failing.add("tick")
+                text = f"the run goes on without its curves or display: {error!r:.200}"
+                self.event(Event(text, What.DISK))
+
+    def _look_on(self, observation: Observation, population: Population) -> None:
         if population.publication.begun and not population.ended:
             now = time.monotonic()
             if self._history.due(now):
-                point = self._history.add(self._observation.point(population), now)
+                point = self._history.add(observation.point(population), now)
                 self._append(rundir.POPULATION, {"at": round(time.time(), 3), **point})
                 self._plot(lambda s: s.point(point, self._look(links=False)["members"]))
         if self._display.is_live:

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from washp2p.config import RunConfig, add_options, config_from
+from washp2p.config import LATER, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
 
 
@@ -58,3 +58,14 @@ def test_every_field_is_a_flag():
     config = config_from(options)
     assert (config.n, config.weight_decay, config.train_limit) == (4, 0.01, 600)
     assert "0.05 for digits" in parser.format_help()
+
+
+def test_a_file_that_lost_a_field_does_not_mean_its_default():
+    whole = RunConfig.resolve(n=3, p=0.5).to_wire()
+    assert RunConfig.from_file(whole).p == 0.5
+    for name in ("p", "seed", "on_divergence"):
+        rest = {key: value for key, value in whole.items() if key != name}
+        with pytest.raises(UsageError, match=f"not a whole configuration: {name} is missing"):
+            RunConfig.from_file(rest)
+    before = {key: value for key, value in whole.items() if key not in LATER}
+    assert RunConfig.from_file(before) == RunConfig.from_file(whole)  # of an earlier version

@@ -170,7 +170,7 @@ def _folder(options: argparse.Namespace) -> Path:
 def _run(options: argparse.Namespace) -> int:
     from washp2p.launch import Launch
 
-    folder, known = _folder(options), None
+    known = None
     if options.resume is not None:
         if options.run_dir is not None:
             raise UsageError("--resume names the run folder; leave out --run-dir")
@@ -178,6 +178,8 @@ def _run(options: argparse.Namespace) -> int:
         rundir.require_unfinished(folder)
         known = rundir.read_config(folder)
     config = config_from(options, known, free=FREE)
+    if known is None:
+        folder = _folder(options)
     n = config.n
     if known is not None:
         n = min(n, checkpoints.members_in(folder))

@@ -27,7 +27,7 @@ ON_DIVERGENCE = ("reset", "drop", "stop")
 TRANSPORTS = ("auto", "torch", "tcp")
 METHODS = ("wash", "wash-opt", "sparta", "papa", "papa-all", "dart", "papa-2", "none")
 MEANS: dict[str, dict[str, Any]] = {
-    "sparta": {"max_delay": "0"},
+    "sparta": {"max_delay": "0", "schedule": "constant"},
     "papa": {"max_delay": "0", "init": "different", "every": 10},
     "papa-all": {"max_delay": "0", "init": "different", "every": 5},
     "dart": {"max_delay": "0", "every": 5, "from_": "0.5"},
@@ -36,6 +36,7 @@ MEANS: dict[str, dict[str, Any]] = {
 """Methods that take means, in lockstep only, and what differs from the fields' own defaults."""
 BY_EPOCHS = ("papa-all", "dart", "papa-2")
 """Methods whose `every` counts epochs instead of steps."""
+ON_BAD_IMAGE = ("stop", "skip")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 ADAMS: dict[str, dict[str, Any]] = {
     name: {"lr": 0.002, "min_lr": 1e-6, "swa_lr": 0.001} for name in ("adam", "adamw")
@@ -58,6 +59,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 Training that is short needs a larger p (the paper's phase transition, figure 5a) and, for the small
 CNN without normalisation layers, gentler and more steps than the paper's recipe."""
 
+LATER: dict[str, Any] = {"last": "", "on_bad_image": "stop"}
+"""Fields that run folders of earlier versions do not have, and what they mean there."""
 FREE = ("min_n", "patience")
 """What may be chosen anew for a run that goes on from a checkpoint."""
 
@@ -82,6 +85,11 @@ class RunConfig:
     )
     p: float = _option(0.01, "base shuffling probability, 0 to 1 (equation 3)")
     schedule: str = _option("decreasing", "selection rate over layers (equation 6)", SCHEDULES)
+    last: str = _option(
+        "",
+        "name of the module whose parameters are the last layer, whatever the order of "
+        "registration; default: the last one registered",
+    )
     group: int = _option(
         0, "permute (sparta: average) within random groups of at most G members; 0: all in one"
     )
@@ -137,6 +145,9 @@ class RunConfig:
         "what members do to their images, by turns or drawn (hetero), besides CIFAR's crops and "
         "flips: " + EXPECTED,
     )
+    on_bad_image: str = _option(
+        "stop", "what becomes of an image file that cannot be read", ON_BAD_IMAGE
+    )
     holdout: float = _option(0.02, "share of the training data held out for GreedySoup")
     train_limit: int = _option(0, "take the first K training images only; 0 takes all")
     on_divergence: str = _option(
@@ -165,6 +176,7 @@ class RunConfig:
             ("late", LATE),
             ("transport", TRANSPORTS),
             ("on_divergence", ON_DIVERGENCE),
+            ("on_bad_image", ON_BAD_IMAGE),
         ):
             _expect_known(name, getattr(self, name), known)
         of_timm = self.model != MODELS[-1] and bool(re.fullmatch(rf"{TIMM}:[\w.]+", self.model))
@@ -265,6 +277,18 @@ class RunConfig:
         by_method = MEANS.get(chosen.get("method", ""), {})
         by_optimizer = ADAMS.get(chosen.get("optimizer", ""), {})
         return cls(**(PRESETS[data] | by_optimizer | by_method | chosen))
+
+    @classmethod
+    def from_file(cls, wire: dict[str, Any]) -> Self:
+        """Inverse of `to_wire` for `wire` read from a file, of an earlier version perhaps.
+
+        Raises UsageError if a field is missing that all versions have: a file that lost one must
+        not mean its default.
+        """
+        names = {field_.name for field_ in fields(cls)}
+        if missing := sorted(names - wire.keys() - LATER.keys()):
+            raise UsageError(f"not a whole configuration: {', '.join(missing)} is missing")
+        return cls.from_wire(LATER | wire)
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:

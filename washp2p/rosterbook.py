@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -34,7 +35,31 @@ def keep_roster(database: sqlite3.Connection, roster: Roster) -> None:
 def rosters_in(database: sqlite3.Connection) -> list[Roster]:
     """All rosters, by epoch."""
     rows = database.execute("SELECT epoch, first, peers FROM rosters ORDER BY epoch")
-    return [Roster.from_rows(epoch, first, msgpack.unpackb(peers)) for epoch, first, peers in rows]
+    rosters = [
+        Roster.from_rows(epoch, first, msgpack.unpackb(peers)) for epoch, first, peers in rows
+    ]
+    for before, after in pairwise(rosters):
+        if after.first < before.first:
+            raise ValueError(f"epoch {after.epoch} begins before epoch {before.epoch}")
+    return rosters
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise UsageError if there is a journal and SQLite finds it damaged."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=1)) as database:
+            found = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
+    except sqlite3.OperationalError:
+        return  # somebody else has it: whoever opens it says so
+    except (sqlite3.Error, ValueError) as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        raise UsageError(
+            f"{path} is damaged: {str(found[0]).splitlines()[-1]:.120}; expected the journal as "
+            "the coordinator wrote it"
+        )
 
 
 def read_rosters(path: Path) -> list[Roster]:
@@ -42,7 +67,10 @@ def read_rosters(path: Path) -> list[Roster]:
     if not path.exists():
         raise UsageError(f"{path} is missing; --replay needs the coordinator's journal")
     try:
+        refuse_damaged(path)
         with closing(sqlite3.connect(path)) as database:
             return rosters_in(database)
-    except (sqlite3.Error, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
+    except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot read {path}: {error}; expected it undamaged") from None

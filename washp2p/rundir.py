@@ -1,7 +1,8 @@
 """The run folder: what lies where, and writing it so that a reader never sees half a file.
 
 config.json, metrics.jsonl, population.jsonl and consensus.jsonl (the curves), summary.json,
-averaged.safetensors, members/<id>.safetensors, log/<id>.msgpack (the run log),
+averaged.safetensors, members/<id>.safetensors, rescued/<id>.safetensors (models of members whose
+run was stopped), log/<id>.msgpack (the run log),
 checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and journal.sqlite (the coordinator's).
 Others rely on these names.
 """
@@ -13,6 +14,7 @@ import os
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import count
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,11 @@ def member_file(folder: Path, member: int) -> Path:
     return folder / "members" / f"{member}.safetensors"
 
 
+def rescued_file(folder: Path, member: int) -> Path:
+    """Where the model goes of a member whose run has ended before its time."""
+    return folder / "rescued" / f"{member}.safetensors"
+
+
 def log_file(folder: Path, member: int) -> Path:
     """Where a member's run log goes."""
     return folder / "log" / f"{member}.msgpack"
@@ -54,8 +61,23 @@ def check_name(name: str) -> str:
 
 
 def default() -> Path:
-    """The folder of a run that was given none: runs/<timestamp>."""
-    return Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    """Make the folder of a run that was given none: runs/<timestamp>, which nobody else has.
+
+    Raises UsageError if it cannot be made.
+    """
+    now = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for attempt in count(1):
+        folder = now if attempt == 1 else now.with_name(f"{now.name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the run folder {folder}: {error.strerror}; choose another --run-dir"
+            ) from None
+        return folder
+    raise AssertionError
 
 
 def unfinished(folder: Path) -> bool:
@@ -111,6 +133,33 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; make room or choose another --run-dir"
         ) from None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Have room on disk for `size` bytes that are to be written to `path`. Raises UsageError."""
+    write_bytes(_reserved(path), b" " * size)
+
+
+def write_reserved(path: Path, values: dict[str, Any]) -> None:
+    """As `write_json`, in the room that was reserved for it, if there is some."""
+    pending = _reserved(path)
+    data = (json.dumps(values, indent=1) + "\n").encode()
+    try:
+        with pending.open("r+b") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        pending.replace(path)
+        _make_last(path.parent)
+    except FileNotFoundError:
+        write_bytes(path, data)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; make room") from None
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserved")
 
 
 def _make_last(folder: Path) -> None:
@@ -192,9 +241,11 @@ def read_config(folder: Path) -> RunConfig:
     """The configuration of a run. Raises UsageError if the folder has none of this version."""
     path = folder / CONFIG
     try:
-        return RunConfig.from_wire(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read {path}: {error}; expected the folder of a run") from None
+        return RunConfig.from_file(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot read {path}: {error!s:.200}; expected the folder of a run, undamaged"
+        ) from None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

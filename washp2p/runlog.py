@@ -5,14 +5,17 @@ before the member's next gather, straight to the kernel: what a member passed on
 by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
 [own step, epoch, round, senders applied, senders lost, leg]; [own step, epoch, round] where the
 member's clock jumped: that step belongs to `round`, not to the one after the last; and, first of
-all, [epoch, round, donor, donor's own step] where it came in mid-run.
+all, [epoch, round, donor, donor's own step] where it came in mid-run. Maps are no records: the
+first thing in a file says of which run and member it is; the last, where the member finished, has a
+checksum of all before it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgpack
 
@@ -60,15 +63,16 @@ class Joined(NamedTuple):
 
 
 class RunLog:
-    """Appends records to a file. Each `append` is one unbuffered write.
+    """Appends records of one member to a file. Each `append` is one unbuffered write.
 
     Once a write has failed (the disk is full) there are no more: a log with a gap says nothing.
     """
 
-    def __init__(self, path: Path, *, go_on: bool = False) -> None:
+    def __init__(self, path: Path, run: bytes, member: MemberId, *, go_on: bool = False) -> None:
         """Begin the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
         self._path = path
         self._broken = False
+        self._hash = hashlib.blake2b(digest_size=16)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if go_on else "wb", buffering=0)
@@ -76,18 +80,28 @@ class RunLog:
             raise UsageError(
                 f"cannot write {path}: {error.strerror}; choose another --run-dir"
             ) from None
+        if not go_on:
+            self._write(msgpack.packb({"run": run.hex(), "member": member}))
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
         """Write records, all at once."""
-        if not records or self._broken:
+        if records:
+            self._write(b"".join(map(msgpack.packb, records)))
+
+    def finish(self) -> None:
+        """The member has finished: what follows is a checksum alone."""
+        self._write(msgpack.packb({"checksum": self._hash.hexdigest()}))
+
+    def _write(self, data: bytes) -> None:
+        if self._broken:
             return
-        data = b"".join(map(msgpack.packb, records))
         before = self._file.tell()
         try:
             whole = self._file.write(data) == len(data)
             reason = "" if whole else "no space left"
         except OSError as error:
             reason = str(error.strerror)
+        self._hash.update(data)
         if reason:
             self._broken = True
             self._file.seek(before)
@@ -112,26 +126,56 @@ class RunLog:
             )
         self._file.seek(size)
         self._file.truncate()
+        self._hash = hashlib.blake2b(self._path.read_bytes(), digest_size=16)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def read_log(path: Path, rosters: Sequence[Roster]) -> Iterator[Record | Jump | Joined]:
+def read_log(  # noqa: PLR0912 - a case a kind of record
+    path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
+) -> Iterator[Record | Jump | Joined]:
     """Records in the order they were written; a last one cut short by a kill is left out.
 
     So are those of rounds that the run of these `rosters` went back on: a member that did not come
-    along to a checkpoint has them still, of epochs that were over by then.
+    along to a checkpoint has them still, of epochs that were over by then. `member` is whose log it
+    is to be; a `whole` one ends with the checksum of a member that finished. Raises UsageError if
+    the file is damaged, another member's, or not whole; and OSError.
     """
-    with path.open("rb") as file:
-        for values in msgpack.Unpacker(file):
+    data = path.read_bytes()
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    ended, told = 0, False
+    try:
+        for values in unpacker:
+            begin, ended = ended, unpacker.tell()
             match values:
-                case [step, epoch, round_number, applied, lost, leg]:
-                    if roster_at(rosters, round_number).epoch <= epoch:
-                        yield Record(step, epoch, round_number, tuple(applied), tuple(lost), leg)
-                case [_, epoch, round_number]:
-                    if roster_at(rosters, round_number).epoch <= epoch:
-                        yield Jump(*values)
-                case [_, _, _, _]:
+                case {"run": str(), "member": int(whose)}:
+                    told = True
+                    if member not in {None, whose}:
+                        _refuse(path, f"it is member {whose}'s, not member {member}'s")
+                case {"checksum": str(checksum)}:
+                    whole = False
+                    if hashlib.blake2b(data[:begin], digest_size=16).hexdigest() != checksum:
+                        _refuse(path, "its checksum is wrong")
+                case [int(step), int(epoch), int(number), list(applied), list(lost), int(leg)]:
+                    if roster_at(rosters, number).epoch <= epoch:
+                        yield Record(step, epoch, number, tuple(applied), tuple(lost), leg)
+                case [int(step), int(epoch), int(number)]:
+                    if roster_at(rosters, number).epoch <= epoch:
+                        yield Jump(step, epoch, number)
+                case [int(), int(), int(), int()]:
                     yield Joined(*values)
+                case _:
+                    _refuse(path, f"byte {begin} begins {values!r:.60}, which is no record")
+    except (ValueError, StopIteration, msgpack.UnpackException) as error:
+        if isinstance(error, UsageError):
+            raise
+        _refuse(path, f"byte {ended} begins no record")
+    if whole and told:  # logs of before there were checksums have no header, either
+        _refuse(path, "its end is missing, though its member finished")
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise UsageError(f"{path} is damaged: {what}; expected the log as the member wrote it")

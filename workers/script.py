@@ -56,10 +56,12 @@ def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
     return script
 
 
-def from_log(path: Path, rosters: Sequence[Roster]) -> Script:
-    """What a member of a distributed run did."""
+def from_log(
+    path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
+) -> Script:
+    """What a member of a distributed run did: as `runlog.read_log`."""
     script = Script()
-    for record in read_log(path, rosters):
+    for record in read_log(path, rosters, member, whole=whole):
         if isinstance(record, Jump):
             script.jumps[record.step] = record.round
         elif isinstance(record, Joined):
@@ -78,7 +80,7 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
     rosters = read_rosters(run / rundir.JOURNAL)
     final = rundir.read_summary(run)["averaged_over"]
     members = sorted({member for roster in rosters for member in roster.members})
-    scripts = {member: _script(run, member, rosters) for member in members}
+    scripts = {m: _script(run, m, rosters, whole=m in final) for m in members}
     needed = dict.fromkeys(members, 0)
     for script in scripts.values():
         if script.joined is not None:
@@ -93,10 +95,10 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
     return rosters, scripts, final
 
 
-def _script(run: Path, member: int, rosters: Sequence[Roster]) -> Script:
+def _script(run: Path, member: int, rosters: Sequence[Roster], *, whole: bool) -> Script:
     path = rundir.log_file(run, member)
     try:
-        return from_log(path, rosters)
+        return from_log(path, rosters, member, whole=whole)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; --replay needs the logs of all members in one "

@@ -12,8 +12,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from washp2p import rundir
 from washp2p.errors import UsageError
@@ -21,6 +19,7 @@ from washp2p.evaluation import accuracy, average_state, ensemble, greedy_choice,
 from washp2p.evaluation.alignment import align
 from washp2p.evaluation.repair import repair, reset_batch_norm
 from washp2p.evaluation.similarity import similarities
+from workers.checkpoint import load_model
 from workers.data import load_data
 from workers.models import build_model
 
@@ -188,10 +187,11 @@ def _run_of(place: Path) -> Path:
 
 
 def _read(path: Path, model: torch.nn.Module) -> State:
+    its = path.parent.name == "members" and path.stem.isdecimal()
+    state = load_model(path, member=int(path.stem) if its else None)
     try:
-        state = load_file(path)
         model.load_state_dict(state, strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"cannot read {path}: {first}; expected a model of the run") from None
     return state

@@ -8,6 +8,7 @@ from coordinator.commands import Rewind
 from coordinator.journal import Journal
 from coordinator.members import Departed, Member, Phase
 from washp2p.errors import UsageError
+from washp2p.rosterbook import read_rosters
 from washp2p.rounds import Peer, Roster
 
 
@@ -42,6 +43,54 @@ def test_what_was_kept_is_there_again(path):
     with pytest.raises(UsageError, match="end the coordinator that runs there"):
         Journal(path, print)
     journal.close()
+
+
+def test_a_damaged_journal_is_refused_by_name(path):
+    whole = path.read_bytes()
+    refusals = []
+    for at in range(100, len(whole), 97):
+        data = bytearray(whole)
+        data[at] ^= 0xFF
+        path.write_bytes(data)
+        for side in ("-wal", "-shm"):
+            path.with_name(path.name + side).unlink(missing_ok=True)
+        try:
+            journal = Journal(path, print)
+        except UsageError as error:
+            refusals.append(str(error))
+            continue
+        try:
+            journal.read()
+        except UsageError as error:
+            refusals.append(str(error))
+        finally:
+            journal.close()
+    assert len(refusals) > 5
+    assert all(str(path) in text and "\n" not in text for text in refusals)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("published", "many"), ("planned", [[1]]), ("checkpoint", [1]), ("given", {}), ("life", None)],
+)
+def test_facts_of_another_kind_are_refused_by_name(path, fact, value):
+    journal = Journal(path, print)
+    journal.keep((fact, value))
+    journal.commit()
+    with pytest.raises(UsageError, match=f"cannot read {path}: .*expected the journal"):
+        journal.read()
+    journal.close()
+
+
+def test_rosters_out_of_order_are_refused_by_name(path):
+    journal = Journal(path, print)
+    journal.keep(roster(5, 3, 0, 1))
+    journal.commit()
+    with pytest.raises(UsageError, match="epoch 5 begins before epoch 1"):
+        journal.read()
+    journal.close()
+    with pytest.raises(UsageError, match="epoch 5 begins before epoch 1"):
+        read_rosters(path)
 
 
 def test_going_back_takes_effect_together_with_the_new_roster(path):

@@ -92,6 +92,18 @@ async def test_another_coordinator_goes_on_with_the_curves(tmp_path):
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("line", ['{"round": 3}', '{"round": 3, "seconds": "x"}'])
+async def test_damaged_curves_end_nothing(tmp_path, line):
+    (tmp_path / POPULATION).write_text(line + "\n")
+    scene = await Scene(tmp_path).open()
+    scene.run.sync()
+    for _ in range(3):
+        scene.observers.tick(scene.run.machine.population)
+    assert len([text for text in scene.events if "damaged" in text or "without" in text]) == 1
+    scene.observers.close()
+
+
+@pytest.mark.asyncio
 async def test_a_round_or_figure_that_no_file_has_room_for_ends_nothing(tmp_path):
     scene = await Scene(tmp_path, Scalars(tmp_path / "board")).open()
     for number in (1 << 63, 1, True):
