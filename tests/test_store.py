@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
 from washp2p.lanes import HostLane
-from washp2p.store import PARAM, Store, optimizer_slots
+from washp2p.store import Store, optimizer_slots
 
 
 def at(*places):
@@ -59,6 +59,7 @@ def test_training_goes_on_bit_for_bit(make):
     for seed in range(4):
         step(plain, plain_optimizer, seed)
         step(flat, flat_optimizer, seed)
+        store.look()
         store.gather(everything, out)
     for (name, a), b in zip(plain.state_dict().items(), flat.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -74,10 +75,12 @@ def test_gather_and_scatter_address_values_and_their_momentum():
     entry = next(e for e in store.layout.entries if e.name == "4.weight")
     places = at(entry.offset + 7, entry.offset + 100)
     out = [torch.empty(2), torch.empty(2)]
+    store.look()
     store.gather(places, out)
     assert torch.equal(out[0], model[4].weight.detach().view(-1)[[7, 100]])
     assert torch.equal(out[1], torch.zeros(2))  # there is no momentum yet
     step(model, optimizer, 0)
+    store.look()
     store.gather(places, out)
     momentum = optimizer.state[model[4].weight]["momentum_buffer"]
     assert torch.equal(out[1], momentum.view(-1)[[7, 100]])
@@ -124,40 +127,41 @@ def test_tied_and_frozen_parameters():
     assert [e.name for e in store.layout.entries] == ["0.weight", "0.bias", "1.bias"]
     assert [e.layer for e in store.layout.entries] == [0, 0, 1]
     assert model[1].weight is model[0].weight
-    sections = store.sections()
-    assert len(sections["buffer:float32"]) == 4 * 2 + 2  # the frozen layer travels with the state
+    assert store.frozen == ["2.weight", "2.bias"]
+    assert list(store.values()) == ["0.weight", "0.bias", "1.bias", "2.weight", "2.bias"]
+    assert list(store.values(frozen=False)) == ["0.weight", "0.bias", "1.bias"]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_sections_of_another_models_state_dict(compiled):
+def test_values_of_another_models_state_dict(compiled):
     model, other = small_model(), small_model()
     step(other, sgd(other), 3)
-    expected = Store(other, sgd(other)).sections()
+    expected = Store(other, sgd(other)).values()
     state = other.state_dict()
     if compiled:
         model = torch.compile(model, backend="eager")
         state = {f"_orig_mod.{name}": value for name, value in state.items()}
     store = Store(model, sgd(model))
-    before = store.sections()[PARAM].clone()
+    before = store.vector.clone()
     for named in (state, other.state_dict()):
-        found = store.sections_of(named)
+        found = store.values_of(named)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert torch.equal(store.sections()[PARAM], before)
+    assert torch.equal(store.vector, before)
     name, value = next(iter(other.state_dict().items()))
     for wrong, words in (({}, "nothing"), ({name: value[:1]}, r"shape \(1, ")):
         with pytest.raises(UsageError, match=f"averaged has {words}.* under {name}; expected"):
-            store.sections_of(wrong)
+            store.values_of(wrong)
 
 
-def test_sections_carry_a_whole_model():
+def test_values_carry_a_whole_model():
     model, other = small_model(), small_model()
     step(model, sgd(model), 3)
     source, target = Store(model, sgd(model)), Store(other, sgd(other))
-    target.load_sections(source.sections())
+    target.load_values(source.values())
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    again = target.state_dict(target.sections())
+    again = target.state_dict(target.values())
     assert list(again) == list(model.state_dict())
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
     assert all(value.is_contiguous() for value in again.values())
@@ -200,7 +204,7 @@ def test_a_replicated_model_is_the_model_itself():
     replicated = nn.parallel.DistributedDataParallel(small_model())
     store = Store(replicated, sgd(replicated))
     assert store.layout == Store(small_model(), sgd(small_model())).layout
-    assert store.state_dict(store.sections()).keys() == replicated.state_dict().keys()
+    assert store.state_dict(store.values()).keys() == replicated.state_dict().keys()
 
 
 def test_sparse_adam_is_refused():
@@ -213,7 +217,7 @@ def test_a_compiled_model_is_the_model_itself():
     compiled = torch.compile(small_model(), backend="eager")
     store, plain = Store(compiled, sgd(compiled)), small_model()
     assert store.layout == Store(plain, sgd(plain)).layout
-    compiled.load_state_dict(store.state_dict(store.sections()))
+    compiled.load_state_dict(store.state_dict(store.values()))
 
 
 def test_a_parameter_added_after_joining_is_noticed():
@@ -222,15 +226,15 @@ def test_a_parameter_added_after_joining_is_noticed():
     store = Store(model, optimizer)
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(UsageError, match="when the model joined; expected the same ones"):
-        store.gather(at(0), [torch.empty(1)])
+        store.look()
 
 
 def test_moving_the_model_after_joining_is_noticed():
     model = small_model()
     store = Store(model, sgd(model))
     model.double()
-    with pytest.raises(UsageError, match="moved or converted after joining"):
-        store.gather(at(0), [torch.empty(1)])
+    with pytest.raises(UsageError, match=r"0.weight is .* float64 on cpu now; it was .* float32"):
+        store.look()
 
 
 def test_a_loaded_optimizer_state_is_taken_over():
@@ -240,11 +244,13 @@ def test_a_loaded_optimizer_state_is_taken_over():
     out = [torch.empty(store.layout.size) for _ in range(2)]
     everything = at(*range(store.layout.size))
     step(model, optimizer, 0)
+    store.look()
     store.gather(everything, out)
     checkpoint = copy.deepcopy(optimizer.state_dict())
     saved = out[1].clone()
     step(model, optimizer, 1)
     optimizer.load_state_dict(checkpoint)
+    store.look()
     store.gather(everything, out)
     assert torch.equal(out[1], saved)
     store.scatter(at(0), [torch.zeros(1), torch.full((1,), 7.0)])
@@ -289,6 +295,7 @@ def test_wash_opt_takes_along_whatever_state_is_shaped_like_its_parameter(kind, 
     optimizer.step()
     optimizer.step()
     out = [torch.empty(4) for _ in range(1 + len(names))]
+    store.look()
     store.gather(everything, out)
     for values, name in zip(out[1:], names, strict=True):
         state = optimizer.state[next(model.parameters())][name]

@@ -1,7 +1,8 @@
-"""The layout: the fixed flat order of all trainable parameters, and the slots that follow it.
+"""The layout: the flat order of all trainable parameters, the slots beside them, and the buffers.
 
-Pure description, no tensors: `store.py` makes a layout from a model, a member sends it when it
-attaches, the coordinator compares. Two members whose layouts differ never exchange a value.
+A description without tensors: `store.py` makes a layout from a model, a member sends it when it
+attaches, the coordinator compares. Two members whose layouts differ never exchange a value, nor
+average a buffer.
 
 Every parameter begins at a multiple of 64 bytes of its slot, so that a view into the flat vector
 is aligned just as a tensor of its own would be (kernels, and so results, may depend on it). The
@@ -25,8 +26,14 @@ _Shape = Annotated[list[int], 16]
 LayoutWire = tuple[
     Annotated[list[tuple[_Name, _Shape, _Shape, int, int]], 1 << 16],
     Annotated[list[tuple[_Name, _Name]], 64],
+    Annotated[list[tuple[_Name, _Shape, _Name, bool, _Name]], 1 << 16],
 ]
-"""Entries and slots, as they travel."""
+"""Entries, slots and buffers, as they travel."""
+
+RULES = ("mean", "max", "first", "equal")
+"""How a buffer may be averaged: see `buffers.py`."""
+RECOMPUTED, OWN = "recomputed", "own"
+ALL_RULES = (*RULES, RECOMPUTED, OWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +70,32 @@ class Slot:
         return ITEM_BYTES[self.dtype]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Buffer:
+    """A buffer, or a frozen parameter: never shuffled, averaged at the end by its `rule`.
+
+    One that is not `persistent` is not in the state dict: it stays each member's own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    persistent: bool
+    rule: str
+
+    def __str__(self) -> str:
+        """How messages to people describe it."""
+        kept = "" if self.persistent else ", not persistent"
+        return f"buffer {self.name}{list(self.shape)} ({self.dtype}, rule {self.rule}{kept})"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Entries in flat order, and the slots that are exchanged; `slots[0]` is `param`."""
 
     entries: tuple[Entry, ...]
     slots: tuple[Slot, ...]
+    buffers: tuple[Buffer, ...] = ()
 
     @cached_property
     def size(self) -> int:
@@ -101,13 +128,14 @@ class Layout:
         return (
             [(e.name, list(e.shape), list(e.stride), e.layer, e.offset) for e in self.entries],
             [(s.name, s.dtype) for s in self.slots],
+            [(b.name, list(b.shape), b.dtype, b.persistent, b.rule) for b in self.buffers],
         )
 
     @classmethod
     def from_wire(cls, wire: Any) -> Layout:
         """Inverse of `to_wire`. Raises ValueError if `wire` is anything but a layout."""
         try:
-            entries, slots = wire
+            entries, slots, buffers = wire
             layout = cls(
                 tuple(
                     Entry(
@@ -120,6 +148,16 @@ class Layout:
                     for name, shape, stride, layer, offset in entries
                 ),
                 tuple(Slot(name=str(name), dtype=str(dtype)) for name, dtype in slots),
+                tuple(
+                    Buffer(
+                        name=str(name),
+                        shape=tuple(map(int, shape)),
+                        dtype=str(dtype),
+                        persistent=bool(persistent),
+                        rule=str(rule),
+                    )
+                    for name, shape, dtype, persistent, rule in buffers
+                ),
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a layout: {error}") from None
@@ -131,20 +169,27 @@ class Layout:
             raise ValueError(f"not a layout: {layout.size} values; expected less than {LARGEST}")
         if any(a.offset + a.size > b.offset for a, b in pairwise(layout.entries)):
             raise ValueError("not a layout: parameters overlap")
+        if any(buffer.rule not in ALL_RULES for buffer in layout.buffers):
+            raise ValueError(f"not a layout: rules must be among {', '.join(ALL_RULES)}")
         return layout
 
     def difference(self, other: Layout) -> str:
         """The first thing in which it and the `other` differ, in words; empty if nothing does."""
         if self.slots != other.slots:
-            mine, theirs = (
+            here, there = (
                 ", ".join(f"{s.name} {s.dtype}" for s in layout.slots) for layout in (self, other)
             )
-            return f"slots [{mine}] against [{theirs}]"
+            return f"slots [{here}] against [{there}]"
         for a, b in zip(self.entries, other.entries, strict=False):
             if a != b:
                 return f"{_describe(a)} against {_describe(b)}"
         if len(self.entries) != len(other.entries):
             return f"{len(self.entries)} parameters against {len(other.entries)}"
+        mine, theirs = ({b.name: b for b in layout.buffers} for layout in (self, other))
+        for name in [*mine, *theirs]:
+            here, there = (str(its.get(name, f"no buffer {name}")) for its in (mine, theirs))
+            if here != there:
+                return f"{here} against {there}"
         return ""
 
 

@@ -6,11 +6,16 @@ Looks at a model and its optimizer, changes neither.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from washp2p.errors import UsageError
 from washp2p.layout import ITEM_BYTES, Entry, aligned
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def plain_model(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
@@ -61,15 +66,33 @@ def refuse_what_cannot_be_shuffled(
             )
 
 
-def in_flat_order(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
+def owners(
+    model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
+) -> list[tuple[dict[str, torch.nn.Parameter | None], str]]:
+    """Where the model has each of `parameters`: the dict of a module, and the name in there."""
+    wanted = {id(parameter) for parameter in parameters}
+    return [
+        (module._parameters, name)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if id(parameter) in wanted
+    ]
+
+
+def in_flat_order(
+    model: torch.nn.Module, last: str = ""
+) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
     """Trainable parameters in flat order, each once, where each one lies, and their dtype.
 
-    Raises UsageError if there are none, or they are not alike.
+    A layer is a module that owns trainable parameters, those of its parametrizations included, in
+    the order of registration; what owns the parameters of the module, or the parameter, named
+    `last` is the last layer. Raises UsageError if there are none, or they are not alike.
     """
     parameters: list[torch.nn.Parameter] = []
     entries: list[Entry] = []
     seen: set[int] = set()
-    offset = layer = 0
+    layers: dict[str, int] = {}
+    offset = 0
     dtype, device = "", torch.device("cpu")
     for prefix, module in model.named_modules():
         own = [
@@ -79,6 +102,11 @@ def in_flat_order(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], lis
         ]
         for name, parameter in own:
             seen.add(id(parameter))
+            if torch.nn.parameter.is_lazy(parameter):
+                raise UsageError(
+                    f"{name} has no shape yet (a lazy module); run a batch through the model "
+                    "before joining"
+                )
             kind = str(parameter.dtype).removeprefix("torch.")
             if not parameters:
                 dtype, device = kind, parameter.device
@@ -94,17 +122,43 @@ def in_flat_order(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], lis
                 )
             offset = aligned(offset, ITEM_BYTES[kind])
             dense = torch.empty_like(parameter, device="meta")
+            owner = f".{prefix}".partition(".parametrizations.")[0]
             entry = Entry(
                 name=name,
                 shape=tuple(parameter.shape),
                 stride=tuple(dense.stride()),
-                layer=layer,
+                layer=layers.setdefault(owner, len(layers)),
                 offset=offset,
             )
             parameters.append(parameter)
             entries.append(entry)
             offset += entry.size
-        layer += bool(own)
     if not parameters:
         raise UsageError("the model has no trainable parameter; expected at least one")
+    if last:
+        entries = _with_last(model, parameters, entries, last)
     return parameters, entries, dtype
+
+
+def _with_last(
+    model: torch.nn.Module,
+    parameters: Sequence[torch.nn.Parameter],
+    entries: Sequence[Entry],
+    last: str,
+) -> list[Entry]:
+    """The entries, with what owns the parameters named `last` as the last layer."""
+    meant = {
+        id(parameter)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name == last or name.startswith(f"{last}.")
+    }
+    at_the_end = {e.layer for p, e in zip(parameters, entries, strict=True) if id(p) in meant}
+    if not at_the_end:
+        names = sorted({entry.name.rpartition(".")[0] or entry.name for entry in entries})
+        raise UsageError(
+            f"--last is {last!r}, which has no trainable parameters; the model's layers are "
+            f"{', '.join(names)}"
+        )
+    others = sorted({entry.layer for entry in entries} - at_the_end)
+    order = {layer: number for number, layer in enumerate(others)}
+    return [replace(e, layer=order.get(e.layer, len(others))) for e in entries]

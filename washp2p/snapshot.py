@@ -1,111 +1,137 @@
 """A snapshot: one member's whole state after one of its steps, as bytes.
 
 Parameters and buffers, the optimizer's state, the round and how many steps it took. What a
-newcomer begins with, and what a checkpoint keeps: safetensors, so nothing in it can be code.
+newcomer begins with, and what a checkpoint keeps: safetensors, so nothing in it can be code. It
+says whose it is, and of which run and round; a checksum tells whether a byte of it has changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from operator import index
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from washp2p.digests import digest
 from washp2p.errors import ProtocolError
+from washp2p.optimizers import NATURAL, put_together, take_apart
 
 if TYPE_CHECKING:
-    from washp2p.store import Store
+    import torch
+
+    from washp2p.store import State, Store
 
 _META = "washp2p"
-_TENSOR = "washp2p.tensor"
-"""Stands in plain values, with a number, for a tensor beside them."""
+CHECKSUM_BYTES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Where its member was: own steps taken, the last round, and what else was put in.
+    """Whose it is, where its member was (own steps, last round), and what else was put in.
 
     That is plain values (JSON's) and tensors, on any device, which come back on the CPU.
     """
 
+    run: bytes
+    member: int
     step: int
     round: int
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def take(store: Store, snapshot: Snapshot) -> bytes:
-    """The state of `store`'s member now."""
-    tensors = {f"section.{name}": vector for name, vector in store.sections().items()}
+@dataclass(frozen=True)
+class Opened:
+    """A snapshot whose checksum was right, before anything is done with it."""
+
+    snapshot: Snapshot
+    tensors: State
+    optimizer: Any
+    highest_lr: float
+    frozen: dict[str, bytes]
+    """Digests of tensors that are left out: whoever has others must get them elsewhere."""
+
+    def lacks(self, store: Store) -> list[str]:
+        """Which of the tensors that are left out `store`'s member has otherwise, or not at all."""
+        if not self.frozen:
+            return []
+        own = store.values()
+        return [
+            name for name, d in self.frozen.items() if name not in own or digest(own[name]) != d
+        ]
+
+
+def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
+    """The state of `store`'s member now; with digests in place of its `frozen` parameters if not.
+
+    Raises TypeError if some of it cannot be written to a file.
+    """
+    tensors = {f"model.{name}": v for name, v in store.values(frozen=frozen).items()}
     state, plain = store.optimizer_state()
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"optimizer.{k}": t.cpu().contiguous() for k, t in enumerate(state)}
     apart: list[torch.Tensor] = []
-    extra = _take_apart(snapshot.extra, apart)
-    tensors |= {f"extra.{k}": t.detach().to("cpu", copy=True) for k, t in enumerate(apart)}
+    extra = take_apart(snapshot.extra, apart)
+    tensors |= {f"extra.{k}": t.cpu().contiguous() for k, t in enumerate(apart)}
+    whole = {} if frozen else store.values()
     meta = {
+        "run": snapshot.run.hex(),
+        "member": snapshot.member,
         "step": snapshot.step,
         "round": snapshot.round,
         "extra": extra,
         "optimizer": plain,
+        "highest_lr": store.highest_lr,
+        "frozen": {} if frozen else {n: digest(whole[n]).hex() for n in store.frozen},
     }
-    return save(tensors, {_META: json.dumps(meta)})
+    owned = {name: tensor.clone() for name, tensor in tensors.items()}  # each its own storage
+    data: bytes = save(owned, {_META: json.dumps(meta)})
+    return data + _checksum(data)
 
 
-def restore(store: Store, data: bytes) -> Snapshot:
-    """Make `store`'s member what a snapshot of an equal one says; where that was.
+def open_snapshot(data: bytes) -> Opened:
+    """What a snapshot holds. Raises ProtocolError if it is none, or damaged."""
+    whole, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if _checksum(whole) != checksum:
+        raise ProtocolError(
+            f"it is damaged: {len(data)} bytes whose checksum is wrong (or of an older version)"
+        )
+    try:
+        tensors = load(whole)
+        meta = json.loads(_metadata(whole)[_META])
+        snapshot = Snapshot(
+            run=bytes.fromhex(meta["run"]),
+            member=index(meta["member"]),
+            step=index(meta["step"]),
+            round=index(meta["round"]),
+            extra=put_together(meta["extra"], _part(tensors, "extra.")),
+        )
+        frozen = {name: bytes.fromhex(text) for name, text in meta["frozen"].items()}
+        return Opened(snapshot, tensors, meta["optimizer"], float(meta["highest_lr"]), frozen)
+    except NATURAL as error:
+        raise ProtocolError(f"not a snapshot: {error!r:.200}") from None
 
-    Raises ProtocolError if `data` is no snapshot that fits.
+
+def restore(store: Store, opened: Opened, more: State | None = None) -> None:
+    """Make `store`'s member what a snapshot of an equal one says; `more` are tensors it lacks.
+
+    Raises ProtocolError if it does not fit.
     """
     try:
-        tensors = load(data)
-        meta = json.loads(_metadata(data)[_META])
-        extra = _put_together(meta["extra"], _part(tensors, "extra."))
-        snapshot = Snapshot(index(meta["step"]), index(meta["round"]), extra)
-        plain = meta["optimizer"]
-        store.load_sections(_part(tensors, "section."))
-        store.load_optimizer_state(_part(tensors, "optimizer."), plain)
-    except (
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        RuntimeError,
-        AttributeError,
-        OverflowError,
-    ) as error:
+        store.load_values(_part(opened.tensors, "model.") | (more or {}))
+        store.load_optimizer_state(_part(opened.tensors, "optimizer."), opened.optimizer)
+        store.highest_lr = opened.highest_lr
+    except NATURAL as error:
         raise ProtocolError(f"not a snapshot of such a member: {error!r:.200}") from None
-    return snapshot
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _take_apart(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """It as plain values alone; its tensors are added to `tensors`."""
-    if isinstance(value, torch.Tensor):
-        tensors.append(value.contiguous())
-        return {_TENSOR: len(tensors) - 1}
-    if isinstance(value, dict):
-        return {key: _take_apart(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_take_apart(item, tensors) for item in value]
-    return value
-
-
-def _put_together(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Inverse of `_take_apart`; a tuple comes back as a list."""
-    if isinstance(value, dict):
-        if value.keys() == {_TENSOR}:
-            return tensors[str(value[_TENSOR])]
-        return {key: _put_together(item, tensors) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_put_together(item, tensors) for item in value]
-    return value
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """The store: the only place that touches a member's model and optimizer.
 
-At attach every trainable parameter becomes a view into one flat vector, in the layout's order, so
+When it is made, every trainable parameter moves into one flat vector, in the layout's order, so
 that a round is one gather and one scatter whatever the number of parameters. Values, dtypes,
-strides and the identity of the `Parameter` objects stay as they were; nothing is copied twice.
-Optimizer state follows when it first exists. No sockets, no plans.
+strides and the identity of the `Parameter` objects stay as they were. Optimizer state follows when
+it first exists. `release` undoes all of it. No sockets, no plans.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from washp2p.buffers import kept_tensors, recompute
 from washp2p.errors import UsageError
 from washp2p.lanes import Staging, lane_for
-from washp2p.layout import Layout, Slot
-from washp2p.parameters import in_flat_order, plain_model, refuse_what_cannot_be_shuffled
+from washp2p.layout import OWN, Layout, Slot
+from washp2p.memory import FlatParameters, own_storage, view_of
+from washp2p.optimizers import give_state, state_of
+from washp2p.parameters import in_flat_order, owners, plain_model, refuse_what_cannot_be_shuffled
+from washp2p.statedict import StateDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
+    from washp2p.buffers import Kept
     from washp2p.lanes import Lane, Mark, Places, Vectors
-    from washp2p.layout import Entry
+    from washp2p.optimizers import Plain
 
 PARAM = "param"
 SLOTS = 8
 """State tensors of a parameter's size that an optimizer may have."""
 PLAIN_BYTES = 16 << 20
 KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+State = dict[str, torch.Tensor]
+"""A member's model: by name, each tensor's values in a one-dimensional contiguous CPU tensor."""
 
 
 def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
@@ -65,7 +73,8 @@ class Store:
     """Flat access to a model's trainable parameters, its optimizer state and its buffers.
 
     `slots` names the optimizer state to exchange besides the parameters; `lane` is how values
-    come and go (default: what the parameters' device calls for).
+    come and go (default: what the parameters' device calls for). `last` names the module whose
+    layer is the last one, `buffers` sets rules by hand: as in `join`.
     """
 
     def __init__(
@@ -74,31 +83,47 @@ class Store:
         optimizer: torch.optim.Optimizer,
         slots: Sequence[str] = (),
         lane: Lane | None = None,
+        *,
+        last: str = "",
+        buffers: Mapping[str, str] | None = None,
     ) -> None:
         """Flatten `model` in place. Raises UsageError for a model that cannot be exchanged."""
         self._model, self._prefix = plain_model(model)
         self._optimizer = optimizer
-        self._highest_lr = float(optimizer.param_groups[0].get("lr", 0.0))
+        self.highest_lr = 0.0
+        """The highest learning rate at any step, or that a scheduler calls its `initial_lr`."""
+        self.lr_share = 1.0
+        """That of the last step, as a share of it: of the first parameter group; 1 without any."""
         refuse_what_cannot_be_shuffled(self._model, optimizer)
-        self._parameters, entries, dtype = in_flat_order(self._model)
+        self._kept = kept_tensors(self._model, buffers or {})
+        self._parameters, entries, dtype = in_flat_order(self._model, last)
         self.layout = Layout(
             tuple(entries),
             (Slot(name=PARAM, dtype=dtype), *(Slot(name=s, dtype=dtype) for s in slots)),
+            tuple(kept.buffer for kept in self._kept),
         )
-        self._flat = {PARAM: self._flatten_parameters()}
+        self._dict = StateDict(
+            self._model,
+            self._prefix,
+            dict(zip((e.name for e in entries), self._parameters, strict=True))
+            | {kept.buffer.name: kept.tensor for kept in self._persistent()},
+        )
+        self._memory = FlatParameters(
+            self._parameters, entries, self.layout.size, owners(self._model, self._parameters)
+        )
+        self._flat = {PARAM: self._memory.vector}
         self._ends = np.array([e.offset + e.size for e in entries])
         self._optimized = _count(optimizer)
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned}
+        self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned and p.numel()}
         self._missing = set(self._stateful) if slots else set()
+        self._state_pointers: dict[int, tuple[int, ...]] = {}
         for slot in self.layout.slots[1:]:
             self._flat[slot.name] = torch.zeros_like(self._flat[PARAM])
         self._vectors = list(self._flat.values())
         self._written: list[npt.NDArray[np.int64]] | None = None
         self.lane = lane or lane_for(self._flat[PARAM].device)
         """How values come and go."""
-        last = entries[-1]
-        self._last_views = {name: _view(flat, last).data_ptr() for name, flat in self._flat.items()}
 
     @property
     def device(self) -> torch.device:
@@ -110,31 +135,51 @@ class Store:
         """Those of the slots."""
         return [vector.dtype for vector in self._vectors]
 
+    @property
+    def vector(self) -> torch.Tensor:
+        """All parameters, flat; not to be changed."""
+        return self._flat[PARAM]
+
+    @property
+    def parameters(self) -> Sequence[torch.nn.Parameter]:
+        """The trainable ones, in the layout's order; not to be changed."""
+        return self._parameters
+
+    @property
+    def unknown_buffers(self) -> list[str]:
+        """Names of buffers that a mean is taken of for want of a better rule."""
+        return [kept.buffer.name for kept in self._kept if not kept.known]
+
     def staging(self) -> Staging:
         """Host memory for the values of all slots in one direction."""
         return self.lane.staging(self.dtypes)
 
     def look(self) -> None:
-        """See what the optimizer has done: its state is as new. `gather` and `pick` do it.
+        """See what training has done: what has other memory now is taken in again.
 
-        Raises UsageError if the model's parameters are no longer the ones that were attached.
+        Once a round, before anything is read or written. Raises UsageError if the model's
+        parameters are no longer the ones that were attached.
         """
-        self._check_views()
-        self._adopt_state()
+        self._memory.look()
+        if _count(self._optimizer) != self._optimized:
+            raise UsageError(
+                f"the optimizer has {_count(self._optimizer)} parameters, {self._optimized} when "
+                "the model joined; expected the same ones to the end: add them before joining"
+            )
+        if len(self._flat) > 1:
+            self._check_state()
+            self._adopt_state()
 
     def gather(self, places: Places, out: Vectors) -> Mark:
         """Copy the values of slot k at `places` into `out[k]`, which holds them from the mark on.
 
         `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
-        reads as zeros. Raises UsageError if the model's parameters are no longer the ones that
-        were attached.
+        reads as zeros. After `look`.
         """
-        self.look()
         return self.lane.gather(self._vectors, places, out)
 
     def pick(self, places: Places) -> tuple[Vectors, Mark]:
         """As `gather`, into new vectors where the model is."""
-        self.look()
         return self.lane.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
@@ -159,17 +204,12 @@ class Store:
             self.lane.pull(self._vectors, places, values, weight)
         self._wrote(places)
 
-    @property
-    def lr(self) -> float:
-        """The optimizer's learning rate of now, as a share of the highest that was seen here.
-
-        That of its first parameter group, counting what a scheduler calls its `initial_lr`: at most
-        1, while it is warmed up, too.
-        """
+    def sample_lr(self) -> None:
+        """Look at the learning rate of now. To be called at every step."""
         group = self._optimizer.param_groups[0]
-        now = float(group["lr"])
-        self._highest_lr = max(self._highest_lr, now, float(group.get("initial_lr", 0.0)))
-        return now / self._highest_lr if self._highest_lr else 1.0
+        now, first = (_number(group.get(name)) for name in ("lr", "initial_lr"))
+        self.highest_lr = max(self.highest_lr, now, first)
+        self.lr_share = now / self.highest_lr if self.highest_lr else 1.0
 
     def keep_track(self) -> None:
         """From now on note what is written, for `take_written`."""
@@ -181,211 +221,204 @@ class Store:
         written, self._written = self._written, []
         return np.unique(np.concatenate(written)) if written else np.empty(0, dtype=np.int64)
 
-    def sections(self) -> dict[str, torch.Tensor]:
-        """Everything that is a member's model, as one-dimensional contiguous CPU tensors.
+    def values(self, *, frozen: bool = True) -> State:
+        """The member's model: by name, one-dimensional contiguous CPU tensors.
 
-        `param` is the flat vector itself, padding included (a copy where it is not on the CPU);
-        `buffer:<dtype>` holds, concatenated in state-dict order, what the state dict has besides
-        the trainable parameters: buffers and frozen parameters.
+        Parameters in memory order, views into the flat vector (copies where it is not on the CPU),
+        then buffers and, unless not `frozen` ones, frozen parameters.
         """
-        sections = {PARAM: self._flat[PARAM].detach().cpu()}
-        for dtype, tensors in self._buffers().items():
-            joined = torch.cat([tensor.detach().reshape(-1).cpu() for tensor in tensors])
-            sections[f"buffer:{dtype}"] = joined
-        return sections
+        flat = self._flat[PARAM].detach().cpu()
+        state = {e.name: flat[e.offset : e.offset + e.size] for e in self.layout.entries}
+        for kept in self._persistent():
+            if frozen or not isinstance(kept.tensor, torch.nn.Parameter):
+                state[kept.buffer.name] = self._now(kept.buffer.name).detach().reshape(-1).cpu()
+        return state
+
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the frozen parameters."""
+        kept = self._persistent()
+        return [k.buffer.name for k in kept if isinstance(k.tensor, torch.nn.Parameter)]
 
     @property
     def largest_snapshot(self) -> int:
         """More bytes than any state of such a member has: SLOTS slots, and plain values."""
-        buffers = sum(tensor.nbytes for group in self._buffers().values() for tensor in group)
+        buffers = sum(kept.tensor.nbytes for kept in self._persistent())
         return (1 + SLOTS) * self._flat[PARAM].nbytes + buffers + PLAIN_BYTES
 
     @torch.no_grad()
-    def load_sections(self, sections: dict[str, torch.Tensor]) -> None:
-        """Overwrite the model with what `sections` of an equal model returned.
+    def load_values(self, state: State) -> None:
+        """Overwrite the model with what `values` of an equal model returned, or a part of it.
 
         Raises ValueError or KeyError, nothing being overwritten, if it was not equal.
         """
+        targets = self._targets()
+        for name, value in state.items():
+            target = targets[name]
+            if value.dtype != target.dtype or value.shape != (target.numel(),):
+                raise ValueError(f"{name} is not as long, or not of the same dtype")
+        numbers = []
         flat = self._flat[PARAM]
-        expected = {PARAM: (flat.dtype, flat.numel())}
-        for dtype, tensors in self._buffers().items():
-            total = sum(tensor.numel() for tensor in tensors)
-            expected[f"buffer:{dtype}"] = tensors[0].dtype, total
-        for name, (kind, size) in expected.items():
-            if sections[name].dtype != kind or sections[name].shape != (size,):
-                raise ValueError(f"section {name} is not as long, or not of the same dtype")
-        if sections[PARAM].data_ptr() != flat.data_ptr():
-            flat.copy_(sections[PARAM])
-        for dtype, tensors in self._buffers().items():
-            parts = sections[f"buffer:{dtype}"].split([tensor.numel() for tensor in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
-                tensor.copy_(part.view(tensor.shape))
+        for number, entry in enumerate(self.layout.entries):
+            if entry.name in state:
+                flat[entry.offset : entry.offset + entry.size].copy_(state[entry.name])
+                numbers.append(number)
+        self._memory.wrote(numbers)
+        for kept in self._persistent():
+            target = targets[kept.buffer.name]
+            if kept.buffer.name in state and target.numel():
+                target.copy_(state[kept.buffer.name].view(target.shape))
 
-    def sections_of(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The `sections` of a model like this one whose state dict is `state`: new tensors.
+    def values_of(self, given: Mapping[str, Any]) -> State:
+        """The `values` of a model like this one whose state dict is `given`: new tensors.
 
         Names are those of the model as it was given, compiled or not, or of the plain one. Raises
         UsageError if it is no state dict of such a model.
         """
-        flat = torch.zeros(self.layout.size, dtype=self._flat[PARAM].dtype)
-        places = {id(p): e for p, e in zip(self._parameters, self.layout.entries, strict=True)}
-        rest: dict[str, list[torch.Tensor]] = {}
-        seen = set()
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            value = state.get(self._prefix + name, state.get(name))
-            if value is None or value.shape != tensor.shape:
-                got = "nothing" if value is None else f"shape {tuple(value.shape)}"
-                raise UsageError(
-                    f"what is to be averaged has {got} under {name}; expected shape "
-                    f"{tuple(tensor.shape)}: a state dict of a model like the one that trained"
-                )
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            entry = places.get(id(tensor))
-            if entry is not None:
-                _view(flat, entry).copy_(value.detach())
+        found = self._dict.tensors_in(given)
+        state = {}
+        entries = {entry.name: entry for entry in self.layout.entries}
+        for name, value in found.items():
+            entry = entries.get(name)
+            if entry is None:
+                target = self._now(name)
+                state[name] = value.detach().to("cpu", target.dtype, copy=True).reshape(-1)
             else:
-                own = value.detach().to("cpu", tensor.dtype).reshape(-1)
-                rest.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(own)
-        joined = {f"buffer:{dtype}": torch.cat(parts) for dtype, parts in rest.items()}
-        return {PARAM: flat, **joined}
+                flat = torch.empty(entry.size, dtype=self._flat[PARAM].dtype)
+                flat.as_strided(entry.shape, entry.stride).copy_(value.detach())
+                state[name] = flat
+        return {name: state[name] for name in self._targets()}
 
     def is_finite(self) -> bool:
-        """Whether every value of the model is a number."""
-        return all_finite(self.sections())
+        """Whether every parameter that trains is a number."""
+        return bool(self._flat[PARAM].isfinite().all())
 
-    def optimizer_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The optimizer's state: copies of its tensors on the CPU, and the rest as plain values.
+    def optimizer_state(self) -> tuple[list[torch.Tensor], Plain]:
+        """The optimizer's state, as `optimizers.state_of`. Raises TypeError."""
+        return state_of(self._optimizer, self._parameters)
 
-        Tensors are named `<number of the parameter in the layout>.<name>`; the plain values are
-        other state by the same names, and each parameter group's numbers.
-        """
-        tensors, plain = {}, {}
-        for number, parameter in enumerate(self._parameters):
-            for name, value in self._optimizer.state.get(parameter, {}).items():
-                if isinstance(value, torch.Tensor):
-                    copy = value.detach().to("cpu", copy=True)
-                    tensors[f"{number}.{name}"] = copy.contiguous()
-                elif isinstance(value, (int, float, bool)):
-                    plain[f"{number}.{name}"] = value
-        groups = [
-            {
-                name: value
-                for name, value in group.items()
-                if isinstance(value, (int, float, bool))
-                or (isinstance(value, tuple) and all(isinstance(v, float) for v in value))
-            }
-            for group in self._optimizer.param_groups
-        ]
-        return tensors, {"state": plain, "groups": groups}
-
-    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: Plain) -> None:
         """Make the optimizer's state what `optimizer_state` of an equal member returned.
 
-        Raises ValueError, KeyError, IndexError, TypeError or RuntimeError if it was not equal.
+        Raises one of `optimizers.NATURAL` if it was not equal.
         """
-        self._optimizer.state.clear()
-        for key, value in (*tensors.items(), *plain["state"].items()):
-            number, _, name = key.partition(".")
-            parameter = self._parameters[int(number)]
-            own = _as_state_of(parameter, value) if isinstance(value, torch.Tensor) else value
-            self._optimizer.state[parameter][name] = own
-        for group, values in zip(self._optimizer.param_groups, plain["groups"], strict=True):
-            for name, value in values.items():
-                own = tuple(map(float, value)) if isinstance(value, list) else value
-                if name == "params" or not isinstance(own, (int, float, bool, tuple)):
-                    raise TypeError(f"{name} of a parameter group is {value!r:.40}")
-                group[name] = own
+        give_state(self._optimizer, self._parameters, tensors, plain)
         if len(self.layout.slots) > 1:
             self._missing = set(self._stateful)
             for slot in self.layout.slots[1:]:
                 self._flat[slot.name].zero_()
             self._adopt_state()
 
-    def state_dict(self, sections: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The state dict of the model that `sections` describes: fresh contiguous CPU tensors.
+    def state_dict(self, state: State, *, trainable_only: bool = False) -> dict[str, Any]:
+        """The state dict of the model that `state` describes: fresh contiguous CPU tensors.
 
-        Names are those of the model as it was given, compiled or not.
+        Names are those of the model as it was given, compiled or not. What the model's own has
+        besides tensors (extra state) is this member's. With `trainable_only` it has the trainable
+        parameters alone.
         """
-        state = {}
-        flat = sections[PARAM]
-        places = {id(p): e for p, e in zip(self._parameters, self.layout.entries, strict=True)}
-        rest = {
-            id(tensor): part.view(tensor.shape)
-            for dtype, tensors in self._buffers().items()
-            for tensor, part in zip(
-                tensors,
-                sections[f"buffer:{dtype}"].split([tensor.numel() for tensor in tensors]),
-                strict=True,
-            )
+        entries = {entry.name: entry for entry in self.layout.entries}
+        shaped = {}
+        for name, value in state.items():
+            entry = entries.get(name)
+            if entry is not None:
+                shaped[name] = value.as_strided(entry.shape, entry.stride)
+            elif not trainable_only:
+                shaped[name] = value.view(self._now(name).shape)
+        return self._dict.filled(shaped, trainable_only=trainable_only)
+
+    def recompute_buffers(self, state: State) -> list[str]:
+        """Recompute in `state`, in place, what follows from its parameters; what could not be."""
+        entries = {entry.name: entry for entry in self.layout.entries}
+        shaped = {
+            name: value.as_strided(entries[name].shape, entries[name].stride)
+            if name in entries
+            else value.view(self._now(name).shape)
+            for name, value in state.items()
         }
-        for name, tensor in self._model.state_dict(keep_vars=True).items():
-            entry = places.get(id(tensor))
-            value = rest[id(tensor)] if entry is None else _view(flat, entry)
-            state[self._prefix + name] = value.clone(memory_format=torch.contiguous_format)
-        return state
+        return recompute(self._model, shaped)
 
-    def _flatten_parameters(self) -> torch.Tensor:
-        first = self._parameters[0]
-        flat = torch.empty(self.layout.size, dtype=first.dtype, device=first.device)
-        end = 0
-        for parameter, entry in zip(self._parameters, self.layout.entries, strict=True):
-            flat[end : entry.offset].zero_()
-            end = entry.offset + entry.size
-            view = _view(flat, entry)
-            view.copy_(parameter.detach())
-            parameter.data = view  # and the memory it had is free: never two models at once
-        flat[end:].zero_()
-        return flat
-
-    def _buffers(self) -> dict[str, list[torch.Tensor]]:
-        """State-dict tensors that are not trainable parameters, once each, by dtype."""
-        own = {id(parameter) for parameter in self._parameters}
-        groups: dict[str, list[torch.Tensor]] = {}
-        for tensor in self._model.state_dict(keep_vars=True).values():
-            if id(tensor) not in own:
-                own.add(id(tensor))
-                groups.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(tensor)
-        return groups
-
-    def _check_views(self) -> None:
-        """Notice whoever moved or replaced what was attached: one look at one parameter."""
-        parameter = self._parameters[-1]
-        if parameter.data_ptr() != self._last_views[PARAM]:
-            raise UsageError(
-                "the model's parameters were moved or converted after joining; do .to(), .half() "
-                "and the like before"
-            )
-        if _count(self._optimizer) != self._optimized:
-            raise UsageError(
-                f"the optimizer has {_count(self._optimizer)} parameters, {self._optimized} when "
-                "the model joined; expected the same ones to the end: add them before joining"
-            )
+    def release(self) -> None:
+        """Leave the model and the optimizer as their own: nothing shares memory any more."""
+        self._memory.release()
         for slot in self.layout.slots[1:]:
-            state = self._optimizer.state.get(parameter, {}).get(slot.name)
-            if state is not None and state.data_ptr() != self._last_views[slot.name]:
-                self._missing = set(self._stateful)  # optimizer.load_state_dict made new tensors
+            for parameter in self._parameters:
+                state = self._optimizer.state.get(parameter, {})
+                if isinstance(state.get(slot.name), torch.Tensor):
+                    own = state[slot.name]
+                    state[slot.name] = torch.empty_like(own).copy_(own)
+
+    def _persistent(self) -> list[Kept]:
+        return [kept for kept in self._kept if kept.buffer.rule != OWN]
+
+    def _targets(self) -> State:
+        """The tensors of which `values` are, by name."""
+        named = dict(zip((e.name for e in self.layout.entries), self._parameters, strict=True))
+        return named | {k.buffer.name: self._now(k.buffer.name) for k in self._persistent()}
+
+    def _now(self, name: str) -> torch.Tensor:
+        """The buffer of that name as the model has it now. Raises UsageError if it has none."""
+        prefix, _, own = name.rpartition(".")
+        module = self._model.get_submodule(prefix)
+        held: dict[str, torch.Tensor | None] = {**module._parameters, **module._buffers}
+        tensor = held.get(own)
+        if tensor is None:
+            raise UsageError(
+                f"the model has no buffer {name} any more; it had one when it joined: expected the "
+                "same ones to the end"
+            )
+        return tensor
+
+    def check_buffers(self) -> None:
+        """Raise UsageError for a buffer that has another shape or dtype than when joining."""
+        for kept in self._persistent():
+            buffer, now = kept.buffer, self._now(kept.buffer.name)
+            kind = str(now.dtype).removeprefix("torch.")
+            if (tuple(now.shape), kind) != (buffer.shape, buffer.dtype):
+                raise UsageError(
+                    f"buffer {buffer.name} is {list(now.shape)} {kind} now, it was "
+                    f"{list(buffer.shape)} {buffer.dtype} when this member joined; buffers that "
+                    "grow or change cannot be averaged: register it with persistent=False"
+                )
+
+    def _check_state(self) -> None:
+        """Notice state that was given other memory, as optimizer.load_state_dict does."""
+        for number, pointers in self._state_pointers.items():
+            state = self._optimizer.state.get(self._parameters[number])
+            if state is None or pointers != tuple(
+                _pointer_of(state.get(slot.name)) for slot in self.layout.slots[1:]
+            ):
+                self._missing.add(number)
 
     def _adopt_state(self) -> None:
-        """Turn state that the optimizer has made since last time into views, values kept."""
+        """Have state that the optimizer has made since last time in the vector, values kept."""
         for number in tuple(self._missing):
             parameter, entry = self._parameters[number], self.layout.entries[number]
             state = self._optimizer.state.get(parameter)
             if not state or any(state.get(s.name) is None for s in self.layout.slots[1:]):
                 continue
             for slot in self.layout.slots[1:]:
-                view = _view(self._flat[slot.name], entry)
-                view.copy_(state[slot.name])
-                state[slot.name] = view
-            self._missing.remove(number)
+                if state[slot.name].shape != parameter.shape:
+                    raise UsageError(
+                        f"{slot.name} of {entry.name} is {list(state[slot.name].shape)}; expected "
+                        f"{list(parameter.shape)}: --method wash shuffles parameters alone"
+                    )
+                view_of(self._flat[slot.name], entry).copy_(state[slot.name])
+                state[slot.name] = own_storage(self._flat[slot.name], entry)
+            self._has_state(number)
+
+    def _has_state(self, number: int) -> None:
+        state = self._optimizer.state[self._parameters[number]]
+        slots = self.layout.slots[1:]
+        self._state_pointers[number] = tuple(_pointer_of(state[slot.name]) for slot in slots)
+        self._missing.remove(number)
 
     def _wrote(self, places: Places) -> None:
-        """Have the optimizer find the state that `places` have just been given."""
+        """Have model and optimizer find what `places` have just been given."""
         if self._written is not None:
             self._written.append(places.host)
-        if self._missing and len(places):
+        if (self._missing or self._memory.copies) and len(places):
             hit = np.unique(np.searchsorted(self._ends, places.host, side="right")).tolist()
+            self._memory.wrote(hit)
             for number in self._missing.intersection(hit):
                 self._create_state_of(number)
 
@@ -396,29 +429,22 @@ class Store:
         parameter, entry = self._parameters[number], self.layout.entries[number]
         state = self._optimizer.state[parameter]
         if not isinstance(self._optimizer, torch.optim.SGD):  # Adam counts its steps
-            state.setdefault("step", torch.zeros((), dtype=torch.float32))
+            group = self._optimizer.param_groups[0]
+            beside = parameter.device if group["fused"] or group["capturable"] else "cpu"
+            state.setdefault("step", torch.zeros((), dtype=torch.float32, device=beside))
         for slot in self.layout.slots[1:]:
-            state[slot.name] = _view(self._flat[slot.name], entry)
-        self._missing.remove(number)
-
-
-def all_finite(sections: dict[str, torch.Tensor]) -> bool:
-    """Whether every value in there is a number."""
-    return all(bool(v.isfinite().all()) for v in sections.values() if v.is_floating_point())
+            state[slot.name] = own_storage(self._flat[slot.name], entry)
+        self._has_state(number)
 
 
 def _count(optimizer: torch.optim.Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def _as_state_of(parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-    """A copy laid out like the parameter, or as it is; counters stay on the CPU, as Adam's do."""
-    if value.shape == parameter.shape:
-        return torch.empty_like(parameter).copy_(value)
-    if value.numel() != 1:
-        raise ValueError(f"state of a parameter {tuple(parameter.shape)} is {tuple(value.shape)}")
-    return value.to(parameter.device if value.dim() else torch.device("cpu"), copy=True)
+def _number(value: Any) -> float:
+    """A learning rate, which may be a tensor, or None."""
+    return 0.0 if value is None else float(value)
 
 
-def _view(flat: torch.Tensor, entry: Entry) -> torch.Tensor:
-    return flat.as_strided(entry.shape, entry.stride, flat.storage_offset() + entry.offset)
+def _pointer_of(tensor: torch.Tensor | None) -> int:
+    return -1 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,252 @@
+"""The optimizer of a member: what it really is, its state as plain values and tensors, and back.
+
+State is taken and given by the optimizer's own `state_dict` and `load_state_dict`, whatever is in
+it. Whether that works is tried when the model joins, on a small twin.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROBES = ((64, 96), (96,))
+"""Shapes of a twin's parameters: large enough for state that is factored or quantised."""
+FEW = 3
+_TENSOR = "washp2p.tensor"
+"""Stands in plain values, with a number, for a tensor beside them."""
+_PLAIN = (bool, int, float, str, type(None))
+NATURAL = (
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    NotImplementedError,
+    AssertionError,
+    OverflowError,
+    SafetensorError,
+)
+"""What code of others raises when it is given what it does not expect."""
+
+Plain = Any
+"""What JSON has."""
+
+
+def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
+    """The optimizer whose steps change the parameters: inside Accelerate's wrapper, or itself.
+
+    Raises UsageError for anything else, with what to pass.
+    """
+    inner = optimizer
+    while type(inner).__name__ == "AcceleratedOptimizer" and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, torch.optim.Optimizer):
+        has = getattr(inner, "optimizer", None)
+        hint = ": pass its .optimizer" if isinstance(has, torch.optim.Optimizer) else ""
+        raise UsageError(
+            f"the optimizer is a {type(inner).__name__}; expected a torch.optim.Optimizer{hint}"
+        )
+    if "_optimizer_step_post_hooks" not in vars(inner):
+        raise UsageError(
+            f"{type(inner).__name__} has not called torch.optim.Optimizer.__init__ and so knows no "
+            "hooks; pass the optimizer that it wraps"
+        )
+    return inner
+
+
+def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
+    """The GradScaler itself: inside timm's NativeScaler, or as it is. Raises UsageError."""
+    inner = getattr(scaler, "_scaler", None) if type(scaler).__name__ == "NativeScaler" else scaler
+    if inner is None or isinstance(inner, torch.amp.GradScaler):
+        return inner
+    raise UsageError(
+        f"scaler is a {type(scaler).__name__}; expected the torch.amp.GradScaler whose step steps "
+        "the optimizer, timm's NativeScaler, or nothing"
+    )
+
+
+def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
+    """`value` as plain values alone; its tensors are added to `tensors`.
+
+    Raises TypeError for what is neither: it could not be given back.
+    """
+    if isinstance(value, torch.Tensor):
+        if type(value) not in {torch.Tensor, torch.nn.Parameter}:
+            raise TypeError(f"a {type(value).__name__} cannot be written to a file")
+        tensors.append(value.detach())
+        return {_TENSOR: len(tensors) - 1}
+    if isinstance(value, dict):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"a dict with keys {list(value)!r:.60} cannot be written to a file")
+        return {"items": [[key, take_apart(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, tuple | list):
+        items = [take_apart(item, tensors) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, _PLAIN):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be written to a file")
+
+
+def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
+    """Inverse of `take_apart`; `tensors` are by their numbers."""
+    if isinstance(value, dict):
+        if _TENSOR in value:
+            return tensors[str(value[_TENSOR])]
+        if "tuple" in value:
+            return tuple(put_together(item, tensors) for item in value["tuple"])
+        return {key: put_together(item, tensors) for key, item in value["items"]}
+    if isinstance(value, list):
+        return [put_together(item, tensors) for item in value]
+    return value
+
+
+def state_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], Plain]:
+    """The optimizer's state: its tensors as they are, and the rest as plain values.
+
+    That of `parameters` is by their number in there, so that groups may be in any order. Raises
+    TypeError if some of it is neither tensor nor plain.
+    """
+    tensors: list[torch.Tensor] = []
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    whole = optimizer.state_dict()
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        numbers.get(id(ordered[key]), -1 - key) if isinstance(key, int) else key: values
+        for key, values in whole["state"].items()
+    }
+    groups = [
+        {name: value for name, value in group.items() if name != "params" and _is_kept(value)}
+        for group in whole["param_groups"]
+    ]
+    more = {k: v for k, v in whole.items() if k not in {"state", "param_groups"} and _is_kept(v)}
+    plain = take_apart({"state": state, "groups": groups, "more": more}, tensors)
+    return tensors, plain
+
+
+def give_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.Tensor],
+    tensors: dict[str, torch.Tensor],
+    plain: Plain,
+) -> None:
+    """Make the optimizer's state what `state_of` said of an equal one.
+
+    State shaped like its parameter gets the parameter's memory format. Raises one of NATURAL if
+    it does not fit.
+    """
+    given = put_together(plain, tensors)
+    ordered = [p for group in optimizer.param_groups for p in group["params"]]
+    places = {id(parameter): key for key, parameter in enumerate(ordered)}
+    state = {
+        (places[id(parameters[key])] if key >= 0 else -1 - key)
+        if isinstance(key, int)
+        else key: values
+        for key, values in given["state"].items()
+    }
+    own = optimizer.state_dict()
+    groups = [
+        {**mine, **theirs}
+        for mine, theirs in zip(own["param_groups"], given["groups"], strict=True)
+    ]
+    optimizer.load_state_dict({**own, **given["more"], "state": state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        if not isinstance(parameter, torch.Tensor) or not isinstance(values, dict):
+            continue
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
+    """Why the state of such an optimizer cannot be kept and given back; empty if it can.
+
+    Tried on a twin with parameters of its own, which takes a step: state, bytes, state again.
+    """
+    try:
+        twin, probes = _twin(optimizer)
+    except NATURAL:
+        return ""  # nobody can tell; what cannot be given back is said when it is asked for
+    try:
+        tensors, plain = state_of(twin, probes)
+        data = save({str(k): t.cpu().contiguous() for k, t in enumerate(tensors)})
+        other, others = _twin(optimizer, steps=0)
+        give_state(other, others, load(data), json.loads(json.dumps(plain)))
+        again, plainly = state_of(other, others)
+        same = plainly == plain and len(again) == len(tensors)
+        same = same and all(
+            a.shape == b.shape and a.device == b.device and torch.equal(a, b)
+            for a, b in zip(tensors, again, strict=True)
+        )
+    except NATURAL as error:
+        return f"{error}"[:200] or type(error).__name__
+    return "" if same else "it differs after having been given back"
+
+
+def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of state that equals its parameter after a step: copies, as of master weights.
+
+    torch.optim's own write no parameter from such state.
+    """
+    if type(optimizer).__module__.startswith("torch.optim"):
+        return []
+    return sorted(
+        {
+            str(name)
+            for parameter, state in list(optimizer.state.items())[:FEW]
+            if isinstance(parameter, torch.Tensor) and isinstance(state, dict)
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+            and value.shape == parameter.shape
+            and torch.equal(value.detach().to(parameter.dtype), parameter.detach())
+            and bool(parameter.detach().any())
+        }
+    )
+
+
+def _twin(
+    optimizer: torch.optim.Optimizer, steps: int = 1
+) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
+    """One of the same kind and options, with small parameters of its own, after `steps`."""
+    group = optimizer.param_groups[0]
+    first = group["params"][0]
+    probes = [
+        torch.nn.Parameter(torch.ones(shape, dtype=first.dtype, device=first.device))
+        for shape in PROBES
+    ]
+    like: Any = type(optimizer)
+    options = {k: v for k, v in group.items() if k not in {"params", "initial_lr"}}
+    known = {k: v for k, v in options.items() if k in optimizer.defaults}
+    twin: torch.optim.Optimizer = like([{"params": probes, **copy.deepcopy(known)}])
+
+    def closure() -> torch.Tensor:
+        for probe in probes:
+            probe.grad = torch.ones_like(probe)
+        return probes[0].detach().sum()
+
+    with torch.no_grad():
+        closure()
+    for _ in range(steps):
+        twin.step(closure) if isinstance(twin, torch.optim.LBFGS) else twin.step()
+    return twin, probes
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether an option of a parameter group can be written: others stay as the loop set them."""
+    try:
+        take_apart(value, [])
+    except TypeError:
+        return False
+    return True
