@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from washp2p.arrivals import Round, Span
     from washp2p.consensus import Consensus
     from washp2p.lanes import Lane, Places, Vectors
+    from washp2p.likeness import Likeness
     from washp2p.plan import Plan
     from washp2p.rounds import MemberId, Roster
     from washp2p.store import Store
@@ -92,11 +93,17 @@ class Merger:
         """Scalars received and not applied because some value of theirs was not finite."""
         self.diverged: set[MemberId] = set()
         """Who has sent values that are not finite."""
+        self.likeness: Likeness | None = None
+        """Sees what comes while it watches, if there is one."""
 
     def keeps(self, plan: Plan, number: int) -> bool:
         """Whether what this member holds where it receives is needed when values have come."""
         own = plan.mean is not None and plan.mean.own
-        return self._add or own or number == self.measured
+        return self._add or own or number == self.measured or self._watches
+
+    @property
+    def _watches(self) -> bool:
+        return self.likeness is not None and self.likeness.watches
 
     def forget(self, oldest: int) -> None:
         """Rounds before `oldest` are over."""
@@ -148,6 +155,8 @@ class Merger:
                     yield member, own
                 elif member in arrived:
                     values = self._values(count, [arrived[member]], 0)
+                    if mean.own and self._watches:
+                        self._compare(staged.receive, own, values, [(member, arrived[member])], 0)
                     for vector in values:
                         if vector.is_cuda:  # it was made in a stream of the transport's
                             vector.record_stream(torch.cuda.current_stream(vector.device))
@@ -209,6 +218,8 @@ class Merger:
     ) -> None:
         """Scatter payloads whose spans, less `offset`, fill `places`."""
         values = self._values(len(places), [piece for _, piece in pieces], offset)
+        if own and self._watches:
+            self._compare(places, own, values, pieces, offset)
         if not self._store.lane.finite(values):
             places, values, own = self._refuse(places, values, own, pieces, offset)
         if number == self.measured:
@@ -224,6 +235,21 @@ class Merger:
         if newer_matter:
             self._newest_writes.note(places.host, number)
         self._store.scatter(places, values)
+
+    def _compare(
+        self,
+        places: Places,
+        own: Vectors,
+        values: Vectors,
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
+        offset: int,
+    ) -> None:
+        """Have likeness see the parameters that came."""
+        assert self.likeness is not None
+        mine, theirs = as_array(own[0]), as_array(values[0])
+        for sender, ((begin, end), _) in pieces:
+            part = slice(begin - offset, end - offset)
+            self.likeness.observe(sender, places.host[part], mine[part], theirs[part])
 
     def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
         """Payloads as one vector a slot: of several on the host, or one on the device."""
