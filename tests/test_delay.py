@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.distance import kept
 from washp2p.delay import LIMIT, RECENT, WORTH_WAITING, AutoDelay, FixedDelay, delay_for
 
 
@@ -99,3 +100,9 @@ def test_what_the_flag_means():
         delay = delay_for(text)
         assert isinstance(delay, FixedDelay)
         assert delay.bound == bound
+
+
+@pytest.mark.parametrize(("p", "delay", "low", "high"), [(0.05, 0, 1, 1), (0.05, 4, 0.7, 0.9)])
+def test_late_rounds_do_not_keep_the_distance_between_members(p, delay, low, high):
+    """docs/methods.md: equation 5 holds in lockstep only."""
+    assert low - 1e-9 <= kept(p, delay) <= high + 1e-9

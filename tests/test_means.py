@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_layout
-from tests.test_exchange import FromDevices, population  # noqa: F401 - a fixture
+from tests.test_exchange import FromDevices, model, population  # noqa: F401 - a fixture
 from washp2p.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments
@@ -59,7 +59,8 @@ def test_papa_pulls_towards_the_mean_as_far_as_the_learning_rate_says(
 ):
     """Equation 1, with 1 - alpha in proportion to the learning rate (section 2.3)."""
     peers = population(RunConfig.resolve(n=4, method="papa", alpha=alpha))
-    for optimizer in peers.optimizers:
+    for store, optimizer in zip(peers.stores, peers.optimizers, strict=True):
+        store.sample_lr()  # as at every step, long before a mean is taken
         optimizer.param_groups[0]["lr"] *= fallen
     held = theta(peers).astype(np.float64)
     pull = fallen * (1 - alpha)
@@ -77,6 +78,42 @@ def test_a_learning_rate_that_is_warmed_up_never_pulls_beyond_the_mean(populatio
     rounds(peers, 1)
     halfway = (held[0] + held.mean(0)) / 2
     assert theta(peers) == pytest.approx(np.stack([halfway, held.mean(0)]), abs=1e-6)
+
+
+def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(population):  # noqa: F811
+    """A loop sets its rate by hand from step 1 on; a mean is taken after the third."""
+    peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.0))  # lr 0.01 when made
+    models = [model(member) for member in range(2)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]
+    reference = Reference(
+        models, optimizers, method="papa", schedule="constant", p=1.0, due=lambda n: n == 3
+    )
+    for number, lr in enumerate((1.0, 0.9, 0.7), 1):
+        for optimizer in (*peers.optimizers, *optimizers):
+            optimizer.param_groups[0]["lr"] = lr
+        for store in peers.stores:
+            store.sample_lr()
+        reference.shuffle(number)
+    held = theta(peers).astype(np.float64)
+    peers.round(3, 3)
+    expected = 0.3 * held + 0.7 * held.mean(0)
+    assert theta(peers) == pytest.approx(expected, abs=1e-6)
+    flat = [torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in models]
+    assert np.stack(flat) == pytest.approx(expected, abs=1e-6)
+    assert peers.stores[0].highest_lr == 1.0
+
+
+def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):  # noqa: F811
+    peers = population(RunConfig.resolve(n=2, method="papa-all"))
+    for me in range(2):
+        peers.post(me, 1, 5)
+    for me in range(2):
+        peers.deliver(me)
+        assert peers.exchanges[me].apply()
+    assert [transport.receive(0) for transport in peers.transports] == [None, None]
+    for exchange in peers.exchanges:
+        exchange.share()
+    assert all(transport.receive(0) is not None for transport in peers.transports)
 
 
 @pytest.mark.parametrize("n", [2, 3, 6])
@@ -112,6 +149,7 @@ def test_all_pairs_are_drawn_alike():
 def test_sparta_takes_the_mean_of_what_wash_would_permute(population, group):  # noqa: F811
     options = {"n": 5, "p": 0.3, "group": group}
     peers = population(RunConfig.resolve(method="sparta", **options))
+    options["schedule"] = "constant"  # sparta's own
     wash = strategy_for(RunConfig.resolve(method="wash", **options))
     wash.prepare(peers.stores[0].layout, 5, 0)
     plan = wash.plan(99)
@@ -205,6 +243,7 @@ def test_a_mean_is_of_those_who_are_left_and_what_they_do_not_share_stays(
         peers.deliver(me)
         assert peers.exchanges[me].arrivals.complete(1)
         assert [one.lost for one in peers.exchanges[me].apply()] == [(2,)]
+        peers.exchanges[me].share()
     for me in (0, 1):
         peers.deliver(me)
         assert peers.exchanges[me].arrivals.complete(1)
@@ -226,6 +265,7 @@ def test_a_lone_shard_stays_as_it_is(population):  # noqa: F811
     peers.post(0, 1, 5)
     peers.exchanges[0].arrivals.remove(1)
     peers.exchanges[0].apply()
+    peers.exchanges[0].share()
     peers.exchanges[0].apply()
     assert (theta(peers)[0] == held[0]).all()
     assert not peers.exchanges[0].arrivals.outstanding
@@ -376,7 +416,7 @@ def test_a_mean_in_half_precision_is_the_references():
     reference.shuffle(3)
     held = [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in mine]
     mean = torch.stack(held).double().mean(0).bfloat16().float()
-    for own, model in zip(held, theirs, strict=True):
+    for own, one in zip(held, theirs, strict=True):
         expected = (own.float() * (1 - (1 - 0.7)) + mean * (1 - 0.7)).bfloat16()
-        found = torch.cat([p.detach().flatten() for p in model.parameters()])
+        found = torch.cat([p.detach().flatten() for p in one.parameters()])
         assert torch.equal(found, expected)

@@ -208,6 +208,7 @@ class Reference:
         p: float,
         group: int = 0,
         late: str = "overwrite",
+        last: str = "",
         alpha: float = 0.0,
         due: Callable[[int], bool] = lambda _: True,
         planned: Planned | None = None,
@@ -218,7 +219,8 @@ class Reference:
         self._alpha = alpha
         self._models = models
         self._optimizers = optimizers
-        self._first_lr = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        self._lr = [0.0] * len(models)
+        self._highest_lr = [0.0] * len(models)
         self._group = group
         self._adds = late == "difference"
         self._slots = ["", *(_state_names(optimizers[0]) if method == "wash-opt" else ())]
@@ -226,28 +228,16 @@ class Reference:
         if planned is not None:
             self._slots, shares = ["", *planned.slots], planned.shares
         self.legs = [0, 1] if shares else [0]
-        groups: list[list[torch.nn.Parameter]] = []
-        seen: set[torch.nn.Parameter] = set()
-        for module in models[0].modules():
-            own = []
-            for parameter in module._parameters.values():
-                if parameter is not None and parameter.requires_grad and parameter not in seen:
-                    seen.add(parameter)
-                    own.append(parameter)
-            if own:
-                groups.append(own)
+        layers = _layers(models[0], last)
+        count = 1 + max(layer for _, layer in layers)
         self._selection = Selection(
-            [
-                (parameter.numel(), rate(schedule, p, layer, len(groups)))
-                for layer, own in enumerate(groups)
-                for parameter in own
-            ]
+            [(parameter.numel(), rate(schedule, p, layer, count)) for parameter, layer in layers]
         )
         assert all(p.is_contiguous() for m in models for p in m.parameters())
         n = len(models)
         self._everyone = range(n)
         self._rounds: dict[int, Round] = {}
-        self._size = sum(parameter.numel() for own in groups for parameter in own)
+        self._size = sum(parameter.numel() for parameter, _ in layers)
         self._newest = np.zeros((n, self._size), dtype=np.int64)
         self._done = 0
         self.sent = [[0] * n for _ in range(n)]
@@ -271,6 +261,10 @@ class Reference:
         `roster` has the members of the round, in order (default: all).
         """
         roster = self._everyone if roster is None else roster
+        group = self._optimizers[member].param_groups[0]
+        self._lr[member] = float(group["lr"])
+        highest = max(self._lr[member], float(group.get("initial_lr", 0.0)))
+        self._highest_lr[member] = max(self._highest_lr[member], highest)
         if self._method == "none" or len(roster) < 2 or not self._due(number):
             return
         if number not in self._rounds:
@@ -317,6 +311,10 @@ class Reference:
         else:
             self._permute(this, member, number, senders)
 
+    def give(self, donor: int, guest: int) -> None:
+        """`guest` begins with what `donor` has seen so far."""
+        self._highest_lr[guest] = self._highest_lr[donor]
+
     def among(self, member: int, number: int) -> list[int]:
         """Whose values are in the mean that a member takes in a round, if it takes one."""
         this = self._rounds.get(number)
@@ -325,13 +323,17 @@ class Reference:
         return this.pairs[member] if this.pairs else this.group_of(member)
 
     def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
-        """(1 - w) theta + w mean, with w = (1 - alpha) lr / first lr (PAPA, section 2.3)."""
+        """(1 - w) theta + w mean, with w = (1 - alpha) lr / highest lr so far (PAPA, section 2.3).
+
+        The highest at any step of the member's own, or of who gave it its state.
+        """
         theta = self._flat(member, "")
         rounded = torch.from_numpy(mean).to(self._tensors(member, "")[0].dtype)
         mean = (rounded.float() if rounded.dtype is torch.bfloat16 else rounded).numpy()
         usable = np.isfinite(mean)
         places, mean = places[usable], mean[usable]
-        lr = self._optimizers[member].param_groups[0]["lr"] / self._first_lr[member]
+        highest = self._highest_lr[member]
+        lr = self._lr[member] / highest if highest else 1.0
         weight = lr * (1 - self._alpha) if self._method == "papa" else 1.0
         if self._planned is not None:
             weight = self._planned.weight(lr)
@@ -464,3 +466,31 @@ def plain_average(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
         else:
             result[name] = torch.stack(values).amax(dim=0)
     return result
+
+
+def _layers(model: torch.nn.Module, last: str) -> list[tuple[torch.nn.Parameter, int]]:
+    """Trainable parameters in flat order, each with the number of its layer.
+
+    A layer is a module that has some, those of its parametrizations included, by registration; what
+    owns the parameters called `last` is the last one.
+    """
+    found: list[tuple[torch.nn.Parameter, str]] = []
+    for name, module in model.named_modules():
+        owner = name.split(".parametrizations.")[0].removeprefix("parametrizations.")
+        if name.startswith("parametrizations."):
+            owner = ""
+        for parameter in module._parameters.values():
+            known = any(parameter is other for other, _ in found)
+            if parameter is not None and parameter.requires_grad and not known:
+                found.append((parameter, owner))
+    order = list(dict.fromkeys(owner for _, owner in found))
+    if last:
+        named = [
+            parameter
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if name == last or name.startswith(last + ".")
+        ]
+        moved = {owner for parameter, owner in found if any(parameter is other for other in named)}
+        order = [owner for owner in order if owner not in moved]
+        return [(p, len(order) if o in moved else order.index(o)) for p, o in found]
+    return [(parameter, order.index(owner)) for parameter, owner in found]

@@ -38,7 +38,8 @@ class PlannedRounds:
         self._config = config
         self._rounds = rounds
         copy = deepcopy(model)
-        self._layout = Store(copy, torch.optim.SGD(copy.parameters(), lr=0.0)).layout
+        optimizer = torch.optim.SGD(copy.parameters(), lr=0.0)
+        self._layout = Store(copy, optimizer, last=config.last).layout
         self._places = everything(self._layout)
         self._strategies: dict[tuple[int, int], Strategy] = {}
         first = self._of(config.n, 0)

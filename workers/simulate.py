@@ -21,13 +21,14 @@ from washp2p.config import METHODS
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.frames import MOMENTS
+from washp2p.lanes import as_bytes
 from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.reference import Reference, plain_average
 from washp2p.rounds import Peer, Roster, roster_at, round_seed, run_key
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.version import installed
-from workers.checkpoint import save_model
+from workers.checkpoint import load_model, save_model
 from workers.evaluate import evaluate_population
 from workers.planned import PlannedRounds
 from workers.script import Script, exactly_late, from_logs
@@ -95,9 +96,10 @@ def simulate(
         trainer = population.trainers[member]
         state = trainer.final_state() or trainer.model.state_dict()
         states.append({name: value.clone() for name, value in state.items()})
-        save_model(rundir.member_file(folder, member), states[-1])
+        about = {"run": folder.name, "member": member, "round": trainer.round}
+        save_model(rundir.member_file(folder, member), states[-1], **about)
     averaged = plain_average(states)
-    save_model(folder / rundir.AVERAGED, averaged)
+    save_model(folder / rundir.AVERAGED, averaged, run=folder.name, over=final)
     summary = _summary(config, population, final, seconds)
     found = evaluate_population(
         population.trainers[final[0]].model, states, averaged, data, torch.device("cpu")
@@ -144,6 +146,7 @@ class Population:
             p=config.p,
             group=config.group,
             late="overwrite" if config.max_delay == "0" else config.late,
+            last=config.last,
             alpha=config.alpha,
             due=self._due,
             planned=planned,
@@ -276,6 +279,7 @@ class Population:
             here, there = self.trainers[donor], self.trainers[guest]
             there.model.load_state_dict(here.model.state_dict())
             there.optimizer.load_state_dict(deepcopy(here.optimizer.state_dict()))
+            self.reference.give(self._number_of[donor], self._number_of[guest])
 
 
 def differences(folder: Path, run: Path) -> list[str]:
@@ -285,8 +289,16 @@ def differences(folder: Path, run: Path) -> list[str]:
     return [
         str(file)
         for file in (*files, Path(rundir.AVERAGED))
-        if (folder / file).read_bytes() != (run / file).read_bytes()
+        if not _equal(load_model(folder / file), load_model(run / file))
     ]
+
+
+def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value.dtype == other[name].dtype
+        and as_bytes(value.reshape(-1)) == as_bytes(other[name].reshape(-1))
+        for name, value in one.items()
+    )
 
 
 def _summary(
@@ -297,7 +309,8 @@ def _summary(
     strategy = strategy_for(config)
     strategy.begin(rounds)
     exchanges = strategy.rounds_due(range(1, rounds + 1))
-    layout = Store(trainer.model, trainer.optimizer, strategy.slots(trainer.optimizer)).layout
+    slots = strategy.slots(trainer.optimizer)
+    layout = Store(trainer.model, trainer.optimizer, slots, last=config.last).layout
     rows = []
     for member, sent in zip(population.members, population.reference.sent, strict=True):
         links = [
