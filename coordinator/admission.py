@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from washp2p.control import Hello
     from washp2p.layout import Layout
 
+SOME = 4
+"""Names that are told of many."""
+
 
 def objection(hello: Hello, version: str, derivation: int) -> str:
     """Why a worker of this version cannot be in a run of the coordinator's."""
@@ -48,6 +51,49 @@ def mismatch(
             f"{total_rounds}; give both the same data and the same number of steps"
         )
     return ""
+
+
+def same_endpoint(member: Member, others: Sequence[Member]) -> str:
+    """Why a member cannot listen where it says: another one does."""
+    for other in others:
+        if other is not member and other.endpoint == member.endpoint:
+            return (
+                f"{member} advertises {member.endpoint}, and so does {other}; give each an address "
+                "of its own (--bind, --advertise); if that one has died, try again in some seconds"
+            )
+    return ""
+
+
+def layers_in_words(layout: Layout, schedule: str) -> str:
+    """Which layer is the first and which the last one, and how often each is shuffled."""
+    first, last = (
+        ", ".join(entry.name for entry in layout.entries if entry.layer == number)
+        for number in (0, layout.layers - 1)
+    )
+    if layout.layers == 1:
+        return f"the model is one layer: {first}"
+    rates = {
+        "decreasing": ("shuffled most", "never shuffled"),
+        "increasing": ("never shuffled", "shuffled most"),
+    }
+    top, end = rates.get(schedule, ("shuffled", "shuffled like all"))
+    return (
+        f"layer 0 of {layout.layers}, {top}: {first}; the last, {end}: {last} (another one by "
+        "--last NAME)"
+    )
+
+
+def buffers_in_words(layout: Layout) -> str:
+    """How the model's buffers are averaged; empty if it has none."""
+    by_rule: dict[str, list[str]] = {}
+    for buffer in layout.buffers:
+        by_rule.setdefault(buffer.rule, []).append(buffer.name)
+    told = [
+        f"{rule}: {', '.join(names[:SOME])}"
+        + (f" and {len(names) - SOME} more" * (len(names) > SOME))
+        for rule, names in by_rule.items()
+    ]
+    return f"buffers by rule: {'; '.join(told)}" if told else ""
 
 
 def unreachable(members: Sequence[Member]) -> str:

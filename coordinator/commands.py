@@ -62,6 +62,11 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Reserve:
+    """All have finished: have room for the summary, or set the machine's `has_room` to False."""
+
+
+@dataclass(frozen=True)
 class Reject:
     """A worker claims what cannot be: count it."""
 
@@ -78,6 +83,7 @@ class What(StrEnum):
     REJOINED = "rejoined"
     REFUSED = "refused"
     SNAPSHOT = "snapshot"
+    LAYERS = "layers"
     ENTERED = "entered"
     BEGUN = "begun"
     GOES_ON = "goes on"
@@ -87,6 +93,7 @@ class What(StrEnum):
     CHECKPOINT = "checkpoint"
     NO_CHECKPOINT = "no checkpoint"
     DISK = "disk"
+    NOTICE = "notice"
     METRICS = "metrics"
     ENDED = "ended"
 
@@ -108,4 +115,4 @@ class End:
     code: int
 
 
-Command = Send | Record | Measured | Keep | Rewind | Started | Reject | Event | End
+Command = Send | Record | Measured | Keep | Rewind | Started | Reserve | Reject | Event | End

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coordinator.admission import mismatch, objection, unreachable
+from coordinator.admission import (
+    buffers_in_words,
+    layers_in_words,
+    mismatch,
+    objection,
+    same_endpoint,
+    unreachable,
+)
 from coordinator.commands import Event, Keep, Rewind, Send, Started, What
 from coordinator.members import Departed, Member, Phase
 from coordinator.publication import Publication
@@ -35,6 +42,7 @@ class Lobby:
         population: Population,
         *,
         run: bytes,
+        origin: bytes,
         name: str,
         version: str,
         derivation: int,
@@ -43,12 +51,14 @@ class Lobby:
         self._encrypted = encrypted
         self._population = population
         self._run = run
+        self._origin = origin
         self._name = name
         self._version = version
         self._derivation = derivation
         self._wishes: dict[bytes, MemberId] = {}
         self._resumption: Resumption | None = None
         self._latest_arrival = 0.0
+        self._said_missing: set[MemberId] = set()
 
     def resume(self, past: Past) -> Iterator[Command]:
         """Wait for those that hold its members' checkpoints."""
@@ -142,7 +152,7 @@ class Lobby:
         member.near, member.place = tuple(attach.near), attach.place
         if reason := self._misfit(member, layout, attach.rounds):
             yield Event(f"refused: {reason}", What.REFUSED, member.id)
-            yield from self._turn_away(member, reason)
+            yield from self.turn_away(member, reason)
             yield population.waiting()
             return
         if not population.started:
@@ -150,18 +160,24 @@ class Lobby:
             yield Keep(("total_rounds", attach.rounds))
         member.layout, member.phase = layout, Phase.ATTACHED
         member.versions = attach.versions
+        member.no_snapshots = attach.no_snapshots
         self._latest_arrival = now
         yield Keep(member)
         if not population.started and len(population.attached()) >= population.expected:
             yield from self._start()
 
-    def ready(self, member: Member) -> Iterator[Command]:
-        """A newcomer holds a snapshot: it gets its place."""
-        population = self._population
+    def ready(self, member: Member) -> None:
+        """A newcomer holds a snapshot."""
         if member.phase is not Phase.ATTACHED or member.donor is None:
             return
+        member.ready = True  # what follows is `enter`, once no average is being taken
+
+    def enter(self, member: Member) -> Iterator[Command]:
+        """A newcomer with a snapshot gets its place in the roster."""
+        population = self._population
+        member.ready = False
         if population.ending:
-            yield from self._turn_away(member, "the run is ending: its last rounds are on")
+            yield from self.turn_away(member, "the run is ending: its last rounds are on")
             return
         member.donor = None
         yield from population.enrol([*population.enrolled(), member])
@@ -172,12 +188,33 @@ class Lobby:
         """Go on with `min_n` members once nobody has come for a while."""
         population = self._population
         fewest = population.config.min_n
-        if population.started or not fewest or population.ended:
+        if population.started or population.ended:
+            return
+        if now - self._latest_arrival >= patience:
+            yield from self._say_who_is_missing()
+        if not fewest:
             return
         here = len(population.attached())
         if here >= fewest and now - self._latest_arrival >= patience:
             yield Event(f"going on with {here} of {population.config.n} members", What.GOES_ON)
             yield from self._start()
+
+    def _say_who_is_missing(self) -> Iterator[Command]:
+        """Once nobody has come for a while: whose checkpoints nobody has."""
+        population, resumption = self._population, self._resumption
+        here = {member.id for member in population.members.values()}
+        if resumption is None or not here or self._said_missing == here:
+            return
+        self._said_missing = here
+        missing = [member for member in resumption.members if member not in here]
+        if missing:
+            who = ", ".join(f"member {member}" for member in missing)
+            rounds = " or ".join(map(str, resumption.rounds))
+            yield Event(
+                f"nobody has come with the checkpoint of {who} (round {rounds}); start a worker "
+                f"where it is, or this coordinator again with --min-n {len(here)} to go on without",
+                What.WAITING,
+            )
 
     def find_donors(self) -> Iterator[Command]:
         """One for each newcomer that has none, or whose donor is lost."""
@@ -187,12 +224,21 @@ class Lobby:
         newcomers = population.attached()
         there = {m.id for m in population.enrolled()} if newcomers else set()
         for newcomer in newcomers:
-            if newcomer.donor not in there:
+            if newcomer.donor not in there and not newcomer.ready:
                 yield from self.find_donor(newcomer)
 
+    def turn_newcomers_away(self) -> Iterator[Command]:
+        """No member's state can be given to others."""
+        for newcomer in self._population.attached() if self._population.started else ():
+            yield from self.turn_away(newcomer, self._too_late())
+
     def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
-        """Have a newcomer fetch a snapshot from the member that has come furthest."""
-        able = [m for m in self._population.enrolled() if m.connected and m.id != without]
+        """Have a newcomer fetch a snapshot from the member that has come furthest.
+
+        None that it has refused, nor the one it is to do `without`.
+        """
+        refused = newcomer.useless | {without}
+        able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]
         newcomer.donor = None
         if not able:
             return
@@ -226,7 +272,8 @@ class Lobby:
 
     def _welcome(self, member: Member) -> Welcome:
         config = self._population.config.to_wire()
-        return Welcome(member.id, self._run, self._name, config, bool(member.saved))
+        resumes = bool(member.saved)
+        return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
 
     def _closed(self) -> str:
         """Why nobody more can join; empty if one can."""
@@ -240,13 +287,20 @@ class Lobby:
             )
         if population.ending:
             return "the run is ending: its last rounds are on; start a new coordinator"
-        return ""
+        return self._too_late() if population.started else ""
+
+    def _too_late(self) -> str:
+        """Why nobody can join once the run has begun; empty if one can."""
+        if not (why := self._population.no_snapshots):
+            return ""
+        return f"nobody can join late: the optimizer's state cannot be given to others ({why})"
 
     def _misfit(self, member: Member, layout: Layout, rounds: int) -> str:
         """Why a member cannot be one of this population; empty if it can."""
         population = self._population
         others = [m for m in population.members.values() if m.layout is not None]
         reason = mismatch(member, layout, rounds, others, population.total_rounds)
+        reason = reason or same_endpoint(member, others)
         if self._resumption is not None and rounds != population.total_rounds:
             reason = f"{member} comes for {rounds} rounds, the run has {population.total_rounds}"
         if population.started:
@@ -263,7 +317,7 @@ class Lobby:
         if key and any(key == member.key for member in self._population.members.values()):
             raise ValueError("its data plane has the key of another member")
 
-    def _turn_away(self, member: Member, reason: str) -> Iterator[Command]:
+    def turn_away(self, member: Member, reason: str) -> Iterator[Command]:
         """One that was welcome cannot be a member after all."""
         del self._population.members[member.identity]
         yield Keep(Departed(member.id, member.host, reason, 0))
@@ -285,6 +339,11 @@ class Lobby:
         if self._population.config.init == "same":
             text += f" and fetch member {present[0].id}'s state"
         yield Event(text, What.SNAPSHOT)
+        layout = present[0].layout
+        if layout is not None and population.config.method in {"wash", "wash-opt"}:
+            yield Event(layers_in_words(layout, population.config.schedule), What.LAYERS)
+        if layout is not None and (text := buffers_in_words(layout)):
+            yield Event(text, What.LAYERS)
 
     def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
         """All that come are here: go on from the newest checkpoint that all of them hold."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from washp2p.rounds import Peer
@@ -45,8 +46,20 @@ class Member:
     rounds: int = 0
     synced: int = -1
     """The epoch whose initial state it holds."""
-    averaged: int = -1
-    """The epoch whose average it holds."""
+    averaging: tuple[int, int] = (0, 0)
+    """Which average it has begun last, and after which round."""
+    averaged: tuple[int, int] = (-1, 0)
+    """Over which epoch's members it holds an average, and which one."""
+    ready: bool = False
+    """It holds a snapshot, and waits for a place in the roster."""
+    useless: set[MemberId] = field(default_factory=set)
+    """Donors whose snapshots it has refused."""
+    busy_until: float = 0.0
+    """Its loop does something else, and it is waited for until then."""
+    heard_at: float = -inf
+    """When its training thread has last said something."""
+    no_snapshots: str = ""
+    """Why its optimizer's state cannot be given to others; empty if it can."""
     saved: set[int] = field(default_factory=set)
     """Rounds of which it holds a checkpoint, as far as they matter."""
     donor: MemberId | None = None
@@ -105,4 +118,7 @@ class Past:
     given: frozenset[MemberId]
     """All ids there have been."""
     settled: Roster | None
+    averages: list[int]
+    """How many there were, and after which round each of them took the last one."""
+    notices: list[Any]
     accuracy: dict[str, Any]

@@ -10,19 +10,31 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.commands import End, Event, Keep, Measured, Record, Reject, Send, What
+from coordinator.commands import (
+    End,
+    Event,
+    Keep,
+    Measured,
+    Record,
+    Reject,
+    Reserve,
+    Send,
+    What,
+)
 from coordinator.lobby import Lobby
 from coordinator.members import Phase
 from coordinator.observation import Observation
 from coordinator.plausibility import implausible
-from coordinator.population import Population, announcement
+from coordinator.population import Population
 from coordinator.surveys import Surveys
 from coordinator.votes import Votes
 from washp2p.control import (
     Accounts,
     Attach,
     Averaged,
+    Averaging,
     Back,
+    Busy,
     Claim,
     CutOff,
     Discard,
@@ -36,6 +48,8 @@ from washp2p.control import (
     Leave,
     Message,
     Metrics,
+    NoSnapshots,
+    Notice,
     Progress,
     Rank,
     Ready,
@@ -46,6 +60,7 @@ from washp2p.control import (
     Stalled,
     Surveyed,
     Synced,
+    Unusable,
     Vitals,
 )
 from washp2p.errors import EXIT_CODES
@@ -60,6 +75,9 @@ if TYPE_CHECKING:
     from washp2p.config import RunConfig
     from washp2p.rounds import MemberId
 
+NOTICES = 100
+"""At most so many are kept of what members say that people should know."""
+
 
 class Membership:
     """A run, from the first hello to the last goodbye."""
@@ -69,6 +87,7 @@ class Membership:
         config: RunConfig,
         *,
         run: bytes,
+        origin: bytes = b"",
         name: str,
         version: str,
         derivation: int,
@@ -80,6 +99,7 @@ class Membership:
         self._lobby = Lobby(
             self.population,
             run=run,
+            origin=origin or run,
             name=name,
             version=version,
             derivation=derivation,
@@ -91,6 +111,8 @@ class Membership:
         self._complaints = Votes()
         self._diagnoses = Votes()
         self._farewell = False
+        self.has_room = True
+        """Whether the summary can be written."""
 
     def go_on(self, past: Past, now: float) -> Iterator[Command]:
         """Be the coordinator of a run that had one before: wait for its members to come back."""
@@ -133,6 +155,8 @@ class Membership:
         if what := implausible(population, member, message):
             yield Reject(identity, f"{member} {what}")
             return
+        if isinstance(message, Progress | Metrics | Vitals):
+            member.heard_at = now
         match message:
             case Progress(rounds):
                 yield from self._progress(member, rounds)
@@ -190,7 +214,7 @@ class Membership:
         yield from self._lobby.tick(now, self._patience.seconds)
         yield from self._move_on()
 
-    def _hear(  # noqa: PLR0912 - a case a message
+    def _hear(  # noqa: PLR0912, PLR0915 - a case a message
         self, member: Member, message: Message
     ) -> Iterator[Command]:
         """What a member says, but for what it says all the time."""
@@ -203,22 +227,43 @@ class Membership:
             case Synced(epoch):
                 member.synced = max(member.synced, epoch)
             case Ready():
-                yield from self._lobby.ready(member)
+                self._lobby.ready(member)
             case Saved(number, error):
                 yield from self._saved(member, number, error)
-            case Stalled(slow):
-                yield from self._report(member, slow, "kept most others waiting too long")
+            case Stalled(slow, broken):
+                if broken or not self._lives(slow) or member.fetches_from(slow):
+                    reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
+                    cure = (
+                        "twelve times --patience; raise it, or use member.busy() around long work"
+                    )
+                    yield from self._report(member, slow, f"{reason} ({cure})")
+            case Busy(seconds):
+                member.busy_until = self._now + seconds
+            case Unusable(donor, what):
+                yield from self._refuse_donor(member, donor, what)
+            case NoSnapshots(reason):
+                member.no_snapshots = reason
+                yield Keep(member)
+                yield from self._lobby.turn_newcomers_away()
+            case Notice(topic, text):
+                notice = {"member": member.id, "topic": topic, "text": text}
+                if notice not in population.notices and len(population.notices) < NOTICES:
+                    population.notices.append(notice)
+                    yield Keep(("notices", population.notices))
+                    yield Event(f"{member}: {text}", What.NOTICE, member.id)
             case Diverged(sick):
                 yield from self._diverged(member, sick)
             case CutOff(offender, what):
                 reason = f"was cut off by most others: {what}"
                 yield from self._report(member, offender, reason, for_good=True)
-            case Averaged(epoch):
-                member.averaged = max(member.averaged, epoch)
+            case Averaging(number, after):
+                yield from self._averaging(member, number, after)
+            case Averaged(epoch, number):
+                member.averaged = max(member.averaged, (epoch, number))
             case Result():
                 population.accuracy = asdict(message)
                 yield Keep(("accuracy", population.accuracy))
-                yield from population.tell(Evaluated())
+                yield from population.tell(Evaluated(message.number))
             case Finished(rounds):
                 member.finished, member.rounds = message, rounds
                 yield from self._advance(member, Phase.FINISHED)
@@ -245,14 +290,63 @@ class Membership:
             yield Event("training begins", What.BEGUN)
             yield from self._publish()
         yield from self._complete_checkpoint()
-        if population.settled is None and all(m.averaged == epoch for m in enrolled):
-            population.settled = population.roster
-            yield Keep(("settled", epoch))
-            yield from population.tell(Settled(epoch), enrolled)
+        number = population.averages + 1
+        if all(m.averaged == (epoch, number) for m in enrolled):
+            yield from self._settle(number, enrolled)
+        if not population.averaging:
+            for newcomer in [m for m in population.attached() if m.ready]:
+                yield from self._lobby.enter(newcomer)
         if not self._farewell and all(m.phase >= Phase.FINISHED for m in enrolled):
-            self._farewell = True
-            yield from population.tell(Finish(), enrolled)
+            self.has_room = True
+            yield Reserve()
+            if self.has_room:  # else workers keep what they hold, and it is tried again
+                self._farewell = True
+                yield from population.tell(Finish(), enrolled)
         yield from self._end_if_all_have()
+
+    def _averaging(self, member: Member, number: int, after: int) -> Iterator[Command]:
+        """A member begins an average: all others are to take part in it."""
+        population = self.population
+        member.averaging = max(member.averaging, (number, after))
+        member.rounds = max(member.rounds, after)
+        yield Keep(member)
+        for other in population.enrolled():
+            if other.phase >= Phase.FINISHED and other.averaging[0] < number:
+                if not other.connected or other.phase is Phase.ACCOUNTED:
+                    yield from population.drop(other, f"ended with average {other.averaging[0]}")
+                    continue
+                yield from population.stop(
+                    f"{member} takes average {number} after round {after}, and {other} has ended "
+                    f"its run with average {other.averaging[0]} after round {other.averaging[1]}; "
+                    "expected all to average as often, and after the same rounds",
+                    2,
+                )
+                return
+
+    def _settle(self, number: int, enrolled: list[Member]) -> Iterator[Command]:
+        """All hold the average: it stands."""
+        population = self.population
+        population.settled, population.averages = population.roster, number
+        after = {m.id: m.averaging[1] for m in enrolled}
+        population.averaged_after = [after[m] for m in population.roster.members]
+        yield Keep(("settled", population.roster.epoch))
+        yield Keep(("averages", [number, *population.averaged_after]))
+        yield from population.tell(self._settled, enrolled)
+
+    @property
+    def _settled(self) -> Settled:
+        population = self.population
+        assert population.settled is not None
+        epoch = population.settled.epoch
+        return Settled(epoch, population.averages, population.averaged_after)
+
+    def _lives(self, member_id: MemberId) -> bool:
+        """Whether a member's loop is known to live: it has said so of late, or that it is busy."""
+        for member in self.population.enrolled():
+            if member.id == member_id:
+                recent = self._now - member.heard_at < self._patience.stalled / 2
+                return recent or self._now < member.busy_until
+        return False
 
     def _end_if_all_have(self) -> Iterator[Command]:
         population = self.population
@@ -277,15 +371,15 @@ class Membership:
         its = [roster for roster in population.rosters if member.id in roster.members]
         for roster in its:
             if roster.epoch >= epochs:
-                yield Send(member.identity, announcement(roster))
+                yield Send(member.identity, population.announcement(roster))
         if its:
             missed = range(max(its[0].first, seeds + 1), population.published + 1)
             for message in population.publication.messages(population.rosters, missed):
                 yield Send(member.identity, message)
         if population.settled is not None:
-            yield Send(member.identity, Settled(population.settled.epoch))
+            yield Send(member.identity, self._settled)
         if population.accuracy:
-            yield Send(member.identity, Evaluated())
+            yield Send(member.identity, Evaluated(population.accuracy["number"]))
         enrolled = population.enrolled()
         if enrolled and all(m.phase >= Phase.FINISHED for m in enrolled):
             yield Send(member.identity, Finish())
@@ -317,8 +411,15 @@ class Membership:
         """Most have been sent values that are not finite: `--on-divergence` says what to do."""
         population = self.population
         if reporter.fetches_from(sick):
-            yield from self._lobby.find_donor(reporter, without=sick)
-            believed = reporter.donor is None  # there is nobody else to ask
+            reporter.useless.add(sick)
+            yield from self._lobby.find_donor(reporter)
+            if reporter.donor is None:
+                yield from population.stop(
+                    f"{reporter} has found all members diverged, the last of them member {sick} (a "
+                    "lower --lr may help)",
+                    1,
+                )
+            return
         else:
             believed = self._diagnoses.cast(reporter.id, sick, population.roster)
         member = next((m for m in population.enrolled() if m.id == sick), None)
@@ -334,6 +435,15 @@ class Membership:
                 yield from population.expel(member, what, Refuse(reason))
             case _:
                 yield from population.expel(member, what)
+
+    def _refuse_donor(self, newcomer: Member, donor: MemberId, what: str) -> Iterator[Command]:
+        """A newcomer cannot use a snapshot: it gets another member's, or none."""
+        if newcomer.fetches_from(donor):
+            newcomer.useless.add(donor)
+            yield from self._lobby.find_donor(newcomer)
+            if newcomer.donor is None:
+                reason = f"no member's snapshot is of use to {newcomer}: {what}"
+                yield from self._lobby.turn_away(newcomer, reason)
 
     # Seeds and checkpoints
 

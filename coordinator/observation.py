@@ -244,5 +244,5 @@ def _state(population: Population) -> str:
     enrolled = [m for m in population.members.values() if m.phase >= Phase.ENROLLED]
     total = population.total_rounds
     done = total and all(member.rounds >= total for member in enrolled)
-    averages = any(member.averaged >= 0 for member in enrolled)
+    averages = any(member.averaging[0] > 0 for member in enrolled)
     return "averaging" if done or averages else "training"

@@ -11,7 +11,9 @@ from washp2p.control import (
     QUARTERS,
     Accounts,
     Averaged,
+    Averaging,
     Back,
+    Busy,
     Finished,
     Progress,
     Result,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from washp2p.control import Message
 
 LARGEST = 1e300
+LONGEST = 1e7
+"""Seconds that a member may be busy."""
 
 
 def implausible(  # noqa: PLR0911, PLR0912 - a case a message
@@ -42,9 +46,17 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
             return f"has a checkpoint of round {number}, seeds are out up to {population.published}"
         case Back(epochs, seeds) if epochs > population.next_epoch or seeds > population.published:
             return f"has seeds up to round {seeds} and rosters of {epochs} epochs"
-        case Synced(epoch) | Averaged(epoch) if epoch > population.roster.epoch:
+        case Synced(epoch) | Averaged(epoch=epoch) if epoch > population.roster.epoch:
             return f"is in epoch {epoch}, the newest is {population.roster.epoch}"
-        case Result(over, members):
+        case Averaging(number, after) if number > population.averages + 1 or (
+            after > population.published
+        ):
+            return f"begins average {number} after round {after}, {population.averages} were taken"
+        case Averaged(number=number) if number > member.averaging[0]:
+            return f"holds average {number}, it has begun {member.averaging[0]}"
+        case Busy(seconds) if not 0 <= seconds <= LONGEST:
+            return f"is busy for {seconds} s"
+        case Result(over=over, members=members):
             there = population.settled.members if population.settled is not None else ()
             if not over or len(over) != len(members) or not set(over) <= set(there):
                 return f"has evaluated members {over!r:.200}, averaged are {there}"

@@ -12,7 +12,6 @@ from coordinator.commands import End, Event, Keep, Send, What
 from coordinator.members import Departed, Phase
 from coordinator.publication import Publication
 from washp2p.control import Dropped, NewRoster, Refuse, Stop
-from washp2p.errors import INTERRUPTED
 from washp2p.rounds import Roster
 
 if TYPE_CHECKING:
@@ -48,7 +47,13 @@ class Population:
         self.kept = 0
         """The round of the last checkpoint that all had, 0 if there is none."""
         self.settled: Roster | None = None
-        """The roster over which the members were averaged."""
+        """The roster over which the members were averaged last."""
+        self.averages = 0
+        """How often they were averaged."""
+        self.averaged_after: list[int] = []
+        """After which round each of them took that average, in the roster's order."""
+        self.notices: list[dict[str, Any]] = []
+        """What members think that people should know."""
         self.accuracy: dict[str, Any] = {}
         self.ended = False
 
@@ -62,6 +67,8 @@ class Population:
         self.given = set(past.given)
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
+        self.averages, *self.averaged_after = past.averages or [0]
+        self.notices = list(past.notices)
         self.kept, _ = past.kept
         before = self.rosters[0].first - 1 if self.rosters else 0
         self.publication = Publication(
@@ -89,9 +96,19 @@ class Population:
 
     @property
     def ending(self) -> bool:
-        """Whether the seeds of all rounds are out, or members have left them behind."""
+        """Whether the seeds of all rounds are out, or some member has finished."""
         over = self.total_rounds and self.published >= self.total_rounds
-        return bool(over) or any(member.averaged >= 0 for member in self.members.values())
+        return bool(over) or any(m.phase >= Phase.FINISHED for m in self.members.values())
+
+    @property
+    def averaging(self) -> bool:
+        """Whether some member has begun an average that does not stand yet."""
+        return any(m.averaging[0] > self.averages for m in self.enrolled())
+
+    @property
+    def no_snapshots(self) -> str:
+        """Why nobody can come late, or go on from a checkpoint; empty if one can."""
+        return next((m.no_snapshots for m in self.members.values() if m.no_snapshots), "")
 
     def enrolled(self) -> list[Member]:
         """Those in the newest roster."""
@@ -122,7 +139,11 @@ class Population:
             if member.phase < Phase.ENROLLED:
                 member.phase = Phase.ENROLLED
                 yield Keep(member)
-        yield from self.tell(announcement(roster), ordered)
+        yield from self.tell(self.announcement(roster), ordered)
+
+    def announcement(self, roster: Roster) -> NewRoster:
+        """How members hear of a roster."""
+        return NewRoster(roster.epoch, roster.first, self.averages, roster.rows)
 
     def drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
         """A member is lost: the others go on without it."""
@@ -132,10 +153,7 @@ class Population:
         yield Keep(departed)
         yield Event(f"{member} {what}", What.DROPPED, member.id)
         if not self.started:
-            if code == INTERRUPTED:
-                yield from self.stop(f"{member} {what}", code)
-            else:
-                yield self.waiting()
+            yield self.waiting()
             return
         if member.phase < Phase.ENROLLED:
             return
@@ -154,8 +172,13 @@ class Population:
     def expel(
         self, member: Member, what: str, answer: Refuse | Dropped | None = None
     ) -> Iterator[Command]:
-        """Drop a member that is still there, and tell it so: by default, that it may come again."""
-        yield Send(member.identity, answer or Dropped(f"it {what}"))
+        """Drop a member that is still there, and tell it so: by default, that it may come again.
+
+        Unless it is the last one: then the run is over.
+        """
+        last = self.started and self.enrolled() == [member]
+        end = Stop(f"{member} {what}; no member is left", 1)
+        yield Send(member.identity, answer or (end if last else Dropped(f"it {what}")))
         yield from self.drop(member, what)
 
     def dismiss(self, member: Member, what: str) -> Iterator[Command]:
@@ -175,8 +198,3 @@ class Population:
         """Who is missing before the start."""
         missing = self.expected - len(self.members)
         return Event(f"waiting for {missing} of {self.expected} members", What.WAITING)
-
-
-def announcement(roster: Roster) -> NewRoster:
-    """How members hear of a roster."""
-    return NewRoster(roster.epoch, roster.first, roster.rows)

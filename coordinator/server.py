@@ -23,6 +23,7 @@ from coordinator.commands import (
     Measured,
     Record,
     Reject,
+    Reserve,
     Rewind,
     Send,
     Started,
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
 AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
+LINK_BYTES = 400
+"""Room for what the summary says of one link."""
 AHEAD = 1000
 """Messages that are kept for a worker before it is given up."""
 
@@ -124,10 +127,13 @@ class Server:
         self._journal.keep(("encrypted", encrypted))
         run = (None if self._resumes else self._journal.fact("run")) or os.urandom(8)
         self._journal.keep(("run", run))
+        origin = self._journal.fact("origin") or run
+        self._journal.keep(("origin", origin))
         self._journal.commit()
         self._membership = Membership(
             config,
             run=run,
+            origin=origin,
             name=rundir.check_name(folder.name),
             version=VERSION,
             derivation=DERIVATION,
@@ -141,6 +147,7 @@ class Server:
             keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
         )
         self._end: End | None = None
+        self._unwritten = self._told_no_room = False
 
     async def serve(
         self, bind: str | None, *, ready_fd: int | None = None, stay: bool = False
@@ -245,12 +252,12 @@ class Server:
         poller = zmq.asyncio.Poller()
         poller.register(self._router, zmq.POLLIN)
         interrupted = asyncio.ensure_future(self._interrupted.wait())
-        while self._end is None:
+        while self._end is None or self._unwritten:
             arrival = asyncio.ensure_future(poller.poll(round(self._patience.ping * 1000)))
             await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             if interrupted.done():
                 arrival.cancel()
-                if not self._leaves:
+                if not self._leaves and self._end is None:
                     reason = "the coordinator was interrupted"
                     self._carry_out(self._population.stop(reason, INTERRUPTED))
                 return
@@ -264,6 +271,8 @@ class Server:
                 self._doorkeeper.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
                 self._observers.tick(self._population)
+                if self._unwritten:
+                    self._write_summary()
             self._bury()
         interrupted.cancel()
 
@@ -327,7 +336,9 @@ class Server:
         elif isinstance(message, Seeds):
             self._seed_bytes[identity] += len(data)
 
-    def _carry_out(self, commands: Iterable[Command]) -> None:
+    def _carry_out(  # noqa: PLR0912 - a case a command
+        self, commands: Iterable[Command]
+    ) -> None:
         encoded: Message | None = None
         data = b""
         for command in commands:
@@ -348,6 +359,8 @@ class Server:
                     self._observers.rewind(number)
                 case Started(members):
                     self._write_config(members)
+                case Reserve():
+                    self._reserve_summary()
                 case Reject(identity, what):
                     self._doorkeeper.refuse(identity, Reason.CLAIM, what)
                 case Event():
@@ -374,6 +387,9 @@ class Server:
         }
 
     def _conclude(self) -> int:
+        if self._unwritten:
+            complain(f"{self._folder} has no summary: the disk was full to the end", What.DISK)
+            return 1
         if self._end is None:
             text = "left the run: another coordinator with this --run-dir goes on with it"
             complain(text, "handed over")
@@ -385,8 +401,31 @@ class Server:
         self._observers.end(rundir.read_summary(self._folder))
         return 0
 
-    def _write_summary(self) -> None:
-        summary = summarise(
+    def _summary(self) -> dict[str, Any]:
+        return summarise(
             self._population, self._control_bytes, self._seed_bytes, self._doorkeeper.refused
         )
-        rundir.write_json(self._folder / rundir.SUMMARY, summary)
+
+    def _reserve_summary(self) -> None:
+        """Have room for the summary before workers are let go."""
+        links = len(self._population.members) ** 2
+        size = 2 * len(rundir.to_json(self._summary())) + LINK_BYTES * links
+        try:
+            rundir.reserve(self._folder / rundir.SUMMARY, size)
+        except UsageError as error:
+            self._membership.has_room = False
+            self._say_no_room(f"{error}; workers wait until there is room")
+
+    def _write_summary(self) -> None:
+        """Write it, now or as soon as it can be written."""
+        try:
+            rundir.write_reserved(self._folder / rundir.SUMMARY, self._summary())
+            self._unwritten = False
+        except UsageError as error:
+            self._unwritten = True
+            self._say_no_room(f"{error}; it is tried again until there is room")
+
+    def _say_no_room(self, text: str) -> None:
+        if not self._told_no_room:
+            self._told_no_room = True
+            self._observers.event(Event(text, What.DISK))

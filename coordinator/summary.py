@@ -73,6 +73,9 @@ def summarise(
             for key in ("over", "members", "ensemble", "averaged", "greedy_soup")
         },
         "averaged_over": list(run.settled.members),
+        "averages": run.averages,
+        "averaged_after": run.averaged_after,
+        "notices": run.notices,
         "epochs": [
             {"epoch": roster.epoch, "first_round": roster.first, "members": list(roster.members)}
             for roster in (*run.history, *run.rosters)

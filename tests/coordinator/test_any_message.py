@@ -54,7 +54,7 @@ class Run:
             self.tell(who, Hello(PROTOCOL, 1, "1", "h", number))
             key = bytes([number]) * len(self.key)
             self.tell(
-                who, Attach(LAYOUT, f"tcp://127.0.0.1:{9000 + number}", [], "here", key, 40, {})
+                who, Attach(LAYOUT, f"tcp://127.0.0.1:{9000 + number}", [], "here", key, 40, {}, "")
             )
         self.now += 6
         self.do(self.machine.tick(self.now))

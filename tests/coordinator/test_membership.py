@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Rewind, Send
+from coordinator.commands import End, Event, Keep, Record, Reject, Reserve, Rewind, Send
 from coordinator.members import Past, Phase
 from coordinator.membership import Membership
 from tests.conftest import make_layout
@@ -16,7 +16,9 @@ from washp2p.control import (
     Accounts,
     Attach,
     Averaged,
+    Averaging,
     Back,
+    Busy,
     Checkpoint,
     Claim,
     Discard,
@@ -32,6 +34,8 @@ from washp2p.control import (
     Leave,
     Metrics,
     NewRoster,
+    NoSnapshots,
+    Notice,
     Progress,
     Rank,
     Ready,
@@ -44,8 +48,10 @@ from washp2p.control import (
     Stalled,
     Stop,
     Synced,
+    Unusable,
     Welcome,
 )
+from washp2p.layout import Buffer
 from washp2p.rounds import Peer, round_seed, run_key, unpack_seeds
 
 LAYOUT = make_layout([[9, 3], [12]])
@@ -63,6 +69,7 @@ class Run:
         self.machine = Membership(
             RunConfig.resolve(n=n, seed=seed, **options),
             run=b"12345678",
+            origin=b"87654321",
             name="x",
             version="1.2",
             derivation=1,
@@ -79,6 +86,10 @@ class Run:
     def tick(self):
         return list(self.machine.tick(self.now))
 
+    def average(self, who, epoch=0, number=1, after=16):
+        """It begins an average, and holds it."""
+        return self.tell(who, Averaging(number, after)) + self.tell(who, Averaged(epoch, number))
+
     def start(self):
         for who in range(self.machine.population.config.n):
             self.tell(who, hello(who))
@@ -89,7 +100,7 @@ class Run:
     def attach(self, who, layout=LAYOUT, rounds=None, near=()):
         endpoint = f"tcp://127.0.0.1:{9000 + who}"
         return Attach(
-            layout.to_wire(), endpoint, list(near), "here", b"", rounds or self.rounds, {}
+            layout.to_wire(), endpoint, list(near), "here", b"", rounds or self.rounds, {}, ""
         )
 
     def sync(self):
@@ -241,9 +252,11 @@ def test_the_run_finishes_when_all_have():
     run.start()
     run.sync()
     for who in range(3):
-        commands = run.tell(who, Averaged(0))
-    assert sent(commands, Settled) == [(b"%d" % who, Settled(0)) for who in range(3)]
-    found = Result([0, 1, 2], [97.0, 98.0, 99.0], 99.0, 98.5, 98.0)
+        commands = run.average(who)
+    assert sent(commands, Settled) == [
+        (b"%d" % who, Settled(0, 1, [16, 16, 16])) for who in range(3)
+    ]
+    found = Result(1, [0, 1, 2], [97.0, 98.0, 99.0], 99.0, 98.5, 98.0)
     commands = run.tell(0, found)
     assert [identity for identity, _ in sent(commands, Evaluated)] == [b"0", b"1", b"2"]
     assert not sent(run.tell(0, finished()), Finish)
@@ -292,20 +305,22 @@ def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
     run.gone(1)
     run.tell(7, hello(7))
     assert sent(run.tell(7, run.attach(7)), Donor)
-    for message in (Averaged(1), finished()):
-        run.tell(0, message)
+    run.average(0, epoch=1)
+    run.tell(0, finished())
     commands = run.tell(0, Accounts([]))
     assert sent(commands, Refuse) == [(b"7", Refuse("the run has ended"))]
     assert commands[-1] == End("all members finished", 0)
 
 
-def test_an_interrupt_before_the_start_ends_the_run_too():
+def test_an_interrupt_before_the_start_frees_the_place():
     run = Run()
     run.tell(0, hello(0))
     run.tell(1, hello(1))
     commands = run.tell(0, Leave("it was interrupted", 130))
-    assert [identity for identity, _ in sent(commands, Stop)] == [b"1"]
-    assert commands[-1] == End("member 0 (a, process 0) left: it was interrupted", 130)
+    assert sent(commands, Stop) == []
+    assert events(commands)[-1] == "waiting for 2 of 3 members"
+    for who in (2, 3):
+        assert sent(run.tell(who, hello(who)), Welcome)
 
 
 def test_who_is_lost_in_training_is_missing_from_the_next_round_not_published():
@@ -349,12 +364,13 @@ def test_a_loss_before_all_hold_the_average_means_another_average():
     run = Run()
     run.start()
     run.sync()
-    run.tell(0, Averaged(0))
-    run.tell(1, Averaged(0))
+    run.average(0)
+    run.average(1)
     commands = run.gone(2)
     assert not sent(commands, Settled)
-    assert not sent(run.tell(0, Averaged(1)), Settled)
-    assert sent(run.tell(1, Averaged(1)), Settled) == [(b"0", Settled(1)), (b"1", Settled(1))]
+    assert not sent(run.average(0, epoch=1), Settled)
+    settled = Settled(1, 1, [16, 16])
+    assert sent(run.average(1, epoch=1), Settled) == [(b"0", settled), (b"1", settled)]
     assert sent(run.gone(0), NewRoster)[0][1].peers[0][0] == 1  # who evaluates now
     assert run.machine.population.settled.members == (0, 1)
     run.tell(1, finished())
@@ -439,9 +455,9 @@ def test_whom_most_others_wait_for_is_dropped():
     run = Run(n=4)
     run.start()
     run.sync()
-    assert run.tell(0, Stalled(3)) == run.tell(0, Stalled(3)) == []
-    assert run.tell(3, Stalled(1)) == []
-    commands = run.tell(1, Stalled(3))
+    assert run.tell(0, Stalled(3, broken=False)) == run.tell(0, Stalled(3, broken=False)) == []
+    assert run.tell(3, Stalled(1, broken=False)) == []
+    commands = run.tell(1, Stalled(3, broken=False))
     assert [identity for identity, _ in sent(commands, Dropped)] == [b"3"]
     assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 2]
     for word in Back(1, 16), Progress(3):
@@ -453,8 +469,8 @@ def test_of_two_that_wait_for_each_other_the_later_is_dropped():
     run = Run(n=4)
     run.start()
     run.sync()
-    assert run.tell(2, Stalled(1)) == []
-    commands = run.tell(1, Stalled(2))
+    assert run.tell(2, Stalled(1, broken=False)) == []
+    commands = run.tell(1, Stalled(2, broken=False))
     assert [identity for identity, _ in sent(commands, Dropped)] == [b"2"]
     assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 3]
 
@@ -471,6 +487,8 @@ def past_of(machine):
         total_rounds=machine.population.total_rounds,
         given=frozenset(range(10)),
         settled=machine.population.settled,
+        averages=[machine.population.averages, *machine.population.averaged_after],
+        notices=[],
         accuracy=machine.population.accuracy,
     )
 
@@ -681,7 +699,7 @@ def test_unknown_senders_and_messages_out_of_place():
     assert run.tell(1, run.attach(1)) == []  # said again
     run = Run()
     run.tell(0, hello())
-    told, *rest = run.tell(0, Attach(([], []), "tcp://x:1", [], "", b"", 3, {}))
+    told, *rest = run.tell(0, Attach(([], [], []), "tcp://x:1", [], "", b"", 3, {}, ""))
     assert "not a layout" in told.message.reason
     assert "not a layout" in events(rest)[0]
 
@@ -758,3 +776,214 @@ def test_nobody_has_finished_before_there_is_an_average(word):
     (rejected,) = run.tell(0, word)
     assert isinstance(rejected, Reject)
     assert "has finished, nobody has averaged yet" in rejected.what
+
+
+def test_whose_checkpoint_nobody_has_is_said():
+    run = resumed()
+    run.tell(0, hello())
+    run.tell(0, claim((80, 0)))
+    run.now = 5.1
+    (text,) = events(run.tick())
+    assert "nobody has come with the checkpoint of member 1, member 2 (round 90 or 80)" in text
+    assert "--min-n 1" in text
+    assert run.tick() == []  # once
+
+
+# Averages in the middle of a run
+
+
+def trained(n=3, **options):
+    run = Run(n=n, rounds=400, **options)
+    run.start()
+    run.sync()
+    return run
+
+
+def test_averages_are_counted_and_told_with_the_rounds_they_were_taken_after():
+    run = trained()
+    for number, after in (1, 10), (2, 12):
+        for who in (0, 1):
+            assert not sent(run.average(who, number=number, after=after), Settled)
+        commands = run.average(2, number=number, after=after + 1)
+        ((_, settled), *_) = sent(commands, Settled)
+        assert settled == Settled(0, number, [after, after, after + 1])
+        assert ("averages", [number, after, after, after + 1]) in [
+            c.what for c in commands if isinstance(c, Keep)
+        ]
+    (rejected,) = run.tell(0, Averaging(4, 12))
+    assert isinstance(rejected, Reject)
+
+
+def test_an_average_that_one_who_has_ended_does_not_take_ends_the_run_by_name():
+    run = trained(n=2)
+    for who in (0, 1):
+        run.average(who, after=10)
+    run.tell(1, finished())
+    commands = run.tell(0, Averaging(2, 15))
+    ((_, stop), *_) = sent(commands, Stop)
+    assert "takes average 2 after round 15, and member 1 (a, process 1) has ended" in stop.reason
+    assert stop.code == 2
+
+
+def test_newcomers_wait_for_an_average_that_is_being_taken():
+    run = trained(n=3)
+    run.gone(2)
+    run.tell(7, hello(7))
+    run.tell(7, run.attach(7))
+    run.tell(0, Averaging(1, 10))
+    assert not sent(run.tell(7, Ready()), NewRoster)
+    run.tell(0, Averaged(1, 1))
+    commands = run.average(1, epoch=1, after=10)
+    ((_, roster), *_) = sent(commands, NewRoster)
+    assert [peer[0] for peer in roster.peers] == [0, 1, 3]
+    assert roster.averages == 1
+
+
+# Busy is not stuck
+
+
+def test_who_is_busy_or_has_just_been_heard_is_not_dropped_for_being_slow():
+    run = trained(n=2)
+    run.now = 100.0
+    run.tell(1, Busy(30.0))
+    assert run.tell(0, Stalled(1, broken=False)) == []
+    run.now = 131.0
+    run.tell(1, Progress(3))
+    assert run.tell(0, Stalled(1, broken=False)) == []
+    assert not sent(run.tell(0, Stalled(1, broken=False)), Dropped)
+    run.now = 200.0
+    ((_, answer),) = sent(run.tell(0, Stalled(1, broken=False)), Dropped)
+    assert "--patience" in answer.reason
+
+
+def test_a_broken_link_is_no_excuse():
+    run = trained(n=2)
+    run.now = 100.0
+    run.tell(1, Busy(30.0))
+    assert sent(run.tell(0, Stalled(1, broken=True)), Dropped)
+    (rejected,) = trained().tell(1, Busy(1e9))
+    assert isinstance(rejected, Reject)
+
+
+# Who may join
+
+
+def test_two_members_at_one_address_are_refused():
+    run = Run()
+    for who in (0, 1):
+        run.tell(who, hello(who))
+    run.tell(0, run.attach(0))
+    same = replace(run.attach(1), endpoint="tcp://127.0.0.1:9000")
+    ((_, refused),) = sent(run.tell(1, same), Refuse)
+    assert "advertises tcp://127.0.0.1:9000, and so does member 0" in refused.reason
+
+
+def test_buffers_that_differ_are_refused_by_name():
+    run = Run()
+    for who in (0, 1):
+        run.tell(who, hello(who))
+    ids = {"name": "ids", "shape": (512,), "dtype": "int64", "rule": "first"}
+    layouts = [replace(LAYOUT, buffers=(Buffer(persistent=kept, **ids),)) for kept in (True, False)]
+    run.tell(0, run.attach(0, layouts[0]))
+    ((_, refused),) = sent(run.tell(1, run.attach(1, layouts[1])), Refuse)
+    assert "buffer ids[512] (int64, rule first, not persistent) against buffer ids" in (
+        refused.reason
+    )
+    assert "member 0 (a, process 0)" in refused.reason
+
+
+def test_people_are_told_which_layer_is_the_last():
+    commands = Run().start()
+    (text,) = [text for text in events(commands) if "layer 0 of" in text]
+    assert "shuffled most: 0.0, 0.1; the last, never shuffled: 1.0" in text or "--last" in text
+
+
+def test_people_are_told_how_buffers_are_averaged():
+    buffers = tuple(
+        Buffer(name=f"b{k}", shape=(), dtype="int64", persistent=True, rule="max") for k in range(6)
+    )
+    run = Run(n=2)
+    for who in (0, 1):
+        run.tell(who, hello(who))
+    for who in (0, 1):
+        commands = run.tell(who, run.attach(who, replace(LAYOUT, buffers=buffers)))
+    assert "buffers by rule: max: b0, b1, b2, b3 and 2 more" in events(commands)
+
+
+# Donors, and those who are all sick
+
+
+def newcomer(run, who=7):
+    run.tell(who, hello(who))
+    return sent(run.tell(who, run.attach(who)), Donor)
+
+
+def test_a_donor_that_was_refused_is_never_offered_again():
+    run = trained(n=4)
+    run.gone(3)
+    ((_, donor),) = newcomer(run)
+    offered = [donor.peer[0]]
+    for _ in range(2):
+        ((_, donor),) = sent(run.tell(7, Unusable(offered[-1], "of another kind")), Donor)
+        offered.append(donor.peer[0])
+    assert sorted(offered) == [0, 1, 2]
+    ((_, refused),) = sent(run.tell(7, Unusable(offered[-1], "of another kind")), Refuse)
+    assert "no member's snapshot is of use" in refused.reason
+    assert "of another kind" in refused.reason
+
+
+def test_where_all_are_sick_the_run_ends_with_the_reason():
+    run = trained(n=3)
+    run.gone(2)
+    ((_, donor),) = newcomer(run)
+    ((_, donor),) = sent(run.tell(7, Diverged(donor.peer[0])), Donor)
+    commands = run.tell(7, Diverged(donor.peer[0]))
+    assert "found all members diverged" in sent(commands, Stop)[0][1].reason
+
+
+def test_the_last_one_expelled_is_told_that_the_run_is_over():
+    run = trained(n=2)
+    run.gone(0)
+    list(run.machine.cut_off(b"1", "too much"))  # by the coordinator itself
+    run = trained(n=3, on_divergence="reset")
+    run.gone(0)
+    run.gone(1)
+    commands = list(
+        run.machine.population.expel(run.machine.population.members[b"2"], "sent nothing good")
+    )
+    ((_, stop),) = sent(commands, Stop)
+    assert "sent nothing good; no member is left" in stop.reason
+    assert not sent(commands, Dropped)
+
+
+def test_nobody_comes_late_where_state_cannot_be_given():
+    run = trained(n=3)
+    run.gone(2)
+    newcomer(run)
+    commands = run.tell(0, NoSnapshots("a Special cannot be written"))
+    assert "a Special cannot be written" in sent(commands, Refuse)[0][1].reason
+    ((_, refused),) = sent(run.tell(8, hello(8)), Refuse)
+    assert "nobody can join late" in refused.reason
+
+
+def test_what_people_should_know_is_kept_once():
+    run = trained()
+    notice = Notice("one model", "members are one model")
+    assert any("one model" in text for text in events(run.tell(0, notice)))
+    assert events(run.tell(0, notice)) == []
+    expected = {"member": 0, "topic": "one model", "text": "members are one model"}
+    assert run.machine.population.notices == [expected]
+
+
+def test_workers_are_let_go_once_there_is_room_for_the_summary():
+    run = trained(n=2)
+    for who in (0, 1):
+        run.average(who)
+    run.tell(0, finished())
+    full = []
+    for command in run.machine.receive(b"1", finished(), 0.0):
+        full.append(command)
+        if isinstance(command, Reserve):
+            run.machine.has_room = False
+    assert not sent(full, Finish)
+    assert [identity for identity, _ in sent(run.tick(), Finish)] == [b"0", b"1"]

@@ -14,7 +14,6 @@ from coordinator.observation import EVENTS
 from tests.coordinator.test_membership import Run, events, finished, hello
 from washp2p.control import (
     MESSAGE_LIMIT,
-    Averaged,
     Metrics,
     Progress,
     View,
@@ -68,7 +67,7 @@ def test_a_run_from_its_beginning_to_its_end():
     assert [row["round"] for row in view(run)["members"]] == [12, 13]
     assert view(run)["round"] == 12
     for who in range(2):
-        run.tell(who, Averaged(0))
+        run.average(who)
     assert view(run)["state"] == "averaging"
 
 

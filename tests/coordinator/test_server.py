@@ -20,6 +20,7 @@ from washp2p.control import (
     Accounts,
     Attach,
     Averaged,
+    Averaging,
     Finish,
     Finished,
     Hello,
@@ -61,7 +62,8 @@ class Worker:
         welcome = await self.hear()
         assert isinstance(welcome, Welcome)
         layout = make_layout([[9, 3], [12]]).to_wire()
-        await self.tell(Attach(layout, "tcp://127.0.0.1:1", [], "here", b"", ROUNDS, {}))
+        endpoint = f"tcp://127.0.0.1:{1 + welcome.member}"
+        await self.tell(Attach(layout, endpoint, [], "here", b"", ROUNDS, {}, ""))
         return welcome
 
     async def train(self):
@@ -77,7 +79,8 @@ class Worker:
             size += len(messages.encode(message))
             await self.tell(Progress(len(seeds)))
         await self.tell(Metrics({"loss": 0.5}))
-        await self.tell(Averaged(0))
+        await self.tell(Averaging(1, ROUNDS))
+        await self.tell(Averaged(0, 1))
         assert isinstance(await self.hear(), Settled)
         theory = (1, 1.0, 1.0, 1.0, 1.0)
         await self.tell(Finished(ROUNDS, ROUNDS, 2.0, 0.5, "0", 10, {}, 0, {}, *theory))
