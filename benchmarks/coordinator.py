@@ -71,7 +71,7 @@ class Worker:
             match messages.decode(data):
                 case Welcome():
                     endpoint = f"tcp://127.0.0.1:{10_000 + self._number}"
-                    self.tell(Attach(LAYOUT.to_wire(), endpoint, [], "here", b"", 0, {}))
+                    self.tell(Attach(LAYOUT.to_wire(), endpoint, [], "here", b"", 0, {}, ""))
                 case NewRoster(epoch):
                     self.tell(Synced(epoch))
                 case Seeds(seeds=seeds):

@@ -50,7 +50,7 @@ class Members:
         model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(WIDTHS)))
         store = Store(model, torch.optim.SGD(model.parameters(), lr=LR))
         self.layout = store.layout
-        row = store.sections()["param"]
+        row = store.vector
         self.flat = row.repeat(n, 1).requires_grad_()
         self._momentum = torch.zeros_like(self.flat)
 

@@ -46,7 +46,7 @@ def target(name):
                     layout.Layout.from_wire(wire)
                 except ValueError:
                     return
-            case control.NewRoster(epoch, first, peers):
+            case control.NewRoster(epoch, first, _, peers):
                 rounds.Roster.from_rows(epoch, first, peers).digest()
 
     return one

@@ -11,11 +11,11 @@ from washp2p.conduct import Reason
 from washp2p.frames import MOMENTS, SECOND, SURVEY, End, Frame
 
 RUN = b"12345678"
-PEER, OTHER = 1, 2
+ME, PEER, OTHER = 0, 1, 2
 
 
 def frame(number, sender=PEER, *, fingerprint=7, epoch=0, leg=0):
-    return Frame(RUN, sender, epoch, number, 1, 0, fingerprint, leg)
+    return Frame(RUN, sender, ME, epoch, number, 1, 0, fingerprint, leg)
 
 
 def values(count):
@@ -64,7 +64,7 @@ def test_of_a_round_that_its_sender_jumped_over(arrivals):
     arrivals.expect(2, 0, 7, {PEER: (0, 4)})
     arrivals.accept(frame(2), values(4))
     assert arrivals.lost_by_reason == {"sender skipped the round": 10}
-    arrivals.ended(End(RUN, OTHER, 0, 2))
+    arrivals.ended(End(RUN, OTHER, ME, 0, 2, 1))
     assert arrivals.lost_by_reason == {"sender skipped the round": 15}
 
 

@@ -33,14 +33,15 @@ stray = st.sampled_from(
     [
         headers.encode(one)
         for one in (
-            End(RUN, 1, 0, ROUNDS),
-            End(RUN, 2, 0, 2),
-            Posted(RUN, 1, 3, 0),
-            Posted(RUN, 2, 2**40, 0),
-            Fetch(RUN, 1, "param", 0, 1 << 20),
-            Fetch(RUN, 7, "../../etc/passwd", 2**60, 2**60),
-            Chunk(RUN, 1, "start:param", 0, 2**60, bytes(8)),
-            End(b"another!", 1, 0, 1),
+            End(RUN, 1, 0, 0, ROUNDS, 1),
+            End(RUN, 2, 0, 0, 2, 1),
+            Posted(RUN, 1, 0, 3, 0),
+            Posted(RUN, 2, 0, 2**40, 0),
+            Fetch(RUN, 1, 0, "param", 0, 1 << 20),
+            Fetch(RUN, 7, 0, "../../etc/passwd", 2**60, 2**60),
+            Chunk(RUN, 1, 0, "start:param", 0, 2**60, bytes(8)),
+            End(b"another!", 1, 0, 0, 1, 1),
+            Fetch(RUN, 1, 2, "param", 0, 1),
         )
     ]
 )

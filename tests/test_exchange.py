@@ -147,13 +147,14 @@ class Population:
                     run=RUN,
                     add=config.late == "difference" and config.max_delay != "0",
                     conduct=self.refusals[me],
-                    weight=lambda strategy=strategy, store=store: strategy.weight(store.lr),
+                    weight=lambda strategy=strategy, store=store: strategy.weight(store.lr_share),
                 )
             )
             strategy.prepare(store.layout, config.n, me)
             self.strategies.append(strategy)
 
     def post(self, me, number, seed):
+        self.stores[me].sample_lr()
         staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].lane)
         if staged is not None:
             self.exchanges[me].post(number, staged, 0)
@@ -176,6 +177,7 @@ class Population:
             for me in everyone:
                 assert self.exchanges[me].arrivals.complete(number)
                 applied[me] += self.exchanges[me].apply()
+                self.exchanges[me].share()
         return applied
 
 
@@ -205,7 +207,7 @@ def test_lockstep_rounds_equal_the_dense_reference(population, method, n, p):
     models = [model(member) for member in range(n)]
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]
     reference = Reference(
-        models, optimizers, method=method, schedule="decreasing", p=p, alpha=config.alpha
+        models, optimizers, method=method, schedule=config.schedule, p=p, alpha=config.alpha
     )
     for number in range(1, 5):
         for member in range(n):
@@ -324,7 +326,7 @@ def test_frames_of_the_past_and_twice_the_same_are_refused(population):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     peers.round(1, 1)
     peers.round(2, 2)
-    frame = Frame(RUN, 1, 0, 3, 1, 0, 0)
+    frame = Frame(RUN, 1, 0, 0, 3, 1, 0, 0)
     arrivals = peers.exchanges[0].arrivals
     arrivals.accept(replace(frame, round=1), memoryview(b""))
     arrivals.accept(frame, memoryview(b""))
@@ -337,7 +339,7 @@ def test_values_of_whom_the_plan_does_not_foresee_are_refused(population, early)
     peers = population(RunConfig.resolve(n=2, p=1.0))
     if not early:
         peers.post(0, 1, 1)
-    peers.exchanges[0].arrivals.accept(Frame(RUN, 5, 0, 1, 1, 0, 0), memoryview(b"1234"))
+    peers.exchanges[0].arrivals.accept(Frame(RUN, 5, 0, 0, 1, 1, 0, 0), memoryview(b"1234"))
     if early:
         peers.post(0, 1, 1)
     assert peers.refusals[0].reasons == [Reason.PLAN]
@@ -552,7 +554,7 @@ def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
         lane.run(1)
         posted.result(5)
     lane.run(AHEAD + 1)
-    peers.exchanges[0].end(AHEAD + 3, PEERS)
+    peers.exchanges[0].end(AHEAD + 3, 1, PEERS)
     rounds = [headers.decode(peers.transports[1].receive(5).header) for _ in range(AHEAD + 3)]
     assert [getattr(header, "round", "end") for header in rounds] == [*range(2, AHEAD + 4), "end"]
 
@@ -594,7 +596,7 @@ def test_any_schedule_with_jumps(population, n, schedule):
             late_rounds.peers.exchanges[member].arrivals.give_up(late_rounds.rounds[member] - 1)
         late_rounds.apply(member)
     for member, exchange in enumerate(late_rounds.peers.exchanges):
-        exchange.end(late_rounds.rounds[member], PEERS)
+        exchange.end(late_rounds.rounds[member], 1, PEERS)
         for other in range(member + 1, n):
             late_rounds.deliver(member, other, 10**6)
             while late_rounds.rounds[other] < late_rounds.rounds[member]:
@@ -655,7 +657,7 @@ def test_a_peer_that_ended_is_absent(population):
     late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"))
     late.step(0)
     late.step(1)
-    late.peers.exchanges[1].end(1, PEERS)
+    late.peers.exchanges[1].end(1, 1, PEERS)
     late.deliver(1, 0, 1)
     message = late.peers.transports[0].receive(0) or late.links[1, 0].popleft()
     header = message[0] if isinstance(message, tuple) else headers.decode(message.header)

@@ -67,7 +67,11 @@ def scene():
         take_guests=list,
     )
     connection.reported = []
-    connection.stalled = connection.reported.append
+
+    def stalled(peer, *, broken):
+        connection.reported.append(peer)
+
+    connection.stalled = stalled
     wire = Recorder()
     inbox = Inbox(
         connection=connection, transport=wire, transfer=wire, exchange=wire, conduct=Refusals()
@@ -129,7 +133,7 @@ def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
 
 
 def fetch(sender, number):
-    header = headers.encode(Fetch(RUN, sender, "snapshot:3", number, 1))
+    header = headers.encode(Fetch(RUN, sender, 0, "snapshot:3", number, 1))
     return Message(memoryview(header), memoryview(b""))
 
 

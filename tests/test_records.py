@@ -20,12 +20,13 @@ ids = st.integers(0, 2**16)
 u64 = st.integers(0, 2**64 - 1)
 run = st.binary(min_size=8, max_size=8)
 names = st.sampled_from(
-    ["start:buffer:bfloat16", "final:param", "mean65535:buffer:int64", "snapshot:65535"]
+    ["start4294967295:65535", "final65535.4294967295:99", "snapshot:65535:65535"]
 )
 data_headers = st.one_of(
     st.builds(
         frames.Frame,
         run,
+        ids,
         ids,
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**32 - 1),
@@ -34,17 +35,19 @@ data_headers = st.one_of(
         u64,
         st.integers(0, 3),
     ),
-    st.builds(frames.Fetch, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**20)),
-    st.builds(frames.Chunk, run, ids, names, st.integers(0, 2**48), st.integers(0, 2**48), run),
-    st.builds(frames.End, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
-    st.builds(frames.Posted, run, ids, st.integers(0, 2**32 - 1), st.integers(0, 3)),
+    st.builds(frames.Fetch, run, ids, ids, names, st.integers(0, 2**48), st.integers(0, 2**20)),
+    st.builds(
+        frames.Chunk, run, ids, ids, names, st.integers(0, 2**48), st.integers(0, 2**48), run
+    ),
+    st.builds(frames.End, run, ids, ids, *[st.integers(0, 2**32)] * 3),
+    st.builds(frames.Posted, run, ids, ids, st.integers(0, 2**32 - 1), st.integers(0, 3)),
 )
 
 
 @given(data_headers)
 def test_data_headers_round_trip_within_96_bytes(header):
     data = frames.headers.encode(header)
-    assert len(data) < 96
+    assert len(data) < frames.HEADER_LIMIT
     assert frames.headers.decode(data) == header
 
 
@@ -96,12 +99,15 @@ def test_damaged_control_messages_are_refused_or_are_messages(message, data):
         ([3, "x", 3, [1]], "Claim.held has 1; expected an array of 2"),
         ([3, "x", 3, [[1, -2]]], "Claim.held has -2; expected int"),
         ([3, "x" * 301, 3, []], "Claim.host has 301 items; expected at most 300"),
-        ([5, [[], []], "e", [], "", b"x" * 33, 1, {}], "Attach.key has 33 items"),
-        ([5, [[["a", [1], [1], 0, 0.0]], []], "e", [], "", b"", 1, {}], "Attach.layout has 0.0"),
+        ([5, [[], [], []], "e", [], "", b"x" * 33, 1, {}, ""], "Attach.key has 33 items"),
+        (
+            [5, [[["a", [1], [1], 0, 0.0]], [], []], "e", [], "", b"", 1, {}, ""],
+            "Attach.layout has 0.0",
+        ),
         ([17, {"a": b"bytes"}], "Metrics.values has b'bytes'; expected what JSON has"),
         ([17, {b"a": 1}], "Metrics.values has dict; expected a map with names"),
         ([17, {"a": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}], "16 deep"),
-        ([18, [0], [1.0], float("nan"), 1.0, 1.0], "Result.ensemble is nan; expected a number"),
+        ([18, 1, [0], [1.0], float("nan"), 1.0, 1.0], "Result.ensemble is nan; expected a number"),
         ([17, {"a": msgpack.Timestamp(1)}], "Metrics.values"),
     ],
 )
@@ -114,14 +120,14 @@ def test_values_that_do_not_fit_a_messages_schema_are_named(values, words):
     ("values", "words"),
     [
         ([1, 0], "version"),
-        ([4, 77], "kind 77"),
-        ([4, True, b"12345678", 1, "x", 0, 1], "kind True"),
-        ([4, 1, b"12345678", -1, "x", 0, 1], "fields of Fetch"),
-        ([4, 1, b"12345678", True, "x", 0, 1], "fields of Fetch"),
-        ([4, 1, b"12345678", 1, "x", 0], "fields of Fetch"),
+        ([5, 77], "kind 77"),
+        ([5, True, b"12345678", 1, 2, "x", 0, 1], "kind True"),
+        ([5, 1, b"12345678", -1, 2, "x", 0, 1], "fields of Fetch"),
+        ([5, 1, b"12345678", True, 2, "x", 0, 1], "fields of Fetch"),
+        ([5, 1, b"12345678", 1, 2, "x", 0], "fields of Fetch"),
         ({}, "not an array"),
         ([], "not an array"),
-        ([4, 1, b"x" * 96, 1, "x", 0, 1], "at most 96"),
+        ([5, 1, b"x" * 96, 1, 2, "x", 0, 1], "at most 96"),
     ],
 )
 def test_wrong_headers_say_what_is_wrong(values, words):

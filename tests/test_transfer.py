@@ -74,20 +74,20 @@ def test_damaged_and_unasked_for_chunks_change_nothing(pair):
     receiver.fetch(0, "start:param", into.data, kind=Kind.STATE)
     good, short = memoryview(b"12345678"), memoryview(b"1234")
     for chunk, payload, reason in [
-        (Chunk(RUN, 0, "start:param", 0, 8, b"wrong..."), good, Reason.CHECKSUM),
-        (Chunk(RUN, 0, "start:param", 0, 8, checksum(short)), short, Reason.LENGTH),
-        (Chunk(RUN, 0, "start:param", 0, 4, checksum(short)), short, Reason.LENGTH),
-        (Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), memoryview(b""), Reason.LENGTH),
-        (Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), good.tobytes() * 2, Reason.LENGTH),
-        (Chunk(RUN, 0, "start:param", 4, 8, checksum(good)), good, Reason.UNASKED),
-        (Chunk(RUN, 0, "mean:param", 0, 8, checksum(good)), good, Reason.UNASKED),
-        (Chunk(RUN, 3, "start:param", 0, 8, checksum(good)), good, Reason.UNASKED),
+        (Chunk(RUN, 0, 1, "start:param", 0, 8, b"wrong..."), good, Reason.CHECKSUM),
+        (Chunk(RUN, 0, 1, "start:param", 0, 8, checksum(short)), short, Reason.LENGTH),
+        (Chunk(RUN, 0, 1, "start:param", 0, 4, checksum(short)), short, Reason.LENGTH),
+        (Chunk(RUN, 0, 1, "start:param", 0, 8, checksum(good)), memoryview(b""), Reason.LENGTH),
+        (Chunk(RUN, 0, 1, "start:param", 0, 8, checksum(good)), good.tobytes() * 2, Reason.LENGTH),
+        (Chunk(RUN, 0, 1, "start:param", 4, 8, checksum(good)), good, Reason.UNASKED),
+        (Chunk(RUN, 0, 1, "mean:param", 0, 8, checksum(good)), good, Reason.UNASKED),
+        (Chunk(RUN, 3, 1, "start:param", 0, 8, checksum(good)), good, Reason.UNASKED),
     ]:
         receiver.on_chunk(chunk, memoryview(payload))
         assert receiver.conduct.reasons[-1] is reason
     assert len(receiver.conduct.all) == 8
     assert not into.any()
-    receiver.on_chunk(Chunk(RUN, 0, "start:param", 0, 8, checksum(good)), good)
+    receiver.on_chunk(Chunk(RUN, 0, 1, "start:param", 0, 8, checksum(good)), good)
     assert bytes(into) == bytes(good)
 
 
@@ -136,10 +136,10 @@ def test_requests_beyond_a_blob_are_refused(pair):
     donor = pair[0][1]
     donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
     for offset, length in [(9, 1), (0, CHUNK_BYTES + 1), (2**60, 1)]:
-        donor.on_fetch(Fetch(RUN, 1, "start:param", offset, length))
+        donor.on_fetch(Fetch(RUN, 1, 0, "start:param", offset, length))
     assert donor.conduct.reasons == [Reason.REQUEST] * 3
     donor.withdraw("start:")
-    donor.on_fetch(Fetch(RUN, 1, "start:param", 0, 8))  # waits until it is offered again
+    donor.on_fetch(Fetch(RUN, 1, 0, "start:param", 0, 8))  # waits until it is offered again
     assert pair[1][0].receive(0) is None
 
 
@@ -155,8 +155,8 @@ def test_a_peer_that_asks_and_asks_is_not_served_for_ever(pair):
     wire, donor = pair[0]
     donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
     for _ in range(1000):
-        donor.on_fetch(Fetch(RUN, 1, "start:param", 0, 8))
-        donor.on_fetch(Fetch(RUN, 1, "nothing", 0, 8))
+        donor.on_fetch(Fetch(RUN, 1, 0, "start:param", 0, 8))
+        donor.on_fetch(Fetch(RUN, 1, 0, "nothing", 0, 8))
     assert wire.ledger.total(Kind.STATE).messages == SERVED * AHEAD
     assert set(donor.conduct.reasons) == {Reason.REQUEST}
     assert len(donor.conduct.all) == 2000 - SERVED * AHEAD - EARLY

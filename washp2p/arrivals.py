@@ -16,7 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.conduct import Reason
-from washp2p.frames import BESIDE, FIRST, SURVEY
+from washp2p.frames import BESIDE, FIRST, FOREVER, SURVEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +91,9 @@ class Arrivals:
         self._skipped: list[range] = []
         self._heard: dict[MemberId, Turn] = {}
         self._last: dict[MemberId, int] = {}
+        self._averages = 0
+        self.ended_for_good: set[MemberId] = set()
+        """Peers that have said that they take no step any more."""
         self._silent: set[MemberId] = set()
         self._gone: set[MemberId] = set()
         self.newest = 0
@@ -214,11 +217,20 @@ class Arrivals:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
-        """A peer takes part in no round after `end.last`, and has sent all it will send."""
+        """A peer takes part in no round after `end.last` until an average has been taken."""
+        if end.number <= self._averages:
+            return  # which has been, meanwhile
+        if end.number == FOREVER:
+            self.ended_for_good.add(end.sender)
         self._last[end.sender] = end.last
         self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
         for round_ in self._outstanding.values():
             round_.missing.pop(end.sender, None)
+
+    def go_on(self, number: int) -> None:
+        """Average `number` has been taken by all: those who had ended before it take part again."""
+        self._averages = number
+        self._last = {p: last for p, last in self._last.items() if p in self.ended_for_good}
 
     def complete(self, upto: int) -> bool:
         """Whether nothing is to come any more of rounds up to `upto`."""

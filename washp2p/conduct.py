@@ -27,6 +27,7 @@ class Reason(StrEnum):
     RUN = "of another run"
     SENDER = "under another's name"
     STRANGER = "of no member"
+    ASTRAY = "for another member"
     ROUND = "of an impossible round"
     PLAN = "not in the plan"
     OTHER_PLAN = "of another plan"

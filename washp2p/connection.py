@@ -23,7 +23,9 @@ from washp2p.control import (
     Accounts,
     Attach,
     Averaged,
+    Averaging,
     Back,
+    Busy,
     Checkpoint,
     Claim,
     CutOff,
@@ -41,6 +43,8 @@ from washp2p.control import (
     Message,
     Metrics,
     NewRoster,
+    NoSnapshots,
+    Notice,
     Progress,
     Rank,
     Ready,
@@ -54,6 +58,7 @@ from washp2p.control import (
     Stop,
     Surveyed,
     Synced,
+    Unusable,
     Vitals,
     Welcome,
     messages,
@@ -120,11 +125,17 @@ class Connection:
     rosters: list[Roster]
     """All that are known, by epoch; only added to."""
 
-    settled: int | None = None
-    """The epoch whose average stands, once one does."""
+    settled: Settled | None = None
+    """The last average that stands, once one does."""
 
-    evaluated: bool = False
-    """Whether some member has reported what evaluation found."""
+    evaluated: int = 0
+    """The last average of which some member has reported what evaluation found."""
+
+    origin: bytes
+    """Eight bytes that name the run's first life: what its files carry."""
+
+    averages: int = 0
+    """How many averages had been taken when this member came into the roster."""
 
     donor: Peer | None = None
     """Of a newcomer: whose snapshot to fetch."""
@@ -190,7 +201,7 @@ class Connection:
             self.close()
             raise self._failure or _unanswered(address, wait, keys, unlike=self._socket.unlike)
         self.member = self._welcome.member
-        self.run = self._welcome.run
+        self.run, self.origin = self._welcome.run, self._welcome.origin
         self.name = self._welcome.name
         try:
             self.config = RunConfig.from_wire(self._welcome.config)
@@ -215,18 +226,29 @@ class Connection:
             if self._failure is not None:
                 callback(self._failure)
 
-    def attach(
-        self, layout: Layout, endpoint: str, near: Sequence[str], key: bytes, rounds: int
+    def attach(  # noqa: PLR0917 - what a model and its place are
+        self,
+        layout: Layout,
+        endpoint: str,
+        near: Sequence[str],
+        key: bytes,
+        rounds: int,
+        no_snapshots: str = "",
     ) -> None:
         """Present the model and wait until there is a roster with this member, or a `donor`.
 
         `layout` is the model's. The data plane listens at `endpoint`, and at `near`, the nearest
         first; it is known by the public `key` (32 bytes, none without encryption). `rounds` is how
-        many rounds the run has, 0 if not known. Blocks. Raises JoinRefusedError if the model does
-        not fit the population's, RunStoppedError.
+        many rounds the run has, 0 if not known. `no_snapshots` says why the optimizer's state
+        cannot be given to others. Blocks. Raises JoinRefusedError if the model does not fit the
+        population's, RunStoppedError.
         """
-        wire = layout.to_wire()
-        self._reach(Attach(wire, endpoint, list(near), self.place, key, rounds, installed()))
+        wire, where = layout.to_wire(), self.place
+        self._reach(
+            Attach(
+                wire, endpoint, list(near), where, key, rounds, installed(), _short(no_snapshots)
+            )
+        )
         with self._changed:
             self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
         self.check()
@@ -265,13 +287,36 @@ class Connection:
         """Report that this newcomer holds a snapshot."""
         self._reach(Ready())
 
-    def averaged(self, epoch: int) -> None:
-        """Report that this member holds the average over the members of `epoch`, a number."""
-        self._reach(Averaged(epoch))
+    def averaging(self, number: int, round_number: int) -> None:
+        """Report that average `number` begins here, after round `round_number`."""
+        self._reach(Averaging(number, round_number))
 
-    def stalled(self, member: MemberId) -> None:
-        """Report that this member has waited too long for the `member` of that number."""
-        self._send(Stalled(member))
+    def averaged(self, epoch: int, number: int) -> None:
+        """Report that this member holds average `number` over the members of `epoch`, a number."""
+        self._reach(Averaged(epoch, number))
+
+    def stalled(self, member: MemberId, *, broken: bool = False) -> None:
+        """Report that this member has waited too long for the `member` of that number.
+
+        Because it is slow, or the link to it is `broken`.
+        """
+        self._send(Stalled(member, broken))
+
+    def unusable(self, member: MemberId, what: str) -> None:
+        """Report that the snapshot of the `member` of that number is of no use: `what` it has."""
+        self._send(Unusable(member, _short(what)))
+
+    def no_snapshots(self, reason: str) -> None:
+        """Report that the optimizer's state cannot be given to others, and the `reason`."""
+        self._reach(NoSnapshots(_short(reason)))
+
+    def busy(self, seconds: float) -> None:
+        """Report that the loop does something else for at most `seconds`; 0: it goes on again."""
+        self._send(Busy(seconds))
+
+    def notice(self, topic: str, text: str) -> None:
+        """Report what people should know, in a line of `text`; `topic` is one of a few words."""
+        self._reach(Notice(topic, _short(text)))
 
     def diverged(self, member: MemberId) -> None:
         """Report that the `member` of that number sends values that are not finite."""
@@ -405,8 +450,10 @@ class Connection:
             case Discard(number):
                 self._checkpoints.discard(number)
                 checkpoints.forget(self.folder, range(number, number + 1))
-            case NewRoster(epoch, first, peers):
+            case NewRoster(epoch, first, averages, peers):
                 if not self.rosters or epoch > self.rosters[-1].epoch:
+                    if not self.enrolled:
+                        self.averages = averages
                     self._take_roster(Roster.from_rows(epoch, first, peers))
             case Seeds():
                 self._take_seeds(message)
@@ -416,10 +463,11 @@ class Connection:
             case Donor(row):
                 self.donor = self._admit(Peer.from_row(row))
                 self.changes += 1
-            case Settled(epoch):
-                self.settled = epoch
-            case Evaluated():
-                self.evaluated = True
+            case Settled():
+                if self.settled is None or message.number >= self.settled.number:
+                    self.settled = message
+            case Evaluated(number):
+                self.evaluated = max(self.evaluated, number)
             case Finish():
                 self._finish = True
             case Refuse(reason):

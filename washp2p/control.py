@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 from washp2p.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
 from washp2p.records import Codec, Json
 
-PROTOCOL = 9
+PROTOCOL = 10
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""
@@ -80,11 +80,13 @@ class Claim:
 class Welcome:
     """Coordinator: you are `member` of the run `name`; this is its whole configuration.
 
-    `resumes`: you go on from that member's checkpoint, which you hold.
+    `resumes`: you go on from that member's checkpoint, which you hold. `run` names this life of the
+    run, `origin` its first one.
     """
 
     member: int
     run: bytes
+    origin: bytes
     name: Name
     config: dict[str, Json]
     resumes: bool
@@ -96,6 +98,7 @@ class Attach:
 
     For peers at the same `place` it listens at `near`, too, the nearest first. `rounds` is how
     many rounds I shall take part in, 0 if not known; `versions` is what I run on.
+    `no_snapshots` says why my optimizer's state cannot be given to others; empty if it can.
     """
 
     layout: LayoutWire
@@ -105,17 +108,20 @@ class Attach:
     key: Key
     rounds: int
     versions: Annotated[dict[str, Json], 32]
+    no_snapshots: Text
 
 
 @dataclass(frozen=True)
 class NewRoster:
     """Coordinator: from round `first` on these are the members.
 
-    Who is missing is gone already: nobody waits for it in rounds before `first`, either.
+    Who is missing is gone already: nobody waits for it in rounds before `first`, either. So many
+    `averages` have been taken.
     """
 
     epoch: int
     first: int
+    averages: int
     peers: list[PeerRow]
 
 
@@ -200,8 +206,12 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Result:
-    """Worker: what evaluation found, in per cent; `members` in the order of `over`."""
+    """Worker: what evaluation found after average `number`, in per cent.
 
+    `members` are in the order of `over`.
+    """
+
+    number: int
     over: list[int]
     members: list[float]
     ensemble: float
@@ -210,29 +220,76 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Averaging:
+    """Worker: my average `number`, counted from 1, begins; `round` was my last round before it."""
+
+    number: int
+    round: int
+
+
+@dataclass(frozen=True)
 class Averaged:
-    """Worker: I hold the average over the members of this epoch."""
+    """Worker: I hold average `number` over the members of this epoch."""
 
     epoch: int
+    number: int
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Coordinator: all of this epoch hold its average, which stands whoever goes from now on."""
+    """Coordinator: all of this epoch hold average `number`, which stands whoever goes from now on.
+
+    They took it after these `rounds`, in the roster's order.
+    """
 
     epoch: int
+    number: int
+    rounds: list[int]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Coordinator: somebody has sent a Result; nobody need evaluate any more."""
+    """Coordinator: somebody has sent a Result for average `number`; nobody need evaluate it."""
+
+    number: int
 
 
 @dataclass(frozen=True)
 class Stalled:
-    """Worker: I have waited too long for this member."""
+    """Worker: I have waited too long for this member; or the link to it is `broken`."""
 
     member: int
+    broken: bool
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """Worker, a newcomer: what this member gave me as its snapshot is none that I can use."""
+
+    member: int
+    what: Text
+
+
+@dataclass(frozen=True)
+class NoSnapshots:
+    """Worker: my optimizer's state cannot be given to newcomers, nor kept, for this reason."""
+
+    reason: Text
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Worker: my loop does something else for at most so many `seconds`; 0: it goes on again."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Worker: people should know this of the run; `topic` is one of a few words."""
+
+    topic: Name
+    text: Text
 
 
 @dataclass(frozen=True)
@@ -429,6 +486,11 @@ Message = (
     | Look
     | View
     | Surveyed
+    | Unusable
+    | NoSnapshots
+    | Busy
+    | Notice
+    | Averaging
 )
 
 messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

@@ -60,6 +60,7 @@ class ControlSocket:
         self._identity = b"w" + os.urandom(15)
         self._lost_at: float | None = None
         self._tried_at = 0.0
+        self._heard_at = time.monotonic()
         self._greeted = False
         self._receive = receive
         self._returned = returned
@@ -141,6 +142,7 @@ class ControlSocket:
                     return
                 self.answer(data)
             if self._dealer in ready:
+                self._heard_at = time.monotonic()
                 self._receive(self._dealer.recv())
             elif self._monitor in ready:
                 self._heed(recv_monitor_message(self._monitor)["event"])
@@ -169,7 +171,16 @@ class ControlSocket:
 
     def _wait_for_another(self, lost_at: float) -> None:
         now = time.monotonic()
-        if now - lost_at > self.patience.away:
+        asleep = lost_at - self._heard_at
+        if asleep > self.patience.asleep and now - lost_at > self.patience.back:
+            self._failed(
+                RunStoppedError(
+                    f"this process heard nothing for {asleep:.0f} s and was dropped (it was "
+                    f"stopped, or cut off), and no coordinator is at {self._address} any more: the "
+                    "run is over"
+                )
+            )
+        elif now - lost_at > self.patience.away:
             self._failed(
                 RunStoppedError(
                     f"the coordinator at {self._address} has been gone for "

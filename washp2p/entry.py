@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from washp2p import points
+from washp2p.digests import differing, digests_of
 from washp2p.errors import ProtocolError
 from washp2p.lanes import as_bytes
 from washp2p.ledger import Kind
+from washp2p.optimizers import NATURAL
 from washp2p.rounds import roster_at
 from washp2p.runlog import Joined
-from washp2p.snapshot import restore, take
+from washp2p.snapshot import open_snapshot, restore, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from washp2p.connection import Connection
-    from washp2p.evaluation.average import Sections
     from washp2p.inbox import Inbox
     from washp2p.rounds import MemberId, Peer, Roster
-    from washp2p.snapshot import Snapshot
-    from washp2p.store import Store
+    from washp2p.snapshot import Opened, Snapshot
+    from washp2p.store import State, Store
     from washp2p.timeline import Start
     from washp2p.transfer import Transfer
 
@@ -55,7 +56,7 @@ class Entry:
         the next one's, and so on. A member that cannot reach it gets them from others that have
         them. Blocks until training begins. Raises RunStoppedError.
         """
-        own = self._store.sections()
+        own = self._store.values()
         taken = own
         begun = False
         while not begun:
@@ -66,19 +67,30 @@ class Entry:
             if first or self._connection.config.init == "different":
                 taken = own
             else:
-                taken = {name: torch.empty_like(vector) for name, vector in own.items()}
-                if not self._fetch_start(roster, taken):
+                found = self._fetch_start(roster, own)
+                if found is None:
                     continue
-            for name, vector in taken.items():
-                self._transfer.offer(f"start:{roster.epoch}:{name}", as_bytes(vector), Kind.STATE)
+                taken = found
+            self._offer(f"start{roster.epoch}", taken)
             self._connection.synced(roster.epoch)
             begun = self._wait_for_the_seed_of(1, roster.epoch)
-            self._transfer.withdraw("start:")
+            self._transfer.withdraw(f"start{roster.epoch}:")
         if taken is not own:
-            self._store.load_sections(taken)
+            self._store.load_values(
+                {name: vector for name, vector in taken.items() if vector is not own[name]}
+            )
 
-    def _fetch_start(self, roster: Roster, into: Sections) -> bool:
-        """The first member's state from it, or from who has it; False if there is a new roster."""
+    def _offer(self, what: str, state: State) -> None:
+        """Serve every tensor of `state` by its number, and the digests of all."""
+        for number, vector in enumerate(state.values()):
+            self._transfer.offer(f"{what}:{number}", as_bytes(vector), Kind.STATE)
+        self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
+
+    def _fetch_start(self, roster: Roster, own: State) -> State | None:
+        """The first member's state, of which only what differs from `own` is fetched.
+
+        From it, or from who has it already; None if there is a new roster.
+        """
         changed = self._changed(roster.epoch)
         others = [member for member in roster.members if member != self._connection.member]
 
@@ -86,16 +98,28 @@ class Entry:
             near = (member for member in others if member not in self._inbox.out_of_reach)
             return next(near, others[0])
 
+        mine = digests_of(own)
         while not changed():
             source = reachable()
 
             def elsewhere(source: MemberId = source) -> bool:
                 return changed() or reachable() != source
 
-            what = f"start:{roster.epoch}"
-            if self._inbox.fetch(source, what, into, Kind.STATE, elsewhere):
-                return True
-        return False
+            what = f"start{roster.epoch}"
+            theirs = bytearray(mine)
+            row = self._transfer.fetch(
+                source, f"{what}:digests", memoryview(theirs), kind=Kind.STATE
+            )
+            if not self._inbox.wait_for([row], elsewhere):
+                continue
+            numbers = {name: number for number, name in enumerate(own)}
+            fresh = {
+                name: torch.empty_like(own[name]) for name in differing(own, [mine, bytes(theirs)])
+            }
+            wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
+            if self._inbox.fetch(source, what, wanted, Kind.STATE, elsewhere):
+                return own | fresh
+        return None
 
     def go_on_together(self, start: Start, *, rounds: int) -> None:
         """Each has its own state again; the round after `start` is the first, if there is one.
@@ -124,10 +148,14 @@ class Entry:
         while True:
             donor, data = self._fetch_snapshot()
             try:
-                taken = restore(self._store, data)
+                opened = self._open(donor, data)
+                more = self._fetch_frozen(donor, opened.lacks(self._store))
+                if more is None:
+                    continue  # there is another donor
+                restore(self._store, opened, more)
             except ProtocolError as error:
                 _log.warning("member %d gave no snapshot: %s", donor.member, error)
-                connection.stalled(donor.member)
+                connection.unusable(donor.member, str(error))
             else:
                 if self._store.is_finite():
                     break
@@ -143,7 +171,7 @@ class Entry:
         if config.max_delay == "none" and config.method != "none" and config.p:
             end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
             self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
-        return Joined(entry.epoch, entry.first - 1, donor.member, taken.step)
+        return Joined(entry.epoch, entry.first - 1, donor.member, opened.snapshot.step)
 
     @property
     def serves(self) -> bool:
@@ -156,8 +184,16 @@ class Entry:
         for guest in guests - self._served:
             self._served.add(guest)
             points.reach(points.GIVING)
-            blob = memoryview(take(self._store, where))
+            try:
+                blob = memoryview(take(self._store, where, frozen=False))
+            except NATURAL as error:  # at this step; it was tried when joining
+                self._connection.no_snapshots(f"{error}"[:200])
+                continue
             self._transfer.offer(f"snapshot:{guest}", blob, Kind.STATE)
+            values = self._store.values() if self._store.frozen else {}
+            for number, name in enumerate(self._store.frozen):
+                blob = as_bytes(values[name])
+                self._transfer.offer(f"snapshot:{guest}:{number}", blob, Kind.STATE)
         for guest in self._served - guests:
             self._served.remove(guest)
             self._transfer.withdraw(f"snapshot:{guest}")
@@ -175,6 +211,26 @@ class Entry:
             if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
                 assert download.into is not None
                 return donor, bytes(download.into)
+
+    def _open(self, donor: Peer, data: bytes) -> Opened:
+        opened = open_snapshot(data)
+        whose = opened.snapshot
+        if (whose.run, whose.member) != (self._connection.origin, donor.member):
+            raise ProtocolError(f"it is member {whose.member}'s, of run {whose.run.hex()}")
+        return opened
+
+    def _fetch_frozen(self, donor: Peer, names: list[str]) -> State | None:
+        """Frozen parameters that this member has otherwise; None if there is another donor."""
+        if not names:
+            return {}
+        own, numbers = self._store.values(), {n: k for k, n in enumerate(self._store.frozen)}
+        if unknown := [name for name in names if name not in numbers]:
+            raise ProtocolError(f"{unknown[0]} is frozen there, and trains here")
+        fresh = {name: torch.empty_like(own[name]) for name in names}
+        wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
+        what = f"snapshot:{self._connection.member}"
+        gone = partial(self._donor_is_not, donor)
+        return fresh if self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone) else None
 
     def _is_reached(self, first: int) -> bool:
         """Whether an older member has come to the round `first`, or none is left that could.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from washp2p import points
@@ -66,10 +67,13 @@ class Beside:
 
 
 class _Messages(NamedTuple):
-    """A leg's messages, complete when `marks` are reached: (peer, bytes planned, parts)."""
+    """A leg's messages, complete when `marks` are reached: (peer, bytes planned, parts).
+
+    `header` is that of each, but for the receiver.
+    """
 
     marks: list[Mark]
-    header: bytes
+    header: Frame
     parts: list[tuple[MemberId, int, Buffers]]
     kind: Kind = Kind.EXCHANGE
 
@@ -112,6 +116,8 @@ class Exchange:
         """The last round posted."""
         self._leg = FIRST
         self._last: int | None = None
+        self._number = 0
+        self._unshared: list[Callable[[], None]] = []
         self.epoch = 0
         """The epoch of the last round posted."""
         self.arrivals = Arrivals(self._item_bytes, conduct, room)
@@ -126,6 +132,7 @@ class Exchange:
         this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
         """
         plan, roster = staged.plan, staged.roster
+        self._store.look()
         header = self._header(number, roster, plan.fingerprint, FIRST, share)
         messages = self._gather(staged, header, number)
         if self._measure:
@@ -149,6 +156,13 @@ class Exchange:
         parts = [(p, 0, count) for p, count in beside.incoming.items() if not absent(p, number)]
         self._expect(number, roster, fingerprint, leg, parts)
 
+    def look(self) -> None:
+        """See what training has done since the last round, before anything is applied.
+
+        `post` does it, too. Raises UsageError as `Store.look`.
+        """
+        self._store.look()
+
     def measure(self) -> None:
         """Have the next round tell how far the members are apart."""
         self._measure = self._consensus is not None and not self.merger.measured
@@ -168,28 +182,38 @@ class Exchange:
         if self._sender is not None:
             self._sender.shutdown(cancel_futures=True)
 
-    def end(self, last: int, peers: Iterable[MemberId]) -> None:
-        """Tell `peers` that this member takes part in no round after `last`."""
+    def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
+        """Tell `peers` that this member takes part in no round after `last` before its average
+        `number`.
+        """
         self.flush()
-        self._last = last
+        self._last, self._number = last, number
         for peer in peers:
             self.greet(peer)
+
+    def go_on(self) -> None:
+        """That average has been taken by all, and rounds follow again."""
+        self._last = None
+        self.arrivals.go_on(self._number)
 
     def greet(self, peer: MemberId) -> None:
         """`peer` is new, or has not been told how far this member goes, if that is known."""
         if self._last is not None:
-            header = headers.encode(End(self._run, self._me, self.epoch, self._last))
-            self._transport.send(peer, Kind.AVERAGE, header)
+            end = End(self._run, self._me, peer, self.epoch, self._last, self._number)
+            self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
         """The link to `peer` was broken and holds again: what was lost is not to be waited for."""
         self.flush()
-        header = headers.encode(Posted(self._run, self._me, self.posted, self._leg))
+        header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
 
     def apply(self) -> list[Applied]:
-        """Scatter what has arrived of all rounds, in ascending order."""
+        """Scatter what has arrived of all rounds, in ascending order.
+
+        `share` is to follow, once what was applied is in the log.
+        """
         done = []
         waiting = False
         for round_ in self.arrivals:
@@ -213,7 +237,7 @@ class Exchange:
         self.merger.forget(self.arrivals.oldest)
         return done
 
-    def _gather(self, staged: Staged, header: bytes, number: int) -> _Messages:
+    def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
         """The round's values for each peer: on the device for whom they need not leave it."""
         parts = self._parts(staged, staged.plan.send, number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
@@ -252,7 +276,8 @@ class Exchange:
         for mark in messages.marks:
             mark.wait()
         for peer, planned, parts in messages.parts:
-            self._transport.send(peer, messages.kind, messages.header, parts, expected=planned)
+            header = headers.encode(messages.header.to(peer))
+            self._transport.send(peer, messages.kind, header, parts, expected=planned)
 
     def _take_beside(self, round_: Round) -> list[Applied]:
         """Keep what has come beside a round, once nothing more is to come."""
@@ -279,8 +304,14 @@ class Exchange:
         if arrived:
             self.merger.pull(staged.receive, reduced)
         if staged.legs > 1:
-            self._share(round_, staged, reduced)
+            self._unshared.append(partial(self._share, round_, staged, reduced))
         return [applied]
+
+    def share(self) -> None:
+        """Pass on the means that `apply` has made, now that the log says what they are of."""
+        unshared, self._unshared = self._unshared, []
+        for pass_on in unshared:
+            pass_on()
 
     def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
         """Send what this member has reduced to those who contributed, and expect theirs."""
@@ -294,10 +325,10 @@ class Exchange:
 
     def _header(
         self, number: int, roster: Roster, fingerprint: int, leg: int, share: int = 0
-    ) -> bytes:
+    ) -> Frame:
         slots = 1 if leg >= BESIDE else len(self._item_bytes)
         run, me, epoch = self._run, self._me, roster.epoch
-        return headers.encode(Frame(run, me, epoch, number, slots, share, fingerprint, leg))
+        return Frame(run, me, me, epoch, number, slots, share, fingerprint, leg)
 
     def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
         """Those of a route by member, of whoever takes part in the round."""
@@ -305,7 +336,7 @@ class Exchange:
         parts = ((members[position], begin, end) for position, begin, end in route.parts)
         return [part for part in parts if not absent(part[0], number)]
 
-    def _send_vectors(self, header: bytes, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
+    def _send_vectors(self, header: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
         """Send what has been made where the model is; at once, after what has been posted."""
         self._store.lane.settle()
         hosted: dict[int, memoryview] = {}

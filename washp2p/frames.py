@@ -1,7 +1,8 @@
 """What a data-plane message looks like: pure encoding and validation, no sockets.
 
-A message is a record of at most 96 bytes, its header, and raw values; docs/protocol.md has every
-byte. The dtype of a value is not repeated: it is the slot's, in the layout all members agreed on.
+A message is a record of at most 96 bytes, its header, and raw values. The header names sender and
+receiver: one that goes astray is refused. The dtype of a value is not repeated: it is the slot's,
+in the layout all members agreed on. docs/protocol.md has every byte.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import get_args
 
 from washp2p.records import Codec
 
-VERSION = 4
+VERSION = 5
 FIRST, SECOND, MOMENTS, SURVEY = range(4)
 """Legs of a round: what members send first, what they make of it and pass on, and, beside that,
 the moments of their features (REPAIR) and what they only look at."""
 BESIDE = MOMENTS
 """This leg and those after it are no values to apply: vectors of the parameters' dtype."""
+FOREVER = 1 << 32
+"""The number of an average that is never taken: its member ends for good."""
 HEADER_LIMIT = 96
 RUN_BYTES = 8
 
@@ -33,12 +36,27 @@ class Frame:
 
     run: bytes
     sender: int
+    receiver: int
     epoch: int
     round: int
     slots: int
     waits: int
     fingerprint: int
     leg: int = FIRST
+
+    def to(self, receiver: int) -> Frame:
+        """The same, for `receiver`."""
+        return Frame(
+            self.run,
+            self.sender,
+            receiver,
+            self.epoch,
+            self.round,
+            self.slots,
+            self.waits,
+            self.fingerprint,
+            self.leg,
+        )
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -52,6 +70,7 @@ class Fetch:
 
     run: bytes
     sender: int
+    receiver: int
     name: str
     offset: int
     length: int
@@ -63,6 +82,7 @@ class Chunk:
 
     run: bytes
     sender: int
+    receiver: int
     name: str
     offset: int
     size: int
@@ -71,12 +91,17 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The sender takes part in no round after `last`; nothing follows."""
+    """The sender takes part in no round after `last` before its average `number`.
+
+    Nothing follows.
+    """
 
     run: bytes
     sender: int
+    receiver: int
     epoch: int
     last: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +113,7 @@ class Posted:
 
     run: bytes
     sender: int
+    receiver: int
     last: int
     leg: int
 

@@ -20,6 +20,7 @@ from washp2p.report import (
     comparison,
     links,
     losses,
+    notices,
     pace,
     per_worker,
     sent,
@@ -232,6 +233,7 @@ def _faults(run: FinishedRun) -> Iterator[str]:
     messages = Counter(summary.get("refused_messages", {}))
     for row in summary["bytes"]:
         messages.update(row.get("refused_messages", {}))
+    yield from notices(run.summary)
     if not departed and not lost and not refused and not messages:
         yield "None: nobody was lost, and every value that was to come was applied."
         return

@@ -19,9 +19,10 @@ from washp2p.lanes import as_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from washp2p.conduct import Conduct
     from washp2p.connection import Connection
-    from washp2p.evaluation.average import Sections
     from washp2p.exchange import Exchange
     from washp2p.frames import Header
     from washp2p.ledger import Kind
@@ -93,11 +94,11 @@ class Inbox:
         """Handle what arrives until `condition` holds.
 
         `whom` tells which peers it takes: one to which the link is broken is waited for no longer
-        than patience allows, one that is too slow is reported to the coordinator. Raises
-        RunStoppedError.
+        than patience allows, one that is too slow is reported to the coordinator, again and again.
+        Raises RunStoppedError.
         """
         self._follow()
-        began = time.monotonic()
+        began = asked_anew = time.monotonic()
         notice = began + NOTICE_SECONDS
         reported: set[MemberId] = set()
         while not condition():
@@ -107,6 +108,9 @@ class Inbox:
                 continue
             self._follow()  # whatever the control plane brings interrupts `receive`
             now = time.monotonic()
+            if now - asked_anew > self._patience.stalled:  # the last report may have been in vain
+                asked_anew = now
+                reported.clear()
             if now - began > self._patience.mute:
                 reported |= self._lose_patience(whom() - reported, now - began)
             if now > notice:
@@ -131,7 +135,7 @@ class Inbox:
         self,
         peer: MemberId,
         what: str,
-        into: Sections,
+        into: dict[str, torch.Tensor],
         kind: Kind,
         unless: Callable[[], bool],
     ) -> bool:
@@ -220,7 +224,7 @@ class Inbox:
                 self.arrivals.silence(peer)
             elif broken or waited > self._patience.stalled:
                 self.out_of_reach |= {peer} if broken else set()
-                self._connection.stalled(peer)
+                self._connection.stalled(peer, broken=broken)
                 reported.add(peer)
         return reported
 
@@ -248,6 +252,9 @@ class Inbox:
                 self._conduct.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
             elif sender is not None and header.sender != sender:
                 self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
+            elif header.receiver != me:
+                what = f"it is meant for member {header.receiver}: do two advertise one address?"
+                self._conduct.refuse(header.sender, Reason.ASTRAY, f"{header!r:.200}: {what}")
             elif not isinstance(header, Frame) and not isinstance(message.payload, memoryview):
                 self._conduct.refuse(header.sender, Reason.MALFORMED, f"{header!r:.200} and values")
             elif not self._knows(header.sender):

@@ -12,12 +12,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors import SafetensorError
-
 from washp2p import checkpoints
 from washp2p.arrivals import Loss
 from washp2p.errors import ProtocolError, UsageError
-from washp2p.snapshot import Snapshot, restore, take
+from washp2p.optimizers import NATURAL
+from washp2p.snapshot import Snapshot, open_snapshot, restore, take
 from washp2p.timeline import Start
 
 if TYPE_CHECKING:
@@ -83,8 +82,14 @@ class Keeper:
         kept = self._connection.rosters[0].first - 1
         data = checkpoints.read(self._connection.folder, kept, self._connection.member)
         try:
-            snapshot = restore(self._store, data)
-            extra = snapshot.extra
+            opened = open_snapshot(data)
+            snapshot, extra = opened.snapshot, opened.snapshot.extra
+            its = snapshot.run, snapshot.member, snapshot.round
+            if its != (self._connection.origin, self._connection.member, kept):
+                raise ProtocolError(  # noqa: TRY301
+                    f"it holds that of member {its[1]} of round {its[2]} of run {its[0].hex()}"
+                )
+            restore(self._store, opened)
             start = Start(
                 round=snapshot.round,
                 steps=snapshot.step,
@@ -102,10 +107,13 @@ class Keeper:
                 self._state.load_state_dict(extra["state"])
         except UsageError:
             raise
-        except (ProtocolError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        except (ProtocolError, *NATURAL) as error:
+            path = checkpoints.checkpoint_file(
+                self._connection.folder, kept, self._connection.member
+            )
             raise UsageError(
-                f"the checkpoint of round {kept} is not one of member "
-                f"{self._connection.member}: {error!r:.200}; expected the model and loop it had"
+                f"{path} is not the checkpoint of member {self._connection.member} of round "
+                f"{kept}: {error!s:.200}; expected the file it wrote, and the model and loop it had"
             ) from None
         return start
 
@@ -133,17 +141,16 @@ class Keeper:
                 "log": None if self._log is None else self._log.keep(),
                 "state": {} if self._state is None else self._state.state_dict(),
             }
-            data = take(self._store, Snapshot(timeline.steps, timeline.round, extra))
+            where = Snapshot(
+                run=self._connection.origin,
+                member=me,
+                step=timeline.steps,
+                round=timeline.round,
+                extra=extra,
+            )
+            data = take(self._store, where)
             checkpoints.write(self._connection.folder, timeline.round, me, data)
-        except (
-            UsageError,
-            OSError,
-            TypeError,
-            ValueError,
-            LookupError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        except (UsageError, OSError, *NATURAL) as error:
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
                 me,

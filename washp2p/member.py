@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p import points
+from washp2p.accounting import finished, vitals_of
+from washp2p.advice import Advice
+from washp2p.averages import Averages
 from washp2p.conduct import Conduct
-from washp2p.control import Finished, Result, Vitals
+from washp2p.control import Result
 from washp2p.delay import delay_for
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
-from washp2p.errors import RunStoppedError, UsageError
+from washp2p.errors import RunStoppedError, UsageError, WashError
 from washp2p.exchange import Exchange
-from washp2p.finale import Finale
 from washp2p.frames import HEADER_LIMIT
 from washp2p.inbox import Inbox
 from washp2p.keeper import Keeper
@@ -29,19 +32,18 @@ from washp2p.listening import listen_as
 from washp2p.merging import Staged, stage
 from washp2p.parameters import plain_model
 from washp2p.planner import Planner
-from washp2p.rates import papa_all_reduce, papa_payload
 from washp2p.repairer import Repairer
 from washp2p.runlog import RunLog
 from washp2p.scaler import Attempts
 from washp2p.snapshot import Snapshot
-from washp2p.store import Store, all_finite
+from washp2p.store import Store
 from washp2p.strategies import strategy_for
 from washp2p.surveyor import Surveyor
 from washp2p.timeline import Start, Timeline
 from washp2p.transfer import CHUNK_BYTES, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from washp2p.connection import Connection
+    from washp2p.control import Vitals
+    from washp2p.finale import Finale
     from washp2p.keeper import Stateful
     from washp2p.layout import Layout
     from washp2p.ledger import Ledger
@@ -56,7 +60,8 @@ if TYPE_CHECKING:
     from washp2p.replicas import Replicas
     from washp2p.rounds import MemberId, Order, Roster
 
-    State = dict[str, torch.Tensor]
+    State = dict[str, Any]
+    Final = Callable[[], "State | None"] | Mapping[str, Any]
 
 REFUSALS, REFUSALS_A_SECOND = 1000, 1
 """So many messages of a peer may be refused before it is cut off, and so many more as time goes."""
@@ -89,12 +94,20 @@ class Member:
         state: Stateful | None,
         scaler: torch.amp.GradScaler | None,
         repair_inputs: Inputs | None,
+        last: str,
+        buffers: Mapping[str, str],
     ) -> None:
         self._connection = connection
         self._strategy = strategy_for(connection.config)
-        self._store = Store(model, optimizer, self._strategy.slots(optimizer))
+        slots = self._strategy.slots(optimizer)
+        last = last or connection.config.last
+        self._told_too = {"last": last, "buffers": dict(buffers)}
+        self._store = Store(model, optimizer, slots, last=last, buffers=buffers)
         self._replicas: Replicas | None = None
-        self._log = RunLog(log, go_on=connection.resumes) if log is not None else None
+        self._log: RunLog | None = None
+        if log is not None:
+            resumes, origin = connection.resumes, connection.origin
+            self._log = RunLog(log, origin, connection.member, go_on=resumes)
         self._key_pair = KeyPair.fresh()
         self._transport = listen_as(
             connection,
@@ -123,7 +136,7 @@ class Member:
             add=connection.config.late == "difference" and connection.config.max_delay != "0",
             conduct=self._conduct,
             consensus=self._strategy.consensus(self._store.layout),
-            weight=lambda: self._strategy.weight(self._store.lr),
+            weight=lambda: self._strategy.weight(self._store.lr_share),
             room=self._room_for_means(),
         )
         config = connection.config
@@ -131,14 +144,14 @@ class Member:
         if config.track_consensus:
             every = config.track_consensus
             self._surveyor = Surveyor(self._store, self.id, seed=config.seed, every=every)
-        self._repairer: Repairer | None = None
-        if config.repair:
-            if repair_inputs is None:
-                raise UsageError(
-                    f"--repair is {config.repair}; expected inputs for it from the training loop: "
-                    "join(repair_inputs=...)"
-                )
-            self._repairer = Repairer(plain_model(model)[0], self.id, repair_inputs)
+        self._repairer = _repairer(config.repair, model, self.id, repair_inputs)
+        self._slots = slots
+        self._advice = Advice(
+            connection=connection,
+            store=self._store,
+            optimizer=optimizer,
+            merger=self._exchange.merger,
+        )
         self.vitals: Vitals | None = None
         """What it last said of how it goes, as it does every second; not to be changed."""
         self._planning = 0.0
@@ -170,9 +183,16 @@ class Member:
         self._attempts: Attempts | None = None
         self.closed = False
         """Whether its part in the run is over."""
-        self._finale: Finale | None = None
-        self._averaged: dict[str, torch.Tensor] = {}
-        self._averaged_over: Roster | None = None
+        self._why: BaseException | None = None
+        self._accounted = False
+        self._first_round = 1
+        self._averages = Averages(
+            store=self._store,
+            connection=connection,
+            inbox=self._inbox,
+            transfer=self._transfer,
+            tell=self._advice.tell,
+        )
 
     @property
     def id(self) -> MemberId:
@@ -181,8 +201,10 @@ class Member:
 
     @property
     def members(self) -> tuple[MemberId, ...]:
-        """All members of the current epoch, in order; once averaged, all that the average is of."""
-        return (self._averaged_over or self._connection.roster).members
+        """All members of the roster, in order; once averaged, all that the average is of."""
+        current = self._averages.current
+        over = current.over if current is not None and self._averages.stands else None
+        return (over or self._connection.roster).members
 
     @property
     def layout(self) -> Layout:
@@ -218,7 +240,14 @@ class Member:
         connection.on_change(self._transport.interrupt)
         points.reach(points.JOINING)
         key = self._key_pair.public if connection.encrypted else b""
-        connection.attach(self._store.layout, self._endpoint, self._transport.near, key, rounds)
+        connection.attach(
+            self._store.layout,
+            self._endpoint,
+            self._transport.near,
+            key,
+            rounds,
+            self._advice.no_snapshots,
+        )
         self._planner = Planner(
             self._derive,
             connection.order_of,
@@ -247,6 +276,10 @@ class Member:
         else:
             joined = self._entry.come_in()
             self._timeline.begin(Start(round=joined.round), joined)
+        self._averages.taken = connection.averages
+        self._exchange.arrivals.go_on(connection.averages)
+        self._first_round = self.round + 1
+        self._advice.begin(self._slots)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
         if self._scaler is not None:
             self._attempts = Attempts(self._scaler, self._optimizer, self._round)
@@ -260,45 +293,60 @@ class Member:
             raise UsageError("--repair is for members on one device; leave it out")
         self._replicas = replicas
         with self._told():
-            where = Snapshot(self._timeline.steps, self._timeline.round)
-            replicas.start(self._connection.config, self._store, where)
+            told = {"config": self._connection.config.to_wire(), "member": self.id}
+            told |= {"members": self.members, **self._told_too}
+            replicas.start(told, self._store, self._snapshot)
 
-    def average(self, final: Callable[[], State | None] | None = None) -> State:
+    def average(self, final: Final | None = None, *, trainable_only: bool = False) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
-        Collective: every member takes part, here or when it leaves its block. Floating-point
-        tensors are the mean in MemberId order, accumulated in float64; integer buffers the
-        maximum. Over the members that are alive: whenever one is lost before all have the mean,
-        they begin anew. No step may follow. `final` is called once nothing changes the model any
-        more, and gives the state dict that is averaged in its place, as `ema.module.state_dict`
-        does; the model stays as it is. What is averaged stands: later calls return it. Blocks.
+        Collective: every member takes part, here or when it leaves its block; each one's k-th call
+        belongs together. Floating-point tensors are the mean in MemberId order, accumulated in
+        float64; buffers by the rules of `join`. What is equal on all members is not sent. Over the
+        members that are alive: whenever one is lost before all have the mean, they begin anew.
+        Training may go on, with rounds, after an average that all took after the same round; the
+        last one is the run's. `final` is a state dict that is averaged in the model's place, or a
+        function that gives one once nothing changes the model any more, as `ema.module.state_dict`
+        does; the model stays as it is. With `trainable_only` the trainable parameters alone are
+        returned. What is averaged stands until the next step: later calls return it, and one that
+        was interrupted goes on. Blocks.
+
         Raises RunStoppedError, also if this member has diverged: the average is of the others; and
-        UsageError if `final` gives the state dict of another model.
+        UsageError if `final` is the state dict of another model, or the model has trained and no
+        round followed.
         """
-        if self._finale is None:
-            self._unhook()
-            with self._told():
-                self._timeline.finish()
-                state = None if final is None else final()
-                store = self._store
-                sections = store.sections() if state is None else store.sections_of(state)
-                if not all_finite(sections):
-                    raise RunStoppedError(
-                        f"member {self.id} has diverged, not all of its parameters are numbers; "
-                        "a lower --lr may help"
-                    )
-                if self._replicas is not None:
-                    self._replicas.after_round(self.round, self._store)
-                    self._replicas.end(early=False)
-            self._connection.progress(self.round)
-            self._finale = Finale(
-                {name: vector.clone() for name, vector in sections.items()},
-                connection=self._connection,
-                inbox=self._inbox,
-                transfer=self._transfer,
-            )
-            self._averaged, self._averaged_over = self._finale.average()
-        return self._store.state_dict(self._averaged)
+        self._require_open()
+        if not self._averages.begun:
+            self._begin_average(final)
+        averaged = self._take_average().averaged
+        return self._store.state_dict(averaged, trainable_only=trainable_only)
+
+    def _take_average(self) -> Finale:
+        if self._averages.stands or self._replicas is None:
+            return self._averages.take()
+        with self._replicas.waiting():
+            finale = self._averages.take()
+        self._replicas.share_average(finale.averaged, self.members)
+        return finale
+
+    def _begin_average(self, final: Final | None) -> None:
+        store = self._store
+        with self._told():
+            self._timeline.pause(self._averages.taken + 1)
+            self._advice.before_average()
+            store.look()
+            store.check_buffers()
+            state = final() if callable(final) else final
+            values = store.values() if state is None else store.values_of(state)
+            trained = {entry.name for entry in store.layout.entries}
+            if not all(bool(v.isfinite().all()) for name, v in values.items() if name in trained):
+                raise RunStoppedError(
+                    f"member {self.id} has diverged, not all of its parameters are numbers; "
+                    "a lower --lr may help"
+                )
+            if self._replicas is not None:
+                self._replicas.pause(self.round, store)
+        self._averages.begin(values, self.round, stepped=self.round >= self._first_round)
 
     def leads(self) -> bool:
         """Whether it falls to this member to evaluate the population, and call `result`.
@@ -317,11 +365,15 @@ class Member:
 
     def model_of(self, member: MemberId) -> State | None:
         """The final state dict of one member; None if it is gone. As `models`. Blocks."""
-        sections = self._final().of(member)
-        return None if sections is None else self._store.state_dict(sections)
+        values = self._final().of(member)
+        return None if values is None else self._store.state_dict(values)
 
     def report(self, **values: Any) -> None:
-        """Add a line to the run's metrics.jsonl: plain `values`, besides member and round."""
+        """Add a line to the run's metrics.jsonl: plain `values`, besides member and round.
+
+        Raises RunStoppedError if this member's part in the run is over.
+        """
+        self._require_open()
         self._connection.metrics({"member": self.id, "round": self.round, **values})
 
     def result(
@@ -337,10 +389,13 @@ class Member:
 
         `members` are the members' own accuracies in the order of `over`, which is all averaged
         members if not given; `ensemble`, `averaged` and `greedy_soup` are those of what they make
-        together. One member does this: the one that `leads`.
+        together. One member does this: the one that `leads`. Raises RunStoppedError if this
+        member's part in the run is over.
         """
+        self._require_open()
         self._connection.result(
             Result(
+                number=max(1, self._averages.taken),
                 over=list(self.members if over is None else over),
                 members=list(map(float, members)),
                 ensemble=float(ensemble),
@@ -349,12 +404,67 @@ class Member:
             )
         )
 
+    @contextmanager
+    def busy(self, limit: float) -> Iterator[None]:
+        """Be waited for while this block runs, for `limit` seconds at most.
+
+        `with member.busy(600): validate()`. For what takes longer than twelve times `--patience`
+        between two steps. Beyond `limit` this member is dropped as one that hangs. Raises
+        RunStoppedError if its part in the run is over.
+        """
+        self._require_open()
+        self._connection.busy(float(limit))
+        try:
+            yield
+        finally:
+            if not self.closed:
+                self._connection.busy(0.0)
+
+    def persist(self, write: Callable[[], None]) -> None:
+        """Call `write` until it succeeds: once a second, while peers are served.
+
+        For what must not be lost, as the averaged model: a full disk raises OSError, or UsageError,
+        which is said once. Blocks until there is room, or until it is interrupted.
+        """
+        told = False
+        while True:
+            try:
+                write()
+            except (OSError, UsageError) as error:
+                if not told:
+                    text = f"{error}; it is kept in memory and tried again until there is room"
+                    self._advice.tell("disk", text)
+                told = True
+            else:
+                return
+            end = time.monotonic() + 1.0
+            with suppress(WashError):  # the run may be over meanwhile: what is kept is not lost
+                if not self.closed:
+                    self._inbox.wait_until(partial(_is_past, end))
+            time.sleep(max(0.0, end - time.monotonic()))
+
+    def leave(self) -> None:
+        """Leave the run alone: the others go on without this member, the model stays as it is.
+
+        Does not wait for them. Harmless when this member's part in the run is over.
+        """
+        self._end(RunStoppedError("it has left by itself"))
+
     def close(self) -> None:
         """Finish the run together with all others, as leaving the block does. Blocks.
 
-        Harmless when called twice. Raises RunStoppedError.
+        Afterwards the model's parameters have memory of their own again. When interrupted it may
+        be called again. Harmless when called twice. Raises RunStoppedError.
         """
-        self.__exit__(None, None, None)
+        if not self.closed:
+            try:
+                self._finish()
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                self._end(error)
+                raise
+            self._end(None)
 
     def __enter__(self) -> Self:
         return self
@@ -365,48 +475,86 @@ class Member:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._end(error)
+            return
+        try:
+            self.close()
+        except BaseException as late:
+            self._end(late)
+            raise
+
+    def _end(self, error: BaseException | None) -> None:
+        """Be over: because of `error`, if there is one, which others are told."""
         if self.closed:
             return
-        self.closed = True
-        try:
-            if error is None:
-                self._finish()
-                self._connection.close()
-        except BaseException as late:
-            error = late
-            raise
-        finally:
-            self._unhook()
-            if self._planner is not None:
-                self._planner.close()
-            self._exchange.close()
-            if error is not None:
-                self._connection.leave(error)
-            self._transport.close(linger=0.0 if error else 1.0)
-            if self._log is not None:
-                self._log.close()
+        self.closed, self._why = True, error
+        self._unhook()
+        self._advice.close()
+        if self._planner is not None:
+            self._planner.close()
+        self._exchange.close()
+        if error is None:
+            self._connection.close()
+        else:
+            self._connection.leave(error)
+        self._transport.close(linger=0.0 if error else 1.0)
+        if self._log is not None:
+            self._log.close()
+        self._store.release()
+
+    def finish_alone(self) -> None:
+        """The process ends after an average, without `close`: that is a finished run, too."""
+        if self._averages.stands and not self.closed:
+            self._account()
+            self._connection.accounts(self._transport.ledger)
+            self._end(None)
+
+    def _require_open(self) -> None:
+        """Raise why this member's part in the run is over, if it is."""
+        if not self.closed:
+            return
+        if isinstance(self._why, WashError):
+            raise type(self._why)(str(self._why)) from None
+        why = f" because of {self._why!r:.100}" if self._why is not None else ""
+        raise RunStoppedError(f"member {self.id} has left the run{why}; join again to train on")
 
     def _final(self) -> Finale:
-        if self._finale is None:
-            self.average()
-        assert self._finale is not None
-        return self._finale
+        self._require_open()
+        if not self._averages.begun:
+            self._begin_average(None)
+        return self._take_average()
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        """Where this member is."""
+        return Snapshot(
+            run=self._connection.origin,
+            member=self.id,
+            step=self._timeline.steps,
+            round=self._timeline.round,
+        )
 
     def _round(self) -> None:
         """What follows an optimizer step. An error ends this member's part: it may join anew."""
         try:
             with self._told():
+                if self._averages.step():
+                    self._timeline.go_on()
+                self._store.sample_lr()
+                self._advice.before_round()
                 self._timeline.step()
                 self._keeper.after_round(self._timeline)
                 self._tell_surveyed()
                 if self._inbox.guests or self._entry.serves:
-                    self._entry.serve_guests(Snapshot(self._timeline.steps, self._timeline.round))
+                    self._entry.serve_guests(self._snapshot)
                 if self._replicas is not None:
                     self._replicas.after_round(self.round, self._store)
+                self._advice.after_round(self.round, self.members)
                 if self._timeline.ended - self._told_at > max(1.0, len(self.members) / FEW):
                     self._tell()
         except RunStoppedError as error:
-            self.__exit__(type(error), error, error.__traceback__)
+            self._end(error)
             raise
 
     def _room_for_means(self) -> int:
@@ -420,21 +568,8 @@ class Member:
         """Say how it goes; the more members there are, the less often."""
         self._told_at = self._timeline.ended
         self._exchange.measure()
-        counts = self._transport.ledger.counts.items()
-        self.vitals = Vitals(
-            steps=self._timeline.steps,
-            seconds=self._timeline.seconds,
-            waited=self._timeline.waited,
-            planning=self._planning,
-            epoch=self._exchange.epoch,
-            applied=self._exchange.merger.applied_values,
-            max_delay=self._timeline.max_delay,
-            late=self._timeline.late,
-            lost=self._exchange.arrivals.lost_by_reason,
-            refused=self._exchange.merger.refused_values,
-            refused_messages={str(k): n for k, n in self._conduct.refused.items()},
-            distance=self._exchange.distance,
-            sent=[(k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in counts],
+        self.vitals = vitals_of(
+            self._timeline, self._exchange, self._transport.ledger, self._conduct, self._planning
         )
         self._connection.vitals(self.vitals)
 
@@ -481,32 +616,41 @@ class Member:
         self._hook = self._attempts = None
 
     def _finish(self) -> None:
-        self.average()
+        self._final()
+        self._timeline.finish()
+        if self._replicas is not None:
+            self._replicas.end(early=False)
         self._tell()
         self._tell_surveyed()
-        layout = self._store.layout
-        timeline = self._timeline
-        epochs = [(n, range(first, stop)) for n, first, stop in timeline.epochs]
-        exchanges = [(n, self._strategy.rounds_due(rounds)) for n, rounds in epochs if n > 1]
-        self._connection.finished(
-            Finished(
-                rounds=timeline.round,
-                steps=timeline.steps,
-                seconds=timeline.seconds,
-                waited=timeline.waited,
-                max_delay=timeline.max_delay,
-                applied_values=self._exchange.merger.applied_values,
-                lost=self._exchange.arrivals.lost_by_reason,
-                refused_values=self._exchange.merger.refused_values,
-                refused_messages={str(k): n for k, n in self._conduct.refused.items()},
-                parameters=layout.values,
-                theory=float(
-                    sum(self._strategy.expected_payload(layout, n) * r for n, r in exchanges)
-                ),
-                paper=float(self._strategy.paper_payload(layout) * sum(r for _, r in exchanges)),
-                papa=float(papa_payload(layout) * sum(len(r) for _, r in epochs)),
-                papa_all_reduce=float(sum(papa_all_reduce(layout, n) * len(r) for n, r in epochs)),
-            )
-        )
+        self._account()
         self._inbox.wait_until(lambda: self._connection.over)
         self._connection.accounts(self._transport.ledger)
+
+    def _account(self) -> None:
+        """Say what this member did, once."""
+        if not self._accounted:
+            self._accounted = True
+            if self._log is not None:
+                self._log.finish()
+            layout, conduct = self._store.layout, self._conduct
+            self._connection.finished(
+                finished(self._timeline, self._exchange, layout, self._strategy, conduct)
+            )
+
+
+def _is_past(end: float) -> bool:
+    return time.monotonic() > end
+
+
+def _repairer(
+    batches: int, model: torch.nn.Module, me: MemberId, inputs: Inputs | None
+) -> Repairer | None:
+    """What `--repair` asks for. Raises UsageError if it lacks inputs."""
+    if not batches:
+        return None
+    if inputs is None:
+        raise UsageError(
+            f"--repair is {batches}; expected inputs for it from the training loop: "
+            "join(repair_inputs=...)"
+        )
+    return Repairer(plain_model(model)[0], me, inputs)

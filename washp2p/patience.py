@@ -49,6 +49,11 @@ class Patience:
         return 12 * self.seconds
 
     @property
+    def asleep(self) -> float:
+        """A process that heard nothing for so long has been dropped: it was stopped, or cut off."""
+        return 2 * self.seconds
+
+    @property
     def away(self) -> float:
         """So long members wait for a coordinator that is gone before they stop."""
         return 60 * self.seconds

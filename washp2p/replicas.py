@@ -7,6 +7,7 @@ optimizer's step: an order (three int64), and what it announces.
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 import msgpack
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 
 from washp2p.config import RunConfig
 from washp2p.errors import RunStoppedError, UsageError
+from washp2p.parameters import plain_model
 from washp2p.scaler import Attempts
-from washp2p.snapshot import Snapshot, restore, take
+from washp2p.snapshot import Snapshot, open_snapshot, restore, take
 from washp2p.store import Store
 from washp2p.strategies import strategy_for
 
@@ -28,9 +31,27 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-_START, _ROUND, _END, _WAIT = range(4)
+    from washp2p.store import State
+
+_START, _ROUND, _END, _WAIT, _PAUSE, _AVERAGE = range(6)
 WAIT_SECONDS = 60.0
 """How often those who wait for rank 0 hear that it waits, too."""
+
+
+def wrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The live DistributedDataParallel that holds `model`, if one does; else `model`.
+
+    Callbacks of trainers are given the model inside.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or group_of(model) is not None:
+        return model
+    inner = plain_model(model)[0]
+    for referrer in gc.get_objects():
+        if isinstance(referrer, torch.nn.parallel.DistributedDataParallel):
+            held = referrer._modules.get("module")
+            if held is not None and plain_model(held)[0] is inner:
+                return referrer
+    return model
 
 
 def group_of(model: torch.nn.Module) -> dist.ProcessGroup | None:
@@ -98,7 +119,7 @@ class Replicas:
 
     def __init__(self, channel: _Channel) -> None:
         self._channel = channel
-        self._ended = False
+        self._ended = self._paused = False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -124,33 +145,49 @@ class Replicas:
         done.set()
         thread.join()
 
-    def start(self, config: RunConfig, store: Store, where: Snapshot) -> None:
-        """Give the others the run's configuration and the member's whole state."""
-        packed, state = msgpack.packb(config.to_wire()), take(store, where)
+    def start(self, told: dict[str, Any], store: Store, where: Snapshot) -> None:
+        """Give the others the run's configuration, what else `told` has, and the whole state."""
+        packed, state = msgpack.packb(told), take(store, where)
         store.keep_track()
         self._channel.give_order(_START, len(packed), len(state))
         self._channel.send_bytes(packed)
         self._channel.send_bytes(state)
 
-    def after_round(self, number: int, store: Store) -> None:
+    def pause(self, number: int, store: Store) -> None:
+        """Before an average: give the others what was written last; they may close, or go on."""
+        self.after_round(number, store, _PAUSE)
+        self._paused = True
+
+    def after_round(self, number: int, store: Store, order: int = _ROUND) -> None:
         """Give the others what was written since last time: every slot's values."""
-        if self._ended:
+        if self._ended or (self._paused and order == _PAUSE):
             return
+        self._paused = False
         written = store.take_written()
         places = store.lane.upload(written)
         values = [places.device, *(store.keep(places) if len(written) else ())]
         if places.device.is_cuda:  # it was made in other streams than that of training
             for vector in values:
                 vector.record_stream(torch.cuda.current_stream(places.device.device))
-        self._channel.give_order(_ROUND, number, len(written))
+        self._channel.give_order(order, number, len(written))
         for vector in values if len(written) else ():
             self._channel.share(vector)
+
+    def share_average(self, averaged: State, members: tuple[int, ...]) -> None:
+        """Give the others the average, by name, and whose it is; after `pause`."""
+        if not self._ended:
+            data = save({name: vector.clone() for name, vector in averaged.items()})
+            packed = msgpack.packb(members)
+            self._channel.give_order(_AVERAGE, len(packed), len(data))
+            self._channel.send_bytes(packed)
+            self._channel.send_bytes(data)
 
     def end(self, *, early: bool) -> None:
         """Tell the others that no round follows. Harmless when called twice."""
         if not self._ended:
             self._ended = True
-            self._channel.give_order(_END, int(early), 0)
+            if early or not self._paused:
+                self._channel.give_order(_END, int(early), 0)
 
 
 class Replica:
@@ -173,6 +210,7 @@ class Replica:
             )
         self.closed = False
         """Whether its part in the run is over."""
+        self._averaged: State | None = None
         self._hook: RemovableHandle | None = None
         self._attempts: Attempts | None = None
         self._channel = _Channel(group, model)
@@ -180,9 +218,17 @@ class Replica:
         if kind != _START:
             self._gone()
         wire: Any = msgpack.unpackb(self._channel.receive_bytes(first))
-        self.config = RunConfig.from_wire(wire)
-        self._store = Store(model, optimizer, strategy_for(self.config).slots(optimizer))
-        self._round = restore(self._store, self._channel.receive_bytes(second)).round
+        self.config = RunConfig.from_wire(wire["config"])
+        self.id: int = wire["member"]
+        """The MemberId of the member that it belongs to."""
+        self.members: tuple[int, ...] = tuple(wire["members"])
+        """All members when this one joined; once averaged, all that the average is of."""
+        slots = strategy_for(self.config).slots(optimizer)
+        last, rules = wire["last"], wire["buffers"]
+        self._store = Store(model, optimizer, slots, last=last, buffers=rules)
+        opened = open_snapshot(self._channel.receive_bytes(second))
+        restore(self._store, opened)
+        self._round = opened.snapshot.round
         self._hook = optimizer.register_step_post_hook(lambda *_: self._follow())
         if scaler is not None:
             self._attempts = Attempts(scaler, optimizer, self._follow)
@@ -192,20 +238,26 @@ class Replica:
         """The last of the rounds that its member took part in: the population's clock."""
         return self._round
 
+    def average(self, final: object = None, *, trainable_only: bool = False) -> dict[str, Any]:
+        """The state dict of the averaged model, as the member's own `average` returns it.
+
+        To be called on all ranks where rank 0 calls it; `final` is rank 0's to say, and not looked
+        at here. With `trainable_only` the trainable parameters alone are returned. Blocks. Raises
+        RunStoppedError.
+        """
+        while self._averaged is None:
+            self._take_any()
+        return self._store.state_dict(self._averaged, trainable_only=trainable_only)
+
     def close(self) -> None:
         """End with the member, which averages or calls its own `close`: with its last values.
 
         Blocks. Harmless when called twice. Raises RunStoppedError if the member's part was over
         before.
         """
-        while not self.closed:
-            kind, number, count = self._channel.take_order()
-            if kind == _ROUND:
-                self._take(number, count)
-            elif kind == _END and not number:
-                self._unhook()
-            else:
-                self._gone()
+        while not self.closed and self._averaged is None:
+            self._take_any()
+        self._unhook()
 
     def __enter__(self) -> Self:
         return self
@@ -223,10 +275,30 @@ class Replica:
 
     def _follow(self) -> None:
         """What follows an optimizer step: the member's round."""
-        kind, number, count = self._channel.take_order()
-        if kind != _ROUND:
+        if not self._average_comes_first():
             self._gone()
-        self._take(number, count)
+
+    def _average_comes_first(self) -> bool:
+        """Take orders up to a round's, those of an average included; whether there is one."""
+        self._averaged = None
+        while True:
+            kind = self._take_any()
+            if kind in {_ROUND, _END}:
+                return kind == _ROUND
+
+    def _take_any(self) -> int:
+        """Take the next order, whatever it is; which one."""
+        kind, first, second = self._channel.take_order()
+        if kind in {_ROUND, _PAUSE}:
+            self._take(first, second)
+        elif kind == _AVERAGE:
+            self.members = tuple(msgpack.unpackb(self._channel.receive_bytes(first)))
+            self._averaged = load(self._channel.receive_bytes(second))
+        elif kind == _END and not first:
+            self._unhook()
+        else:
+            self._gone()
+        return kind
 
     def _take(self, number: int, count: int) -> None:
         """Take over what the member has written."""

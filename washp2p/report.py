@@ -112,6 +112,14 @@ def warning(summary: Summary) -> str:
     return f"the averaged model is {gap:.1f} points short of the ensemble; {remedy}"
 
 
+def notices(summary: Summary) -> list[str]:
+    """What members say that people should know of the run: each line once, with who says it."""
+    who: dict[str, list[int]] = {}
+    for notice in summary.get("notices", []):
+        who.setdefault(notice["text"], []).append(notice["member"])
+    return [f"member {', '.join(map(str, them))}: {text}" for text, them in who.items()]
+
+
 def per_worker(summary: Summary, key: str) -> float:
     """What the accounts of a run have under `key`, of one worker on average."""
     values: list[float] = [row[key] for row in summary["bytes"]]
@@ -254,6 +262,8 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
     yield comparison(summary)
     if measuring := surveyed(summary):
         yield f"measuring the distance to consensus took {_amount(measuring)} per worker"
+    for told in notices(summary):
+        yield f"[yellow]{escape(plain(told))}"
     for gone in summary.get("departed", []):
         what = f"member {gone['member']} ({gone['host']}) {gone['reason']}"
         yield escape(plain(f"{what}; the roster is without it from round {gone['round']} on"))

@@ -38,6 +38,7 @@ class Surveyor:
 
     def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
         """Look at what this member holds after round `number`, at all scalars if `exact`."""
+        self._store.look()
         survey = self._survey(roster, exact=exact)
         plan, lane = survey.plan, self._store.lane
         values, own = (

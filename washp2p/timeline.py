@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from washp2p import points
 from washp2p.delay import RECENT, WORTH_WAITING
 from washp2p.errors import UsageError
-from washp2p.frames import SURVEY
+from washp2p.frames import FOREVER, SURVEY
 from washp2p.rounds import by_roster, roster_at
 from washp2p.runlog import Jump, Record
 
@@ -86,6 +86,8 @@ class Timeline:
         self._share = 0.0
         self._start = Start()
         self._reported: set[MemberId] = set()
+        self._reported_in: Roster | None = None
+        self._averaged = False
 
     @property
     def max_delay(self) -> str:
@@ -134,6 +136,12 @@ class Timeline:
 
         Raises UsageError beyond the announced number of steps, RunStoppedError.
         """
+        if self._averaged and (gone := self._arrivals.ended_for_good):
+            raise UsageError(
+                f"member {min(gone)} has ended its run with an average, and member "
+                f"{self._connection.member} trains on after it; expected all to average, and to "
+                "end, after the same round"
+            )
         self.steps += 1
         if self._rounds and self._start.round + self.steps - self._start.steps > self._rounds:
             raise UsageError(
@@ -165,15 +173,29 @@ class Timeline:
             self._survey(self._surveyor, number, bound)
         self.ended = time.monotonic()
 
-    def finish(self) -> None:
-        """Take no further step: tell the peers, and apply what is still to come. Blocks."""
-        self._exchange.end(self.round, self._connection.roster.members)
+    def pause(self, number: int) -> None:
+        """Take no step before average `number`: tell the peers, apply what is still to come.
+
+        Blocks. May be called again when it was interrupted.
+        """
+        self._exchange.end(self.round, number, self._peers)
         self._inbox.wait_until(
             lambda: self._arrivals.complete(self.round),
             lambda: self._arrivals.waits_for(self.round),
         )
-        self._write(self._exchange.apply())
+        self._exchange.look()
+        self._apply()
         self._take_beside()
+
+    def go_on(self) -> None:
+        """That average was taken by all after the same round; rounds follow again."""
+        self._averaged = True
+        self._exchange.go_on()
+        self.ended = time.monotonic()
+
+    def finish(self) -> None:
+        """Tell the peers that no step follows any more."""
+        self._exchange.end(self.round, FOREVER, self._peers)
 
     def settle(self) -> None:
         """Have nothing outstanding: wait for what is to come, or give it up if nothing waits."""
@@ -183,8 +205,15 @@ class Timeline:
                 self._arrivals.give_up(self.round + 1)
             else:
                 waited = self._wait(self.round, 0)
-            self._follow(self._exchange.apply(), waited)
+            self._follow(self._apply(), waited)
             self._take_beside()
+
+    def _apply(self) -> list[Applied]:
+        """Apply what has come; what is made of it is sent once the log says so."""
+        applied = self._exchange.apply()
+        self._write(applied)
+        self._exchange.share()
+        return applied
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
         """Send a round's values, wait as long as one must, apply what has come, repair a mean."""
@@ -194,13 +223,15 @@ class Timeline:
             repairer.note()
         if staged is not None:
             self._exchange.post(number, staged, round(1000 * self._share))
+        else:
+            self._exchange.look()
         points.reach(points.AFTER_SEND, number)
         applied: list[Applied] = []
         waited = 0.0
         for _ in range(1 if staged is None else staged.legs):
             waited += self._wait(number, bound)
             points.reach(points.APPLYING, number)
-            applied += self._exchange.apply()
+            applied += self._apply()
         self._follow(applied, waited)
         self._take_beside()
         if repairer is not None and staged is not None:
@@ -219,7 +250,7 @@ class Timeline:
         """Send what goes beside a round, and deal with what has come."""
         self._exchange.pass_on(number, roster, beside)
         self.waited += self._wait(number, bound)
-        self._write(self._exchange.apply())
+        self._apply()
         self._take_beside()
 
     def _take_beside(self) -> None:
@@ -251,12 +282,15 @@ class Timeline:
         return time.monotonic() - began
 
     def _follow(self, applied: Sequence[Applied], waited: float) -> None:
-        """Write down what was applied, and learn from it."""
-        self._write(applied)
+        """Learn from what was applied."""
         if self._exchange.merger.diverged:
+            if self._reported_in is not self._roster:  # votes are of one roster
+                self._reported_in = self._roster
+                self._reported.clear()
             for member in self._exchange.merger.diverged - self._reported:
                 self._connection.diverged(member)
             self._reported |= self._exchange.merger.diverged
+            self._exchange.merger.diverged.clear()
         elapsed = time.monotonic() - self.ended
         self.waited += waited
         self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
@@ -268,6 +302,10 @@ class Timeline:
             useful=self._arrivals.last_share > 1000 * WORTH_WAITING,
             lateness=lateness,
         )
+
+    @property
+    def _peers(self) -> tuple[MemberId, ...]:
+        return self._connection.roster.members
 
     @property
     def _roster(self) -> Roster:

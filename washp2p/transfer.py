@@ -146,8 +146,9 @@ class Transfer:
             self._refuse(fetch, Reason.REQUEST, f"for the {asked}th time")
             return
         part = data[fetch.offset : fetch.offset + fetch.length]
-        header = Chunk(self._run, self._me, fetch.name, fetch.offset, data.nbytes, checksum(part))
-        self._transport.send(fetch.sender, kind, headers.encode(header), (part,))
+        to, at, size = fetch.sender, fetch.offset, data.nbytes
+        header = Chunk(self._run, self._me, to, fetch.name, at, size, checksum(part))
+        self._transport.send(to, kind, headers.encode(header), (part,))
 
     def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
         """A peer answers, with what it was asked for or it is refused."""
@@ -196,7 +197,7 @@ class Transfer:
         self._request(download, offset, length)
 
     def _request(self, download: Download, offset: int, length: int) -> None:
-        header = Fetch(self._run, self._me, download.name, offset, length)
+        header = Fetch(self._run, self._me, download.peer, download.name, offset, length)
         self._transport.send(download.peer, download.kind, headers.encode(header))
 
 

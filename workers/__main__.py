@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from washp2p.commandline import Parser, add_link_options, report_errors
-from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
+from washp2p.errors import (
+    DroppedError,
+    JoinRefusedError,
+    RunStoppedError,
+    UnreachableError,
+    UsageError,
+)
 from washp2p.logs import Log, add_log_option, complain
 from workers.launched import launched
 from workers.options import add_data_options, add_device_option, add_threads_option
@@ -20,11 +24,15 @@ if TYPE_CHECKING:
 
     import torch
 
-    from washp2p.errors import WashError
+    from washp2p import Member
     from washp2p.metrics import Exporter
+    from workers.data import Data
+    from workers.trainer import Trainer
 
-GRACE_SECONDS = 1.0
-"""How long a step may go on after the run has ended before the process does."""
+    State = dict[str, torch.Tensor]
+
+AGAIN_SECONDS = 10.0
+"""How long one that was dropped looks for its coordinator, which may have gone."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,11 +81,13 @@ def work(options: argparse.Namespace, log: Log) -> int:
     dropped: DroppedError | None = None
     while True:
         try:
-            take_part(options, device, None if place is None else place.rank, log, exporter)
+            rank = None if place is None else place.rank
+            wait = options.wait if dropped is None else min(options.wait, AGAIN_SECONDS)
+            take_part(options, device, rank, log, exporter, wait=wait)
         except DroppedError as error:
             dropped = error.with_traceback(None)  # which holds on to the whole former life
             complain(f"worker: {error}; joining again", "dropped")
-        except JoinRefusedError as refusal:
+        except (JoinRefusedError, UnreachableError) as refusal:
             if dropped is None:
                 raise
             raise RunStoppedError(f"{dropped}, and cannot join again: {refusal}") from None
@@ -92,28 +102,31 @@ def take_part(
     rank: int | None,
     log: Log,
     exporter: Exporter | None,
+    *,
+    wait: float,
 ) -> None:
     """Join, train, average, and write what belongs to this member. Raises WashError.
 
-    `rank` is the MemberId to have if it is still to be had; `exporter` is told of it.
+    `rank` is the MemberId to have if it is still to be had; `exporter` is told of it. The
+    coordinator is waited for `wait` seconds.
     """
     import washp2p
     from washp2p import rundir
-    from workers.checkpoint import save_model
     from workers.data import load_data
-    from workers.evaluate import evaluate_population
+    from workers.rescue import Rescue
     from workers.trainer import Trainer
 
     connection = washp2p.connect(
         options.coordinator,
-        wait=options.wait,
+        wait=wait,
         keys=options.keys,
         insecure=options.insecure,
         run_dir=options.run_dir,
         rank=rank,
     )
-    connection.on_stop(_exit_soon)
     folder = connection.folder
+    rescue = Rescue(folder, connection.name, connection.member)
+    connection.on_stop(rescue.on_stop)
     log.about(run=connection.name, member=connection.member)
     log.event(f"member {connection.member} of run {connection.name}", "joined")
     try:
@@ -139,24 +152,45 @@ def take_part(
         trainer.round = member.round
         if connection.config.augment != "none" and not connection.resumes:
             member.report(augmentation=trainer.augmentation.to_wire())
-        with trainer.streams.active():
-            for epoch in trainer.train():
-                trainer.round = member.round
-                if epoch is not None:
-                    member.report(**epoch.to_metrics())
-                    if log.for_programs:
-                        log.event(f"epoch {epoch.number}", "metrics", **epoch.to_metrics())
-        averaged = member.average(trainer.final_state)
-        own = member.model_of(member.id)
-        assert own is not None
-        save_model(rundir.member_file(folder, member.id), own)
-        if member.leads():
-            save_model(folder / rundir.AVERAGED, averaged)
-            states = member.models()
-            found = evaluate_population(
-                trainer.model, list(states.values()), averaged, data, device
-            )
-            member.result(**found, over=list(states))
+        rescue.watch(trainer)
+        try:
+            averaged = train(member, trainer, log)
+            own = member.model_of(member.id)
+            assert own is not None
+            about = {"member": member.id, "round": member.round}
+            rescue.write(member, rundir.member_file(folder, member.id), own, **about)
+            if member.leads():
+                over = list(member.members)
+                rescue.write(member, folder / rundir.AVERAGED, averaged, over=over)
+                evaluate(member, trainer, averaged, data, device)
+        except DroppedError:
+            raise  # its peers have what it had, and go on
+        except BaseException as error:
+            rescue.keep(error)
+            raise
+
+
+def train(member: Member, trainer: Trainer, log: Log) -> State:
+    """Train to the end, and average. Raises RunStoppedError."""
+    with trainer.streams.active():
+        for epoch in trainer.train():
+            trainer.round = member.round
+            if epoch is not None:
+                member.report(**epoch.to_metrics())
+                if log.for_programs:
+                    log.event(f"epoch {epoch.number}", "metrics", **epoch.to_metrics())
+    return member.average(trainer.final_state)
+
+
+def evaluate(
+    member: Member, trainer: Trainer, averaged: State, data: Data, device: torch.device
+) -> None:
+    """Judge the population, and tell the coordinator. Raises RunStoppedError."""
+    from workers.evaluate import evaluate_population
+
+    states = member.models()
+    found = evaluate_population(trainer.model, list(states.values()), averaged, data, device)
+    member.result(**found, over=list(states))
 
 
 def pick_device(name: str) -> torch.device:
@@ -170,22 +204,6 @@ def pick_device(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise UsageError(f"--device {name}: {first}; expected cpu, cuda or cuda:N") from None
     return device
-
-
-def _exit_soon(error: WashError) -> None:
-    """End the process even if the training thread is deep in a long step."""
-    if isinstance(error, DroppedError):
-        return  # it will join again
-
-    def end() -> None:
-        complain(f"worker: {error}")
-        for child in multiprocessing.active_children():  # data loaders
-            child.kill()
-        os._exit(error.exit_code)
-
-    timer = threading.Timer(GRACE_SECONDS, end)
-    timer.daemon = True
-    timer.start()
 
 
 if __name__ == "__main__":

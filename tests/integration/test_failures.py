@@ -202,7 +202,7 @@ def test_members_on_several_hosts_must_not_listen_on_loopback(runs):
     dealers = []
     for host, endpoint in (("near", "tcp://127.0.0.1:1"), ("far", "tcp://192.0.2.1:1")):
         _, dealer = greet(coordinator.address, host=host)
-        dealer.send(messages.encode(Attach(layout, endpoint, [], host, b"", 5, {})))
+        dealer.send(messages.encode(Attach(layout, endpoint, [], host, b"", 5, {}, "")))
         dealers.append(dealer)
     assert coordinator.wait() == 2
     assert "member 0 (near, process 1) listens at tcp://127.0.0.1:1, which" in coordinator.text

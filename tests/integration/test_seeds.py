@@ -56,7 +56,7 @@ class StingyCoordinator(threading.Thread):
             case Attach(endpoint=endpoint):
                 peer = Peer(member=0, endpoint=endpoint, host="h")
                 self.roster = Roster(epoch=0, peers=(peer,))
-                self.tell(NewRoster(0, 1, self.roster.rows))
+                self.tell(NewRoster(0, 1, 0, self.roster.rows))
             case Synced():
                 self.publish(1)
             case Progress(rounds):
@@ -64,7 +64,7 @@ class StingyCoordinator(threading.Thread):
                 if rounds % WINDOW == 0 and rounds == max(self.progress):
                     self.publish(rounds + 1)
             case Averaged():
-                self.tell(Settled(0))
+                self.tell(Settled(0, 1, [0]))
             case Finished():
                 self.tell(Finish())
             case Accounts():
@@ -74,7 +74,7 @@ class StingyCoordinator(threading.Thread):
                 return False
             case _:
                 config = RunConfig.resolve(n=2, method="none")
-                self.tell(Welcome(0, b"12345678", "x", config.to_wire(), False))
+                self.tell(Welcome(0, b"12345678", b"12345678", "x", config.to_wire(), False))
         return True
 
     def publish(self, first):

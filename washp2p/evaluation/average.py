@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from washp2p.rounds import MemberId
     from washp2p.transfer import Download, Transfer
 
-Sections = dict[str, torch.Tensor]
-
 
 def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
     """The elementwise mean of `tensors` (one shape, one dtype), in the order given.
 
     Accumulated in float64, a new tensor in the dtype of the first. Integer and boolean tensors
-    (counters, masks) take the maximum instead. `weights`, if given, are each one's share, 1 in all.
+    (counters, masks) take the maximum instead; complex ones are averaged part by part. `weights`,
+    if given, are each one's share, 1 in all.
 
     >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
     tensor([2., 4.])
     """
     first = tensors[0]
+    if first.is_complex():
+        return torch.view_as_complex(mean([torch.view_as_real(t) for t in tensors], weights))
     if not first.is_floating_point():
         result = first
         for tensor in tensors[1:]:
@@ -44,7 +45,7 @@ def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None
             total += weight * tensor.double()
         return total.to(first.dtype)
     for tensor in tensors:
-        total += tensor
+        total += tensor if tensor.element_size() > 1 else tensor.double()
     return (total / len(tensors)).to(first.dtype)
 
 
@@ -95,25 +96,24 @@ def average_state(
 
 
 def average_peer_to_peer(
-    sections: Sections,
+    vectors: Sequence[torch.Tensor],
     *,
     transfer: Transfer,
     members: Sequence[MemberId],
     me: MemberId,
-    attempt: int,
+    attempt: str,
     wait_until: Callable[[Callable[[], bool]], None],
-) -> Sections:
-    """The mean over `members` (in their order) of everyone's `sections`; collective.
+) -> list[torch.Tensor]:
+    """The mean over `members` (in their order) of everyone's `vectors`; collective.
 
-    `sections` are one-dimensional contiguous CPU tensors of equal names and sizes on all members;
-    they are served to peers from where they are and must stay unchanged until all are done.
-    `attempt` differs whenever `members` do, so that nothing late of one is taken for another's.
-    Blocks through `wait_until`; an exception from it leaves. The result is the caller's.
+    They are one-dimensional contiguous CPU tensors, as many and as long on all members, offered by
+    each as the blobs `final<attempt>:<number>`. `attempt` differs whenever `members` do, so that
+    nothing late of one is taken for another's. Blocks through `wait_until`; an exception from it
+    leaves. The result is the caller's.
     """
-    for name, vector in sections.items():
-        transfer.offer(f"final{attempt}:{name}", as_bytes(vector), Kind.AVERAGE)
-    result = {name: torch.empty_like(vector) for name, vector in sections.items()}
-    for name, vector in sections.items():
+    results = []
+    for number, vector in enumerate(vectors):
+        result = torch.empty_like(vector)
         bounds = shard_bounds(len(vector), len(members))
         own = members.index(me)
         begin, end = bounds[own], bounds[own + 1]
@@ -123,23 +123,29 @@ def average_peer_to_peer(
         ]
         downloads = [
             transfer.fetch(
-                m, f"final{attempt}:{name}", as_bytes(part), kind=Kind.AVERAGE, offset=begin * item
+                m,
+                f"final{attempt}:{number}",
+                as_bytes(part),
+                kind=Kind.AVERAGE,
+                offset=begin * item,
             )
             for m, part in zip(members, parts, strict=True)
             if m != me and end > begin
         ]
-        wait_until(_all_done(downloads))
-        result[name][begin:end] = mean(parts)
-        blob = f"mean{attempt}:{name}"
-        transfer.offer(blob, as_bytes(result[name][begin:end]), Kind.AVERAGE)
+        wait_until(all_done(downloads))
+        result[begin:end] = mean(parts)
+        blob = f"mean{attempt}:{number}"
+        transfer.offer(blob, as_bytes(result[begin:end]), Kind.AVERAGE)
         downloads = [
-            transfer.fetch(m, blob, as_bytes(result[name][a:b]), kind=Kind.AVERAGE)
+            transfer.fetch(m, blob, as_bytes(result[a:b]), kind=Kind.AVERAGE)
             for m, a, b in zip(members, bounds, bounds[1:], strict=False)
             if m != me and b > a
         ]
-        wait_until(_all_done(downloads))
-    return result
+        wait_until(all_done(downloads))
+        results.append(result)
+    return results
 
 
-def _all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
+def all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
+    """Whether all of them have come: a condition to wait for."""
     return lambda: all(download.done for download in downloads)
