@@ -184,10 +184,10 @@ def test_state_dicts_that_are_not_the_usual_ones():
 def test_a_buffer_that_grows_is_named():
     net = with_buffer(torch.zeros(0))
     store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
-    store.check_buffers()
+    store.check_model()
     net.extra = torch.ones(3)
     with pytest.raises(UsageError, match=r"buffer extra is \[3\] float32 now, it was \[0\]"):
-        store.check_buffers()
+        store.check_model()
 
 
 @pytest.mark.parametrize(
@@ -222,3 +222,70 @@ def test_the_last_layer_of_a_tied_head_is_the_one_that_owns_its_weights():
     assert {e.name: e.layer for e in store.layout.entries}["emb.weight"] == 1
     with pytest.raises(UsageError, match=r"--last is 'nose'.*layers are body, emb"):
         Store(net, torch.optim.SGD(net.parameters(), lr=0.1), last="nose")
+
+
+class Late(nn.Module):
+    """A buffer that its first batch fills, as of a normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 2)
+        self.register_buffer("mean", None)
+
+
+@pytest.mark.parametrize("add", ["buffer", "frozen", "layer"])
+def test_what_is_added_after_joining_is_refused_by_name(add):
+    net = Late()
+    store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    store.check_model()
+    if add == "buffer":
+        net.mean, name = torch.zeros(3), "mean"
+    elif add == "frozen":
+        net.frozen, name = nn.Parameter(torch.zeros(3), requires_grad=False), "frozen"
+    else:
+        net.head, name = nn.Linear(2, 2), "head.weight"
+    with pytest.raises(UsageError, match=f"^{name} was added to the model after it joined"):
+        store.check_model()
+
+
+def test_a_buffer_that_two_modules_share_must_stay_one():
+    net = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    net[0].register_buffer("b", torch.zeros(2))
+    net[1].register_buffer("b", net[0].b)
+    store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    net[0].b.add_(1)
+    store.check_model()
+    net[1].b = torch.ones(2)
+    with pytest.raises(UsageError, match=r"0.b and 1.b were one tensor when the model joined"):
+        store.check_model()
+
+
+def test_a_buffer_that_is_a_parameter_is_averaged_once():
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.register_buffer("w", net[0].weight)
+    store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert list(store.values()) == ["0.weight", "0.bias"]
+    store.check_model()
+    assert store.state_dict(store.values()).keys() == net.state_dict().keys()
+
+
+def test_buffers_of_odd_strides():
+    net = with_buffer(torch.arange(8.0)[::2])
+    store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    assert store.values()["extra"].tolist() == [0, 2, 4, 6]
+    assert store.values()["extra"].is_contiguous()
+    with pytest.raises(UsageError, match="buffer extra is expanded"):
+        kept_tensors(with_buffer(torch.zeros(1).expand(4)), {})
+
+
+def test_a_state_dict_of_its_own_takes_the_place_of_nothing():
+    own = Renamed()
+    store = Store(own, torch.optim.SGD(own.parameters(), lr=0.1))
+    with pytest.raises(UsageError, match="makes a state dict of its own"):
+        store.values_of(own.state_dict())
+
+
+def test_parameters_that_the_model_does_not_have_are_counted():
+    net, criterion = nn.Linear(2, 2), nn.Linear(2, 1)
+    optimizer = torch.optim.SGD([*net.parameters(), *criterion.parameters()], lr=0.1)
+    assert Store(net, optimizer).outside == 2

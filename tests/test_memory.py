@@ -118,7 +118,9 @@ def test_a_replaced_layer_is_named():
     store = Store(net, sgd(net))
     net[3] = nn.Linear(5, 2)
     net[2].weight = nn.Parameter(net[2].weight.detach().clone())
-    with pytest.raises(UsageError, match="weight of the model is another object"):
+    with pytest.raises(
+        UsageError, match=r"2.weight of the model is another object, of Parameter, than"
+    ):
         store.look()
 
 
@@ -218,3 +220,35 @@ def test_looking_at_every_parameter_is_cheap():
     assert len(store.layout.entries) == 62
     seconds = min(timeit.repeat(store.look, number=200, repeat=5)) / 200
     assert seconds < 100e-6  # docs/performance.md has the figure of a quiet machine
+
+
+def test_parameters_that_exchange_their_memory_keep_their_values():
+    net = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(3)])
+    store = Store(net, sgd(net))
+    a, b, c = (layer.weight for layer in net)
+    values = [p.detach().clone() for p in (b, c, a)]
+    a.data, b.data, c.data = b.data, c.data, a.data
+    store.look()
+    assert all(torch.equal(p, v) for p, v in zip((a, b, c), values, strict=True))
+    for value, now in zip(store.values().values(), values, strict=True):
+        assert torch.equal(value.view(4, 4), now)
+
+
+def test_parameters_that_are_tied_by_memory_after_joining_are_refused():
+    net = nn.ModuleList([nn.Linear(4, 4, bias=False) for _ in range(2)])
+    store = Store(net, sgd(net))
+    net[1].weight.data = net[0].weight.data
+    with pytest.raises(UsageError, match=r"0.weight and 1.weight are two Parameters in the same"):
+        store.look()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_tensor_in_a_parameters_memory_is_refused(frozen):
+    net = nn.Linear(4, 4)
+    seen = net.weight.detach()[1:]
+    if frozen:
+        net.register_parameter("w", nn.Parameter(seen, requires_grad=False))
+    else:
+        net.register_buffer("w", seen)
+    with pytest.raises(UsageError, match="weight and w are a Parameter and a tensor in the same"):
+        Store(net, sgd(net))

@@ -64,14 +64,24 @@ class Advice:
             )
         if self.no_snapshots:
             self._say_no_snapshots()
+        if outside := self._store.outside:
+            self.tell(
+                "outside the model",
+                f"{kind} steps {outside} parameters that the model does not have: they are neither "
+                "exchanged nor averaged; put all that is trained into one module",
+            )
         self._merger.likeness = Likeness(as_array(self._store.vector))
         self._watch = Watch(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
-        """The optimizer has taken a step; after the first one its state is looked at."""
+        """The optimizer has taken a step; after the first one model and state are looked at.
+
+        Raises UsageError as `Store.check_model`.
+        """
         if self._stepped:
             return
         self._stepped = True
+        self._store.check_model()
         if not self.no_snapshots:
             try:
                 self._store.optimizer_state()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from washp2p.digests import digests_of
 from washp2p.errors import UsageError
 from washp2p.finale import Finale
 
@@ -39,6 +40,7 @@ class Averages:
         self._tell = tell
         self._served: Finale | None = None
         self._trained = True
+        self._after = 0
         self.taken = 0
         """How many there have been."""
         self.current: Finale | None = None
@@ -81,17 +83,24 @@ class Averages:
         self._trained = True
         return True
 
-    def begin(self, state: State, round_number: int, *, stepped: bool) -> None:
-        """The next average is of `state`, after `round_number`. Raises UsageError for buffers that
-        have changed their shape.
-        """
+    def is_of(self, state: State) -> bool:
+        """Whether the last average, if there is one, was of these very values."""
+        if not self.stands:
+            return False
+        assert self.current is not None
+        return digests_of(state) == digests_of(self.current.state)
+
+    def begin(self, state: State, round_number: int, *, by_hand: bool) -> None:
+        """The next average is of `state`, after `round_number`; `by_hand` if not of the model."""
         number = self.taken + 1
         self._connection.progress(round_number)
         self._connection.averaging(number, round_number)
-        self._served, self._trained, self._stepped = self.current, False, stepped
+        self._served, self._trained = self.current, False
+        self._after, self._stepped = round_number, round_number > self._after
         self.current = Finale(
             state,
             number,
+            by_hand=by_hand,
             layout=self._store.layout,
             frozen=self._store.frozen,
             connection=self._connection,

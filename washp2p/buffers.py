@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 Vectors = tuple[str, str, str, "Callable[[torch.Tensor], torch.Tensor] | None"]
+STATISTICS = ("running", "mean", "var", "std", "avg", "average", "moment", "count", "scale")
+"""Words in the names of buffers that are statistics."""
 UNIT = 1e-4
 """By how much a unit vector's length may differ from 1."""
 
@@ -70,7 +72,7 @@ def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]
 
 def _walk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool, str, bool]]:
     """Name, tensor, persistent, rule, and whether the rule follows from the kind of the module."""
-    seen: set[int] = set()
+    seen = {id(p) for p in model.parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and not parameter.requires_grad and id(parameter) not in seen:
@@ -108,6 +110,8 @@ def _refuse_odd(name: str, tensor: torch.Tensor, *, persistent: bool) -> None:
         odd = f"is quantised ({tensor.dtype})"
     elif tensor.device.type == "meta":
         odd = "is on the meta device"
+    elif any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+        odd = "is expanded: several of its values are one"
     elif type(tensor) not in {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}:
         odd = f"is a {type(tensor).__name__}"
     if odd and persistent:
@@ -129,7 +133,8 @@ def _rule(module: torch.nn.Module, name: str, full: str, tensor: torch.Tensor) -
         return "first", True
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return "max", True
-    return ("first", True) if _has_unit_vectors(tensor) else ("mean", False)
+    known = any(word in name.lower() for word in STATISTICS)
+    return ("first", True) if _has_unit_vectors(tensor) else ("mean", known)
 
 
 def _is_order(tensor: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from washp2p import points
 from washp2p.digests import differing, digests_of, not_finite_alone
-from washp2p.errors import RunStoppedError
+from washp2p.errors import RunStoppedError, UsageError
 from washp2p.evaluation.average import all_done, average_peer_to_peer
 from washp2p.lanes import as_bytes
 from washp2p.layout import RECOMPUTED
@@ -38,7 +38,7 @@ class _RosterChangedError(Exception):
 class Finale:
     """The member's `number`-th average: of `state`, which must not change until it is taken.
 
-    Its `frozen` tensors must not change afterwards, either.
+    Its `frozen` tensors must not change afterwards, either. `by_hand`: it is not the model's own.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Finale:
         state: State,
         number: int,
         *,
+        by_hand: bool,
         layout: Layout,
         frozen: Collection[str] = (),
         connection: Connection,
@@ -65,7 +66,7 @@ class Finale:
         """Tensors that were not the same on all members."""
         self._layout = layout
         self._rules = {buffer.name: buffer.rule for buffer in layout.buffers}
-        self._digests = digests_of(state)
+        self._digests = bytes([by_hand]) + digests_of(state)
         self._changing = frozenset(state).difference(frozen)
         self._groups: list[list[str]] = []
         self._means = 0
@@ -76,7 +77,8 @@ class Finale:
     def average(self) -> None:
         """Take it. Collective; blocks until all have it; may be called again when interrupted.
 
-        Raises RunStoppedError, also if this member alone has a buffer that is not finite.
+        Raises RunStoppedError, also if this member alone has a buffer that is not finite; and
+        UsageError if some members average their models, and others something else.
         """
         while self.over is None:
             self._transfer.cancel()
@@ -140,7 +142,15 @@ class Finale:
                 raise _RosterChangedError
 
         names = list(self.state)
-        rows = self._exchange_digests(roster, wait_until)
+        told = self._exchange_digests(roster, wait_until)
+        if len({row[0] for row in told.values()}) > 1:
+            own = [str(member) for member, row in told.items() if row[0]]
+            raise UsageError(
+                f"average {self.number} is of what was handed over on member {', '.join(own)}, and "
+                "of the model on the others; expected the same on all: average(ema.module."
+                "state_dict()) or average()"
+            )
+        rows = {member: row[1:] for member, row in told.items()}
         if sick := not_finite_alone(names, rows):
             if (name := sick.get(connection.member)) is not None:
                 raise RunStoppedError(

@@ -185,7 +185,6 @@ class Member:
         """Whether its part in the run is over."""
         self._why: BaseException | None = None
         self._accounted = False
-        self._first_round = 1
         self._averages = Averages(
             store=self._store,
             connection=connection,
@@ -278,7 +277,6 @@ class Member:
             self._timeline.begin(Start(round=joined.round), joined)
         self._averages.taken = connection.averages
         self._exchange.arrivals.go_on(connection.averages)
-        self._first_round = self.round + 1
         self._advice.begin(self._slots)
         self._hook = self._optimizer.register_step_post_hook(lambda *_: self._round())
         if self._scaler is not None:
@@ -308,15 +306,15 @@ class Member:
         last one is the run's. `final` is a state dict that is averaged in the model's place, or a
         function that gives one once nothing changes the model any more, as `ema.module.state_dict`
         does; the model stays as it is. With `trainable_only` the trainable parameters alone are
-        returned. What is averaged stands until the next step: later calls return it, and one that
-        was interrupted goes on. Blocks.
+        returned. What is averaged stands until the next step, or until other values are averaged:
+        later calls return it, and one that was interrupted goes on. Blocks.
 
         Raises RunStoppedError, also if this member has diverged: the average is of the others; and
         UsageError if `final` is the state dict of another model, or the model has trained and no
         round followed.
         """
         self._require_open()
-        if not self._averages.begun:
+        if not self._averages.begun or self._averages.stands:
             self._begin_average(final)
         averaged = self._take_average().averaged
         return self._store.state_dict(averaged, trainable_only=trainable_only)
@@ -335,9 +333,11 @@ class Member:
             self._timeline.pause(self._averages.taken + 1)
             self._advice.before_average()
             store.look()
-            store.check_buffers()
+            store.check_model()
             state = final() if callable(final) else final
             values = store.values() if state is None else store.values_of(state)
+            if self._averages.is_of(values):
+                return
             trained = {entry.name for entry in store.layout.entries}
             if not all(bool(v.isfinite().all()) for name, v in values.items() if name in trained):
                 raise RunStoppedError(
@@ -346,7 +346,7 @@ class Member:
                 )
             if self._replicas is not None:
                 self._replicas.pause(self.round, store)
-        self._averages.begin(values, self.round, stepped=self.round >= self._first_round)
+        self._averages.begin(values, self.round, by_hand=state is not None)
 
     def leads(self) -> bool:
         """Whether it falls to this member to evaluate the population, and call `result`.
@@ -520,8 +520,14 @@ class Member:
         raise RunStoppedError(f"member {self.id} has left the run{why}; join again to train on")
 
     def _final(self) -> Finale:
+        """The last average; the first one is taken if need be."""
         self._require_open()
         if not self._averages.begun:
+            if self._averages.current is not None:
+                raise UsageError(
+                    "training has gone on since the last average, and what members had then is no "
+                    "longer served; call average() first, as all members do"
+                )
             self._begin_average(None)
         return self._take_average()
 
@@ -553,6 +559,7 @@ class Member:
                 self._advice.after_round(self.round, self.members)
                 if self._timeline.ended - self._told_at > max(1.0, len(self.members) / FEW):
                     self._tell()
+                    self._store.check_model()
         except RunStoppedError as error:
             self._end(error)
             raise
@@ -616,7 +623,9 @@ class Member:
         self._hook = self._attempts = None
 
     def _finish(self) -> None:
-        self._final()
+        if not self._averages.begun:
+            self._begin_average(None)
+        self._take_average()
         self._timeline.finish()
         if self._replicas is not None:
             self._replicas.end(early=False)

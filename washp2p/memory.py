@@ -42,7 +42,6 @@ class FlatParameters:
         owners: Sequence[tuple[Owner, str]],
     ) -> None:
         """`owners` says where the model has each of them, as `parameters.owners`."""
-        _refuse_tied_storages(parameters, entries)
         first = parameters[0]
         self._owners = owners
         self._owned = [where[name] for where, name in owners]
@@ -112,21 +111,13 @@ class FlatParameters:
     def _take_in_again(self) -> None:
         self._refuse_replaced()
         vector = self.vector
-        for number, (parameter, entry) in enumerate(
-            zip(self._parameters, self._entries, strict=True)
-        ):
-            kind = (tuple(parameter.shape), parameter.dtype, parameter.device)
-            if kind != (entry.shape, vector.dtype, vector.device):
-                raise UsageError(
-                    f"parameter {entry.name} is {_describe(parameter)} now; it was "
-                    f"{list(entry.shape)} {str(vector.dtype).removeprefix('torch.')} on "
-                    f"{vector.device} when the model joined: do .to(), .half() and the like before"
-                )
-            there = vector.data_ptr() + entry.offset * vector.element_size()
-            at_home = (parameter.data_ptr(), parameter.stride()) == (there, entry.stride)
-            if at_home or number in self._apart or not parameter.numel():
-                continue
-            view_of(vector, entry).copy_(parameter.detach().clone())  # it may be in there
+        moved = [number for number in range(len(self._entries)) if not self._is_at_home(number)]
+        if moved:
+            refuse_overlaps(self._named())
+        values = {n: self._parameters[n].detach().clone() for n in moved}  # they may lie in there
+        for number, value in values.items():
+            parameter, entry = self._parameters[number], self._entries[number]
+            view_of(vector, entry).copy_(value)
             if _is_shared(parameter):
                 if not self._apart:
                     _log.warning(
@@ -140,15 +131,34 @@ class FlatParameters:
                 self._move_in(number)
         self._note()
 
+    def _is_at_home(self, number: int) -> bool:
+        """Whether a parameter is where it belongs. Raises UsageError if it is of another kind."""
+        parameter, entry, vector = self._parameters[number], self._entries[number], self.vector
+        kind = (tuple(parameter.shape), parameter.dtype, parameter.device)
+        if kind != (entry.shape, vector.dtype, vector.device):
+            raise UsageError(
+                f"parameter {entry.name} is {_describe(parameter)} now; it was "
+                f"{list(entry.shape)} {str(vector.dtype).removeprefix('torch.')} on "
+                f"{vector.device} when the model joined: do .to(), .half() and the like before"
+            )
+        there = vector.data_ptr() + entry.offset * vector.element_size()
+        at_home = (parameter.data_ptr(), parameter.stride()) == (there, entry.stride)
+        return at_home or number in self._apart or not parameter.numel()
+
+    def _named(self) -> list[tuple[str, torch.Tensor]]:
+        return [(e.name, p) for e, p in zip(self._entries, self._parameters, strict=True)]
+
     def _refuse_replaced(self) -> None:
         """Raise UsageError for a parameter that is not the object that joined."""
         for (where, name), parameter in zip(self._owners, self._owned, strict=True):
             now = where.get(name)
             if now is not parameter:
-                what = "is gone" if now is None else f"is another object, a {type(now).__name__}"
+                full = next(n for n, p in self._named() if p is parameter)
+                what = "is gone" if now is None else f"is another object, of {type(now).__name__}"
                 raise UsageError(
-                    f"parameter {name} of the model {what} since it joined (a layer was replaced, "
-                    "or the model sharded); expected the same ones to the end: do it before joining"
+                    f"parameter {full} of the model {what}, than when it joined (a layer was "
+                    "replaced or tied, or the model sharded); expected the same ones to the end: "
+                    "do it before joining"
                 )
 
     def _note(self) -> None:
@@ -184,24 +194,29 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{list(tensor.shape)} {kind} on {tensor.device}"
 
 
-def _refuse_tied_storages(
-    parameters: Sequence[torch.nn.Parameter], entries: Sequence[Entry]
+def refuse_overlaps(
+    parameters: Sequence[tuple[str, torch.Tensor]], others: Sequence[tuple[str, torch.Tensor]] = ()
 ) -> None:
-    """Raise UsageError for two Parameters in the same memory: a round would part them."""
-    spans = sorted(
-        (p.untyped_storage().data_ptr(), *_span(p), entry.name)
-        for p, entry in zip(parameters, entries, strict=True)
-        if p.numel()
-    )
-    last = ("", 0, 0)
-    for _, begin, end, name in spans:
-        if begin < last[2] and begin >= last[1]:
+    """Raise UsageError for two Parameters in the same memory, or one and another tensor.
+
+    A round would part them. `others` may overlap each other.
+    """
+    spans = [(*_span(t), name, True) for name, t in parameters if t.numel()]
+    spans += [
+        (*_span(t), name, False)
+        for name, t in others
+        if t.layout is torch.strided and t.is_cpu and t.numel()
+    ]
+    last = (0, "")
+    for begin, end, name, trains in sorted(spans, key=lambda span: (span[0], not span[3])):
+        if begin < last[0]:
+            kind = "two Parameters" if trains else "a Parameter and a tensor"
             raise UsageError(
-                f"parameters {last[0]} and {name} are two Parameters in the same memory; expected "
-                "one that both modules have (b.weight = a.weight), or copies"
+                f"{last[1]} and {name} are {kind} in the same memory; expected one Parameter that "
+                "both modules have (b.weight = a.weight), or copies"
             )
-        if end > last[2]:
-            last = (name, begin, end)
+        if trains and end > last[0]:
+            last = (end, name)
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:

@@ -15,19 +15,39 @@ from washp2p.errors import UsageError
 from washp2p.optimizers import NATURAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 class StateDict:
     """Of `model`, whose names in the given model begin with `prefix`; `tensors` by plain name."""
 
     def __init__(
-        self, model: torch.nn.Module, prefix: str, tensors: dict[str, torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        prefix: str,
+        tensors: dict[str, torch.Tensor],
+        now: Callable[[str], torch.Tensor],
     ) -> None:
+        """`now` gives the tensor that the model has under a plain name now."""
         self._model = model
         self._prefix = prefix
         self._tensors = tensors
+        self._now = now
         self._names = self._look()
+
+    def check(self) -> None:
+        """Raise UsageError if two modules had one tensor when joining and have two now."""
+        if self._names is None:
+            return
+        own = self._model.state_dict(keep_vars=True)
+        seen: dict[str, str] = {}
+        for key, name in self._names.items():
+            first = seen.setdefault(name, key)
+            if own.get(first) is not own.get(key):
+                raise UsageError(
+                    f"{first} and {key} were one tensor when the model joined, and are two now; "
+                    "expected it to stay so: copy into it instead of assigning, or part them before"
+                )
 
     def _look(self) -> dict[str, str] | None:
         """Plain names by the state dict's; None if it is none of the usual kind."""
@@ -71,7 +91,12 @@ class StateDict:
                 f"what is to be averaged is a {type(state).__name__}; expected a state dict, or a "
                 "function that returns one"
             )
-        names = self._names or {name: name for name in self._tensors}
+        if self._names is None:
+            raise UsageError(
+                "the model makes a state dict of its own, so that no other one can be averaged in "
+                "its place; call average() without"
+            )
+        names = self._names
         for key, name in names.items():
             value = state.get(self._prefix + key, state.get(key))
             shape = self._tensors[name].shape
@@ -89,15 +114,28 @@ class StateDict:
     @torch.no_grad()
     def _asked(self, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """What the model itself says with `values` in it; they are taken out again."""
-        before = {name: self._tensors[name].detach().clone() for name in values}
+        before = {name: self._now(name).detach().clone() for name in values}
         try:
             for name, value in values.items():
-                self._tensors[name].copy_(value)
+                self._now(name).copy_(value)
             own = self._model.state_dict()
             return {self._prefix + key: _copy(value) for key, value in own.items()}
         finally:
             for name, value in before.items():
-                self._tensors[name].copy_(value)
+                self._now(name).copy_(value)
+
+
+def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and persistent buffers that a model has now, by plain name."""
+    for prefix, module in model.named_modules():
+        kept = {
+            name: tensor
+            for name, tensor in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                yield f"{prefix}.{name}".removeprefix("."), tensor
 
 
 def _copy(value: Any) -> Any:

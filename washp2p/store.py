@@ -17,10 +17,10 @@ from washp2p.buffers import kept_tensors, recompute
 from washp2p.errors import UsageError
 from washp2p.lanes import Staging, lane_for
 from washp2p.layout import OWN, Layout, Slot
-from washp2p.memory import FlatParameters, own_storage, view_of
+from washp2p.memory import FlatParameters, own_storage, refuse_overlaps, view_of
 from washp2p.optimizers import give_state, state_of
 from washp2p.parameters import in_flat_order, owners, plain_model, refuse_what_cannot_be_shuffled
-from washp2p.statedict import StateDict
+from washp2p.statedict import StateDict, named_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,7 +107,10 @@ class Store:
             self._prefix,
             dict(zip((e.name for e in entries), self._parameters, strict=True))
             | {kept.buffer.name: kept.tensor for kept in self._persistent()},
+            self._now,
         )
+        trained = list(zip((e.name for e in entries), self._parameters, strict=True))
+        refuse_overlaps(trained, [(kept.buffer.name, kept.tensor) for kept in self._kept])
         self._memory = FlatParameters(
             self._parameters, entries, self.layout.size, owners(self._model, self._parameters)
         )
@@ -144,6 +147,13 @@ class Store:
     def parameters(self) -> Sequence[torch.nn.Parameter]:
         """The trainable ones, in the layout's order; not to be changed."""
         return self._parameters
+
+    @property
+    def outside(self) -> int:
+        """How many parameters the optimizer has that are not the model's."""
+        own = {id(parameter) for parameter in self._model.parameters()}
+        groups = self._optimizer.param_groups
+        return sum(id(p) not in own for group in groups for p in group["params"])
 
     @property
     def unknown_buffers(self) -> list[str]:
@@ -231,7 +241,8 @@ class Store:
         state = {e.name: flat[e.offset : e.offset + e.size] for e in self.layout.entries}
         for kept in self._persistent():
             if frozen or not isinstance(kept.tensor, torch.nn.Parameter):
-                state[kept.buffer.name] = self._now(kept.buffer.name).detach().reshape(-1).cpu()
+                now = self._now(kept.buffer.name).detach()
+                state[kept.buffer.name] = now.reshape(-1).contiguous().cpu()
         return state
 
     @property
@@ -368,8 +379,23 @@ class Store:
             )
         return tensor
 
-    def check_buffers(self) -> None:
-        """Raise UsageError for a buffer that has another shape or dtype than when joining."""
+    def check_model(self) -> None:
+        """Raise UsageError for what the average would get wrong: by name.
+
+        A tensor that was added since joining, a buffer that has another shape or dtype, or one that
+        two modules had and have no longer.
+        """
+        self._dict.check()
+        known = set(map(id, self._targets().values()))
+        names = {kept.buffer.name for kept in self._kept}
+        for name, tensor in named_tensors(self._model):
+            if id(tensor) in known or name in names:
+                continue
+            raise UsageError(
+                f"{name} was added to the model after it joined, and would be neither exchanged"
+                " nor averaged; add it before joining (run a batch through the model first), or "
+                "register it with persistent=False"
+            )
         for kept in self._persistent():
             buffer, now = kept.buffer, self._now(kept.buffer.name)
             kind = str(now.dtype).removeprefix("torch.")

@@ -567,7 +567,7 @@ def test_a_model_that_is_sharded_after_joining_is_noticed(runs):
     found = dict(collect(shard_later, [(coordinator.address, number) for number in range(2)]))
     assert coordinator.wait() == 1
     for text in found.values():
-        assert "is another object, a DTensor since it joined" in text
+        assert "0.weight of the model is another object, of DTensor" in text
 
 
 def diverge(address, number, queue):
@@ -598,3 +598,49 @@ def test_several_members_that_diverge_at_once_are_all_reset(runs):
     found = dict(collect(diverge, [(coordinator.address, number) for number in range(4)]))
     assert coordinator.wait() == 0
     assert sorted(found.values()) == [(False, 1, True, 4)] * 2 + [(True, 2, True, 4)] * 2
+
+
+def average_again(address, number, queue):
+    model, optimizer, member = joined(address, number)
+    for _ in range(STEPS):
+        step(model, optimizer)
+    first = plain(member.average())  # what is late has been applied
+    doubled = {name: 2 * value for name, value in model.state_dict().items()}
+    second = plain(member.average(doubled))
+    with torch.no_grad():
+        model[0].bias.add_(1)
+    third, again = plain(member.average()), plain(member.average())
+    step(model, optimizer)
+    with pytest.raises(UsageError, match="training has gone on since the last average"):
+        member.models()
+    member.close()
+    queue.put((number, (first, second, third, again)))
+
+
+def test_an_average_of_other_values_is_another_average(runs):
+    coordinator = runs.coordinator("--n=2", "--p=0.2")
+    found = dict(collect(average_again, [(coordinator.address, number) for number in range(2)]))
+    assert coordinator.wait() == 0
+    assert coordinator.summary["averages"] == 4
+    assert coordinator.summary["notices"] == []
+    for first, second, third, again in found.values():
+        for name, value in first.items():
+            assert second[name] == pytest.approx(2 * value, abs=1e-6)
+            assert third[name] == pytest.approx(value + (name == "0.bias"), abs=1e-6)
+            assert (third[name] == again[name]).all()
+
+
+def average_differently(address, number, queue):
+    model, optimizer, member = joined(address, number)
+    step(model, optimizer)
+    with pytest.raises((UsageError, RunStoppedError)) as refused:
+        member.average(model.state_dict() if member.id else None)
+    member.leave()
+    queue.put((number, str(refused.value)))
+
+
+def test_members_that_average_different_things_are_told_so(runs):
+    coordinator = runs.coordinator("--n=2", "--p=0.2")
+    arguments = [(coordinator.address, number) for number in range(2)]
+    found = dict(collect(average_differently, arguments))
+    assert any("of what was handed over on member 1, and of the model" in t for t in found.values())
