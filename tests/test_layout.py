@@ -53,3 +53,8 @@ def test_difference_names_both_sides(other, words):
 def test_what_is_not_a_layout_is_refused(wire):
     with pytest.raises(ValueError, match="not a layout"):
         Layout.from_wire(wire)
+
+
+def test_a_layout_of_before_buffers_were_in_it_is_read():
+    entries, slots, _ = make_layout([[9, 3], [12]]).to_wire()
+    assert Layout.from_wire([entries, slots]) == make_layout([[9, 3], [12]])

@@ -133,9 +133,12 @@ class Layout:
 
     @classmethod
     def from_wire(cls, wire: Any) -> Layout:
-        """Inverse of `to_wire`. Raises ValueError if `wire` is anything but a layout."""
+        """Inverse of `to_wire`. Raises ValueError if `wire` is anything but a layout.
+
+        In a journal of an earlier version it has no buffers.
+        """
         try:
-            entries, slots, buffers = wire
+            entries, slots, buffers = wire if len(wire) != 2 else (*wire, [])
             layout = cls(
                 tuple(
                     Entry(

@@ -120,7 +120,9 @@ class Store:
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stateful = {k for k, p in enumerate(self._parameters) if id(p) in owned and p.numel()}
         self._missing = set(self._stateful) if slots else set()
-        self._state_pointers: dict[int, tuple[int, ...]] = {}
+        self._states: list[int] = []
+        self._watched: list[tuple[dict[str, Any], str]] = []
+        self._pointers: list[int] = []
         for slot in self.layout.slots[1:]:
             self._flat[slot.name] = torch.zeros_like(self._flat[PARAM])
         self._vectors = list(self._flat.values())
@@ -408,15 +410,37 @@ class Store:
 
     def _check_state(self) -> None:
         """Notice state that was given other memory, as optimizer.load_state_dict does."""
-        for number, pointers in self._state_pointers.items():
-            state = self._optimizer.state.get(self._parameters[number])
-            if state is None or pointers != tuple(
-                _pointer_of(state.get(slot.name)) for slot in self.layout.slots[1:]
+        try:
+            if (
+                list(map(id, self._optimizer.state.values())) == self._states
+                and [state[name].data_ptr() for state, name in self._watched] == self._pointers
             ):
-                self._missing.add(number)
+                return
+        except (KeyError, AttributeError):  # some of it is gone
+            pass
+        for number in self._stateful - self._missing:
+            state = self._optimizer.state.get(self._parameters[number])
+            for slot in self.layout.slots[1:]:
+                there = self._flat[slot.name].data_ptr()
+                there += self.layout.entries[number].offset * slot.item_bytes
+                if state is None or _pointer_of(state.get(slot.name)) != there:
+                    self._missing.add(number)
+        self._watch_state()
+
+    def _watch_state(self) -> None:
+        """Remember where the state is that is in the vector."""
+        self._states = list(map(id, self._optimizer.state.values()))
+        self._watched = [
+            (self._optimizer.state[self._parameters[number]], slot.name)
+            for number in sorted(self._stateful - self._missing)
+            for slot in self.layout.slots[1:]
+            if self._optimizer.state.get(self._parameters[number], {}).get(slot.name) is not None
+        ]
+        self._pointers = [state[name].data_ptr() for state, name in self._watched]
 
     def _adopt_state(self) -> None:
         """Have state that the optimizer has made since last time in the vector, values kept."""
+        adopted = False
         for number in tuple(self._missing):
             parameter, entry = self._parameters[number], self.layout.entries[number]
             state = self._optimizer.state.get(parameter)
@@ -430,13 +454,10 @@ class Store:
                     )
                 view_of(self._flat[slot.name], entry).copy_(state[slot.name])
                 state[slot.name] = own_storage(self._flat[slot.name], entry)
-            self._has_state(number)
-
-    def _has_state(self, number: int) -> None:
-        state = self._optimizer.state[self._parameters[number]]
-        slots = self.layout.slots[1:]
-        self._state_pointers[number] = tuple(_pointer_of(state[slot.name]) for slot in slots)
-        self._missing.remove(number)
+            self._missing.remove(number)
+            adopted = True
+        if adopted:
+            self._watch_state()
 
     def _wrote(self, places: Places) -> None:
         """Have model and optimizer find what `places` have just been given."""
@@ -445,8 +466,11 @@ class Store:
         if (self._missing or self._memory.copies) and len(places):
             hit = np.unique(np.searchsorted(self._ends, places.host, side="right")).tolist()
             self._memory.wrote(hit)
+            before = len(self._missing)
             for number in self._missing.intersection(hit):
                 self._create_state_of(number)
+            if len(self._missing) < before:
+                self._watch_state()
 
     def _create_state_of(self, number: int) -> None:
         """Of an optimizer whose state is known; others make it themselves, at their first step."""
@@ -460,7 +484,7 @@ class Store:
             state.setdefault("step", torch.zeros((), dtype=torch.float32, device=beside))
         for slot in self.layout.slots[1:]:
             state[slot.name] = own_storage(self._flat[slot.name], entry)
-        self._has_state(number)
+        self._missing.remove(number)
 
 
 def _count(optimizer: torch.optim.Optimizer) -> int:
