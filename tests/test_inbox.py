@@ -170,3 +170,13 @@ def test_members_that_share_a_gpu_are_told_so_and_take_another_way(scene, caplog
     assert caplog.messages == [
         "member 0 shares its GPU with member 7: by ipc, since NCCL wants one each"
     ]
+
+
+def test_what_is_meant_for_another_member_is_refused(scene):
+    """Two members that advertise one address: in plain text nothing else tells."""
+    _, wire, inbox = scene
+    header = headers.encode(Fetch(RUN, 1, 2, "snapshot:3", 0, 1))
+    wire.messages = [Message(memoryview(header), memoryview(b""))]
+    inbox.drain()
+    assert calls(wire, "on_fetch") == []
+    assert list(inbox._conduct.refused) == [Reason.ASTRAY]

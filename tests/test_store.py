@@ -303,3 +303,38 @@ def test_wash_opt_takes_along_whatever_state_is_shaped_like_its_parameter(kind, 
     store.scatter(everything, [torch.zeros(4) for _ in out])
     for name in names:
         assert not optimizer.state[next(model.parameters())][name].flatten()[:4].any()
+
+
+@pytest.mark.parametrize("lr", [None, 0.1, torch.tensor(0.1)])
+def test_a_learning_rate_may_be_a_tensor_or_none(lr):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["lr"] = lr
+    store = Store(model, optimizer)
+    store.sample_lr()
+    assert store.lr_share == 1
+    if lr is not None:
+        optimizer.param_groups[0]["lr"] = 0.025
+        store.sample_lr()
+        assert store.lr_share == pytest.approx(0.25)
+
+
+def test_parameters_without_dimensions_or_elements():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(3.0))
+            self.nothing = nn.Parameter(torch.zeros(0, 4))
+            self.inner = nn.Linear(2, 2)
+
+    model = Odd()
+    store = Store(model, sgd(model))
+    store.look()
+    values = {name: value.clone() * 2 for name, value in store.values().items()}
+    store.load_values(values)
+    assert model.scale == 6
+    state = store.state_dict(values)
+    assert state["scale"].shape == ()
+    assert state["nothing"].shape == (0, 4)
+    model.load_state_dict(state)
+    store.release()

@@ -18,8 +18,10 @@ import zmq
 
 from tests.conftest import make_layout
 from tests.integration.conftest import ROOT
+from washp2p import rundir
 from washp2p.control import PROTOCOL, Attach, Hello, Leave, Metrics, Welcome, messages
 from washp2p.version import DERIVATION, VERSION
+from workers.checkpoint import load_model
 
 LONG = ("--epochs=100000", "--p=0.05")
 
@@ -242,6 +244,9 @@ def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
         assert [worker.wait(5) for worker in workers] == [130, 130, 130]
         assert time.monotonic() - began < 2
         assert all("the coordinator was interrupted" in worker.text for worker in workers)
+        for member in range(3):  # what each had by then is kept
+            state = load_model(rundir.rescued_file(coordinator.folder, member), member=member)
+            assert all(value.isfinite().all() for value in state.values())
     else:
         assert workers[1].wait(5) == 130
         assert time.monotonic() - began < 2

@@ -37,6 +37,7 @@ def simulated(tmp_path, **options):
         ("none", 3, "cnn", {"init": "different", "optimizer": "adam", "lr": 0.002}),
         ("wash", 4, "cnn", {"p": 0.05, "augment": "hetero"}),
         ("wash", 2, "cnn", {"augment": "mixup=0.5,cutmix=0:1,erasing=0.35,crop=1,smoothing=0.1"}),
+        ("wash", 3, "cnn", {"p": 0.05, "last": "0"}),
         ("sparta", 3, "cnn", {"p": 0.05, "group": 2}),
         ("papa", 3, "cnn", {"alpha": 0.9}),
         ("papa-all", 3, "cnn", {"every": 1, "until": "1"}),
