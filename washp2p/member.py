@@ -328,25 +328,35 @@ class Member:
         return finale
 
     def _begin_average(self, final: Final | None) -> None:
-        store = self._store
+        """Begin the next average, unless the last one stands and is of the same values."""
+        number, stands = self._averages.taken + 1, self._averages.stands
         with self._told():
-            self._timeline.pause(self._averages.taken + 1)
-            self._advice.before_average()
-            store.look()
-            store.check_model()
-            state = final() if callable(final) else final
-            values = store.values() if state is None else store.values_of(state)
-            if self._averages.is_of(values):
-                return
-            trained = {entry.name for entry in store.layout.entries}
-            if not all(bool(v.isfinite().all()) for name, v in values.items() if name in trained):
-                raise RunStoppedError(
-                    f"member {self.id} has diverged, not all of its parameters are numbers; "
-                    "a lower --lr may help"
-                )
+            if not stands:
+                self._timeline.pause(number)
+                self._advice.before_average()
+            state, values = self._values_for(final)
+            if stands:
+                if self._averages.is_of(values):
+                    return
+                self._timeline.pause(number)
             if self._replicas is not None:
-                self._replicas.pause(self.round, store)
+                self._replicas.pause(self.round, self._store)
         self._averages.begin(values, self.round, by_hand=state is not None)
+
+    def _values_for(self, final: Final | None) -> tuple[Any, dict[str, torch.Tensor]]:
+        """What `final` gives, if anything, and what is to be averaged because of it."""
+        store = self._store
+        store.look()
+        store.check_model()
+        state = final() if callable(final) else final
+        values = store.values() if state is None else store.values_of(state)
+        trained = {entry.name for entry in store.layout.entries}
+        if not all(bool(v.isfinite().all()) for name, v in values.items() if name in trained):
+            raise RunStoppedError(
+                f"member {self.id} has diverged, not all of its parameters are numbers; "
+                "a lower --lr may help"
+            )
+        return state, values
 
     def leads(self) -> bool:
         """Whether it falls to this member to evaluate the population, and call `result`.

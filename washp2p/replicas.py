@@ -241,9 +241,9 @@ class Replica:
     def average(self, final: object = None, *, trainable_only: bool = False) -> dict[str, Any]:
         """The state dict of the averaged model, as the member's own `average` returns it.
 
-        To be called on all ranks where rank 0 calls it; `final` is rank 0's to say, and not looked
-        at here. With `trainable_only` the trainable parameters alone are returned. Blocks. Raises
-        RunStoppedError.
+        To be called on all ranks where rank 0 calls it, once after a step; `final` is rank 0's to
+        say, and not looked at here. With `trainable_only` the trainable parameters alone are
+        returned. Blocks. Raises RunStoppedError.
         """
         while self._averaged is None:
             self._take_any()

@@ -644,3 +644,24 @@ def test_members_that_average_different_things_are_told_so(runs):
     arguments = [(coordinator.address, number) for number in range(2)]
     found = dict(collect(average_differently, arguments))
     assert any("of what was handed over on member 1, and of the model" in t for t in found.values())
+
+
+def average_twice(address, number, queue):
+    model, optimizer, member = joined(address, number)
+    for _ in range(3):
+        for _ in range(STEPS):
+            step(model, optimizer)
+        for _ in range(1 + 2 * (member.id == 0)):  # one of them looks again
+            member.average()
+    member.close()
+    queue.put((number, None))
+
+
+def test_who_asks_for_a_standing_average_again_is_no_less_in_the_rounds_after(runs):
+    coordinator = runs.coordinator("--n=2", "--p=0.2", "--max-delay=0", "--patience=0.5")
+    collect(average_twice, [(coordinator.address, number) for number in range(2)])
+    assert coordinator.wait() == 0
+    assert coordinator.summary["averages"] == 3
+    assert coordinator.summary["lost_values"] == 0
+    for row in coordinator.summary["bytes"]:
+        assert row["payload"] == row["expected_payload"] > 0.7 * row["theory"]
