@@ -8,7 +8,7 @@ from tests.conftest import Refusals
 from washp2p import arrivals as module
 from washp2p.arrivals import Arrivals, Loss
 from washp2p.conduct import Reason
-from washp2p.frames import MOMENTS, SECOND, SURVEY, End, Frame
+from washp2p.frames import FOREVER, MOMENTS, SECOND, SURVEY, End, Frame
 
 RUN = b"12345678"
 ME, PEER, OTHER = 0, 1, 2
@@ -135,3 +135,22 @@ def test_legs_that_there_are_not_are_refused_and_not_held():
     reasons = [why for _, why, _ in conduct.all]
     assert reasons == [Reason.MALFORMED, Reason.MALFORMED, Reason.PLAN]
     assert arrivals.lost_by_reason == {}
+
+
+def test_an_end_holds_until_its_average_has_been_taken():
+    arrivals = Arrivals([4], Refusals())
+    arrivals.ended(End(RUN, PEER, ME, 0, 5, 1))
+    arrivals.ended(End(RUN, OTHER, ME, 0, 5, 2))  # it is one average ahead
+    assert arrivals.absent(PEER, 6)
+    assert not arrivals.absent(PEER, 5)
+    arrivals.go_on(1)
+    assert not arrivals.absent(PEER, 6)
+    assert arrivals.absent(OTHER, 6)
+    arrivals.ended(End(RUN, PEER, ME, 0, 5, 1))  # by a link that was broken
+    assert not arrivals.absent(PEER, 6)
+    arrivals.ended(End(RUN, PEER, ME, 0, 9, FOREVER))
+    for number in (2, 3):
+        arrivals.go_on(number)
+        assert arrivals.absent(PEER, 10)
+        assert not arrivals.absent(OTHER, 10)
+    assert arrivals.ended_for_good == {PEER}

@@ -91,6 +91,7 @@ class Arrivals:
         self._skipped: list[range] = []
         self._heard: dict[MemberId, Turn] = {}
         self._last: dict[MemberId, int] = {}
+        self._before: dict[MemberId, int] = {}
         self._averages = 0
         self.ended_for_good: set[MemberId] = set()
         """Peers that have said that they take no step any more."""
@@ -222,7 +223,7 @@ class Arrivals:
             return  # which has been, meanwhile
         if end.number == FOREVER:
             self.ended_for_good.add(end.sender)
-        self._last[end.sender] = end.last
+        self._last[end.sender], self._before[end.sender] = end.last, end.number
         self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
         for round_ in self._outstanding.values():
             round_.missing.pop(end.sender, None)
@@ -230,7 +231,7 @@ class Arrivals:
     def go_on(self, number: int) -> None:
         """Average `number` has been taken by all: those who had ended before it take part again."""
         self._averages = number
-        self._last = {p: last for p, last in self._last.items() if p in self.ended_for_good}
+        self._last = {p: last for p, last in self._last.items() if self._before[p] > number}
 
     def complete(self, upto: int) -> bool:
         """Whether nothing is to come any more of rounds up to `upto`."""
