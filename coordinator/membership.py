@@ -415,8 +415,8 @@ class Membership:
             yield from self._lobby.find_donor(reporter)
             if reporter.donor is None:
                 yield from population.stop(
-                    f"{reporter} has found all members diverged, the last of them member {sick} (a "
-                    "lower --lr may help)",
+                    f"member {sick} sent values that are not finite, as had all others that "
+                    f"{reporter} asked for a snapshot (a lower --lr may help)",
                     1,
                 )
             return

@@ -115,18 +115,22 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all. Raises UsageError if it cannot be written."""
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Write a file, whole or not at all; `lasting`: to survive a power cut, which takes time.
+
+    Raises UsageError if it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         partial.replace(path)
-        _make_last(path.parent)
-        _make_last(path.parent.parent)
+        for folder in (path.parent, path.parent.parent) if lasting else ():
+            _make_last(folder)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 _META = "washp2p"
 
 
-def save_model(path: Path, state: dict[str, torch.Tensor], **about: Any) -> None:
+def save_model(
+    path: Path, state: dict[str, torch.Tensor], *, lasting: bool = True, **about: Any
+) -> None:
     """Write a state dict of contiguous CPU tensors that share no memory.
 
-    `about` are plain values that say what it is: run, member, round. Raises UsageError if it
-    cannot be written.
+    `about` are plain values that say what it is: run, member, round. `lasting` as in
+    `rundir.write_bytes`. Raises UsageError if it cannot be written.
     """
     meta = json.dumps({**about, "checksum": _checksum(state)})
-    write_bytes(path, save(state, {_META: meta}))
+    write_bytes(path, save(state, {_META: meta}), lasting=lasting)
 
 
 def load_model(path: Path, *, member: int | None = None) -> dict[str, torch.Tensor]:

@@ -75,8 +75,9 @@ class Rescue:
             if not all(bool(v.isfinite().all()) for v in trained):
                 return
             path = rundir.rescued_file(self._folder, self._member)
-            try:
-                save_model(path, state, run=self._run, member=self._member, round=trainer.round)
+            about: dict[str, Any] = {"member": self._member, "round": trainer.round}
+            try:  # the process is to end soon
+                save_model(path, state, lasting=False, run=self._run, **about)
             except UsageError as failure:
                 complain(f"worker: {failure}")
             else:

@@ -938,7 +938,7 @@ def test_where_all_are_sick_the_run_ends_with_the_reason():
     ((_, donor),) = newcomer(run)
     ((_, donor),) = sent(run.tell(7, Diverged(donor.peer[0])), Donor)
     commands = run.tell(7, Diverged(donor.peer[0]))
-    assert "found all members diverged" in sent(commands, Stop)[0][1].reason
+    assert "not finite, as had all others that member 3" in sent(commands, Stop)[0][1].reason
 
 
 def test_the_last_one_expelled_is_told_that_the_run_is_over():
