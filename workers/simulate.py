@@ -96,8 +96,8 @@ def simulate(
         trainer = population.trainers[member]
         state = trainer.final_state() or trainer.model.state_dict()
         states.append({name: value.clone() for name, value in state.items()})
-        about = {"run": folder.name, "member": member, "round": trainer.round}
-        save_model(rundir.member_file(folder, member), states[-1], **about)
+        about: dict[str, Any] = {"member": member, "round": trainer.round}
+        save_model(rundir.member_file(folder, member), states[-1], run=folder.name, **about)
     averaged = plain_average(states)
     save_model(folder / rundir.AVERAGED, averaged, run=folder.name, over=final)
     summary = _summary(config, population, final, seconds)
