@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from washp2p.errors import WashError
     from workers.trainer import Trainer
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 0.6
 """How long a step may go on after the run has ended before the process does."""
 
 
