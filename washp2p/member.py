@@ -20,6 +20,7 @@ from washp2p.averages import Averages
 from washp2p.conduct import Conduct
 from washp2p.control import Result
 from washp2p.delay import delay_for
+from washp2p.digests import all_finite
 from washp2p.endpoints import advertised
 from washp2p.entry import Entry
 from washp2p.errors import RunStoppedError, UsageError, WashError
@@ -351,7 +352,7 @@ class Member:
         state = final() if callable(final) else final
         values = store.values() if state is None else store.values_of(state)
         trained = {entry.name for entry in store.layout.entries}
-        if not all(bool(v.isfinite().all()) for name, v in values.items() if name in trained):
+        if not all(all_finite(v) for name, v in values.items() if name in trained):
             raise RunStoppedError(
                 f"member {self.id} has diverged, not all of its parameters are numbers; "
                 "a lower --lr may help"

@@ -329,26 +329,24 @@ class Store:
         besides tensors (extra state) is this member's. With `trainable_only` it has the trainable
         parameters alone.
         """
-        entries = {entry.name: entry for entry in self.layout.entries}
-        shaped = {}
-        for name, value in state.items():
-            entry = entries.get(name)
-            if entry is not None:
-                shaped[name] = value.as_strided(entry.shape, entry.stride)
-            elif not trainable_only:
-                shaped[name] = value.view(self._now(name).shape)
-        return self._dict.filled(shaped, trainable_only=trainable_only)
+        if trainable_only:
+            trained = {entry.name for entry in self.layout.entries}
+            state = {name: value for name, value in state.items() if name in trained}
+        return self._dict.filled(self._shaped(state), trainable_only=trainable_only)
 
     def recompute_buffers(self, state: State) -> list[str]:
         """Recompute in `state`, in place, what follows from its parameters; what could not be."""
+        return recompute(self._model, self._shaped(state))
+
+    def _shaped(self, state: State) -> State:
+        """The tensors of `state`, memory shared, in the model's shapes."""
         entries = {entry.name: entry for entry in self.layout.entries}
-        shaped = {
+        return {
             name: value.as_strided(entries[name].shape, entries[name].stride)
             if name in entries
             else value.view(self._now(name).shape)
             for name, value in state.items()
         }
-        return recompute(self._model, shaped)
 
     def release(self) -> None:
         """Leave the model and the optimizer as their own: nothing shares memory any more."""

@@ -210,7 +210,7 @@ def test_what_is_frozen_or_equal_is_not_sent(runs):
 # Newcomers, and optimizers of any kind
 
 
-def factored(address, number, queue, gate):
+def factored(address, number, gate, queue):
     model = small(number)
     optimizer = torch.optim.Adafactor(model.parameters(), lr=0.01)
     if number == 2:
@@ -229,17 +229,7 @@ def factored(address, number, queue, gate):
 def test_a_newcomer_takes_over_factored_state(runs):
     coordinator = runs.coordinator("--n=3", "--min-n=2", "--p=0.1", "--patience=1")
     gate = FORKSERVER.Event()
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=factored, args=(coordinator.address, n, queue, gate))
-        for n in range(3)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
+    found = dict(collect(factored, [(coordinator.address, n, gate) for n in range(3)]))
     assert coordinator.wait() == 0
     assert found[2][0] > 0
     assert [over for _, over in found.values()] == [3, 3, 3]
@@ -254,7 +244,7 @@ class Unkept(torch.optim.SGD):
             self.state[parameter]["odd"] = object()
 
 
-def unkept(address, number, queue, gate):
+def unkept(address, number, gate, queue):
     model = small(number)
     optimizer = Unkept(model.parameters(), lr=0.01)
     if number == 2:
@@ -275,16 +265,7 @@ def unkept(address, number, queue, gate):
 def test_where_state_cannot_be_kept_nobody_comes_late_and_it_is_said(runs):
     coordinator = runs.coordinator("--n=3", "--min-n=2", "--p=0.1", "--patience=1")
     gate = FORKSERVER.Event()
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=unkept, args=(coordinator.address, n, queue, gate))
-        for n in range(3)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
+    found = dict(collect(unkept, [(coordinator.address, n, gate) for n in range(3)]))
     assert coordinator.wait() == 0
     assert "nobody can join late: the optimizer's state cannot be given to others" in found[2]
     assert "no snapshots" in {notice["topic"] for notice in coordinator.summary["notices"]}
@@ -293,7 +274,7 @@ def test_where_state_cannot_be_kept_nobody_comes_late_and_it_is_said(runs):
 # One model, N times
 
 
-def same_seed(address, number, queue, how):
+def same_seed(address, number, how, queue):
     connection = washp2p.connect(address, seed=how == "seeded")
     if how != "seeded":
         torch.manual_seed(42)
@@ -312,16 +293,7 @@ def same_seed(address, number, queue, how):
 @pytest.mark.parametrize(("how", "told"), [("fixed", True), ("seeded", False)])
 def test_members_that_are_one_model_are_told_so(runs, how, told):
     coordinator = runs.coordinator("--n=3", "--p=0.2", "--max-delay=0")
-    queue = FORKSERVER.Queue()
-    processes = [
-        FORKSERVER.Process(target=same_seed, args=(coordinator.address, n, queue, how))
-        for n in range(3)
-    ]
-    for process in processes:
-        process.start()
-    found = dict(queue.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
+    found = dict(collect(same_seed, [(coordinator.address, n, how) for n in range(3)]))
     assert coordinator.wait() == 0
     assert list(found.values()) == [told] * 3  # identical, or not
     topics = {notice["topic"] for notice in coordinator.summary["notices"]}
