@@ -16,7 +16,7 @@ import zmq
 
 from benchmarks.population import coordinator_process, in_processes
 from benchmarks.record import record
-from washp2p.control import (
+from washp2p.protocol.control import (
     PROTOCOL,
     Attach,
     Hello,
@@ -29,10 +29,10 @@ from washp2p.control import (
     Welcome,
     messages,
 )
-from washp2p.layout import Entry, Layout, Slot
-from washp2p.patience import Patience
-from washp2p.rounds import SEED_BYTES
-from washp2p.version import DERIVATION, VERSION
+from washp2p.protocol.layout import Entry, Layout, Slot
+from washp2p.protocol.patience import Patience
+from washp2p.protocol.roster import SEED_BYTES
+from washp2p.protocol.version import DERIVATION, VERSION
 
 RATE = 50
 """Rounds a second."""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.record import kept, record, spread
-from washp2p.config import RunConfig
-from workers.data import load_data
-from workers.evaluate import evaluate_population
-from workers.script import exactly_late
-from workers.simulate import Population, everyone
+from washp2p.config.config import RunConfig
+from workers.simulation.script import exactly_late
+from workers.simulation.simulate import Population, everyone
+from workers.training.data import load_data
+from workers.training.evaluate import evaluate_population
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

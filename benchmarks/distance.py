@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.record import record
-from washp2p.reference import Reference
-from washp2p.rounds import round_seed, run_key
+from washp2p.protocol.roster import round_seed, run_key
+from workers.simulation.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

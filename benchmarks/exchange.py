@@ -20,9 +20,9 @@ import washp2p
 from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
-from workers.models import build_model
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import layer_rates
+from workers.training.models import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,14 +21,14 @@ import zmq
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.security import MODEL, Found, P, bare
-from washp2p import keys
-from washp2p.control import Metrics, messages
-from washp2p.gate import present
+from washp2p.protocol.control import Metrics, messages
+from washp2p.sockets import keys
+from washp2p.sockets.curve_auth import present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from washp2p.keys import KeyPair
+    from washp2p.sockets.keys import KeyPair
 
 RATE = 10_000
 """Messages a second of a flood."""

@@ -24,15 +24,15 @@ import washp2p
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import MEMBERS
-from washp2p.lanes import lane_for
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
-from workers.models import build_model
+from washp2p.model.device_copies import lane_for
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import layer_rates
+from workers.training.models import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from washp2p.layout import Layout
+    from washp2p.protocol.layout import Layout
 
 N = 4
 P = 0.001

@@ -15,7 +15,7 @@ from benchmarks.exchange import Nothing
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
 from benchmarks.throughput import mlp
-from washp2p.ledger import Kind
+from washp2p.protocol.ledger import Kind
 
 P = 0.001
 ROUNDS = 60

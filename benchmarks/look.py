@@ -14,8 +14,8 @@ from statistics import median
 import torch
 
 from benchmarks.record import record
-from washp2p.store import Store, optimizer_slots
-from workers.models import build_model
+from washp2p.model.store import Store, optimizer_slots
+from workers.training.models import build_model
 
 CALLS, BLOCKS = 1000, 30
 

@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 import washp2p
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
-from washp2p.ledger import Kind
+from washp2p.protocol.ledger import Kind
 from washp2p.transports import listen
-from workers.models import build_model
+from workers.training.models import build_model
 
 N = 2
 P = 0.001

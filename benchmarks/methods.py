@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.accuracy import run
 from benchmarks.record import record
-from washp2p.ledger import Kind
-from washp2p.report import amount, per_worker, sent_for
+from washp2p.protocol.ledger import Kind
+from washp2p.reporting.report import amount, per_worker, sent_for
 
 FLAGS = ["--n=5", "--epochs=10", "--max-delay=0", "--track-consensus=10"]
 METHODS = (

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.record import record
-from washp2p.layout import Entry, Layout, Slot, aligned
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.layout import Entry, Layout, Slot, aligned
+from washp2p.protocol.rates import layer_rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
-from washp2p.version import installed
+from washp2p.protocol.version import installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

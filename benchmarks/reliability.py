@@ -42,9 +42,9 @@ PRELOADED = [
     "torchvision",
     "sklearn.datasets",
     "sklearn.model_selection",
-    "washp2p.joining",
-    "workers.evaluate",
-    "workers.data",
+    "washp2p.member.joining",
+    "workers.training.evaluate",
+    "workers.training.data",
 ]
 """What takes long to import: a run of the digits lasts for seconds."""
 
@@ -93,7 +93,7 @@ def member(address: str, times: Connection) -> None:
 def one_fault(number: signal.Signals) -> dict[str, float]:
     """Seconds until a member that gets the signal is dropped, and what follows."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "washp2p.joining"])
+    context.set_forkserver_preload(["torch", "washp2p.member.joining"])
     with tempfile.TemporaryDirectory() as temporary:
         coordinator = Coordinator(Path(temporary) / "run", f"--n={N}", "--p=0.05", "--max-delay=0")
         pipes = [context.Pipe() for _ in range(N)]

@@ -22,12 +22,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from benchmarks.record import kept, record
-from washp2p.config import RunConfig
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
-from washp2p.rounds import round_seed, run_key
-from washp2p.store import Store
-from workers.data import load_data
+from washp2p.config.config import RunConfig
+from washp2p.model.store import Store
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import layer_rates
+from washp2p.protocol.roster import round_seed, run_key
+from workers.training.data import load_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

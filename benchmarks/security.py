@@ -24,8 +24,8 @@ from benchmarks.exchange import Nothing, timed
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import mlp, training
-from washp2p import keys
-from workers.models import build_model
+from washp2p.sockets import keys
+from workers.training.models import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

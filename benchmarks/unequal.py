@@ -18,9 +18,9 @@ import torch
 import washp2p
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record, spread
-from workers.data import load_data
-from workers.evaluate import evaluate_population
-from workers.trainer import Trainer
+from workers.training.data import load_data
+from workers.training.evaluate import evaluate_population
+from workers.training.trainer import Trainer
 
 N = 3
 SLOWED = 3

@@ -19,8 +19,8 @@ from benchmarks.exchange import Nothing
 from benchmarks.hosts import DEVICE, enter, missing, on_a_switch, sent_bytes
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
-from washp2p.ledger import Kind
-from workers.models import build_model
+from washp2p.protocol.ledger import Kind
+from workers.training.models import build_model
 
 N = 5
 P = 0.001

@@ -7,18 +7,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from washp2p import rundir
 from washp2p.commandline import (
     Parser,
     add_link_options,
     add_observation_options,
     report_errors,
 )
-from washp2p.config import FREE, add_options, config_from
-from washp2p.endpoints import http_address, require_loopback
+from washp2p.config.config import FREE, add_options, config_from
 from washp2p.errors import UsageError
-from washp2p.keys import read_coordinator
-from washp2p.logs import Log
+from washp2p.protocol.endpoints import http_address, require_loopback
+from washp2p.runfolder import rundir
+from washp2p.runfolder.logs import Log
+from washp2p.sockets.keys import read_coordinator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.stay and not options.http:
             raise UsageError("--stay is for the status page; add --http, or leave it out")
         http = http_address(options.http, public=options.public) if options.http else None
-        from coordinator.display import Display
-        from coordinator.observers import Observers
-        from coordinator.scalars import Scalars
-        from coordinator.server import Server
+        from coordinator.service.server import Server
+        from coordinator.watch.display import Display
+        from coordinator.watch.observers import Observers
+        from coordinator.watch.scalars import Scalars
 
         folder = (folder or rundir.default()).resolve()
         scalars = Scalars(folder / "tensorboard") if options.tensorboard else None

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 import torch
 
-from washp2p.conduct import Conduct
-from washp2p.layout import Entry, Layout, Slot, aligned
+from washp2p.protocol.layout import Entry, Layout, Slot, aligned
+from washp2p.protocol.refusals import Conduct
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all
 torch.set_num_threads(1)  # results to the bit depend on it; workers are tested with one thread too

@@ -28,8 +28,8 @@ def target(name):
     import atheris
 
     with atheris.instrument_imports(include=["washp2p", "msgpack"]):
-        from washp2p import control, frames, layout, rounds
         from washp2p.errors import ProtocolError
+        from washp2p.protocol import control, frames, layout, roster
 
     codec = {"frames": frames.headers, "control": control.messages}[name]
 
@@ -47,7 +47,7 @@ def target(name):
                 except ValueError:
                     return
             case control.NewRoster(epoch, first, _, peers):
-                rounds.Roster.from_rows(epoch, first, peers).digest()
+                roster.Roster.from_rows(epoch, first, peers).digest()
 
     return one
 
@@ -57,7 +57,7 @@ def seeds(name, folder):
     from hypothesis import HealthCheck, Phase, given, settings
 
     from tests.messages import control_messages, data_headers
-    from washp2p import control, frames
+    from washp2p.protocol import control, frames
 
     codec, records = {
         "frames": (frames.headers, data_headers),

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 PUBLIC = ("washp2p", "washp2p.evaluation", "washp2p.errors", "washp2p.metrics")
 TRAINER = (
-    "trainer", "evaluate", "data", "models", "pretrained", "streams", "launched", "checkpoint",
+    "launched", "training/trainer", "training/evaluate", "training/data", "training/models",
+    "training/pretrained", "training/streams", "training/model_files",
 )  # fmt: skip
-COMMAND = ("washp2p.commandline", "washp2p.logs", "washp2p.rundir")
+COMMAND = ("washp2p.commandline", "washp2p.runfolder.logs", "washp2p.runfolder.rundir")
 """What the commands of the project share: flags, and the names of files in a run folder."""
 
 UNITS = r"second|rounds|steps|per cent|per mille|bytes|number|share|accura"
@@ -142,7 +143,9 @@ def test_the_built_in_trainer_uses_the_public_api_only(name):
 def test_the_worker_joins_by_the_public_api_only():
     path = ROOT / "workers" / "__main__.py"
     ours = {name for name in imports(path) if name.startswith("washp2p")}
-    allowed = re.compile(r"washp2p$|washp2p\.(errors|commandline|logs|metrics|rundir)\b")
+    allowed = re.compile(
+        r"washp2p$|washp2p\.(errors|commandline|metrics|runfolder(\.(logs|rundir))?)\b"
+    )
     assert all(allowed.match(name) for name in ours), ours
     used = {
         node.attr

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from washp2p.augmentation import IMAGENET_SETS, SETS, Augmentation, augmentation_of
-from washp2p.config import RunConfig
+from washp2p.config.augmentation import IMAGENET_SETS, SETS, Augmentation, augmentation_of
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from workers.augment import Augment
+from workers.training.augment import Augment
 
 
 def test_draws_are_from_the_papers_sets_and_depend_on_seed_and_member_alone():

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.test_exchange import RUN, LateRounds, population  # noqa: F401 - a fixture
-from washp2p.config import RunConfig
-from washp2p.frames import Chunk, End, Fetch, Posted, headers
-from washp2p.inbox import IN_ADVANCE, Inbox
-from washp2p.patience import Patience
-from washp2p.rounds import Peer
-from washp2p.transfer import Transfer
+from washp2p.config.config import RunConfig
+from washp2p.protocol.frames import Chunk, End, Fetch, Posted, headers
+from washp2p.protocol.patience import Patience
+from washp2p.protocol.roster import Peer
+from washp2p.rounds.inbox import IN_ADVANCE, Inbox
 from washp2p.transports import Message
+from washp2p.transports.transfer import Transfer
 
 ROUNDS = 6
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from washp2p.conduct import TOLD, Conduct, Reason
+from washp2p.protocol.refusals import TOLD, Conduct, Reason
 
 
 def conduct(burst=3.0):

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from washp2p.config import LATER, RunConfig, add_options, config_from
+from washp2p.config.config import LATER, RunConfig, add_options, config_from
 from washp2p.errors import UsageError
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_layout
-from washp2p.consensus import Consensus
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
+from washp2p.plan.consensus import Consensus
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import layer_rates
 
 
 @pytest.mark.parametrize(("n", "group"), [(2, 0), (5, 0), (9, 0), (7, 3)])

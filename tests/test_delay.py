@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.distance import kept
-from washp2p.delay import LIMIT, RECENT, WORTH_WAITING, AutoDelay, FixedDelay, delay_for
+from washp2p.rounds.delay import LIMIT, RECENT, WORTH_WAITING, AutoDelay, FixedDelay, delay_for
 
 
 class Side:

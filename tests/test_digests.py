@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from washp2p.digests import ROW_BYTES, differing, digests_of, not_finite_alone
+from washp2p.model.digests import ROW_BYTES, differing, digests_of, not_finite_alone
 
 INF, NAN = float("inf"), float("nan")
 

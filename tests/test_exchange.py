@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import Refusals
-from washp2p.conduct import Reason
-from washp2p.config import RunConfig
-from washp2p.exchange import AHEAD, Exchange
-from washp2p.frames import End, Frame, headers
-from washp2p.lanes import HostLane, Staging
-from washp2p.ledger import Kind
-from washp2p.merging import stage
-from washp2p.reference import Reference
-from washp2p.rounds import Peer, Roster
-from washp2p.store import Store
+from washp2p.config.config import RunConfig
+from washp2p.model.device_copies import HostLane, Staging
+from washp2p.model.store import Store
+from washp2p.protocol.frames import End, Frame, headers
+from washp2p.protocol.ledger import Kind
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.rounds.exchange import AHEAD, Exchange
+from washp2p.rounds.merging import stage
 from washp2p.strategies import strategy_for
 from washp2p.transports import MemoryTransport, Message
+from workers.simulation.reference import Reference
 
 RUN = b"exchange"
 PEERS = range(9)
@@ -560,7 +560,7 @@ def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
 
 
 def test_the_next_round_is_held_whatever_its_size(population, monkeypatch):
-    monkeypatch.setattr("washp2p.arrivals.HELD_BYTES", 0)
+    monkeypatch.setattr("washp2p.rounds.inbound.HELD_BYTES", 0)
     peers = population(RunConfig.resolve(n=2, p=1.0))
     for number in range(1, 4):
         peers.post(0, number, number)
@@ -671,7 +671,7 @@ def test_a_peer_that_ended_is_absent(population):
 
 
 def test_early_frames_are_bounded_in_bytes(population, monkeypatch):
-    monkeypatch.setattr("washp2p.arrivals.HELD_BYTES", 1000)
+    monkeypatch.setattr("washp2p.rounds.inbound.HELD_BYTES", 1000)
     late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"))
     for _ in range(6):
         late.step(0)

@@ -10,11 +10,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from washp2p import cli, rundir
-from washp2p.config import RunConfig
-from washp2p.figures import _mean_curve
-from washp2p.finished import FinishedRun, differences, read_runs
-from washp2p.htmlreport import page
+from washp2p.cli.main import main
+from washp2p.config.config import RunConfig
+from washp2p.reporting.figures import _mean_curve
+from washp2p.reporting.html_report import page
+from washp2p.runfolder import rundir
+from washp2p.runfolder.finished import FinishedRun, differences, read_runs
 
 NASTY = "<script>alert(1)</script>"
 
@@ -183,11 +184,11 @@ def test_several_runs_are_compared(tmp_path, capsys):
     ]  # fmt: skip
     assert {"first", "second"} <= set(pictures(text)["accuracy"])
     folders = [str(tmp_path / name) for name in ("first", "second")]
-    assert cli.main(["report", *folders]) == 0
+    assert main(["report", *folders]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"Averaged +94\.75 +94\.75", shown)
     assert re.search(r"seed +1 +2", shown)
-    assert cli.main(["report", *folders, "--json"]) == 0
+    assert main(["report", *folders, "--json"]) == 0
     assert [s["method"] for s in json.loads(capsys.readouterr().out)] == ["wash", "none"]
 
 
@@ -195,15 +196,15 @@ def test_the_command_says_where_it_is(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
         write_run(tmp_path / name)
-    assert cli.main(["report", "first", "--html"]) == 0
+    assert main(["report", "first", "--html"]) == 0
     assert capsys.readouterr().out.strip() == "first/report.html"
-    assert cli.main(["report", "first", "second", "--html", "--output", "both.html"]) == 0
+    assert main(["report", "first", "second", "--html", "--output", "both.html"]) == 0
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["report", "first", "--output", "x.html"])
+        main(["report", "first", "--output", "x.html"])
     assert "add --html" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["report", "first", "nothing"])
+        main(["report", "first", "nothing"])
     assert "expected the --run-dir of a finished run" in capsys.readouterr().err
 
 
@@ -278,5 +279,5 @@ def test_a_run_of_an_older_version_has_a_report(tmp_path, capsys):
         del each["lost"]
     path.write_text(json.dumps(summary))
     (tmp_path / "first" / rundir.CONFIG).unlink()
-    assert cli.main(["report", str(tmp_path / "first")]) == 0
+    assert main(["report", str(tmp_path / "first")]) == 0
     assert "Averaged" in capsys.readouterr().out

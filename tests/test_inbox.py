@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import Refusals
-from washp2p.conduct import Reason
-from washp2p.frames import Fetch, headers
-from washp2p.inbox import AHEAD, GUESTS, Inbox
-from washp2p.patience import Patience
-from washp2p.rounds import Peer, Roster
+from washp2p.protocol.frames import Fetch, headers
+from washp2p.protocol.patience import Patience
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.rounds.inbox import AHEAD, GUESTS, Inbox
 from washp2p.transports import Message
 
 RUN = b"run id 1"

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from washp2p import keys
-from washp2p.cli import main
+from washp2p.cli.main import main
 from washp2p.errors import UsageError
+from washp2p.sockets import keys
 
 
 def test_both_files_belong_together_and_to_their_owner_alone(tmp_path):
@@ -95,6 +95,6 @@ def test_files_that_do_not_belong_together_are_told_apart(tmp_path, capsys):
 def test_making_keys_needs_no_torch(tmp_path):
     code = (
         "import sys; sys.modules.update(torch=None, numpy=None, safetensors=None)\n"
-        f"from washp2p.cli import main; main(['keys', 'init', {str(tmp_path / 'k')!r}])"
+        f"from washp2p.cli.main import main; main(['keys', 'init', {str(tmp_path / 'k')!r}])"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from washp2p.lanes import CudaLane, HostLane, lane_for
+from washp2p.model.device_copies import CudaLane, HostLane, lane_for
 
 PLACES = np.array([7, 3, 90], dtype=np.int64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import make_layout
-from washp2p.layout import Layout
+from washp2p.protocol.layout import Layout
 
 
 def test_parameters_begin_on_64_byte_lines_and_padding_does_not_count():

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_layout
 from tests.test_exchange import FromDevices, model, population  # noqa: F401 - a fixture
-from washp2p.config import RunConfig
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments
-from washp2p.frames import Posted, headers
-from washp2p.ledger import Kind
-from washp2p.plan import everything, pairs, reduce_and_share
-from washp2p.reference import Reference
-from washp2p.repairer import Repairer
-from washp2p.rounds import Peer, Roster
+from washp2p.plan.plan import everything, pairs, reduce_and_share
+from washp2p.protocol.frames import Posted, headers
+from washp2p.protocol.ledger import Kind
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.rounds.repairer import Repairer
+from washp2p.rounds.surveyor import Surveyor
 from washp2p.strategies import STRATEGIES, strategy_for
-from washp2p.surveyor import Surveyor
 from washp2p.transports import MemoryTransport
+from workers.simulation.reference import Reference
 
 D = 4 * 9 + 4 + 16 * 8 + 8 + 8 * 3 + 3
 """Parameters of the test's model."""

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from washp2p.errors import UsageError
-from washp2p.lanes import HostLane
-from washp2p.store import Store
+from washp2p.model.device_copies import HostLane
+from washp2p.model.store import Store
 
 
 def model(dtype=torch.float32):

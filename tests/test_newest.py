@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from washp2p.newest import NewestWrites
+from washp2p.model.write_order import NewestWrites
 
 writes = st.lists(
     st.tuples(st.sets(st.integers(0, 30), min_size=1), st.integers(1, 9)), max_size=12

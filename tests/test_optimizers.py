@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from washp2p.errors import UsageError
-from washp2p.optimizers import (
+from washp2p.model.optimizers import (
     copies_in,
     give_state,
     plain_optimizer,

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.commands import Event, What
-from coordinator.display import Display
-from washp2p import checkpoints, rundir
-from washp2p.config import RunConfig
+from coordinator.machine.commands import Event, What
+from coordinator.watch.display import Display
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from washp2p.logs import Log
-from washp2p.report import plain
+from washp2p.reporting.report import plain
+from washp2p.runfolder import checkpoints, rundir
+from washp2p.runfolder.logs import Log
 
 NASTY = [
     "..",

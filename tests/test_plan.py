@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.conftest import make_layout
-from washp2p import selection
-from washp2p.permutations import keyed
-from washp2p.plan import Deriver
-from washp2p.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
-from washp2p.reference import Selection, deal, permutations_of
-from washp2p.version import DERIVATION
-from washp2p.words import RoundWords
+from washp2p.plan import selection
+from washp2p.plan.permutations import keyed
+from washp2p.plan.philox import RoundWords
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
+from washp2p.protocol.version import DERIVATION
+from workers.simulation.reference import Selection, deal, permutations_of
 
 GOLDEN = Path(__file__).parent / "golden" / "plans.json"
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import make_layout
-from washp2p.rates import (
+from washp2p.model.store import Store
+from washp2p.protocol.rates import (
     expected_payload,
     expected_selected,
     layer_rates,
@@ -16,8 +17,7 @@ from washp2p.rates import (
     papa_payload,
     paper_payload,
 )
-from washp2p.store import Store
-from workers.models import build_model
+from workers.training.models import build_model
 
 
 def test_rates_fall_to_zero_rise_from_zero_or_stay():

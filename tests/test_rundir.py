@@ -7,9 +7,9 @@ import multiprocessing
 
 import pytest
 
-from washp2p import rundir
-from washp2p.config import RunConfig
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
+from washp2p.runfolder import rundir
 
 
 def make_some(where, queue):

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.rounds import Peer, Roster
-from washp2p.runlog import Joined, Jump, Record, RunLog, read_log
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.runfolder.runlog import Joined, Jump, Record, RunLog, read_log
 
 PEERS = tuple(Peer(member=m, endpoint="", host="") for m in range(2))
 RUN = b"12345678"

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from washp2p.errors import ProtocolError
-from washp2p.snapshot import Snapshot, open_snapshot, restore, take
-from washp2p.store import Store
+from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
+from washp2p.model.store import Store
 
 WHERE = Snapshot(run=b"12345678", member=3, step=7, round=9, extra={"a": [1, (2.5, None)], 5: "x"})
 

@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
-from washp2p.lanes import HostLane
-from washp2p.store import Store, optimizer_slots
+from washp2p.model.device_copies import HostLane
+from washp2p.model.store import Store, optimizer_slots
 
 
 def at(*places):

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.surveys import OPEN, Surveys
+from coordinator.machine.surveys import OPEN, Surveys
 from tests.conftest import make_layout
-from washp2p.control import Surveyed
-from washp2p.plan import everything
-from washp2p.survey import SAMPLE, Survey, sample
+from washp2p.plan.plan import everything
+from washp2p.plan.survey import SAMPLE, Survey, sample
+from washp2p.protocol.control import Surveyed
 
 SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from washp2p import watch as module
 from washp2p.errors import UsageError
-from washp2p.watch import BESIDE, IN_A_ROW, TOPIC, Watch
+from washp2p.model import missed_steps as module
+from washp2p.model.missed_steps import BESIDE, IN_A_ROW, TOPIC, Watch
 
 
 @pytest.fixture

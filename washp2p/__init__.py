@@ -23,13 +23,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from washp2p.config import RunConfig
-    from washp2p.connection import Connection
-    from washp2p.joining import attach, connect, follow, join
-    from washp2p.layout import Layout
-    from washp2p.ledger import Ledger
-    from washp2p.member import Member
-    from washp2p.replicas import Replica
+    from washp2p.config.config import RunConfig
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.member.joining import attach, connect, follow, join
+    from washp2p.member.member import Member
+    from washp2p.member.replicas import Replica
+    from washp2p.protocol.layout import Layout
+    from washp2p.protocol.ledger import Ledger
 
 __all__ = [
     "Connection",
@@ -44,16 +44,16 @@ __all__ = [
     "join",
 ]
 _WHERE = {
-    "Connection": "connection",
-    "Layout": "layout",
-    "Ledger": "ledger",
-    "Member": "member",
-    "Replica": "replicas",
-    "RunConfig": "config",
+    "Connection": "coordinator_link.connection",
+    "Layout": "protocol.layout",
+    "Ledger": "protocol.ledger",
+    "Member": "member.member",
+    "Replica": "member.replicas",
+    "RunConfig": "config.config",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'washp2p' has no attribute {name!r}")
-    return getattr(import_module(f"washp2p.{_WHERE.get(name, 'joining')}"), name)
+    return getattr(import_module(f"washp2p.{_WHERE.get(name, 'member.joining')}"), name)

@@ -2,6 +2,6 @@
 
 import sys
 
-from washp2p.cli import main
+from washp2p.cli.main import main
 
 sys.exit(main())

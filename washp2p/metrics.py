@@ -10,12 +10,12 @@ import math
 import weakref
 from typing import TYPE_CHECKING
 
-from washp2p.arrivals import Loss
-from washp2p.conduct import Reason
-from washp2p.endpoints import http_address
 from washp2p.errors import UsageError
-from washp2p.httpd import Service
-from washp2p.version import VERSION
+from washp2p.protocol.endpoints import http_address
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.version import VERSION
+from washp2p.reporting.httpd import Service
+from washp2p.rounds.inbound import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from washp2p.member import Member
+    from washp2p.member.member import Member
 
 __all__ = ["Exporter"]
 

@@ -14,7 +14,7 @@ from washp2p.errors import (
     UnreachableError,
     UsageError,
 )
-from washp2p.logs import Log, add_log_option, complain
+from washp2p.runfolder.logs import Log, add_log_option, complain
 from workers.launched import launched
 from workers.options import add_data_options, add_device_option, add_threads_option
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from washp2p import Member
     from washp2p.metrics import Exporter
-    from workers.data import Data
-    from workers.trainer import Trainer
+    from workers.training.data import Data
+    from workers.training.trainer import Trainer
 
     State = dict[str, torch.Tensor]
 
@@ -111,10 +111,10 @@ def take_part(
     coordinator is waited for `wait` seconds.
     """
     import washp2p
-    from washp2p import rundir
-    from workers.data import load_data
-    from workers.rescue import Rescue
-    from workers.trainer import Trainer
+    from washp2p.runfolder import rundir
+    from workers.training.data import load_data
+    from workers.training.rescue import Rescue
+    from workers.training.trainer import Trainer
 
     connection = washp2p.connect(
         options.coordinator,
@@ -186,7 +186,7 @@ def evaluate(
     member: Member, trainer: Trainer, averaged: State, data: Data, device: torch.device
 ) -> None:
     """Judge the population, and tell the coordinator. Raises RunStoppedError."""
-    from workers.evaluate import evaluate_population
+    from workers.training.evaluate import evaluate_population
 
     states = member.models()
     found = evaluate_population(trainer.model, list(states.values()), averaged, data, device)

@@ -10,15 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from coordinator.commands import End, Reject, Send
-from coordinator.membership import Membership
-from coordinator.summary import summarise
+from coordinator.machine.commands import End, Reject, Send
+from coordinator.machine.membership import Membership
+from coordinator.service.summary import summarise
 from tests.conftest import make_layout
 from tests.messages import control_messages, records
-from washp2p.config import RunConfig
-from washp2p.control import PROTOCOL, Attach, Hello, NewRoster, Synced, View, Vitals, messages
-from washp2p.report import final_tables
-from washp2p.view import render
+from washp2p.config.config import RunConfig
+from washp2p.protocol.control import (
+    PROTOCOL,
+    Attach,
+    Hello,
+    NewRoster,
+    Synced,
+    View,
+    Vitals,
+    messages,
+)
+from washp2p.reporting.report import final_tables
+from washp2p.reporting.status_table import render
 
 LAYOUT = make_layout([[9, 3], [12]]).to_wire()
 GOOD = 3

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.history import EVERY_SECONDS, FRACTION, History
+from coordinator.watch.history import EVERY_SECONDS, FRACTION, History
 
 
 def walk(history, times):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.commands import Rewind
-from coordinator.journal import Journal
-from coordinator.members import Departed, Member, Phase
+from coordinator.machine.commands import Rewind
+from coordinator.machine.members import Departed, Member, Phase
+from coordinator.service.journal import Journal
 from washp2p.errors import UsageError
-from washp2p.rosterbook import read_rosters
-from washp2p.rounds import Peer, Roster
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.runfolder.roster_store import read_rosters
 
 
 def roster(epoch, first, *members):

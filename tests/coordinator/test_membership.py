@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from coordinator.commands import End, Event, Keep, Record, Reject, Reserve, Rewind, Send
-from coordinator.members import Past, Phase
-from coordinator.membership import Membership
+from coordinator.machine.commands import End, Event, Keep, Record, Reject, Reserve, Rewind, Send
+from coordinator.machine.members import Past, Phase
+from coordinator.machine.membership import Membership
 from tests.conftest import make_layout
-from washp2p.config import RunConfig
-from washp2p.control import (
+from washp2p.config.config import RunConfig
+from washp2p.protocol.control import (
     PROTOCOL,
     Accounts,
     Attach,
@@ -51,8 +51,8 @@ from washp2p.control import (
     Unusable,
     Welcome,
 )
-from washp2p.layout import Buffer
-from washp2p.rounds import Peer, round_seed, run_key, unpack_seeds
+from washp2p.protocol.layout import Buffer
+from washp2p.protocol.roster import Peer, round_seed, run_key, unpack_seeds
 
 LAYOUT = make_layout([[9, 3], [12]])
 

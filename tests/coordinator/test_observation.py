@@ -9,10 +9,10 @@ from math import sqrt
 import pytest
 from rich.console import Console
 
-from coordinator.commands import Event, What
-from coordinator.observation import EVENTS
+from coordinator.machine.commands import Event, What
+from coordinator.machine.observation import EVENTS
 from tests.coordinator.test_membership import Run, events, finished, hello
-from washp2p.control import (
+from washp2p.protocol.control import (
     MESSAGE_LIMIT,
     Metrics,
     Progress,
@@ -20,7 +20,7 @@ from washp2p.control import (
     Vitals,
     messages,
 )
-from washp2p.view import render
+from washp2p.reporting.status_table import render
 
 
 def vitals(steps=0, distance=-1.0, sent=(), **changes):

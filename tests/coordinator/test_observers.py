@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from coordinator.display import Display
-from coordinator.observers import FRESH_SECONDS, Observers
-from coordinator.scalars import Scalars
+from coordinator.watch.display import Display
+from coordinator.watch.observers import FRESH_SECONDS, Observers
+from coordinator.watch.scalars import Scalars
 from tests.coordinator.test_membership import Run
-from washp2p.logs import Log
-from washp2p.rundir import METRICS, POPULATION
+from washp2p.runfolder.logs import Log
+from washp2p.runfolder.rundir import METRICS, POPULATION
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.publication import Publication
-from washp2p.config import RunConfig
-from washp2p.control import Checkpoint, Seeds
-from washp2p.rounds import Peer, Roster
+from coordinator.machine.publication import Publication
+from washp2p.config.config import RunConfig
+from washp2p.protocol.control import Checkpoint, Seeds
+from washp2p.protocol.roster import Peer, Roster
 
 ROSTER = Roster(epoch=0, peers=(Peer(member=0, endpoint="", host=""),))
 

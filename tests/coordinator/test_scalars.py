@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from coordinator.scalars import Scalars
+from coordinator.watch.scalars import Scalars
 from tests.integration.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -47,7 +47,7 @@ def test_a_series_for_each_member_and_one_for_all(tmp_path):
 
 def test_it_needs_no_torch(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from coordinator.scalars import Scalars\n"
+        "import sys; from pathlib import Path; from coordinator.watch.scalars import Scalars\n"
         f"Scalars(Path({str(tmp_path)!r})).metrics({{'member': 0, 'round': 1, 'loss': 1.0}})\n"
         "assert not {'torch', 'tensorflow'} & set(sys.modules)"
     )

@@ -10,12 +10,12 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from coordinator.display import Display
-from coordinator.observers import Observers
-from coordinator.server import Server
+from coordinator.service.server import Server
+from coordinator.watch.display import Display
+from coordinator.watch.observers import Observers
 from tests.conftest import make_layout
-from washp2p.config import RunConfig
-from washp2p.control import (
+from washp2p.config.config import RunConfig
+from washp2p.protocol.control import (
     PROTOCOL,
     Accounts,
     Attach,
@@ -35,9 +35,9 @@ from washp2p.control import (
     Welcome,
     messages,
 )
-from washp2p.logs import Log
-from washp2p.rounds import round_seed, run_key, unpack_seeds
-from washp2p.version import DERIVATION, VERSION
+from washp2p.protocol.roster import round_seed, run_key, unpack_seeds
+from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.runfolder.logs import Log
 
 ROUNDS = 400
 

@@ -13,14 +13,14 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from coordinator.web import Page
+from coordinator.watch.web import Page
 from tests.coordinator.test_membership import Run
 from tests.coordinator.test_observation import vitals
 from tests.prometheus import samples, series
-from washp2p import httpd
-from washp2p.control import Metrics, Progress
-from washp2p.endpoints import http_address
 from washp2p.errors import UsageError
+from washp2p.protocol.control import Metrics, Progress
+from washp2p.protocol.endpoints import http_address
+from washp2p.reporting import httpd
 
 
 class Source:

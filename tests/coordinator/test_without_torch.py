@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import ROOT
 from tests.integration.test_failures import greet
-from washp2p.control import Welcome
+from washp2p.protocol.control import Welcome
 
 NEEDED = ("pyzmq", "msgpack", "rich", "markdown-it-py", "mdurl", "pygments")
 
@@ -48,7 +48,7 @@ def test_it_has_no_torch_and_needs_none(bare_python):
     code = (
         "from importlib.util import find_spec\n"
         "assert not any(map(find_spec, ('torch', 'numpy', 'workers')))\n"
-        "import coordinator.server, coordinator.display, washp2p, washp2p.control; print('fine')"
+        "import coordinator.service.server, coordinator.watch.display, washp2p; print('fine')"
     )
     with bare_python("-c", code) as process:
         assert process.communicate(timeout=30)[0].strip() == "fine"
@@ -71,5 +71,5 @@ def test_it_welcomes_workers(bare_python, tmp_path):
 
 
 def test_control_does_not_pull_torch_in():
-    code = "import sys, washp2p.control, coordinator.server; assert 'torch' not in sys.modules"
+    code = "import sys, coordinator.service.server; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

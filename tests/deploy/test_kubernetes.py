@@ -17,7 +17,7 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from coordinator.__main__ import main as coordinate
 from tests.deploy.conftest import DEPLOY
-from washp2p import keys
+from washp2p.sockets import keys
 from workers.__main__ import main as work
 
 VERSIONS = ("1.30", "1.33")

@@ -8,7 +8,7 @@ from torch import nn
 
 from washp2p.errors import UsageError
 from washp2p.evaluation.alignment import align, permute, spaces_of
-from workers.models import build_model
+from workers.training.models import build_model
 
 MODELS = [("cnn", (1, 12, 12)), ("vgg16", (3, 32, 32)), ("resnet18", (3, 16, 16))]
 

@@ -8,7 +8,7 @@ import torch
 from washp2p.evaluation.average import average_state, mean
 from washp2p.evaluation.ensemble import accuracy, ensemble, probabilities
 from washp2p.evaluation.soup import greedy_soup
-from washp2p.reference import plain_average
+from workers.simulation.reference import plain_average
 
 
 def test_floats_are_averaged_in_float64_and_integers_take_the_maximum():

@@ -9,7 +9,7 @@ from torch import nn
 
 from washp2p.evaluation import average_state
 from washp2p.evaluation.repair import preactivations, repair, reset_batch_norm
-from workers.models import build_model
+from workers.training.models import build_model
 
 SHAPE = (1, 12, 12)
 

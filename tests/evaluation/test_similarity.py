@@ -9,7 +9,7 @@ from torch import nn
 
 from washp2p.evaluation import average_state
 from washp2p.evaluation.similarity import hidden_layers, similarities
-from workers.models import build_model
+from workers.training.models import build_model
 
 
 def small():

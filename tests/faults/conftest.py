@@ -17,12 +17,13 @@ import pytest
 from benchmarks.hosts import enter, missing, on_a_switch
 from benchmarks.population import LOOPBACK
 from tests.integration.conftest import FORKSERVER, Coordinator, Worker, read_logs, work
-from washp2p import rundir
-from washp2p.plan import Deriver
-from washp2p.rates import layer_rates
-from washp2p.rosterbook import read_rosters
-from washp2p.rounds import roster_at, round_seed, run_key
-from washp2p.runlog import Joined, Record
+from washp2p.plan.plan import Deriver
+from washp2p.protocol.rates import layer_rates
+from washp2p.protocol.roster import roster_at, round_seed, run_key
+from washp2p.rounds import hold_points
+from washp2p.runfolder import rundir
+from washp2p.runfolder.roster_store import read_rosters
+from washp2p.runfolder.runlog import Joined, Record
 
 
 def _work(arguments, output, host, hold_at, pipe):
@@ -33,23 +34,21 @@ def _work(arguments, output, host, hold_at, pipe):
     if host is not None:
         enter(host)
     if hold_at is not None:
-        from washp2p import points
-
         if hold_at[0] == "poisoned":
             _poison_in(hold_at[1])
 
         def hold(point, number):
             if (point, number) >= hold_at and point == hold_at[0]:
-                points.hold = lambda *_: None
+                hold_points.hold = lambda *_: None
                 pipe.send(number)
                 pipe.recv()
 
-        points.hold = hold
+        hold_points.hold = hold
     work(arguments, output)
 
 
 def _poison_in(round_number):
-    from workers.trainer import Trainer
+    from workers.training.trainer import Trainer
 
     learning_rate = Trainer._learning_rate
     poisoned = []

@@ -11,10 +11,10 @@ import pytest
 
 from tests.faults.conftest import Story
 from tests.integration.conftest import replay
-from washp2p import points
-from washp2p.runlog import Jump, Record
-from workers.data import load_data
-from workers.simulate import differences, simulate
+from washp2p.rounds import hold_points
+from washp2p.runfolder.runlog import Jump, Record
+from workers.simulation.simulate import differences, simulate
+from workers.training.data import load_data
 
 FLAGS = ("--n=3", "--p=0.05", "--patience=2", "--epochs=4", "--checkpoint-epochs=1")
 
@@ -87,7 +87,7 @@ def assert_undisturbed(here, tmp_path, *, unheard=()):
 )
 def test_a_power_cut(here, tmp_path, flags, rounds):
     here.coordinator(*FLAGS, "--max-delay=0", *flags)
-    three(here, points.BEFORE_SEND, 110)
+    three(here, hold_points.BEFORE_SEND, 110)
     kill_all(here)
     second, workers = resume(here)
     line = second.until("go on from their checkpoints of round")
@@ -107,7 +107,7 @@ def test_a_power_cut(here, tmp_path, flags, rounds):
 )
 def test_a_power_cut_when_values_are_late(here, tmp_path, flags):
     here.coordinator(*FLAGS, *flags)
-    three(here, points.BEFORE_SEND, 110)
+    three(here, hold_points.BEFORE_SEND, 110)
     kill_all(here)
     second, workers = resume(here)
     finish(second, workers)
@@ -145,10 +145,10 @@ def test_interrupted_and_killed_again_while_it_is_resumed(here, tmp_path):
 def test_a_coordinator_killed_before_they_have_gone_on(here, tmp_path):
     """The members are there, their roster is out, no seed is."""
     here.coordinator(*FLAGS, "--max-delay=0")
-    three(here, points.BEFORE_SEND, 60)
+    three(here, hold_points.BEFORE_SEND, 60)
     kill_all(here)
     second = here.coordinator(resume=True)
-    slow = here.worker((points.STARTING, 0))
+    slow = here.worker((hold_points.STARTING, 0))
     workers = [slow, *(here.worker() for _ in range(2))]
     slow.wait_until_held()
     second.kill()
@@ -163,8 +163,8 @@ def test_a_coordinator_killed_before_they_have_gone_on(here, tmp_path):
 def test_one_that_would_jump_over_the_round_of_a_checkpoint(here, tmp_path):
     flags = ("--max-delay=none", "--expire=4", "--checkpoint-epochs=2", "--patience=4")
     first = here.coordinator(*FLAGS, *flags)
-    slow = here.worker((points.BEFORE_SEND, 60))
-    others = [here.worker((points.BEFORE_SEND, 110)) for _ in range(2)]
+    slow = here.worker((hold_points.BEFORE_SEND, 60))
+    others = [here.worker((hold_points.BEFORE_SEND, 110)) for _ in range(2)]
     for worker in (slow, *others):
         worker.wait_until_held()
     slow.let_go()
@@ -185,7 +185,7 @@ def test_a_snapshot_given_just_after_a_checkpoint(here, tmp_path):
     """What a newcomer gets is what the donor has then, though values were late before."""
     flags = ("--n=4", "--min-n=3", "--p=0.3", "--max-delay=3", "--patience=4")
     first = here.coordinator(*FLAGS, *flags)
-    members = [here.worker((points.BEFORE_SEND, 39)) for _ in range(3)]
+    members = [here.worker((hold_points.BEFORE_SEND, 39)) for _ in range(3)]
     for worker in members:
         worker.wait_until_held()
     newcomer = here.worker()
@@ -199,7 +199,7 @@ def test_a_snapshot_given_just_after_a_checkpoint(here, tmp_path):
 @pytest.mark.timeout(120)
 def test_without_one_of_its_members(here, tmp_path):
     here.coordinator(*FLAGS, "--max-delay=0", "--checkpoint-epochs=2")
-    three(here, points.BEFORE_SEND, 110)
+    three(here, hold_points.BEFORE_SEND, 110)
     kill_all(here)
     (here.folder / "checkpoints" / "80" / "1.safetensors").unlink()
     second = here.coordinator("--min-n=2", resume=True)
@@ -222,7 +222,7 @@ def test_members_that_stopped_leave_checkpoints(here, tmp_path):
     """The coordinator stays away: they stop at its last seed, and go on from there."""
     flags = ("--checkpoint-epochs=0", "--patience=0.2", "--max-delay=0")
     first = here.coordinator(*FLAGS, *flags)
-    workers = three(here, points.BEFORE_SEND, 60)
+    workers = three(here, hold_points.BEFORE_SEND, 60)
     first.kill()
     workers[0].let_go()
     assert [worker.wait() for worker in workers] == [1] * 3
@@ -263,7 +263,7 @@ def disk():
 def test_no_room_for_a_checkpoint(here, disk, tmp_path):
     small_disk = disk(here.folder / "checkpoints", "1200k")  # for those of one round, and a bit
     first = here.coordinator(*FLAGS, "--max-delay=0")
-    workers = three(here, points.BEFORE_SEND, 60)
+    workers = three(here, hold_points.BEFORE_SEND, 60)
     first.until("all members have a checkpoint of round 40")
     filler = fill(small_disk)
     workers[0].let_go()
@@ -286,7 +286,7 @@ def test_no_room_for_anything_for_a_while(here, disk):
     """The run goes on, and says what it could not write."""
     disk(here.folder, "4m")
     coordinator = here.coordinator(*FLAGS, "--max-delay=0", "--epochs=8")
-    workers = three(here, points.BEFORE_SEND, 100)
+    workers = three(here, hold_points.BEFORE_SEND, 100)
     coordinator.until("all members have a checkpoint of round 80")
     filler = fill(here.folder)
     workers[0].let_go()
@@ -307,7 +307,7 @@ def test_no_room_for_the_journal_only(here, disk, tmp_path):
     for place in (here.folder, here.folder / "checkpoints"):
         disk(place, "4m")
     first = here.coordinator(*FLAGS, "--max-delay=0")
-    held, *_ = three(here, points.BEFORE_SEND, 60)
+    held, *_ = three(here, hold_points.BEFORE_SEND, 60)
     first.until("all members have a checkpoint of round 40")
     filler = fill(here.folder)
     held.let_go()

@@ -12,11 +12,11 @@ import pytest
 
 from tests.faults.conftest import Story
 from tests.integration.conftest import replay
-from washp2p import points
 from washp2p.errors import UsageError
-from washp2p.runlog import Record
-from workers.data import load_data
-from workers.simulate import differences, simulate
+from washp2p.rounds import hold_points
+from washp2p.runfolder.runlog import Record
+from workers.simulation.simulate import differences, simulate
+from workers.training.data import load_data
 
 FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3", "--epochs=4")
 
@@ -40,11 +40,11 @@ def assert_undisturbed(population, tmp_path):
     ("state", "point", "number"),
     [
         ("joined (1 of 3)", None, 0),
-        ("joined (3 of 3)", points.JOINING, 0),
-        ("fetch member", points.STARTING, 0),
-        ("epoch 1", points.BEFORE_SEND, 60),
-        ("epoch 2", points.APPLYING, 80),
-        ("epoch 4", points.AVERAGING, 0),
+        ("joined (3 of 3)", hold_points.JOINING, 0),
+        ("fetch member", hold_points.STARTING, 0),
+        ("epoch 1", hold_points.BEFORE_SEND, 60),
+        ("epoch 2", hold_points.APPLYING, 80),
+        ("epoch 4", hold_points.AVERAGING, 0),
     ],
     ids=str,
 )

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from tests.faults.conftest import Story
 from tests.integration.conftest import replay
-from washp2p import points, rundir
-from workers.data import load_data
-from workers.simulate import differences, simulate
+from washp2p.rounds import hold_points
+from washp2p.runfolder import rundir
+from workers.simulation.simulate import differences, simulate
+from workers.training.data import load_data
 
 FLAGS = ("--n=3", "--p=0.05", "--patience=2", "--track-consensus=4")
 EACH = {
@@ -29,7 +30,9 @@ def surveys(folder):
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("point", [points.BEFORE_SEND, points.AFTER_SEND, points.APPLYING])
+@pytest.mark.parametrize(
+    "point", [hold_points.BEFORE_SEND, hold_points.AFTER_SEND, hold_points.APPLYING]
+)
 @pytest.mark.parametrize("method", EACH)
 def test_one_is_killed(here, tmp_path, method, point):
     coordinator = here.coordinator(*FLAGS, *EACH[method], "--epochs=4")
@@ -43,7 +46,7 @@ def test_one_is_killed(here, tmp_path, method, point):
     story = Story(here.folder)
     story.assert_rosters_agree()
     assert len(story.summary["averaged_over"]) == 2
-    if point != points.APPLYING or method != "papa-2":
+    if point != hold_points.APPLYING or method != "papa-2":
         lost = {why for row in story.summary["bytes"] for why in row["lost"]}
         assert lost <= {"sender dropped", "link broken"}
     assert replay(here.folder, tmp_path) == []
@@ -54,7 +57,7 @@ def test_one_is_killed(here, tmp_path, method, point):
 def test_one_is_stopped_and_comes_back(here, tmp_path):
     coordinator = here.coordinator(*FLAGS, *EACH["papa"], "--epochs=40", "--lr=0.02")
     workers = [here.worker() for _ in range(2)]
-    victim = here.worker((points.AFTER_SEND, 40))
+    victim = here.worker((hold_points.AFTER_SEND, 40))
     assert victim.wait_until_held() == 40
     victim.signal(signal.SIGSTOP)
     victim.let_go()
@@ -122,7 +125,7 @@ def test_a_power_cut(here, tmp_path, method):
     """Going on from a checkpoint: the bits of a run that was never interrupted."""
     flags = (*FLAGS, *EACH[method], "--epochs=3", "--checkpoint-epochs=1")
     here.coordinator(*flags)
-    workers = [here.worker((points.BEFORE_SEND, 80)) for _ in range(3)]
+    workers = [here.worker((hold_points.BEFORE_SEND, 80)) for _ in range(3)]
     for worker in workers:
         worker.wait_until_held()
     for worker in workers:

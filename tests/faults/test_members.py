@@ -15,26 +15,26 @@ from safetensors.torch import load_file
 
 from tests.faults.conftest import Story
 from tests.integration.conftest import linked_by, replay
-from washp2p import points
-from washp2p.layout import Layout
-from washp2p.runlog import Jump, Record
-from workers.data import load_data
-from workers.trainer import Trainer
+from washp2p.protocol.layout import Layout
+from washp2p.rounds import hold_points
+from washp2p.runfolder.runlog import Jump, Record
+from workers.training.data import load_data
+from workers.training.trainer import Trainer
 
 FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3")
 LONG = ("--epochs=40", "--lr=0.02")
 """So that there is time to come back before the end, on a fast machine, too."""
 HELD_IN = 30
 """The round in which a member is held, where the point is one of a round."""
-IN_TRAINING = (points.BEFORE_SEND, points.AFTER_SEND, points.APPLYING)
-AT_START = (points.JOINING, points.STARTING)
+IN_TRAINING = (hold_points.BEFORE_SEND, hold_points.AFTER_SEND, hold_points.APPLYING)
+AT_START = (hold_points.JOINING, hold_points.STARTING)
 FAULTS = ("SIGKILL", "SIGSTOP", "cut both ways", "cut one way")
 
 
 def layout_of(config, data):
     import torch
 
-    from washp2p.store import Store
+    from washp2p.model.store import Store
 
     trainer = Trainer(config, data, 0, torch.device("cpu"))
     return Store(trainer.model, trainer.optimizer).layout
@@ -131,9 +131,9 @@ def test_at_the_start(request, tmp_path, point, fault):
     coordinator.until("joined (1 of 3)")
     workers = [population.worker() for _ in range(2)]
     victim.wait_until_held(20)
-    coordinator.until("joined (3 of 3)" if point == points.JOINING else "fetch member")
+    coordinator.until("joined (3 of 3)" if point == hold_points.JOINING else "fetch member")
     strike(population, victim, fault)
-    if point == points.JOINING:
+    if point == hold_points.JOINING:
         coordinator.until("waiting for 1 of 3 members")
         if fault == "SIGKILL":
             workers.append(population.worker())
@@ -153,7 +153,7 @@ def test_while_it_gives_a_snapshot(request, tmp_path, fault):
     """The newcomer turns to another donor."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
     coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
-    workers = [population.worker((points.GIVING, 0)) for _ in range(3)]
+    workers = [population.worker((hold_points.GIVING, 0)) for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker()
     coordinator.until("fetches a snapshot from")
@@ -190,7 +190,7 @@ def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
     coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
     workers = [population.worker() for _ in range(3)]
     coordinator.until("training begins")
-    newcomer = population.worker((points.RECEIVING, 0))
+    newcomer = population.worker((hold_points.RECEIVING, 0))
     newcomer.wait_until_held(20)
     strike(population, newcomer, fault)
     coordinator.until(f"process {newcomer.process.pid}) died")
@@ -211,7 +211,7 @@ def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
 def test_while_all_average(request, tmp_path, fault):
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
     coordinator = population.coordinator(*FLAGS, "--epochs=2")
-    *workers, victim = [population.worker((points.AVERAGING, 0)) for _ in range(3)]
+    *workers, victim = [population.worker((hold_points.AVERAGING, 0)) for _ in range(3)]
     for worker in (*workers, victim):
         worker.wait_until_held(30)
     strike(population, victim, fault)
@@ -234,7 +234,7 @@ def test_while_all_average(request, tmp_path, fault):
 def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     """Both live and the coordinator sees both: nobody is dropped, each other's values are lost."""
     coordinator = apart.coordinator(*FLAGS, *LONG)
-    one, other = apart.worker((points.BEFORE_SEND, HELD_IN)), apart.worker()
+    one, other = apart.worker((hold_points.BEFORE_SEND, HELD_IN)), apart.worker()
     third = apart.worker()
     assert one.wait_until_held() == HELD_IN
     apart.cut_between(one, other)
@@ -260,7 +260,7 @@ def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
 @pytest.mark.timeout(180)
 def test_a_link_between_two_members_that_stays_broken_in_the_average(apart, tmp_path):
     coordinator = apart.coordinator(*FLAGS, "--epochs=2")
-    one, other = apart.worker((points.AVERAGING, 0)), apart.worker()
+    one, other = apart.worker((hold_points.AVERAGING, 0)), apart.worker()
     third = apart.worker()
     one.wait_until_held()
     apart.cut_between(one, other)
@@ -303,7 +303,7 @@ def test_one_that_diverges_does_not_poison_the_others(here, policy):
 @pytest.mark.timeout(120)
 def test_one_that_cannot_reach_the_first_member_gets_the_first_state_elsewhere(apart, tmp_path):
     coordinator = apart.coordinator(*FLAGS, "--epochs=2")
-    workers = [apart.worker((points.JOINING, 0)) for _ in range(3)]
+    workers = [apart.worker((hold_points.JOINING, 0)) for _ in range(3)]
     for worker in workers:
         worker.wait_until_held()
     coordinator.until("joined (3 of 3)")
@@ -322,7 +322,7 @@ def test_one_that_cannot_reach_the_first_member_gets_the_first_state_elsewhere(a
 @pytest.mark.timeout(120)
 def test_one_that_cannot_be_reached_any_more_is_left_out_of_the_evaluation(apart, tmp_path):
     coordinator = apart.coordinator(*FLAGS, "--epochs=2")
-    workers = [apart.worker((points.EVALUATING, 0)) for _ in range(3)]
+    workers = [apart.worker((hold_points.EVALUATING, 0)) for _ in range(3)]
     held = wait([worker.pipe for worker in workers], 60)
     (leader,) = [worker for worker in workers if worker.pipe in held]
     other = next(worker for worker in workers if worker is not leader)

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.population import LOOPBACK, start_coordinator
-from washp2p import rundir
-from washp2p.rosterbook import read_rosters
-from washp2p.runlog import read_log
-from workers.data import load_data
-from workers.simulate import differences, simulate
+from washp2p.runfolder import rundir
+from washp2p.runfolder.roster_store import read_rosters
+from washp2p.runfolder.runlog import read_log
+from workers.simulation.simulate import differences, simulate
+from workers.training.data import load_data
 
 ROOT = Path(__file__).parents[2]
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -30,9 +30,9 @@ FORKSERVER.set_forkserver_preload(
         "torch",
         "torchvision",
         "sklearn.datasets",
-        "washp2p.joining",
-        "workers.evaluate",
-        "workers.data",
+        "washp2p.member.joining",
+        "workers.training.evaluate",
+        "workers.training.data",
     ]
 )
 

@@ -9,9 +9,9 @@ from statistics import mean
 
 import pytest
 
-from washp2p.config import RunConfig
-from workers.data import DEBIAN_FASHION_MNIST, load_data
-from workers.simulate import simulate
+from washp2p.config.config import RunConfig
+from workers.simulation.simulate import simulate
+from workers.training.data import DEBIAN_FASHION_MNIST, load_data
 
 
 def shortfalls(tmp_path, seeds, **options):

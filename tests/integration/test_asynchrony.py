@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import FORKSERVER, read_logs, replay
-from washp2p.cli import main
-from washp2p.config import RunConfig
+from washp2p.cli.main import main
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from washp2p.rundir import read_config
-from washp2p.runlog import Jump
+from washp2p.runfolder.rundir import read_config
+from washp2p.runfolder.runlog import Jump
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def slowed(arguments, output, seconds):
     log = Path(output).open("w")  # noqa: SIM115 - for the life of the process
     sys.stdout = sys.stderr = log
     from workers.__main__ import main
-    from workers.trainer import Trainer
+    from workers.training.trainer import Trainer
 
     learning_rate = Trainer._learning_rate
 

@@ -18,10 +18,10 @@ import zmq
 
 from tests.conftest import make_layout
 from tests.integration.conftest import ROOT
-from washp2p import rundir
-from washp2p.control import PROTOCOL, Attach, Hello, Leave, Metrics, Welcome, messages
-from washp2p.version import DERIVATION, VERSION
-from workers.checkpoint import load_model
+from washp2p.protocol.control import PROTOCOL, Attach, Hello, Leave, Metrics, Welcome, messages
+from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.runfolder import rundir
+from workers.training.model_files import load_model
 
 LONG = ("--epochs=100000", "--p=0.05")
 

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import washp2p
 from tests.integration.conftest import FORKSERVER, ROOT, collect
-from washp2p import replicas
 from washp2p.errors import DroppedError, RunStoppedError, UsageError
-from washp2p.reference import Reference, plain_average
-from washp2p.rounds import round_seed, run_key
+from washp2p.member import replicas
+from washp2p.protocol.roster import round_seed, run_key
+from workers.simulation.reference import Reference, plain_average
 
 N, STEPS, SEED, P = 2, 12, 4, 0.4
 

@@ -11,7 +11,7 @@ from benchmarks.hosts import missing, on_a_switch
 from tests.integration.conftest import linked_by, replay
 from tests.integration.test_hosts import start
 from tests.integration.test_population import simulated
-from washp2p import keys
+from washp2p.sockets import keys
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 

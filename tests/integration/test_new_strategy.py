@@ -12,9 +12,9 @@ import pytest
 
 from tests.conftest import make_layout
 from tests.integration.conftest import ROOT
-from washp2p.config import RunConfig
-from washp2p.rundir import read_summary
-from workers.simulate import differences
+from washp2p.config.config import RunConfig
+from washp2p.runfolder.rundir import read_summary
+from workers.simulation.simulate import differences
 
 PAGE = (ROOT / "docs" / "new-strategy.md").read_text()
 CODE = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)

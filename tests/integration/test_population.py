@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.integration.conftest import ROOT, read_logs
-from washp2p.cli import main
-from washp2p.config import RunConfig, flag
-from workers.data import load_data
-from workers.simulate import differences, simulate
+from washp2p.cli.main import main
+from washp2p.config.config import RunConfig, flag
+from workers.simulation.simulate import differences, simulate
+from workers.training.data import load_data
 
 
 def simulated(tmp_path, **options):

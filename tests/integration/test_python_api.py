@@ -12,8 +12,8 @@ from torch import nn
 import washp2p
 from tests.integration.conftest import FORKSERVER, collect
 from washp2p.errors import JoinRefusedError, RunStoppedError, UnreachableError
-from washp2p.reference import Reference, plain_average
-from washp2p.rounds import round_seed, run_key
+from washp2p.protocol.roster import round_seed, run_key
+from workers.simulation.reference import Reference, plain_average
 
 STEPS = 30
 SEED = 11

@@ -10,10 +10,10 @@ import zmq
 
 from tests.integration.conftest import Worker, replay, work
 from tests.integration.test_failures import command
-from washp2p import keys
-from washp2p.control import PROTOCOL, Hello, Metrics, messages
-from washp2p.gate import present
-from washp2p.version import DERIVATION, VERSION
+from washp2p.protocol.control import PROTOCOL, Hello, Metrics, messages
+from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.sockets import keys
+from washp2p.sockets.curve_auth import present
 
 FLAGS = ("--n=3", "--p=0.05", "--patience=2")
 
@@ -92,8 +92,8 @@ def test_a_coordinator_does_not_come_back_in_plain_text(runs, folder):
 
 def garbage(arguments, output):
     """A worker that sends its peers a thousand messages that are none, from round 20 on."""
-    from washp2p import exchange
-    from washp2p.ledger import Kind
+    from washp2p.protocol.ledger import Kind
+    from washp2p.rounds import exchange
 
     post = exchange.Exchange.post
 

@@ -9,8 +9,9 @@ import torch
 import zmq
 
 import washp2p
-from washp2p.config import RunConfig
-from washp2p.control import (
+from washp2p.config.config import RunConfig
+from washp2p.errors import UsageError
+from washp2p.protocol.control import (
     Accounts,
     Attach,
     Averaged,
@@ -25,8 +26,7 @@ from washp2p.control import (
     Welcome,
     messages,
 )
-from washp2p.errors import UsageError
-from washp2p.rounds import Peer, Roster, pack_seeds
+from washp2p.protocol.roster import Peer, Roster, pack_seeds
 
 WINDOW = 8
 

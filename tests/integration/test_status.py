@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 from tests.integration.conftest import ROOT
-from washp2p import keys
-from washp2p.version import VERSION
+from washp2p.protocol.version import VERSION
+from washp2p.sockets import keys
 
 LONG = ("--epochs=400", "--lr=0.02", "--p=0.05")
 

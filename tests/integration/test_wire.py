@@ -13,7 +13,7 @@ import pytest
 from benchmarks.hosts import DEVICE, missing, on_a_switch
 from tests.integration.conftest import ROOT
 from tests.integration.test_hosts import start
-from washp2p import keys
+from washp2p.sockets import keys
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=str(missing())),

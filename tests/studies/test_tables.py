@@ -14,12 +14,12 @@ from threading import Thread
 
 import pytest
 
-from washp2p import checkpoints
-from washp2p.config import RunConfig
+from washp2p.config.config import RunConfig
 from washp2p.errors import RunStoppedError
-from washp2p.studies.cells import Cells
-from washp2p.studies.tables import Report, Table, Value
-from workers.simulate import differences
+from washp2p.runfolder import checkpoints
+from workers.simulation.simulate import differences
+from workers.studies.cells import Cells
+from workers.studies.tables import Report, Table, Value
 
 TABLE = Table(
     "Accuracies",
@@ -186,7 +186,7 @@ def test_a_run_that_fails_says_why(tmp_path):
 def test_flags_are_the_configuration():
     from argparse import ArgumentParser
 
-    from washp2p.config import add_options, config_from
+    from washp2p.config.config import add_options, config_from
 
     parser = ArgumentParser()
     add_options(parser)

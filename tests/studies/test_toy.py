@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from washp2p.studies.toy import (
+from workers.studies.toy import (
     ALPHA,
     LR,
     METHODS,

@@ -9,8 +9,8 @@ from itertools import count
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.ledger import Count, Kind, Link
-from washp2p.patience import Patience
+from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.patience import Patience
 from washp2p.transports import SCHEMES, listen
 
 _names = count()

@@ -9,10 +9,10 @@ import time
 import pytest
 import zmq
 
-from washp2p.gate import present
-from washp2p.keys import KeyPair
-from washp2p.ledger import Kind
-from washp2p.patience import Patience
+from washp2p.protocol.ledger import Kind
+from washp2p.protocol.patience import Patience
+from washp2p.sockets.curve_auth import present
+from washp2p.sockets.keys import KeyPair
 from washp2p.transports import Credentials, listen
 
 PATIENCE = Patience(2.0)

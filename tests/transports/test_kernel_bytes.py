@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from washp2p.keys import KeyPair
-from washp2p.ledger import Kind
+from washp2p.protocol.ledger import Kind
+from washp2p.sockets.keys import KeyPair
 from washp2p.transports import Credentials, listen
 
 BYTES_SENT = 200  # offset of tcpi_bytes_sent in struct tcp_info; tcpi_bytes_retrans follows

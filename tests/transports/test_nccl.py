@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from washp2p.ledger import Count, Kind, Link
-from washp2p.patience import Patience
+from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.patience import Patience
 from washp2p.transports import TorchTransport
 
 pytestmark = [pytest.mark.timeout(120)]

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from washp2p.errors import UsageError
-from washp2p.keys import KeyPair
-from washp2p.ledger import Count, Kind, Link
-from washp2p.patience import Patience
+from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.patience import Patience
+from washp2p.sockets.keys import KeyPair
 from washp2p.transports import Credentials, NearestTransport, TorchTransport, listen
 from washp2p.transports.pair import Pair
 
@@ -25,7 +25,7 @@ TCP = "tcp://127.0.0.1:*"
 
 PEER = """
 import sys
-from washp2p.patience import Patience
+from washp2p.protocol.patience import Patience
 from washp2p.transports import TorchTransport
 transport = TorchTransport("torch://127.0.0.1:*/cpu", Patience(1))
 print(transport.endpoint, flush=True)
@@ -166,7 +166,7 @@ def test_a_link_that_fails_in_an_unforeseen_way_is_made_anew(pair, monkeypatch):
 
 CROWDED = """
 import resource, os, sys
-from washp2p.patience import Patience
+from washp2p.protocol.patience import Patience
 from washp2p.transports import TorchTransport
 transport = TorchTransport("torch://127.0.0.1:*/cpu", Patience(1))
 limit = max(map(int, os.listdir("/proc/self/fd"))) + 6

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from washp2p.ledger import Kind
+from washp2p.protocol.ledger import Kind
 from washp2p.transports import backlog, listen
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)

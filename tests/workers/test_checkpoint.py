@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from washp2p.errors import UsageError
-from workers.checkpoint import load_model, save_model
+from workers.training.model_files import load_model, save_model
 
 STATE = {"a": torch.arange(50.0), "b": torch.tensor(3)}
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import workers.data
-from washp2p.config import RunConfig
+import workers.training.data
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from workers.data import load_data
-from workers.streams import Streams
+from workers.training.data import load_data
+from workers.training.streams import Streams
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -70,10 +70,10 @@ def test_fashion_mnist_is_found_in_debians_package(tmp_path, monkeypatch):
         write_idx(package / f"{part}-images-idx3-ubyte.gz", pixels)
         write_idx(package / f"{part}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
     config = RunConfig.resolve(n=2, data="fashion-mnist", train_limit=200)
-    monkeypatch.setattr(workers.data, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
+    monkeypatch.setattr(workers.training.data, "DEBIAN_FASHION_MNIST", tmp_path / "absent")
     with pytest.raises(UsageError, match=r"dataset-fashion-mnist .* --download"):
         load_data(config, tmp_path / "data", download=False)
-    monkeypatch.setattr(workers.data, "DEBIAN_FASHION_MNIST", package)
+    monkeypatch.setattr(workers.training.data, "DEBIAN_FASHION_MNIST", package)
     data = load_data(config, tmp_path / "data", download=False)
     assert (len(data.train), len(data.held_out), len(data.test)) == (196, 4, 40)
     assert data.shape == (1, 28, 28)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from washp2p.errors import UsageError
-from workers.models import build_model
+from workers.training.models import build_model
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 from torchvision.transforms import v2
 
-from washp2p.config import RunConfig
+from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from washp2p.studies.papa import pretrained
-from workers.models import build_model, last_layer
-from workers.pretrained import by_position, fill, load_pretrained, read_state
+from workers.studies.papa import pretrained
+from workers.training.models import build_model, last_layer
+from workers.training.pretrained import by_position, fill, load_pretrained, read_state
 
 SHAPE = (1, 8, 8)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from washp2p import cli
-from washp2p.config import RunConfig
+from washp2p.cli.main import main
+from washp2p.config.config import RunConfig
 from washp2p.evaluation import average_state
-from workers.data import load_data
-from workers.models import build_model
-from workers.simulate import simulate
+from workers.simulation.simulate import simulate
+from workers.training.data import load_data
+from workers.training.models import build_model
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def plain(state):
 
 
 def soup(run, capsys, *flags):
-    assert cli.main(["soup", str(run), *flags]) == 0
+    assert main(["soup", str(run), *flags]) == 0
     said = capsys.readouterr().out
     place, test, held_out = re.fullmatch(
         r"(\S+): ([\d.]+) % of the test .* ([\d.]+) %.*\n", said
@@ -89,7 +89,7 @@ def test_a_soup_of_identical_models_is_that_model(run, capsys, tmp_path):
         save_file(members(run)[0], files[-1])
     for flags in ([], ["--kind=greedy"], ["--align"], ["--repair"]):
         output = tmp_path / "soup.safetensors"
-        assert cli.main(["soup", *map(str, files), *flags, f"--output={output}"]) == 0
+        assert main(["soup", *map(str, files), *flags, f"--output={output}"]) == 0
         made = load_file(output)
         for name, tensor in members(run)[0].items():
             assert torch.allclose(made[name], tensor, atol=1e-5), (flags, name)
@@ -99,7 +99,7 @@ def test_a_soup_of_identical_models_is_that_model(run, capsys, tmp_path):
 
 
 def test_all_models_are_evaluated(run, capsys):
-    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    assert main(["evaluate", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     summary = json.loads((run / "summary.json").read_text())["accuracy"]
     for number, value in enumerate(summary["members"]):
@@ -110,7 +110,7 @@ def test_all_models_are_evaluated(run, capsys):
     assert found["GreedySoup"] == pytest.approx(summary["greedy_soup"])
     assert found["Best"] == found[f"member {summary['members'].index(found['Best'])}"]
     assert 0 < found["Ensemble of logits"] <= 100
-    assert cli.main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert "Ensemble of logits" in capsys.readouterr().out
 
 
@@ -123,6 +123,6 @@ def test_what_is_no_model_is_named(run, capsys, tmp_path):
         (tmp_path, "is in no run folder"),
     ):
         with pytest.raises(SystemExit, match="2"):
-            cli.main(["soup", str(place)])
+            main(["soup", str(place)])
         assert words in capsys.readouterr().err
     wrong.unlink()

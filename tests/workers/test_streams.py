@@ -7,7 +7,7 @@ import random
 import numpy as np
 import torch
 
-from workers.streams import Streams
+from workers.training.streams import Streams
 
 
 def draw():

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from washp2p.config import RunConfig
-from workers.data import load_data
-from workers.trainer import Trainer
+from washp2p.config.config import RunConfig
+from workers.training.data import load_data
+from workers.training.trainer import Trainer
 
 
 @pytest.fixture

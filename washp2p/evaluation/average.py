@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from washp2p.lanes import as_bytes
-from washp2p.ledger import Kind
-from washp2p.plan import shard_bounds
+from washp2p.model.device_copies import as_bytes
+from washp2p.plan.plan import shard_bounds
+from washp2p.protocol.ledger import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from washp2p.rounds import MemberId
-    from washp2p.transfer import Download, Transfer
+    from washp2p.protocol.roster import MemberId
+    from washp2p.transports.transfer import Download, Transfer
 
 
 def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:

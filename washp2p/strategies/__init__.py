@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from washp2p.config import plugins
+from washp2p.config.config import plugins
 from washp2p.errors import UsageError
 from washp2p.strategies.base import Strategy
 from washp2p.strategies.papa import Papa, Papa2, PapaAll
@@ -15,7 +15,7 @@ from washp2p.strategies.separate import Separate
 from washp2p.strategies.wash import Sparta, Wash, WashOpt
 
 if TYPE_CHECKING:
-    from washp2p.config import RunConfig
+    from washp2p.config.config import RunConfig
 
 __all__ = ["STRATEGIES", "Strategy", "strategy_for"]
 

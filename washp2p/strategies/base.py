@@ -7,16 +7,16 @@ from fractions import Fraction
 from math import floor, inf
 from typing import TYPE_CHECKING, ClassVar
 
-from washp2p.config import BY_EPOCHS, moment
+from washp2p.config.config import BY_EPOCHS, moment
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    from washp2p.config import RunConfig
-    from washp2p.consensus import Consensus
-    from washp2p.layout import Layout
-    from washp2p.plan import Plan
+    from washp2p.config.config import RunConfig
+    from washp2p.plan.consensus import Consensus
+    from washp2p.plan.plan import Plan
+    from washp2p.protocol.layout import Layout
 
 
 class Strategy(ABC):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from washp2p.plan import Mean, Plan, Route, everything, pairs, reduce_and_share
-from washp2p.rates import all_reduce_payload, parameter_payload
+from washp2p.plan.plan import Mean, Plan, Route, everything, pairs, reduce_and_share
+from washp2p.protocol.rates import all_reduce_payload, parameter_payload
 from washp2p.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from washp2p.layout import Layout
-    from washp2p.plan import Indices
+    from washp2p.plan.plan import Indices
+    from washp2p.protocol.layout import Layout
 
 
 class PapaAll(Strategy):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from washp2p.strategies.base import Strategy
 
 if TYPE_CHECKING:
-    from washp2p.layout import Layout
+    from washp2p.protocol.layout import Layout
 
 
 class Separate(Strategy):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from washp2p.consensus import Consensus
-from washp2p.plan import Deriver, Plan
-from washp2p.rates import expected_payload, layer_rates, paper_payload
-from washp2p.store import optimizer_slots
+from washp2p.model.store import optimizer_slots
+from washp2p.plan.consensus import Consensus
+from washp2p.plan.plan import Deriver, Plan
+from washp2p.protocol.rates import expected_payload, layer_rates, paper_payload
 from washp2p.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from washp2p.layout import Layout
+    from washp2p.protocol.layout import Layout
 
 
 class Wash(Strategy):

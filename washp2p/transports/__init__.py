@@ -15,7 +15,7 @@ from washp2p.transports.torch_p2p import TorchTransport
 from washp2p.transports.zeromq import ZeromqTransport
 
 if TYPE_CHECKING:
-    from washp2p.patience import Patience
+    from washp2p.protocol.patience import Patience
 
 __all__ = [
     "SCHEMES",

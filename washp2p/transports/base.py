@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
-from washp2p.ledger import Ledger, Link
+from washp2p.protocol.ledger import Ledger, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import torch
 
-    from washp2p.keys import KeyPair
-    from washp2p.ledger import Kind
-    from washp2p.rounds import MemberId
+    from washp2p.protocol.ledger import Kind
+    from washp2p.protocol.roster import MemberId
+    from washp2p.sockets.keys import KeyPair
 
 Buffer = memoryview
 Buffers: TypeAlias = "Sequence[Buffer] | Sequence[torch.Tensor]"

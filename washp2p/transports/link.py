@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from threading import Lock
 
-    from washp2p.patience import Patience
+    from washp2p.protocol.patience import Patience
     from washp2p.transports.pair import Pair
 
 QUEUED = 10_000

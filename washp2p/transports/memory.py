@@ -12,8 +12,8 @@ from washp2p.transports.base import Message, Wire
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.patience import Patience
-    from washp2p.rounds import MemberId
+    from washp2p.protocol.patience import Patience
+    from washp2p.protocol.roster import MemberId
     from washp2p.transports.base import Buffers, Credentials
 
 _Inbox = SimpleQueue[Message | None]

@@ -15,9 +15,9 @@ from washp2p.transports.base import Message, Transport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.ledger import Kind
-    from washp2p.patience import Patience
-    from washp2p.rounds import MemberId
+    from washp2p.protocol.ledger import Kind
+    from washp2p.protocol.patience import Patience
+    from washp2p.protocol.roster import MemberId
     from washp2p.transports.base import Buffers
     from washp2p.transports.torch_p2p import TorchTransport
     from washp2p.transports.zeromq import ZeromqTransport

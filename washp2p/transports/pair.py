@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from washp2p.patience import Patience
+    from washp2p.protocol.patience import Patience
 
 LOOPBACK = "127.0.0.1"
 PIECE = 64 << 20

@@ -27,7 +27,7 @@ from weakref import WeakSet
 import torch
 
 from washp2p.errors import UsageError
-from washp2p.patience import Patience
+from washp2p.protocol.patience import Patience
 from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Message, Wire
 from washp2p.transports.link import ANNOUNCEMENT, DEVICE, HOST, NOTHING, Link, Outgoing
@@ -36,7 +36,7 @@ from washp2p.transports.pair import LOOPBACK, Meeting
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from washp2p.rounds import MemberId
+    from washp2p.protocol.roster import MemberId
     from washp2p.transports.base import Buffers, Credentials, Payload
     from washp2p.transports.pair import Pair
 

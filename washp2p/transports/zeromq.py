@@ -20,15 +20,15 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from washp2p.errors import UsageError
-from washp2p.gate import Gate, guard, hang_up, present
-from washp2p.patience import Patience
+from washp2p.protocol.patience import Patience
+from washp2p.sockets.curve_auth import Gate, guard, hang_up, present
 from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Message, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.rounds import MemberId
+    from washp2p.protocol.roster import MemberId
     from washp2p.transports.base import Buffers, Credentials
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH

@@ -1,0 +1,385 @@
+"""The lobby: where workers become members, at the start, in mid-run, or from a checkpoint. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.commands import Event, Keep, Rewind, Send, Started, What
+from coordinator.machine.compatibility import (
+    buffers_in_words,
+    layers_in_words,
+    mismatch,
+    objection,
+    same_endpoint,
+    unreachable,
+)
+from coordinator.machine.members import Departed, Member, Phase
+from coordinator.machine.publication import Publication
+from coordinator.machine.resumption import Resumption
+from washp2p.protocol.control import (
+    KEY_BYTES,
+    Donor,
+    Dropped,
+    Guest,
+    Hello,
+    Refuse,
+    Resume,
+    Welcome,
+)
+from washp2p.protocol.endpoints import check_near, check_reachable
+from washp2p.protocol.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.machine.commands import Command
+    from coordinator.machine.members import Past
+    from coordinator.machine.population import Population
+    from washp2p.protocol.control import Attach, Claim
+    from washp2p.protocol.roster import MemberId
+
+
+WISHES = 1000
+"""Workers whose wishes are remembered until they say hello."""
+
+
+class Lobby:
+    """Takes workers into a population. `now` is in seconds, of any steady clock."""
+
+    def __init__(
+        self,
+        population: Population,
+        *,
+        run: bytes,
+        origin: bytes,
+        name: str,
+        version: str,
+        derivation: int,
+        encrypted: bool,
+    ) -> None:
+        self._encrypted = encrypted
+        self._population = population
+        self._run = run
+        self._origin = origin
+        self._name = name
+        self._version = version
+        self._derivation = derivation
+        self._wishes: dict[bytes, MemberId] = {}
+        self._resumption: Resumption | None = None
+        self._latest_arrival = 0.0
+        self._said_missing: set[MemberId] = set()
+
+    def resume(self, past: Past) -> Iterator[Command]:
+        """Wait for those that hold its members' checkpoints."""
+        self._resumption = resumption = Resumption(past)
+        population = self._population
+        population.given = set(past.given)
+        population.total_rounds = past.total_rounds
+        population.next_epoch = resumption.next_epoch
+        newest, *complete = resumption.rounds
+        which = f"{complete[0]}, or {newest} if they kept that" if complete else f"{newest}"
+        who = ", ".join(map(str, resumption.members))
+        text = f"waiting for workers with the checkpoints of members {who}, of round {which}"
+        yield Event(text, What.WAITING)
+
+    def knock(self, identity: bytes, message: Hello | Claim, now: float) -> Iterator[Command]:
+        """A worker would like to join, or says which checkpoints it has."""
+        known = self._population.members.get(identity)
+        if known is not None:  # the answer was lost with the connection
+            known.away_until = None
+            yield Send(identity, self._welcome(known))
+        elif isinstance(message, Hello):
+            yield from self._hello(identity, message, now)
+        else:
+            yield from self._claim(identity, message, now)
+
+    def _hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
+        reason = objection(hello, self._version, self._derivation) or self._closed()
+        if reason:
+            yield from _refuse(identity, hello, reason)
+        elif self._resumption is not None:
+            yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
+        else:
+            member = Member(self._number(identity), identity, hello.host, hello.pid)
+            yield from self._take_in(member, now)
+
+    def wish(self, identity: bytes, rank: MemberId) -> None:
+        """A worker that is about to say hello would like this id."""
+        self._wishes[identity] = rank
+        if len(self._wishes) > WISHES:
+            self._wishes.pop(next(iter(self._wishes)))
+
+    def _number(self, identity: bytes) -> MemberId:
+        """The id that a worker wishes for, if nobody has trained under it; or a new one."""
+        population = self._population
+        taken = {member.id for member in population.members.values()}
+        taken |= population.given if population.started else set()
+        wished = self._wishes.pop(identity, population.config.n)
+        if wished < population.config.n and wished not in taken:
+            return wished
+        return max(population.given, default=-1) + 1
+
+    def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
+        """It becomes the first member whose checkpoints it has and that nobody is yet."""
+        resumption = self._resumption
+        if resumption is None:
+            yield Send(identity, Dropped("the run went on without it"))
+            return
+        taken = {member.id for member in self._population.members.values()}
+        its = resumption.place(claim.held, taken)
+        if its is None:
+            rounds = " or ".join(map(str, resumption.rounds))
+            reason = (
+                f"no checkpoint of round {rounds} on {claim.host} that is not taken; name its "
+                "--run-dir, or come once the run has gone on"
+            )
+            yield from _refuse(identity, claim, reason)
+            return
+        member = Member(id=its, identity=identity, host=claim.host, pid=claim.pid)
+        member.saved = resumption.rounds_of(its, claim.held)
+        yield from self._take_in(member, now)
+
+    def attach(self, member: Member, attach: Attach, now: float) -> Iterator[Command]:
+        """A member shows its model, and where its data plane listens."""
+        population = self._population
+        if member.phase is not Phase.WELCOMED:
+            return  # said again after a lost connection
+        try:
+            layout = Layout.from_wire(attach.layout)
+            check_reachable(attach.endpoint)
+            for address in attach.near:
+                check_near(address)
+            self._check_key(attach.key)
+        except ValueError as error:
+            yield from population.dismiss(member, f"cannot be attached: {error}")
+            return
+        if population.started and member.saved:
+            what = "came when the run had gone on from its checkpoint"
+            yield from population.expel(member, what)
+            return
+        member.endpoint, member.key = attach.endpoint, attach.key
+        member.near, member.place = tuple(attach.near), attach.place
+        if reason := self._misfit(member, layout, attach.rounds):
+            yield Event(f"refused: {reason}", What.REFUSED, member.id)
+            yield from self.turn_away(member, reason)
+            yield population.waiting()
+            return
+        if not population.started:
+            population.total_rounds = attach.rounds
+            yield Keep(("total_rounds", attach.rounds))
+        member.layout, member.phase = layout, Phase.ATTACHED
+        member.versions = attach.versions
+        member.no_snapshots = attach.no_snapshots
+        self._latest_arrival = now
+        yield Keep(member)
+        if not population.started and len(population.attached()) >= population.expected:
+            yield from self._start()
+
+    def ready(self, member: Member) -> None:
+        """A newcomer holds a snapshot."""
+        if member.phase is not Phase.ATTACHED or member.donor is None:
+            return
+        member.ready = True  # what follows is `enter`, once no average is being taken
+
+    def enter(self, member: Member) -> Iterator[Command]:
+        """A newcomer with a snapshot gets its place in the roster."""
+        population = self._population
+        member.ready = False
+        if population.ending:
+            yield from self.turn_away(member, "the run is ending: its last rounds are on")
+            return
+        member.donor = None
+        yield from population.enrol([*population.enrolled(), member])
+        text = f"{member} takes part from round {population.roster.first} on"
+        yield Event(text, What.ENTERED, member.id)
+
+    def tick(self, now: float, patience: float) -> Iterator[Command]:
+        """Go on with `min_n` members once nobody has come for a while."""
+        population = self._population
+        fewest = population.config.min_n
+        if population.started or population.ended:
+            return
+        if now - self._latest_arrival >= patience:
+            yield from self._say_who_is_missing()
+        if not fewest:
+            return
+        here = len(population.attached())
+        if here >= fewest and now - self._latest_arrival >= patience:
+            yield Event(f"going on with {here} of {population.config.n} members", What.GOES_ON)
+            yield from self._start()
+
+    def _say_who_is_missing(self) -> Iterator[Command]:
+        """Once nobody has come for a while: whose checkpoints nobody has."""
+        population, resumption = self._population, self._resumption
+        here = {member.id for member in population.members.values()}
+        if resumption is None or not here or self._said_missing == here:
+            return
+        self._said_missing = here
+        missing = [member for member in resumption.members if member not in here]
+        if missing:
+            who = ", ".join(f"member {member}" for member in missing)
+            rounds = " or ".join(map(str, resumption.rounds))
+            yield Event(
+                f"nobody has come with the checkpoint of {who} (round {rounds}); start a worker "
+                f"where it is, or this coordinator again with --min-n {len(here)} to go on without",
+                What.WAITING,
+            )
+
+    def find_donors(self) -> Iterator[Command]:
+        """One for each newcomer that has none, or whose donor is lost."""
+        population = self._population
+        if not population.started or population.ended:
+            return
+        newcomers = population.attached()
+        there = {m.id for m in population.enrolled()} if newcomers else set()
+        for newcomer in newcomers:
+            if newcomer.donor not in there and not newcomer.ready:
+                yield from self.find_donor(newcomer)
+
+    def turn_newcomers_away(self) -> Iterator[Command]:
+        """No member's state can be given to others."""
+        for newcomer in self._population.attached() if self._population.started else ():
+            yield from self.turn_away(newcomer, self._too_late())
+
+    def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
+        """Have a newcomer fetch a snapshot from the member that has come furthest.
+
+        None that it has refused, nor the one it is to do `without`.
+        """
+        refused = newcomer.useless | {without}
+        able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]
+        newcomer.donor = None
+        if not able:
+            return
+        donor = max(able, key=lambda m: (m.rounds, -m.id))
+        newcomer.donor = donor.id
+        yield Send(donor.identity, Guest(newcomer.peer.row))
+        yield Send(newcomer.identity, Donor(donor.peer.row))
+        text = f"{newcomer} fetches a snapshot from member {donor.id}"
+        yield Event(text, What.SNAPSHOT, newcomer.id)
+
+    def _take_in(self, member: Member, now: float) -> Iterator[Command]:
+        population = self._population
+        self._latest_arrival = now
+        population.members[member.identity] = member
+        population.given.add(member.id)
+        if self._resumption is not None:
+            expected = self._resumption.expected(population.members.values())
+            population.expected = min(population.config.n, expected)
+        yield Keep(member)
+        yield self._joined(member)
+        yield Send(member.identity, self._welcome(member))
+
+    def _joined(self, member: Member) -> Event:
+        population = self._population
+        here = f"({len(population.members)} of {population.expected})"
+        for gone in reversed(population.departed):
+            if (gone.host, gone.pid) == (member.host, member.pid):
+                text = f"{member} joined again, as member {gone.member} it was dropped {here}"
+                return Event(text, What.REJOINED, member.id)
+        return Event(f"{member} joined {here}", What.JOINED, member.id)
+
+    def _welcome(self, member: Member) -> Welcome:
+        config = self._population.config.to_wire()
+        resumes = bool(member.saved)
+        return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
+
+    def _closed(self) -> str:
+        """Why nobody more can join; empty if one can."""
+        population = self._population
+        n = population.config.n
+        if population.ended:
+            return "the run has ended; start a new coordinator"
+        if len(population.members) >= n:
+            return (
+                f"the run has its {n} members; start the coordinator with a larger --n to have more"
+            )
+        if population.ending:
+            return "the run is ending: its last rounds are on; start a new coordinator"
+        return self._too_late() if population.started else ""
+
+    def _too_late(self) -> str:
+        """Why nobody can join once the run has begun; empty if one can."""
+        if not (why := self._population.no_snapshots):
+            return ""
+        return f"nobody can join late: the optimizer's state cannot be given to others ({why})"
+
+    def _misfit(self, member: Member, layout: Layout, rounds: int) -> str:
+        """Why a member cannot be one of this population; empty if it can."""
+        population = self._population
+        others = [m for m in population.members.values() if m.layout is not None]
+        reason = mismatch(member, layout, rounds, others, population.total_rounds)
+        reason = reason or same_endpoint(member, others)
+        if self._resumption is not None and rounds != population.total_rounds:
+            reason = f"{member} comes for {rounds} rounds, the run has {population.total_rounds}"
+        if population.started:
+            reason = reason or unreachable([*population.enrolled(), member])
+            if population.ending:
+                reason = reason or f"{member} came too late: the last rounds of the run are on"
+        return reason
+
+    def _check_key(self, key: bytes) -> None:
+        """Raise ValueError unless a key can be a new member's data plane's."""
+        if len(key) != (KEY_BYTES if self._encrypted else 0):
+            expected = "one" if self._encrypted else "none: links are in plain text"
+            raise ValueError(f"its data plane has a key of {len(key)} bytes; expected {expected}")
+        if key and any(key == member.key for member in self._population.members.values()):
+            raise ValueError("its data plane has the key of another member")
+
+    def turn_away(self, member: Member, reason: str) -> Iterator[Command]:
+        """One that was welcome cannot be a member after all."""
+        del self._population.members[member.identity]
+        yield Keep(Departed(member.id, member.host, reason, 0))
+        yield Send(member.identity, Refuse(reason))
+
+    def _start(self) -> Iterator[Command]:
+        population = self._population
+        present = sorted(population.attached(), key=lambda m: m.id)
+        if reason := unreachable(present):
+            yield from population.stop(reason, 2)
+            return
+        if self._resumption is not None:
+            yield from self._rewind(self._resumption, present)
+            return
+        population.publication = Publication(population.config, population.total_rounds)
+        yield from population.enrol(present)
+        yield Started(tuple(present))
+        text = f"{len(present)} members are here"
+        if self._population.config.init == "same":
+            text += f" and fetch member {present[0].id}'s state"
+        yield Event(text, What.SNAPSHOT)
+        layout = present[0].layout
+        if layout is not None and population.config.method in {"wash", "wash-opt"}:
+            yield Event(layers_in_words(layout, population.config.schedule), What.LAYERS)
+        if layout is not None and (text := buffers_in_words(layout)):
+            yield Event(text, What.LAYERS)
+
+    def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
+        """All that come are here: go on from the newest checkpoint that all of them hold."""
+        population = self._population
+        number = resumption.most_hold(present)
+        without = [member for member in present if number not in member.saved]
+        present = [member for member in present if number in member.saved]
+        self._resumption = None
+        population.kept = number
+        yield Rewind(number)
+        yield Keep(("life", population.next_epoch))
+        yield Keep(("checkpoint", [number, [member.id for member in present]]))
+        population.history = resumption.rosters_until(number)
+        population.departed = resumption.departed_at(number, present)
+        for gone in population.departed:
+            yield Keep(gone)
+        population.publication = Publication(
+            population.config, population.total_rounds, published=number, fastest=number
+        )
+        yield from population.enrol(present)
+        yield Started(tuple(present))
+        text = f"{len(present)} members go on from their checkpoints of round {number}"
+        yield Event(text, What.GOES_ON)
+        for member in without:
+            yield from population.expel(member, f"has no checkpoint of round {number}")
+
+
+def _refuse(identity: bytes, who: Hello | Claim, reason: str) -> Iterator[Command]:
+    yield Event(f"refused {who.host}, process {who.pid}: {reason}", What.REFUSED)
+    yield Send(identity, Refuse(reason))

@@ -1,0 +1,109 @@
+"""Who may join: why a worker does not fit; empty if it does. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from washp2p.protocol.control import PROTOCOL
+from washp2p.protocol.endpoints import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from coordinator.machine.members import Member
+    from washp2p.protocol.control import Hello
+    from washp2p.protocol.layout import Layout
+
+SOME = 4
+"""Names that are told of many."""
+
+
+def objection(hello: Hello, version: str, derivation: int) -> str:
+    """Why a worker of this version cannot be in a run of the coordinator's."""
+    for what, theirs, ours in (
+        ("protocol version", hello.protocol, PROTOCOL),
+        ("version of washp2p", hello.version, version),
+        ("plan derivation", hello.derivation, derivation),
+    ):
+        if theirs != ours:
+            return (
+                f"{what} {theirs} on {hello.host}, {ours} at the coordinator; "
+                "install the same version of washp2p on both"
+            )
+    return ""
+
+
+def mismatch(
+    member: Member, layout: Layout, rounds: int, others: Sequence[Member], total_rounds: int
+) -> str:
+    """Why a member's model or number of rounds is not that of `others`, who have attached."""
+    if not others or others[0].layout is None:
+        return ""
+    difference = layout.difference(others[0].layout)
+    if difference:
+        return (
+            f"the model of {member} does not fit that of {others[0]}: {difference}; "
+            "build the same model, on the same kind of device, with the same optimizer"
+        )
+    if rounds != total_rounds:
+        return (
+            f"{member} will take part in {rounds} rounds, {others[0]} in "
+            f"{total_rounds}; give both the same data and the same number of steps"
+        )
+    return ""
+
+
+def same_endpoint(member: Member, others: Sequence[Member]) -> str:
+    """Why a member cannot listen where it says: another one does."""
+    for other in others:
+        if other is not member and other.endpoint == member.endpoint:
+            return (
+                f"{member} advertises {member.endpoint}, and so does {other}; give each an address "
+                "of its own (--bind, --advertise); if that one has died, try again in some seconds"
+            )
+    return ""
+
+
+def layers_in_words(layout: Layout, schedule: str) -> str:
+    """Which layer is the first and which the last one, and how often each is shuffled."""
+    first, last = (
+        ", ".join(entry.name for entry in layout.entries if entry.layer == number)
+        for number in (0, layout.layers - 1)
+    )
+    if layout.layers == 1:
+        return f"the model is one layer: {first}"
+    rates = {
+        "decreasing": ("shuffled most", "never shuffled"),
+        "increasing": ("never shuffled", "shuffled most"),
+    }
+    top, end = rates.get(schedule, ("shuffled", "shuffled like all"))
+    return (
+        f"layer 0 of {layout.layers}, {top}: {first}; the last, {end}: {last} (another one by "
+        "--last NAME)"
+    )
+
+
+def buffers_in_words(layout: Layout) -> str:
+    """How the model's buffers are averaged; empty if it has none."""
+    by_rule: dict[str, list[str]] = {}
+    for buffer in layout.buffers:
+        by_rule.setdefault(buffer.rule, []).append(buffer.name)
+    told = [
+        f"{rule}: {', '.join(names[:SOME])}"
+        + (f" and {len(names) - SOME} more" * (len(names) > SOME))
+        for rule, names in by_rule.items()
+    ]
+    return f"buffers by rule: {'; '.join(told)}" if told else ""
+
+
+def unreachable(members: Sequence[Member]) -> str:
+    """Why some member's data plane cannot be reached by the others."""
+    for member in members:
+        elsewhere = sorted({other.host for other in members if other.place != member.place})
+        if elsewhere and is_loopback(member.endpoint):
+            return (
+                f"{member} listens at {member.endpoint}, which others ({', '.join(elsewhere)}: "
+                "another host, or another network namespace) cannot reach; start it with --bind "
+                "or --advertise and an address of its host"
+            )
+    return ""

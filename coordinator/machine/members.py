@@ -1,0 +1,124 @@
+"""What the coordinator knows of each worker. Pure values; `journal.py` keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from washp2p.protocol.roster import Peer
+
+if TYPE_CHECKING:
+    from washp2p.protocol.control import Finished
+    from washp2p.protocol.layout import Layout
+    from washp2p.protocol.roster import MemberId, Roster
+
+
+class Phase(IntEnum):
+    """How far a member has come; each phase includes those before it."""
+
+    WELCOMED = 0
+    ATTACHED = 1
+    ENROLLED = 2
+    """In the roster."""
+    FINISHED = 3
+    ACCOUNTED = 4
+
+
+@dataclass
+class Member:
+    """One worker that is in the run."""
+
+    id: MemberId
+    identity: bytes
+    host: str
+    pid: int
+    phase: Phase = Phase.WELCOMED
+    layout: Layout | None = None
+    endpoint: str = ""
+    near: tuple[str, ...] = ()
+    place: str = ""
+    """As in `Peer`."""
+    key: bytes = b""
+    """Its data plane's public one; empty where links are in plain text."""
+    versions: dict[str, Any] = field(default_factory=dict)
+    rounds: int = 0
+    synced: int = -1
+    """The epoch whose initial state it holds."""
+    averaging: tuple[int, int] = (0, 0)
+    """Which average it has begun last, and after which round."""
+    averaged: tuple[int, int] = (-1, 0)
+    """Over which epoch's members it holds an average, and which one."""
+    ready: bool = False
+    """It holds a snapshot, and waits for a place in the roster."""
+    useless: set[MemberId] = field(default_factory=set)
+    """Donors whose snapshots it has refused."""
+    busy_until: float = 0.0
+    """Its loop does something else, and it is waited for until then."""
+    heard_at: float = -inf
+    """When its training thread has last said something."""
+    no_snapshots: str = ""
+    """Why its optimizer's state cannot be given to others; empty if it can."""
+    saved: set[int] = field(default_factory=set)
+    """Rounds of which it holds a checkpoint, as far as they matter."""
+    donor: MemberId | None = None
+    """Whose snapshot it fetches."""
+    finished: Finished | None = None
+    counts: list[Any] = field(default_factory=list)
+    away_until: float | None = None
+    """It is not connected, and waited for until then."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can reach it, as far as is known."""
+        return self.away_until is None
+
+    @property
+    def peer(self) -> Peer:
+        """It, as its peers see it."""
+        return Peer(self.id, self.endpoint, self.host, self.key, self.near, self.place)
+
+    def fetches_from(self, other: MemberId) -> bool:
+        """Whether it is a newcomer that waits for a snapshot of `other`."""
+        return self.phase is Phase.ATTACHED and self.donor == other
+
+    def __str__(self) -> str:
+        """How messages to people name it."""
+        return f"member {self.id} ({self.host}, process {self.pid})"
+
+
+@dataclass(frozen=True)
+class Departed:
+    """One that was a member and was dropped."""
+
+    member: MemberId
+    host: str
+    reason: str
+    round: int
+    """From which on the roster is without it."""
+    pid: int = 0
+    """Its process, 0 if not known."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a journal says of a run: enough to go on with it."""
+
+    members: tuple[Member, ...]
+    departed: tuple[Departed, ...]
+    rosters: tuple[Roster, ...]
+    life: int
+    """The first epoch since the run began, or last went on from a checkpoint."""
+    published: int
+    planned: tuple[int, ...]
+    kept: tuple[int, list[MemberId]]
+    """The round of the last complete checkpoint, 0 if there is none, and whose it is."""
+    total_rounds: int
+    given: frozenset[MemberId]
+    """All ids there have been."""
+    settled: Roster | None
+    averages: list[int]
+    """How many there were, and after which round each of them took the last one."""
+    notices: list[Any]
+    accuracy: dict[str, Any]

@@ -1,0 +1,492 @@
+"""Membership: who is in the run and how far it has come. A pure state machine.
+
+Events and the clock go in, commands come out; no sockets, no files, no printing. `server.py`
+carries the commands out. How workers become members is in `lobby.py`, how they are lost in
+`population.py`; here is the course of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from coordinator.machine.admission import Lobby
+from coordinator.machine.commands import (
+    End,
+    Event,
+    Keep,
+    Measured,
+    Record,
+    Reject,
+    Reserve,
+    Send,
+    What,
+)
+from coordinator.machine.complaints import Votes
+from coordinator.machine.members import Phase
+from coordinator.machine.observation import Observation
+from coordinator.machine.plausibility import implausible
+from coordinator.machine.population import Population
+from coordinator.machine.surveys import Surveys
+from washp2p.errors import EXIT_CODES
+from washp2p.protocol.control import (
+    Accounts,
+    Attach,
+    Averaged,
+    Averaging,
+    Back,
+    Busy,
+    Claim,
+    CutOff,
+    Discard,
+    Diverged,
+    Dropped,
+    Evaluated,
+    Finish,
+    Finished,
+    Hello,
+    Kept,
+    Leave,
+    Message,
+    Metrics,
+    NoSnapshots,
+    Notice,
+    Progress,
+    Rank,
+    Ready,
+    Refuse,
+    Result,
+    Saved,
+    Settled,
+    Stalled,
+    Surveyed,
+    Synced,
+    Unusable,
+    Vitals,
+)
+from washp2p.protocol.patience import Patience
+from washp2p.protocol.roster import roster_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.machine.commands import Command
+    from coordinator.machine.members import Member, Past
+    from washp2p.config.config import RunConfig
+    from washp2p.protocol.roster import MemberId
+
+NOTICES = 100
+"""At most so many are kept of what members say that people should know."""
+
+
+class Membership:
+    """A run, from the first hello to the last goodbye."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        run: bytes,
+        origin: bytes = b"",
+        name: str,
+        version: str,
+        derivation: int,
+        encrypted: bool = False,
+    ) -> None:
+        self.population = Population(config)
+        self.observation = Observation()
+        """What all displays show."""
+        self._lobby = Lobby(
+            self.population,
+            run=run,
+            origin=origin or run,
+            name=name,
+            version=version,
+            derivation=derivation,
+            encrypted=encrypted,
+        )
+        self._surveys = Surveys()
+        self._patience = Patience(config.patience)
+        self._now = 0.0
+        self._complaints = Votes()
+        self._diagnoses = Votes()
+        self._farewell = False
+        self.has_room = True
+        """Whether the summary can be written."""
+
+    def go_on(self, past: Past, now: float) -> Iterator[Command]:
+        """Be the coordinator of a run that had one before: wait for its members to come back."""
+        self._now = now
+        self.population.recall(past)
+        rosters = self.population.rosters
+        if rosters and past.published >= rosters[0].first:  # else all say Synced again
+            self.population.publication.begin(now)
+        for member in past.members:
+            if member.phase < Phase.ACCOUNTED:
+                member.away_until = now + self._patience.back
+        away = sum(not member.connected for member in past.members)
+        text = f"back after round {past.published}'s seed: {away} members are waited for"
+        yield Event(text, What.GOES_ON)
+        yield from self._end_if_all_have()
+
+    def resume(self, past: Past) -> Iterator[Command]:
+        """Be the coordinator of a run whose members are gone: wait for their checkpoints."""
+        yield from self._lobby.resume(past)
+
+    def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
+        """A worker's message. `now` is in seconds, of any steady clock."""
+        self._now = now
+        population = self.population
+        if isinstance(message, Hello | Claim):
+            yield from self._lobby.knock(identity, message, now)
+            return
+        if isinstance(message, Rank):
+            self._lobby.wish(identity, message.rank)
+            return
+        member = population.members.get(identity)
+        if population.ended:
+            return
+        if member is None:
+            if isinstance(message, Back | Progress):
+                yield Send(identity, Dropped("this coordinator does not count it as a member"))
+            elif not isinstance(message, Leave):  # which one that was refused may say, too
+                yield Reject(identity, f"a {type(message).__name__} of no member")
+            return
+        if what := implausible(population, member, message):
+            yield Reject(identity, f"{member} {what}")
+            return
+        if isinstance(message, Progress | Metrics | Vitals):
+            member.heard_at = now
+        match message:
+            case Progress(rounds):
+                yield from self._progress(member, rounds)
+            case Metrics() | Vitals() | Surveyed():
+                yield from self._observe(member, message)
+            case _:
+                yield from self._hear(member, message)
+                yield from self._move_on()
+
+    def _observe(self, member: Member, message: Metrics | Vitals | Surveyed) -> Iterator[Command]:
+        """What a member tells of how it goes: nothing hangs on it."""
+        match message:
+            case Metrics(values):
+                self.observation.metrics(member.id, values)
+                yield Record(values | {"member": member.id})
+            case Vitals():
+                self.observation.vitals(member, message, self._now)
+            case Surveyed():
+                found = self._surveys.add(member.id, message)
+                if found is not None:
+                    self.observation.measured(found)
+                    yield Measured(found)
+
+    def gone(self, identity: bytes, now: float) -> Iterator[Command]:
+        """The connection to a worker is closed."""
+        self._now = now
+        population = self.population
+        member = population.members.get(identity)
+        if member is None or population.ended or not member.connected:
+            return
+        if [m for m in population.enrolled() if m.connected] == [member]:
+            member.away_until = now + self._patience.back
+            text = f"{member} is not connected, nor is any other: it is waited for"
+            yield Event(text, What.AWAY, member.id)
+        elif member.phase < Phase.ACCOUNTED:
+            yield from population.drop(member, "died: its connection is closed")
+            yield from self._move_on()
+
+    def cut_off(self, identity: bytes, what: str) -> Iterator[Command]:
+        """A worker has sent too much that was refused, or too much: it is heard no more."""
+        member = self.population.members.get(identity)
+        if member is not None and not self.population.ended:
+            answer = Refuse(f"{member} was cut off: {what}")
+            yield from self.population.expel(member, f"was cut off: {what}", answer)
+            yield from self._move_on()
+
+    def tick(self, now: float) -> Iterator[Command]:
+        """Time has passed. To be called every now and then."""
+        self._now = now
+        population = self.population
+        for member in list(population.members.values()):
+            if member.away_until is not None and now >= member.away_until and not population.ended:
+                what = f"did not come back within {self._patience.back:g} s"
+                yield from population.drop(member, what)
+        yield from self._lobby.tick(now, self._patience.seconds)
+        yield from self._move_on()
+
+    def _hear(  # noqa: PLR0912, PLR0915 - a case a message
+        self, member: Member, message: Message
+    ) -> Iterator[Command]:
+        """What a member says, but for what it says all the time."""
+        population = self.population
+        match message:
+            case Back(epochs, seeds):
+                yield from self._back(member, epochs, seeds)
+            case Attach():
+                yield from self._lobby.attach(member, message, self._now)
+            case Synced(epoch):
+                member.synced = max(member.synced, epoch)
+            case Ready():
+                self._lobby.ready(member)
+            case Saved(number, error):
+                yield from self._saved(member, number, error)
+            case Stalled(slow, broken):
+                if broken or not self._lives(slow) or member.fetches_from(slow):
+                    reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
+                    cure = (
+                        "twelve times --patience; raise it, or use member.busy() around long work"
+                    )
+                    yield from self._report(member, slow, f"{reason} ({cure})")
+            case Busy(seconds):
+                member.busy_until = self._now + seconds
+            case Unusable(donor, what):
+                yield from self._refuse_donor(member, donor, what)
+            case NoSnapshots(reason):
+                member.no_snapshots = reason
+                yield Keep(member)
+                yield from self._lobby.turn_newcomers_away()
+            case Notice(topic, text):
+                notice = {"member": member.id, "topic": topic, "text": text}
+                if notice not in population.notices and len(population.notices) < NOTICES:
+                    population.notices.append(notice)
+                    yield Keep(("notices", population.notices))
+                    yield Event(f"{member}: {text}", What.NOTICE, member.id)
+            case Diverged(sick):
+                yield from self._diverged(member, sick)
+            case CutOff(offender, what):
+                reason = f"was cut off by most others: {what}"
+                yield from self._report(member, offender, reason, for_good=True)
+            case Averaging(number, after):
+                yield from self._averaging(member, number, after)
+            case Averaged(epoch, number):
+                member.averaged = max(member.averaged, (epoch, number))
+            case Result():
+                population.accuracy = asdict(message)
+                yield Keep(("accuracy", population.accuracy))
+                yield from population.tell(Evaluated(message.number))
+            case Finished(rounds):
+                member.finished, member.rounds = message, rounds
+                yield from self._advance(member, Phase.FINISHED)
+            case Accounts(counts):
+                member.counts = counts
+                yield from self._advance(member, Phase.ACCOUNTED)
+            case Leave(reason, code):
+                code = code if code in EXIT_CODES else 1
+                yield from population.drop(member, f"left: {reason}", code)
+            case _:
+                what = f"sent an unexpected {type(message).__name__}"
+                yield from population.dismiss(member, what)
+
+    def _move_on(self) -> Iterator[Command]:
+        """Do what all members together have come far enough for."""
+        population = self.population
+        enrolled = population.enrolled()
+        if population.ended or not enrolled:
+            return
+        yield from self._lobby.find_donors()
+        epoch = population.roster.epoch
+        if not population.publication.begun and all(m.synced == epoch for m in enrolled):
+            population.publication.begin(self._now)
+            yield Event("training begins", What.BEGUN)
+            yield from self._publish()
+        yield from self._complete_checkpoint()
+        number = population.averages + 1
+        if all(m.averaged == (epoch, number) for m in enrolled):
+            yield from self._settle(number, enrolled)
+        if not population.averaging:
+            for newcomer in [m for m in population.attached() if m.ready]:
+                yield from self._lobby.enter(newcomer)
+        if not self._farewell and all(m.phase >= Phase.FINISHED for m in enrolled):
+            self.has_room = True
+            yield Reserve()
+            if self.has_room:  # else workers keep what they hold, and it is tried again
+                self._farewell = True
+                yield from population.tell(Finish(), enrolled)
+        yield from self._end_if_all_have()
+
+    def _averaging(self, member: Member, number: int, after: int) -> Iterator[Command]:
+        """A member begins an average: all others are to take part in it."""
+        population = self.population
+        member.averaging = max(member.averaging, (number, after))
+        member.rounds = max(member.rounds, after)
+        yield Keep(member)
+        for other in population.enrolled():
+            if other.phase >= Phase.FINISHED and other.averaging[0] < number:
+                if not other.connected or other.phase is Phase.ACCOUNTED:
+                    yield from population.drop(other, f"ended with average {other.averaging[0]}")
+                    continue
+                yield from population.stop(
+                    f"{member} takes average {number} after round {after}, and {other} has ended "
+                    f"its run with average {other.averaging[0]} after round {other.averaging[1]}; "
+                    "expected all to average as often, and after the same rounds",
+                    2,
+                )
+                return
+
+    def _settle(self, number: int, enrolled: list[Member]) -> Iterator[Command]:
+        """All hold the average: it stands."""
+        population = self.population
+        population.settled, population.averages = population.roster, number
+        after = {m.id: m.averaging[1] for m in enrolled}
+        population.averaged_after = [after[m] for m in population.roster.members]
+        yield Keep(("settled", population.roster.epoch))
+        yield Keep(("averages", [number, *population.averaged_after]))
+        yield from population.tell(self._settled, enrolled)
+
+    @property
+    def _settled(self) -> Settled:
+        population = self.population
+        assert population.settled is not None
+        epoch = population.settled.epoch
+        return Settled(epoch, population.averages, population.averaged_after)
+
+    def _lives(self, member_id: MemberId) -> bool:
+        """Whether a member's loop is known to live: it has said so of late, or that it is busy."""
+        for member in self.population.enrolled():
+            if member.id == member_id:
+                recent = self._now - member.heard_at < self._patience.stalled / 2
+                return recent or self._now < member.busy_until
+        return False
+
+    def _end_if_all_have(self) -> Iterator[Command]:
+        population = self.population
+        enrolled = population.enrolled()
+        if enrolled and all(m.phase is Phase.ACCOUNTED for m in enrolled):
+            population.ended = True
+            newcomers = [m for m in population.members.values() if m.phase < Phase.ENROLLED]
+            yield from population.tell(Refuse("the run has ended"), newcomers)
+            yield End("all members finished", 0)
+
+    @staticmethod
+    def _advance(member: Member, phase: Phase) -> Iterator[Command]:
+        if member.phase >= Phase.ENROLLED:
+            member.phase = max(member.phase, phase)
+            yield Keep(member)
+
+    def _back(self, member: Member, epochs: int, seeds: int) -> Iterator[Command]:
+        """A member is connected again: it gets what it missed."""
+        population = self.population
+        member.away_until = None
+        yield Event(f"{member} is back", What.BACK, member.id)
+        its = [roster for roster in population.rosters if member.id in roster.members]
+        for roster in its:
+            if roster.epoch >= epochs:
+                yield Send(member.identity, population.announcement(roster))
+        if its:
+            missed = range(max(its[0].first, seeds + 1), population.published + 1)
+            for message in population.publication.messages(population.rosters, missed):
+                yield Send(member.identity, message)
+        if population.settled is not None:
+            yield Send(member.identity, self._settled)
+        if population.accuracy:
+            yield Send(member.identity, Evaluated(population.accuracy["number"]))
+        enrolled = population.enrolled()
+        if enrolled and all(m.phase >= Phase.FINISHED for m in enrolled):
+            yield Send(member.identity, Finish())
+        for newcomer in population.attached():  # neither may have heard of the other
+            if member is newcomer or member.id == newcomer.donor:
+                newcomer.donor = None
+
+    # Members that do others no good
+
+    def _report(
+        self, member: Member, slow: MemberId, reason: str, *, for_good: bool = False
+    ) -> Iterator[Command]:
+        """Drop whom most of the others complain of; of two who do of each other: the later."""
+        population = self.population
+        if member.fetches_from(slow):
+            yield from self._lobby.find_donor(member, without=slow)
+        enrolled = {m.id: m for m in population.enrolled()}
+        if self._complaints.cast(member.id, slow, population.roster):
+            offender = enrolled[slow]
+        elif self._complaints.has(slow, member.id):
+            offender = enrolled[max(slow, member.id)]
+            reason = f"and member {min(slow, member.id)} kept each other waiting too long"
+        else:
+            return
+        answer = Refuse(f"{offender} {reason}") if for_good else None
+        yield from population.expel(offender, reason, answer)
+
+    def _diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
+        """Most have been sent values that are not finite: `--on-divergence` says what to do."""
+        population = self.population
+        if reporter.fetches_from(sick):
+            reporter.useless.add(sick)
+            yield from self._lobby.find_donor(reporter)
+            if reporter.donor is None:
+                yield from population.stop(
+                    f"member {sick} sent values that are not finite, as had all others that "
+                    f"{reporter} asked for a snapshot (a lower --lr may help)",
+                    1,
+                )
+            return
+        else:
+            believed = self._diagnoses.cast(reporter.id, sick, population.roster)
+        member = next((m for m in population.enrolled() if m.id == sick), None)
+        if not believed or member is None:
+            return
+        what = "sent values that are not finite (a lower --lr may help)"
+        match population.config.on_divergence:
+            case "stop":
+                reason = f"{member} {what}; see --on-divergence"
+                yield from population.stop(reason, 1)
+            case "drop":
+                reason = f"{member} {what}, and was dropped by --on-divergence=drop"
+                yield from population.expel(member, what, Refuse(reason))
+            case _:
+                yield from population.expel(member, what)
+
+    def _refuse_donor(self, newcomer: Member, donor: MemberId, what: str) -> Iterator[Command]:
+        """A newcomer cannot use a snapshot: it gets another member's, or none."""
+        if newcomer.fetches_from(donor):
+            newcomer.useless.add(donor)
+            yield from self._lobby.find_donor(newcomer)
+            if newcomer.donor is None:
+                reason = f"no member's snapshot is of use to {newcomer}: {what}"
+                yield from self._lobby.turn_away(newcomer, reason)
+
+    # Seeds and checkpoints
+
+    def _progress(self, member: Member, rounds: int) -> Iterator[Command]:
+        member.rounds = max(member.rounds, rounds)
+        if self.population.publication.reach(rounds, self._now):
+            yield from self._publish()
+
+    def _publish(self) -> Iterator[Command]:
+        population = self.population
+        publication = population.publication
+        enrolled = population.enrolled()
+        while window := publication.due(self._now):
+            yield Keep(("published", window.stop - 1))
+            yield Keep(("planned", list(publication.planned)))
+            for message in publication.messages(population.rosters, window):
+                yield from population.tell(message, enrolled)
+
+    def _saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
+        """A member holds a checkpoint, or could not keep it: then nobody need."""
+        population = self.population
+        if not error:
+            if number in population.publication.planned:
+                member.saved.add(number)
+        elif number in population.publication.planned:
+            population.publication.planned.remove(number)
+            kept = population.kept
+            last = f"the last good one is of round {kept}" if kept else "there is none"
+            text = f"{member} has no checkpoint of round {number}: {error}; {last}"
+            yield Event(text, What.NO_CHECKPOINT, member.id)
+            yield from population.tell(Discard(number), population.enrolled())
+
+    def _complete_checkpoint(self) -> Iterator[Command]:
+        """Let older checkpoints go once all have a newer one."""
+        population = self.population
+        planned = population.publication.planned
+        for number in reversed(planned):
+            there = set(roster_at(population.rosters, number).members)
+            holders = [member for member in population.enrolled() if member.id in there]
+            if holders and all(number in member.saved for member in holders):
+                population.kept = number
+                planned[:] = [later for later in planned if later > number]
+                yield Keep(("checkpoint", [number, [member.id for member in holders]]))
+                yield from population.tell(Kept(number), population.enrolled())
+                yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)
+                return

@@ -1,0 +1,248 @@
+"""What a run looks like from outside: who is where, how fast, what goes from whom to whom. Pure.
+
+Made of what members say of themselves; every display of a run, on whatever wire, shows this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from itertools import islice
+from math import isfinite, sqrt
+from typing import TYPE_CHECKING, Any
+
+from coordinator.machine.members import Phase
+from washp2p.protocol.ledger import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from coordinator.machine.commands import Event
+    from coordinator.machine.members import Member
+    from coordinator.machine.population import Population
+    from washp2p.protocol.control import Vitals
+    from washp2p.protocol.roster import MemberId
+
+EVENTS = 100
+"""As many are remembered."""
+ROWS = 20_000
+"""Of who has sent whom what, at most: a view is one message."""
+MOST = 1 << 62
+"""No more bytes than that are told of, whatever members say."""
+AGES = 1e9
+"""No run is said to take more seconds."""
+WEIGHT = 0.3
+"""Of the newest rate in what is shown."""
+
+
+@dataclass
+class _Pace:
+    """A total that grows, and how fast."""
+
+    total: float = 0.0
+    at: float | None = None
+    rate: float = 0.0
+
+    def reach(self, total: float, now: float) -> None:
+        if self.at is not None and now > self.at:
+            rate = max(0.0, total - self.total) / (now - self.at)
+            self.rate += (rate - self.rate) * (WEIGHT if self.rate else 1.0)
+        self.total, self.at = total, now
+
+
+@dataclass
+class _Seen:
+    """One member."""
+
+    vitals: Vitals | None = None
+    rounds: _Pace = field(default_factory=_Pace)
+    sent: _Pace = field(default_factory=_Pace)
+    by_kind: Counter[str] = field(default_factory=Counter)
+    """Bytes sent, added up once as they are told of: a member may tell of very many links."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Observation:
+    """Remembers what was last heard of each member, and what has happened."""
+
+    def __init__(self) -> None:
+        self._seen: dict[MemberId, _Seen] = {}
+        self._events: deque[tuple[float, Event]] = deque(maxlen=EVENTS)
+        self._measured: float | None = None
+
+    def measured(self, values: dict[str, Any]) -> None:
+        """What a survey has found: it counts for more than what members estimate by the way."""
+        self._measured = float(values["distance"])
+
+    def event(self, event: Event, when: float) -> None:
+        """Something has happened; `when` in seconds since 1970."""
+        self._events.append((when, event))
+
+    def metrics(self, member: MemberId, values: dict[str, Any]) -> None:
+        """A member's line of metrics."""
+        self._of(member).metrics = values
+
+    def vitals(self, member: Member, vitals: Vitals, now: float) -> None:
+        """A member says how it goes. `now` in seconds, of any steady clock."""
+        seen = self._of(member.id)
+        seen.vitals = vitals
+        seen.rounds.reach(vitals.steps, now)
+        seen.by_kind = Counter()
+        for _, kind, _, count in vitals.sent:
+            seen.by_kind[kind] += count
+        seen.sent.reach(seen.by_kind.total(), now)
+
+    def distance(self, members: Iterable[MemberId]) -> float | None:
+        """How far members are from their mean, as a Euclidean distance; None if nobody knows."""
+        if self._measured is not None:
+            return self._measured
+        told = [
+            seen.vitals.distance
+            for member in members
+            if (seen := self._of(member)).vitals is not None and seen.vitals.distance >= 0
+        ]
+        return sqrt(sum(one / len(told) for one in told)) if told else None
+
+    def point(self, population: Population) -> dict[str, Any]:
+        """Where the population is now, in a few plain values: a point of its curves.
+
+        `round` is the slowest member's. What members report of themselves, as `loss` and
+        `held_out`, is a mean over those that do.
+        """
+        enrolled = population.enrolled()
+        seen = [self._of(member.id) for member in enrolled]
+        losses = [x for one in seen if (x := _figure(one.metrics.get("loss"))) is not None]
+        scores = [x for one in seen if (x := _figure(one.metrics.get("held_out"))) is not None]
+        return {
+            "round": min((member.rounds for member in enrolled), default=0),
+            "epoch": population.roster.epoch,
+            "members": len(enrolled),
+            "rounds_per_second": round(min((one.rounds.rate for one in seen), default=0.0), 3),
+            "bytes_per_second": round(sum(one.sent.rate for one in seen), 1),
+            "distance": self.distance(member.id for member in enrolled),
+            "loss": _mean(losses),
+            "held_out": _mean(scores),
+            "held_out_low": min(scores, default=None),
+            "held_out_high": max(scores, default=None),
+        }
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Of all members that there ever were: bytes sent, values lost, messages refused.
+
+        By kind, and by reason.
+        """
+        sent: Counter[str] = Counter()
+        lost: Counter[str] = Counter()
+        refused: Counter[str] = Counter()
+        for seen in self._seen.values():
+            sent.update(seen.by_kind)
+            if (vitals := seen.vitals) is not None:
+                lost.update(vitals.lost)
+                refused.update(vitals.refused_messages)
+        return {
+            name: {key: min(count, MOST) for key, count in counts.items()}
+            for name, counts in (("sent", sent), ("lost", lost), ("refused_messages", refused))
+        }
+
+    def view(self, population: Population, *, links: bool = True) -> dict[str, Any]:
+        """All of it, as plain values; docs/protocol.md says what they are.
+
+        Without `links` it does not say who has sent what to whom.
+        """
+        members = sorted(population.members.values(), key=lambda member: member.id)
+        point = self.point(population)
+        rate, total = point["rounds_per_second"], population.total_rounds
+        left = min(AGES, (total - point["round"]) / rate) if rate and total else None
+        config = population.config
+        return {
+            "state": _state(population),
+            "method": config.method,
+            "p": config.p,
+            "n": config.n,
+            "data": config.data,
+            "rounds": total,
+            "seconds_left": None if left is None else round(left, 1),
+            **point,
+            "totals": self.totals(),
+            "accuracy": population.accuracy,
+            "checkpoint": population.kept,
+            "members": [self._row(member) for member in members],
+            "departed": [
+                {"member": gone.member, "host": gone.host, "reason": gone.reason}
+                for gone in population.departed
+            ],
+            "sent": self._matrix(members) if links else [],
+            "events": [
+                {
+                    "at": round(at, 3),
+                    "event": str(event.what),
+                    "member": event.member,
+                    "text": event.text,
+                }
+                for at, event in self._events
+            ],
+        }
+
+    def _of(self, member: MemberId) -> _Seen:
+        return self._seen.setdefault(member, _Seen())
+
+    def _row(self, member: Member) -> dict[str, Any]:
+        seen = self._of(member.id)
+        row: dict[str, Any] = {
+            "member": member.id,
+            "host": member.host,
+            "state": member.phase.name.lower() if member.connected else "away",
+            "round": member.rounds,
+            "rounds_per_second": round(seen.rounds.rate, 3),
+            "bytes_per_second": round(seen.sent.rate, 1),
+            "bytes": int(min(seen.sent.total, MOST)),
+            "loss": _figure(seen.metrics.get("loss")),
+            "held_out": _figure(seen.metrics.get("held_out")),
+        }
+        if (vitals := seen.vitals) is not None:
+            row |= {
+                "steps": vitals.steps,
+                "seconds": round(vitals.seconds, 3),
+                "waited": round(vitals.waited, 3),
+                "planning": round(vitals.planning, 3),
+                "max_delay": vitals.max_delay,
+                "late": round(vitals.late, 3),
+                "applied": vitals.applied,
+                "lost": min(sum(vitals.lost.values()), MOST),
+                "refused": vitals.refused,
+                "refused_messages": vitals.refused_messages,
+            }
+        return row
+
+    def _matrix(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+        """Who has sent whom how much, by what and for what; of ROWS at most."""
+        rows = (
+            {"member": member.id, "peer": peer, "kind": Kind(kind).value, "wire": wire, "bytes": n}
+            for member in members
+            if (vitals := self._of(member.id).vitals) is not None
+            for peer, kind, wire, n in vitals.sent
+        )
+        return list(islice(rows, ROWS))
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(value / len(values) for value in values) if values else None
+
+
+def _figure(value: Any) -> float | None:
+    """A member may report anything under any name, and loss may be NaN."""
+    if isinstance(value, float) and isfinite(value):
+        return value
+    return float(value) if isinstance(value, int) and abs(value) < MOST else None
+
+
+def _state(population: Population) -> str:
+    if population.ended:
+        return "ended"
+    if not population.started or not population.publication.begun:
+        return "waiting"
+    enrolled = [m for m in population.members.values() if m.phase >= Phase.ENROLLED]
+    total = population.total_rounds
+    done = total and all(member.rounds >= total for member in enrolled)
+    averages = any(member.averaging[0] > 0 for member in enrolled)
+    return "averaging" if done or averages else "training"

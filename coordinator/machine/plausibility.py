@@ -1,0 +1,92 @@
+"""What a member can be telling: why it is not the truth; empty if it may be. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.members import Phase
+from washp2p.protocol.control import (
+    QUARTERS,
+    Accounts,
+    Averaged,
+    Averaging,
+    Back,
+    Busy,
+    Finished,
+    Progress,
+    Result,
+    Saved,
+    Surveyed,
+    Synced,
+    Vitals,
+)
+from washp2p.protocol.ledger import Kind, Ledger
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.roster import roster_at
+from washp2p.rounds.inbound import Loss
+
+if TYPE_CHECKING:
+    from coordinator.machine.members import Member
+    from coordinator.machine.population import Population
+    from washp2p.protocol.control import Message
+
+LARGEST = 1e300
+LONGEST = 1e7
+"""Seconds that a member may be busy."""
+
+
+def implausible(  # noqa: PLR0911, PLR0912 - a case a message
+    population: Population, member: Member, message: Message
+) -> str:
+    """Why a member cannot be telling the truth."""
+    match message:
+        case Progress(rounds) | Finished(rounds=rounds) if rounds > population.published:
+            return f"has finished round {rounds}, seeds are out up to {population.published}"
+        case Saved(number) if number > population.published:
+            return f"has a checkpoint of round {number}, seeds are out up to {population.published}"
+        case Back(epochs, seeds) if epochs > population.next_epoch or seeds > population.published:
+            return f"has seeds up to round {seeds} and rosters of {epochs} epochs"
+        case Synced(epoch) | Averaged(epoch=epoch) if epoch > population.roster.epoch:
+            return f"is in epoch {epoch}, the newest is {population.roster.epoch}"
+        case Averaging(number, after) if number > population.averages + 1 or (
+            after > population.published
+        ):
+            return f"begins average {number} after round {after}, {population.averages} were taken"
+        case Averaged(number=number) if number > member.averaging[0]:
+            return f"holds average {number}, it has begun {member.averaging[0]}"
+        case Busy(seconds) if not 0 <= seconds <= LONGEST:
+            return f"is busy for {seconds} s"
+        case Result(over=over, members=members):
+            there = population.settled.members if population.settled is not None else ()
+            if not over or len(over) != len(members) or not set(over) <= set(there):
+                return f"has evaluated members {over!r:.200}, averaged are {there}"
+        case Surveyed() if not _may_have_found(population, member, message):
+            return f"has found {message!r:.200}, which cannot be"
+        case Finished() | Accounts() if population.settled is None:
+            return "has finished, nobody has averaged yet"
+        case Vitals(sent=sent) if not {row[1] for row in sent} <= set(Kind):
+            return "has sent what is sent for nothing"
+        case (
+            Vitals(lost=lost, refused_messages=refused)
+            | Finished(lost=lost, refused_messages=refused)
+        ) if not (set(lost) <= set(Loss) and set(refused) <= set(Reason)):
+            return "has lost or refused what nobody does"
+        case Accounts(counts):
+            if member.phase < Phase.FINISHED:
+                return "accounts for a run that it has not finished"
+            try:
+                Ledger().load(counts)
+            except (KeyError, TypeError, ValueError) as error:
+                return f"has accounts that are none: {error!r:.200}"
+    return ""
+
+
+def _may_have_found(population: Population, member: Member, part: Surveyed) -> bool:
+    """Whether there was such a survey, with this member, and it can have found that."""
+    rosters = population.rosters
+    if not rosters or not rosters[0].first <= part.round <= population.published:
+        return False
+    members = roster_at(rosters, part.round).members
+    squares = part.squares
+    fits = len(members) == part.members and member.id in members and len(squares) == QUARTERS
+    return fits and all(0 <= square < LARGEST for square in squares)

@@ -1,0 +1,200 @@
+"""The population: members, rosters, and the steps by which both change. Pure.
+
+Who is lost after the start is dropped: a new roster, without it, holds from the first round whose
+seed is not out yet, so that all change at the same round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from coordinator.machine.commands import End, Event, Keep, Send, What
+from coordinator.machine.members import Departed, Phase
+from coordinator.machine.publication import Publication
+from washp2p.protocol.control import Dropped, NewRoster, Refuse, Stop
+from washp2p.protocol.roster import Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from coordinator.machine.commands import Command
+    from coordinator.machine.members import Member, Past
+    from washp2p.config.config import RunConfig
+    from washp2p.protocol.control import Message
+    from washp2p.protocol.roster import MemberId
+
+
+class Population:
+    """All that a run's coordinator has to know of it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.expected = config.n
+        """With how many members it starts, unless it starts with fewer."""
+        self.members: dict[bytes, Member] = {}
+        """By identity, all that were welcomed and are not lost."""
+        self.departed: list[Departed] = []
+        self.history: list[Roster] = []
+        """Of rounds up to the checkpoint that the run went on from: nobody's any more."""
+        self.rosters: list[Roster] = []
+        """Since then, or from the first round on."""
+        self.next_epoch = 0
+        self.given: set[MemberId] = set()
+        """Ids are given once in a run, whoever its coordinator is."""
+        self.total_rounds = 0
+        """0 if not known."""
+        self.publication = Publication(config)
+        self.kept = 0
+        """The round of the last checkpoint that all had, 0 if there is none."""
+        self.settled: Roster | None = None
+        """The roster over which the members were averaged last."""
+        self.averages = 0
+        """How often they were averaged."""
+        self.averaged_after: list[int] = []
+        """After which round each of them took that average, in the roster's order."""
+        self.notices: list[dict[str, Any]] = []
+        """What members think that people should know."""
+        self.accuracy: dict[str, Any] = {}
+        self.ended = False
+
+    def recall(self, past: Past) -> None:
+        """Be what a journal says."""
+        self.members = {member.identity: member for member in past.members}
+        self.departed = list(past.departed)
+        self.history = [roster for roster in past.rosters if roster.epoch < past.life]
+        self.rosters = [roster for roster in past.rosters if roster.epoch >= past.life]
+        self.next_epoch = self.roster.epoch + 1
+        self.given = set(past.given)
+        self.total_rounds = past.total_rounds
+        self.settled, self.accuracy = past.settled, past.accuracy
+        self.averages, *self.averaged_after = past.averages or [0]
+        self.notices = list(past.notices)
+        self.kept, _ = past.kept
+        before = self.rosters[0].first - 1 if self.rosters else 0
+        self.publication = Publication(
+            self.config,
+            past.total_rounds,
+            published=past.published,
+            planned=past.planned,
+            fastest=max([before, *(member.rounds for member in past.members)]),
+        )
+
+    @property
+    def roster(self) -> Roster:
+        """The newest; of nobody before the start."""
+        return self.rosters[-1] if self.rosters else Roster(epoch=-1, peers=())
+
+    @property
+    def published(self) -> int:
+        """The last round whose seed is out."""
+        return self.publication.published
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a roster."""
+        return bool(self.rosters)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the seeds of all rounds are out, or some member has finished."""
+        over = self.total_rounds and self.published >= self.total_rounds
+        return bool(over) or any(m.phase >= Phase.FINISHED for m in self.members.values())
+
+    @property
+    def averaging(self) -> bool:
+        """Whether some member has begun an average that does not stand yet."""
+        return any(m.averaging[0] > self.averages for m in self.enrolled())
+
+    @property
+    def no_snapshots(self) -> str:
+        """Why nobody can come late, or go on from a checkpoint; empty if one can."""
+        return next((m.no_snapshots for m in self.members.values() if m.no_snapshots), "")
+
+    def enrolled(self) -> list[Member]:
+        """Those in the newest roster."""
+        return [m for m in self.members.values() if m.phase >= Phase.ENROLLED]
+
+    def attached(self) -> list[Member]:
+        """Those who wait for a roster with them."""
+        return [m for m in self.members.values() if m.phase is Phase.ATTACHED]
+
+    def tell(self, message: Message, members: Iterable[Member] | None = None) -> Iterator[Command]:
+        """Send a message to `members`, or to all that are connected."""
+        for member in self.members.values() if members is None else members:
+            if member.connected:
+                yield Send(member.identity, message)
+
+    def enrol(self, members: Iterable[Member]) -> Iterator[Command]:
+        """The next epoch has these members."""
+        ordered = sorted(members, key=lambda m: m.id)
+        roster = Roster(
+            epoch=self.next_epoch,
+            peers=tuple(m.peer for m in ordered),
+            first=self.published + 1,
+        )
+        self.next_epoch += 1
+        self.rosters.append(roster)
+        yield Keep(roster)
+        for member in ordered:
+            if member.phase < Phase.ENROLLED:
+                member.phase = Phase.ENROLLED
+                yield Keep(member)
+        yield from self.tell(self.announcement(roster), ordered)
+
+    def announcement(self, roster: Roster) -> NewRoster:
+        """How members hear of a roster."""
+        return NewRoster(roster.epoch, roster.first, self.averages, roster.rows)
+
+    def drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
+        """A member is lost: the others go on without it."""
+        del self.members[member.identity]
+        first = self.published + 1 if self.started else 0
+        departed = Departed(member.id, member.host, what, first, member.pid)
+        yield Keep(departed)
+        yield Event(f"{member} {what}", What.DROPPED, member.id)
+        if not self.started:
+            yield self.waiting()
+            return
+        if member.phase < Phase.ENROLLED:
+            return
+        self.departed.append(departed)
+        left = self.enrolled()
+        if not left:
+            yield from self.stop(f"{member} {what}; no member is left", code)
+            return
+        yield from self.enrol(left)
+        yield Event(
+            f"going on with {len(left)} of {self.config.n} members, from round {first} on in "
+            f"epoch {self.roster.epoch}",
+            What.GOES_ON,
+        )
+
+    def expel(
+        self, member: Member, what: str, answer: Refuse | Dropped | None = None
+    ) -> Iterator[Command]:
+        """Drop a member that is still there, and tell it so: by default, that it may come again.
+
+        Unless it is the last one: then the run is over.
+        """
+        last = self.started and self.enrolled() == [member]
+        end = Stop(f"{member} {what}; no member is left", 1)
+        yield Send(member.identity, answer or (end if last else Dropped(f"it {what}")))
+        yield from self.drop(member, what)
+
+    def dismiss(self, member: Member, what: str) -> Iterator[Command]:
+        """A member that does not keep to the protocol is told so, and lost."""
+        answer = Refuse(f"{member} {what}; run the same version everywhere")
+        yield from self.expel(member, what, answer)
+
+    def stop(self, reason: str, code: int) -> Iterator[Command]:
+        """End the run for everyone."""
+        if self.ended:
+            return
+        self.ended = True
+        yield from self.tell(Stop(reason, code))
+        yield End(reason, code)
+
+    def waiting(self) -> Event:
+        """Who is missing before the start."""
+        missing = self.expected - len(self.members)
+        return Event(f"waiting for {missing} of {self.expected} members", What.WAITING)

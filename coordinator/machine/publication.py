@@ -1,0 +1,96 @@
+"""What is out of a run's course: seeds, window by window, and after which rounds members keep a
+checkpoint. Pure: the clock is handed in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.seeds import SeedWindows
+from washp2p.protocol.control import Checkpoint, Seeds
+from washp2p.protocol.roster import by_roster, pack_seeds, round_seed, run_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from washp2p.config.config import RunConfig
+    from washp2p.protocol.roster import Roster
+
+
+class Publication:
+    """Seeds and checkpoints of a run of `rounds` rounds, 0 if not known.
+
+    Seeds are out up to round `published`; `planned` are the rounds of checkpoints that not all
+    members hold yet.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rounds: int = 0,
+        *,
+        published: int = 0,
+        planned: Iterable[int] = (),
+        fastest: int = 0,
+    ) -> None:
+        self._config = config
+        self._rounds = rounds
+        self._key = run_key(config.seed)
+        self._windows = SeedWindows(rounds, published)
+        self.planned = list(planned)
+        self.begun = False
+        """Whether seeds are to go out."""
+        self._fastest = fastest
+        self._pace = (0, 0.0)
+        self._kept_at = 0.0
+
+    @property
+    def published(self) -> int:
+        """The last round whose seed is out."""
+        return self._windows.published
+
+    def begin(self, now: float) -> None:
+        """Seeds may go out from now on. `now` is in seconds, of any steady clock."""
+        self.begun = True
+        self._pace = (self._fastest, now)
+        self._kept_at = now
+
+    def reach(self, rounds: int, now: float) -> bool:
+        """Some member has done so many rounds; whether that is further than any was."""
+        if not self.begun or rounds <= self._fastest:
+            return False
+        if not self._fastest:
+            self._pace = (rounds, now)  # of a run gone on with: where it is now
+        self._fastest = rounds
+        return True
+
+    def due(self, now: float) -> range:
+        """Rounds whose seeds are to go out now; call again until it is empty."""
+        rounds, since = self._pace
+        elapsed = now - since
+        rate = (self._fastest - rounds) / elapsed if elapsed > 0 else 0.0
+        window = self._windows.due(self._fastest, rate)
+        if window:
+            self._plan(window, now)
+        return window
+
+    def messages(self, rosters: Sequence[Roster], rounds: range) -> Iterator[Checkpoint | Seeds]:
+        """What members are told of `rounds`: a message for each epoch, and each checkpoint."""
+        yield from (Checkpoint(number) for number in self.planned if number in rounds)
+        for roster, numbers in by_roster(rosters, rounds):
+            seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
+            yield Seeds(roster.epoch, roster.digest(), numbers.start, seeds)
+
+    def _plan(self, window: range, now: float) -> None:
+        """Have checkpoints kept after some of the window's rounds."""
+        config, due = self._config, set()
+        if config.checkpoint_epochs and self._rounds:
+            pace = self._rounds * config.checkpoint_epochs / config.epochs
+            first = max(1, int(window.start / pace))
+            marks = (round(k * pace) for k in range(first, int(window.stop / pace) + 2))
+            due = {mark for mark in marks if mark in window}
+        if config.checkpoint_minutes and now - self._kept_at >= 60 * config.checkpoint_minutes:
+            due.add(window.stop - 1)
+        if due:
+            self._kept_at = now
+            self.planned.extend(sorted(due))

@@ -1,0 +1,90 @@
+"""Going on from a checkpoint: who may be which member, and from which round all can. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.members import Departed
+from washp2p.protocol.roster import roster_at
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from coordinator.machine.members import Member, Past
+    from washp2p.protocol.roster import MemberId, Roster
+
+
+class Resumption:
+    """A run as its journal had it, and the checkpoints that may be there.
+
+    One round's checkpoint all members had; another, of the last round whose seed was out, they may
+    have kept when no coordinator came back.
+    """
+
+    def __init__(self, past: Past) -> None:
+        self._past = past
+        complete, members = past.kept
+        last = roster_at(past.rosters, past.published).members
+        self._places: dict[int, Collection[MemberId]] = {past.published: last}
+        if complete:
+            self._places[complete] = members
+
+    @property
+    def rounds(self) -> list[int]:
+        """Rounds whose checkpoints are asked for, the newest first."""
+        return sorted(self._places, reverse=True)
+
+    def expected(self, here: Iterable[Member]) -> int:
+        """How many are waited for: all of the newest round, unless some here hold older ones only.
+
+        Then all with the checkpoint that was complete.
+        """
+        newest = all(max(self._places) in member.saved for member in here)
+        return len(self._places[max(self._places) if newest else min(self._places)])
+
+    @property
+    def members(self) -> list[MemberId]:
+        """All that may come."""
+        return sorted({member for members in self._places.values() for member in members})
+
+    @property
+    def next_epoch(self) -> int:
+        """A number that no epoch has had."""
+        return self._past.rosters[-1].epoch + 1
+
+    def place(
+        self, held: Iterable[tuple[int, MemberId]], taken: Collection[MemberId]
+    ) -> MemberId | None:
+        """Whom a worker with these checkpoints can be: the first that nobody is yet.
+
+        Those with the newest checkpoint come first.
+        """
+        free = [(-number, member) for number, member in self._known(held) if member not in taken]
+        return min(free)[1] if free else None
+
+    def rounds_of(self, member: MemberId, held: Iterable[tuple[int, MemberId]]) -> set[int]:
+        """Of which rounds a worker holds this member's checkpoint."""
+        return {number for number, its in self._known(held) if its == member}
+
+    def most_hold(self, present: Sequence[Member]) -> int:
+        """The round of which the most of them hold a checkpoint; of several, the newest."""
+        return max(self.rounds, key=lambda n: (sum(n in m.saved for m in present), n))
+
+    def rosters_until(self, round_number: int) -> list[Roster]:
+        """Those that hold up to a round."""
+        return [roster for roster in self._past.rosters if roster.first <= round_number]
+
+    def departed_at(self, round_number: int, present: Iterable[Member]) -> list[Departed]:
+        """Who was lost before a round, and who is not there to go on from it."""
+        there = {member.id for member in present}
+        peers = roster_at(self._past.rosters, round_number).peers
+        what = "did not come back when the run went on from a checkpoint"
+        return [gone for gone in self._past.departed if gone.round <= round_number] + [
+            Departed(peer.member, peer.host, what, round_number + 1)
+            for peer in peers
+            if peer.member not in there
+        ]
+
+    def _known(self, held: Iterable[tuple[int, MemberId]]) -> Iterator[tuple[int, MemberId]]:
+        """Those of a worker's checkpoints that are of use."""
+        return (pair for pair in held if pair[1] in self._places.get(pair[0], ()))

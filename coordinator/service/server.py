@@ -1,0 +1,431 @@
+"""The coordinator's sockets, clock and files around the pure `Membership`.
+
+One ROUTER socket is the whole control plane. A worker whose connection has closed shows when the
+next message to it, at the latest a ping, finds nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import zmq
+import zmq.asyncio
+
+from coordinator.machine.commands import (
+    End,
+    Event,
+    Keep,
+    Measured,
+    Record,
+    Reject,
+    Reserve,
+    Rewind,
+    Send,
+    Started,
+    What,
+)
+from coordinator.machine.membership import Membership
+from coordinator.service.journal import Journal
+from coordinator.service.rate_limits import Doorkeeper
+from coordinator.service.summary import summarise
+from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
+from washp2p.protocol.control import (
+    WORKER_LIMIT,
+    Back,
+    Claim,
+    Hello,
+    Kept,
+    Look,
+    Ping,
+    Rank,
+    Seeds,
+    View,
+    messages,
+)
+from washp2p.protocol.patience import FAREWELL_MS, Patience
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.version import DERIVATION, VERSION, installed
+from washp2p.runfolder import rundir
+from washp2p.runfolder.logs import complain
+from washp2p.sockets.curve_auth import Gate, guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from coordinator.machine.commands import Command
+    from coordinator.machine.members import Member
+    from coordinator.watch.observers import Observers
+    from washp2p.config.config import RunConfig
+    from washp2p.protocol.control import Message
+    from washp2p.sockets.keys import CoordinatorKeys
+
+DEFAULT_BIND = "tcp://127.0.0.1:5555"
+AT_ONCE = 1000
+"""Messages taken in before anything else gets its turn."""
+LINK_BYTES = 400
+"""Room for what the summary says of one link."""
+AHEAD = 1000
+"""Messages that are kept for a worker before it is given up."""
+
+
+class Server:
+    """Runs one population from the first hello to the summary.
+
+    Where the run folder has the journal of a run that has not finished, it goes on with that.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        observers: Observers,
+        *,
+        keys: CoordinatorKeys | None = None,
+        resume: bool = False,
+        hand_over: bool = False,
+    ) -> None:
+        """With `hand_over` SIGTERM leaves the run to another coordinator instead of ending it."""
+        self._hands_over = hand_over
+        self._keys = keys
+        self._folder = folder
+        self._observers = observers
+        self._patience = Patience(config.patience)
+        self._goes_on = rundir.unfinished(folder)
+        self._journal = Journal(
+            rundir.create(folder, go_on=True) / rundir.JOURNAL,
+            lambda text: observers.event(Event(text, What.DISK)),
+        )
+        self._resumes = resume or self._journal.fact("resuming", False)
+        self._past = self._journal.read()
+        if self._resumes:
+            if not self._past.published:
+                raise UsageError(
+                    f"the run in {folder} had not begun, there is nothing to go on from; start it "
+                    "anew with another --run-dir"
+                )
+            if self._journal.fact("ended") and not self._past.kept[0]:
+                raise UsageError(
+                    f"the run in {folder} ended before its first checkpoint, there is nothing to "
+                    "go on from; start it anew with another --run-dir"
+                )
+            self._journal.forget_members()
+        elif ended := self._journal.fact("ended"):
+            raise UsageError(
+                f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
+                "or choose another --run-dir"
+            )
+        encrypted = keys is not None
+        if self._goes_on and self._journal.fact("encrypted", encrypted) != encrypted:
+            links = "in plain text, leave out --keys" if encrypted else "encrypted, give --keys"
+            raise UsageError(f"the links of the run in {folder} are {links}")
+        self._journal.keep(("encrypted", encrypted))
+        run = (None if self._resumes else self._journal.fact("run")) or os.urandom(8)
+        self._journal.keep(("run", run))
+        origin = self._journal.fact("origin") or run
+        self._journal.keep(("origin", origin))
+        self._journal.commit()
+        self._membership = Membership(
+            config,
+            run=run,
+            origin=origin,
+            name=rundir.check_name(folder.name),
+            version=VERSION,
+            derivation=DERIVATION,
+            encrypted=encrypted,
+        )
+        self._population = self._membership.population
+        self._control_bytes: Counter[bytes] = Counter()
+        self._seed_bytes: Counter[bytes] = Counter()
+        self._unreachable: set[bytes] = set()
+        self._doorkeeper = Doorkeeper(
+            keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
+        )
+        self._end: End | None = None
+        self._unwritten = self._told_no_room = False
+
+    async def serve(
+        self, bind: str | None, *, ready_fd: int | None = None, stay: bool = False
+    ) -> int:
+        """Listen at `bind` until the run is over; return the exit code.
+
+        With `stay` the observers are served on after it, until interrupted. `bind` None is where
+        the run's coordinator listened before, else loopback's port 5555.
+
+        Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
+        UsageError if it cannot listen.
+        """
+        try:
+            self._catch_signals()  # before anybody is told that it is ready
+            self._observers.open(self._view, self._membership.observation)
+            await self._run(bind, ready_fd)
+            code = self._conclude()
+            if stay:
+                await self._interrupted.wait()
+        finally:
+            self._observers.close()
+        return code
+
+    async def _run(self, bind: str | None, ready_fd: int | None) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = context.socket(zmq.ROUTER)
+        self._router.set(zmq.ROUTER_MANDATORY, 1)
+        self._router.set(zmq.ROUTER_HANDOVER, 1)
+        self._router.set(zmq.SNDHWM, AHEAD)
+        self._router.set(zmq.MAXMSGSIZE, WORKER_LIMIT)
+        self._patience.watch(self._router)
+        gate: Gate | None = None
+        if self._keys is not None:
+            gate = Gate(context, self._doorkeeper.admits, self._patience)
+            guard(self._router, self._keys.own)
+        try:
+            self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
+            if self._resumes:
+                self._carry_out(self._membership.resume(self._past))
+            elif self._goes_on:
+                self._carry_out(self._membership.go_on(self._past, time.monotonic()))
+            await self._loop()
+        finally:
+            self._router.close(linger=FAREWELL_MS)
+            context.term()
+            if gate is not None:
+                gate.join()
+            self._journal.close()
+
+    def _listen(self, bind: str, ready_fd: int | None) -> None:
+        try:
+            self._router.set(zmq.IPV6, "[" in bind)
+            self._router.bind(bind)
+        except zmq.ZMQError as error:
+            raise UsageError(
+                f"cannot listen at {bind}: {error.strerror}; choose another --bind, or end what "
+                "listens there"
+            ) from None
+        address = self._router.get_string(zmq.LAST_ENDPOINT)
+        config = self._population.config
+        self._journal.keep(("address", address))
+        self._journal.commit()
+        if self._resumes or not self._goes_on:
+            self._write_config(())
+        text = f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
+        self._observers.event(Event(text, What.LISTENING))
+        if ready_fd is not None:
+            try:
+                with os.fdopen(ready_fd, "w") as ready:
+                    ready.write(f"{address}\n")
+            except OSError as error:
+                raise UsageError(
+                    f"--ready-fd {ready_fd}: {error.strerror}; expected an open file descriptor"
+                ) from None
+
+    def _write_config(self, members: Iterable[Member]) -> None:
+        rundir.write_json(
+            self._folder / rundir.CONFIG,
+            {
+                "run": self._folder.name,
+                "config": self._population.config.to_wire(),
+                "versions": installed(),
+                "members": [
+                    {"member": m.id, "host": m.host, "versions": m.versions} for m in members
+                ],
+            },
+        )
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._interrupted = asyncio.Event()
+        self._leaves = False
+        loop.add_signal_handler(signal.SIGINT, self._interrupted.set)
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
+
+    def _leave(self) -> None:
+        self._leaves = self._hands_over
+        self._interrupted.set()
+
+    async def _loop(self) -> None:
+        ping_at = time.monotonic()
+        poller = zmq.asyncio.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        while self._end is None or self._unwritten:
+            arrival = asyncio.ensure_future(poller.poll(round(self._patience.ping * 1000)))
+            await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+            if interrupted.done():
+                arrival.cancel()
+                if not self._leaves and self._end is None:
+                    reason = "the coordinator was interrupted"
+                    self._carry_out(self._population.stop(reason, INTERRUPTED))
+                return
+            for _ in range(AT_ONCE):
+                if self._end is not None or not self._arrived():
+                    break
+                self._receive()
+            if time.monotonic() >= ping_at:
+                ping_at = time.monotonic() + self._patience.ping
+                self._carry_out(self._membership.tick(time.monotonic()))
+                self._doorkeeper.forget_idle()
+                self._carry_out(self._population.tell(Ping()))
+                self._observers.tick(self._population)
+                if self._unwritten:
+                    self._write_summary()
+            self._bury()
+        interrupted.cancel()
+
+    def _arrived(self) -> bool:
+        return bool(int(self._router.get(zmq.EVENTS)) & zmq.POLLIN)
+
+    def _bury(self) -> None:
+        """Give up workers whose connection is closed, after hearing out their last words."""
+        for _ in range(AT_ONCE):
+            if not self._unreachable or not self._arrived():
+                break
+            self._receive()
+        else:
+            return
+        while self._unreachable:
+            identity = self._unreachable.pop()
+            if not self._reaches(identity, messages.encode(Ping())):  # it has not come back since
+                self._carry_out(self._membership.gone(identity, time.monotonic()))
+
+    def _receive(self) -> None:
+        identity = self._router.recv()
+        frame, *more = self._router.recv_multipart(copy=False)
+        if not self._doorkeeper.hears(identity, frame):
+            return
+        data = b"" if more else frame.bytes
+        self._doorkeeper.charge(identity, len(data))
+        try:
+            message = messages.decode(data)
+        except ProtocolError as error:
+            self._doorkeeper.refuse(identity, Reason.MALFORMED, str(error))
+        else:
+            if isinstance(message, Hello | Claim | Back | Rank | Look):
+                self._doorkeeper.charge_knock(identity)
+            if isinstance(message, Look):
+                self._reaches(identity, messages.encode(View(self._view(links=True))))
+                return
+            self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+            if identity in self._population.members:
+                self._control_bytes[identity] += len(data)
+        for offender, what in self._doorkeeper.take_offenders().items():
+            self._carry_out(self._membership.cut_off(offender, what))  # which tells it so
+            self._doorkeeper.cut_off(offender, what, frame)
+
+    def _reaches(self, identity: bytes, data: bytes) -> bool:
+        """Send to a worker, if it is connected; whether it is."""
+        try:
+            self._router.send_multipart((identity, data), zmq.NOBLOCK)
+        except zmq.Again:  # it has not taken what it was sent for long
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
+
+    def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
+        if isinstance(message, Kept) and self._journal.failing:
+            return  # the checkpoint that the journal names must stay
+        if not self._reaches(identity, data):
+            self._unreachable.add(identity)
+        elif isinstance(message, Seeds):
+            self._seed_bytes[identity] += len(data)
+
+    def _carry_out(  # noqa: PLR0912 - a case a command
+        self, commands: Iterable[Command]
+    ) -> None:
+        encoded: Message | None = None
+        data = b""
+        for command in commands:
+            match command:
+                case Send(identity, message):
+                    self._journal.commit()  # before anybody hears of it
+                    if message is not encoded:  # what all are sent is encoded once
+                        data, encoded = messages.encode(message), message
+                    self._deliver(identity, message, data)
+                case Keep(what):
+                    self._journal.keep(what)
+                case Record(values):
+                    self._observers.metrics(values)
+                case Measured(values):
+                    self._observers.measured(values)
+                case Rewind(number):
+                    self._journal.keep(command)
+                    self._observers.rewind(number)
+                case Started(members):
+                    self._write_config(members)
+                case Reserve():
+                    self._reserve_summary()
+                case Reject(identity, what):
+                    self._doorkeeper.refuse(identity, Reason.CLAIM, what)
+                case Event():
+                    self._tell(command)
+                case End(reason, code):
+                    if not code:
+                        self._write_summary()
+                    self._journal.keep(("ended", reason))
+                    self._end = command
+        self._journal.commit()
+
+    def _tell(self, event: Event) -> None:
+        self._observers.event(event)
+        if event.what is What.BEGUN:  # its curves have a first point, however short the run is
+            self._observers.tick(self._population)
+
+    def _view(self, *, links: bool) -> dict[str, Any]:
+        return {
+            "run": self._folder.name,
+            "version": VERSION,
+            "encrypted": self._keys is not None,
+            "refused_messages": {str(k): n for k, n in self._doorkeeper.refused.items()},
+            **self._membership.observation.view(self._population, links=links),
+        }
+
+    def _conclude(self) -> int:
+        if self._unwritten:
+            complain(f"{self._folder} has no summary: the disk was full to the end", What.DISK)
+            return 1
+        if self._end is None:
+            text = "left the run: another coordinator with this --run-dir goes on with it"
+            complain(text, "handed over")
+            return INTERRUPTED
+        if self._end.code:
+            hint = f"; go on with --resume {self._folder}" if self._population.kept else ""
+            complain(f"run ended: {self._end.reason}{hint}", What.ENDED)
+            return self._end.code
+        self._observers.end(rundir.read_summary(self._folder))
+        return 0
+
+    def _summary(self) -> dict[str, Any]:
+        return summarise(
+            self._population, self._control_bytes, self._seed_bytes, self._doorkeeper.refused
+        )
+
+    def _reserve_summary(self) -> None:
+        """Have room for the summary before workers are let go."""
+        links = len(self._population.members) ** 2
+        size = 2 * len(rundir.to_json(self._summary())) + LINK_BYTES * links
+        try:
+            rundir.reserve(self._folder / rundir.SUMMARY, size)
+        except UsageError as error:
+            self._membership.has_room = False
+            self._say_no_room(f"{error}; workers wait until there is room")
+
+    def _write_summary(self) -> None:
+        """Write it, now or as soon as it can be written."""
+        try:
+            rundir.write_reserved(self._folder / rundir.SUMMARY, self._summary())
+            self._unwritten = False
+        except UsageError as error:
+            self._unwritten = True
+            self._say_no_room(f"{error}; it is tried again until there is room")
+
+    def _say_no_room(self, text: str) -> None:
+        if not self._told_no_room:
+            self._told_no_room = True
+            self._observers.event(Event(text, What.DISK))

@@ -1,0 +1,188 @@
+"""`washp2p run`: a coordinator and its workers as processes of this machine.
+
+Starts `python -m coordinator` and `python -m workers` just as a user would on separate hosts, and
+sees to it that none of them outlives the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio import subprocess
+from typing import TYPE_CHECKING
+
+from washp2p.errors import INTERRUPTED, RunStoppedError
+from washp2p.runfolder.logs import complain, message_of
+from washp2p.runfolder.rundir import CONFIG, create
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Sequence
+    from pathlib import Path
+
+END_SECONDS = 1.25
+"""How long processes may take to end by themselves once one has failed or we are interrupted."""
+LAST_WORD_SECONDS = 0.5
+"""How long the coordinator may take to tell its workers that the run is interrupted."""
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGQUIT]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started by nohup
+    SIGNALS.append(signal.SIGHUP)
+
+
+class Launch:
+    """One population on this machine; `coordinator` and `worker` are flags for each program.
+
+    Its processes have groups of their own: a terminal's interrupt is for the launch to pass on.
+
+    Workers take turns on `devices`. With `resume` it goes on with the run in the folder.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        coordinator: Sequence[str],
+        worker: Sequence[str],
+        folder: Path,
+        *,
+        devices: Sequence[str] = ("",),
+        resume: bool = False,
+    ) -> None:
+        self._n = n
+        self._coordinator_flags = coordinator
+        self._worker_flags = worker
+        self._folder = folder
+        self._resume = resume
+        self._devices = devices
+        self._processes: list[Process] = []
+
+    async def run(self) -> int:
+        """Run the population to its end; return the coordinator's exit code.
+
+        The workers' output goes to log files in the run folder. Raises UsageError if that holds a
+        run already, RunStoppedError if a worker fails before the coordinator can tell why.
+        """
+        create(self._folder, go_on=self._resume)
+        interrupted = asyncio.Event()
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+        try:
+            coordinator, address = await self._start_coordinator()
+            workers = await self._start_workers(address) if address else {}
+            return await self._watch(coordinator, workers, interrupted)
+        finally:
+            await self._end()
+
+    async def _start_coordinator(self) -> tuple[Process, str]:
+        """The coordinator and its address; no address if it could not listen."""
+        ready, ready_fd = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "coordinator",
+            *self._coordinator_flags,
+            "--bind=tcp://127.0.0.1:*",
+            f"{'--resume' if self._resume else '--run-dir'}={self._folder}",
+            f"--ready-fd={ready_fd}",
+            pass_fds=(ready_fd,),
+            process_group=0,
+        )
+        self._processes.append(process)
+        os.close(ready_fd)
+        with os.fdopen(ready) as pipe:
+            return process, (await asyncio.to_thread(pipe.readline)).strip()
+
+    async def _start_workers(self, address: str) -> dict[Process, Path]:
+        threads = max(1, (os.cpu_count() or 1) // self._n)
+        logs = self._folder / "log"
+        logs.mkdir(exist_ok=True)
+        workers = {}
+        for number in range(self._n):
+            log = logs / f"process-{number}.txt"
+            with log.open("wb") as output:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "workers",
+                    f"--coordinator={address}",
+                    f"--run-dir={self._folder}",
+                    f"--threads={threads}",
+                    f"--device={self._devices[number % len(self._devices)]}",
+                    *self._worker_flags,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    process_group=0,
+                )
+            self._processes.append(process)
+            workers[process] = log
+        return workers
+
+    async def _watch(
+        self, coordinator: Process, workers: dict[Process, Path], interrupted: asyncio.Event
+    ) -> int:
+        end = asyncio.create_task(coordinator.wait())
+        stop = asyncio.create_task(interrupted.wait())
+        working = {asyncio.create_task(worker.wait()): log for worker, log in workers.items()}
+        while not end.done():
+            await asyncio.wait({end, stop, *working}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
+                return INTERRUPTED
+            for worker in [task for task in working if task.done()]:
+                log = working.pop(worker)
+                if not worker.result():
+                    continue
+                if not self._started():
+                    return await self._explain(worker.result(), log, end)
+                if not end.done():
+                    line = _last_line(worker.result(), log)
+                    complain(f"{line} (log: {log}); the others go on", "worker lost")
+        stop.cancel()
+        if working and end.result() == 0:
+            await asyncio.wait(working, timeout=END_SECONDS)
+        return end.result()
+
+    @staticmethod
+    async def _explain(code: int, log: Path, end: asyncio.Task[int]) -> int:
+        """A worker ended badly: leave the last word to the coordinator, if it has one."""
+        done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
+        if done:
+            return end.result()
+        raise RunStoppedError(f"{_last_line(code, log)} (log: {log})", code if code > 0 else 1)
+
+    def _started(self) -> bool:
+        """Whether the population was complete once: then it does not need all of its workers."""
+        return bool(json.loads((self._folder / CONFIG).read_text())["members"])
+
+    async def _end(self) -> None:
+        """Leave no process behind: ask the coordinator, which tells its workers, ask all, insist.
+
+        Were all asked at once, workers would leave the run one by one.
+        """
+        await _ask_to_end(self._processes[:1], LAST_WORD_SECONDS)
+        await _ask_to_end(self._processes, END_SECONDS)
+        for process in self._processes:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)  # data loaders, too
+                await process.wait()
+
+
+async def _ask_to_end(processes: list[Process], seconds: float) -> None:
+    running = [process for process in processes if process.returncode is None]
+    for process in running:
+        process.terminate()
+    if running:
+        waits = [asyncio.create_task(process.wait()) for process in running]
+        await asyncio.wait(waits, timeout=seconds)
+
+
+def _last_line(code: int, log: Path) -> str:
+    """What a worker that ended badly had to say."""
+    if code < 0:
+        return f"worker: killed by {signal.Signals(-code).name}"
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return message_of(lines[-1]) if lines else f"worker: ended with code {code}"

@@ -1,0 +1,194 @@
+"""The control plane's socket of a worker, and the thread that owns it.
+
+Bytes out, bytes in, and word when a coordinator is there again after one was lost. What the bytes
+mean is `connection.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from washp2p.errors import JoinRefusedError, RunStoppedError, UsageError, WashError
+from washp2p.protocol.control import MESSAGE_LIMIT
+from washp2p.protocol.patience import FAREWELL_MS, Patience
+from washp2p.sockets.curve_auth import present
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from washp2p.sockets.keys import JoinKey
+
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | _REFUSED
+_EVENTS = (
+    zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_SUCCEEDED | _FAILED
+)
+
+
+class ControlSocket:
+    """A connection to the coordinator at `address` that outlives it; encrypted, if with `keys`.
+
+    The callbacks come on the socket's thread: `receive` with each message, `returned` for what a
+    coordinator must hear that is there again, `failed` when there is no more hope.
+    """
+
+    patience: Patience
+    """How long to wait for a coordinator; may be set anew."""
+
+    unlike: bool = False
+    """Whether somebody there has broken off the last handshake: one has no keys, or other ones."""
+
+    def __init__(
+        self,
+        address: str,
+        keys: JoinKey | None,
+        *,
+        receive: Callable[[bytes], None],
+        returned: Callable[[], Iterable[bytes]],
+        failed: Callable[[WashError], None],
+    ) -> None:
+        self.patience = Patience()
+        self._address = address
+        self._keys = keys
+        self._identity = b"w" + os.urandom(15)
+        self._lost_at: float | None = None
+        self._tried_at = 0.0
+        self._heard_at = time.monotonic()
+        self._greeted = False
+        self._receive = receive
+        self._returned = returned
+        self._failed = failed
+        self._closing = False
+        self._context = zmq.Context()
+        self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
+        inner = self._context.socket(zmq.PAIR)
+        inner.bind("inproc://outbox")
+        self._outbox = self._context.socket(zmq.PAIR)
+        self._outbox.connect("inproc://outbox")
+        self._thread = threading.Thread(
+            target=self._serve, args=(inner,), name="washp2p control", daemon=True
+        )
+        self._thread.start()
+
+    def send(self, data: bytes) -> None:
+        """Send a message; on one thread only. Does not block."""
+        self._outbox.send(data)
+
+    def close(self) -> None:
+        """Let go; what was sent still leaves. Harmless when called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        self._outbox.send(b"")
+        self._thread.join()
+        self._outbox.close(linger=0)
+        self._context.term()
+
+    def answer(self, data: bytes) -> None:
+        """Send a message on the socket's own thread, from within a callback."""
+        with suppress(zmq.Again):  # ZeroMQ has given up the connection; what matters is said again
+            self._dealer.send(data, zmq.NOBLOCK)
+
+    def _serve(self, inner: zmq.Socket[bytes]) -> None:
+        try:
+            try:
+                self._connect()
+            except zmq.ZMQError as error:
+                self._failed(UsageError(f"cannot connect to {self._address}: {error.strerror}"))
+                while inner.recv():
+                    pass
+            else:
+                self._relay(inner)
+        except Exception as error:  # whatever it is, nobody must wait for this thread in vain
+            self._failed(RunStoppedError(f"the control thread failed: {error!r}"))
+            raise
+        finally:
+            self._let_go(FAREWELL_MS)
+            inner.close(linger=0)
+
+    def _connect(self) -> None:
+        """A new socket, under the same identity."""
+        self._dealer = dealer = self._context.socket(zmq.DEALER)
+        self._monitor = dealer.get_monitor_socket(_EVENTS)
+        dealer.set(zmq.IDENTITY, self._identity)
+        dealer.set(zmq.IPV6, "[" in self._address)
+        dealer.set(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
+        self.patience.watch(dealer)
+        if self._keys is not None:
+            present(dealer, self._keys.own, self._keys.coordinator)
+        dealer.connect(self._address)
+
+    def _let_go(self, linger: int) -> None:
+        self._dealer.disable_monitor()
+        self._monitor.close(linger=0)
+        self._dealer.close(linger=linger)
+
+    def _relay(self, inner: zmq.Socket[bytes]) -> None:
+        """Pass messages on in both directions until this member closes."""
+        while True:
+            ping = round(1000 * self.patience.ping)
+            sockets = [(socket, zmq.POLLIN) for socket in (inner, self._dealer, self._monitor)]
+            ready = dict(zmq.zmq_poll(sockets, -1 if self._lost_at is None else ping))
+            if inner in ready:
+                data = inner.recv()
+                if not data:
+                    return
+                self.answer(data)
+            if self._dealer in ready:
+                self._heard_at = time.monotonic()
+                self._receive(self._dealer.recv())
+            elif self._monitor in ready:
+                self._heed(recv_monitor_message(self._monitor)["event"])
+            if self._lost_at is not None:
+                self._wait_for_another(self._lost_at)
+
+    def _heed(self, event: int) -> None:
+        """The connection has changed."""
+        self.unlike |= bool(event & _FAILED)
+        self._tried_at = time.monotonic()
+        if event == _REFUSED and not self._greeted:
+            self._failed(
+                JoinRefusedError(
+                    f"the coordinator at {self._address} does not know this join key; copy its "
+                    "keys/join.key anew"
+                )
+            )
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._greeted, self.unlike = True, False
+            if self._lost_at is not None:
+                self._lost_at = None
+                for data in self._returned():
+                    self.answer(data)
+        elif event != zmq.EVENT_CONNECT_RETRIED:
+            self._lost_at = self._lost_at or self._tried_at
+
+    def _wait_for_another(self, lost_at: float) -> None:
+        now = time.monotonic()
+        asleep = lost_at - self._heard_at
+        if asleep > self.patience.asleep and now - lost_at > self.patience.back:
+            self._failed(
+                RunStoppedError(
+                    f"this process heard nothing for {asleep:.0f} s and was dropped (it was "
+                    f"stopped, or cut off), and no coordinator is at {self._address} any more: the "
+                    "run is over"
+                )
+            )
+        elif now - lost_at > self.patience.away:
+            self._failed(
+                RunStoppedError(
+                    f"the coordinator at {self._address} has been gone for "
+                    f"{self.patience.away:g} s; what this member has written is kept: start "
+                    "it again (python -m coordinator --resume RUN) and workers with it"
+                )
+            )
+        if now - self._tried_at > self.patience.seconds:  # ZeroMQ has given up
+            self._tried_at = now
+            self._let_go(0)
+            self._connect()

@@ -1,0 +1,1 @@
+"""The life of one member: join, start, rounds, checkpoints, average, leave."""

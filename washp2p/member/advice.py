@@ -1,0 +1,133 @@
+"""What people should know of a member: said once a topic, in its log and at the coordinator.
+
+Steps without rounds, members that are one model, an optimizer whose state cannot be kept or that
+keeps copies of the parameters: training goes on, and the average is worth less than it seems.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from washp2p.model.device_copies import as_array
+from washp2p.model.missed_steps import Watch
+from washp2p.model.optimizers import NATURAL, copies_in, why_not_restorable
+from washp2p.rounds.twins import Likeness
+
+if TYPE_CHECKING:
+    import torch
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.model.store import Store
+    from washp2p.rounds.merging import Merger
+
+_log = logging.getLogger("washp2p")
+
+
+class Advice:
+    """Of one member, on the training thread but for `tell`. Nothing is watched before `begin`."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        store: Store,
+        optimizer: torch.optim.Optimizer,
+        merger: Merger,
+    ) -> None:
+        self._me = connection.member
+        self._connection = connection
+        self._store = store
+        self._optimizer = optimizer
+        self._merger = merger
+        self._topics: set[str] = set()
+        self._watch: Watch | None = None
+        self._stepped = False
+        self.no_snapshots = why_not_restorable(optimizer)
+        """Why the optimizer's state cannot be given to others, or kept; empty if it can."""
+
+    def tell(self, topic: str, text: str) -> None:
+        """Tell people `text`, unless `topic` was told of before. Any thread may."""
+        if topic not in self._topics:
+            self._topics.add(topic)
+            _log.warning("member %d: %s", self._me, text)
+            self._connection.notice(topic, text)
+
+    def begin(self, slots: tuple[str, ...]) -> None:
+        """Training begins; `slots` are the optimizer's state that is exchanged."""
+        kind = type(self._optimizer).__name__
+        if self._connection.config.method == "wash-opt" and not slots:
+            self.tell(
+                "wash-opt",
+                f"{kind} has no state shaped like its parameters: wash-opt shuffles parameters "
+                "alone here, as wash does",
+            )
+        if self.no_snapshots:
+            self._say_no_snapshots()
+        if outside := self._store.outside:
+            self.tell(
+                "outside the model",
+                f"{kind} steps {outside} parameters that the model does not have: they are neither "
+                "exchanged nor averaged; put all that is trained into one module",
+            )
+        self._merger.likeness = Likeness(as_array(self._store.vector))
+        self._watch = Watch(self._store.parameters, self._optimizer, self.tell)
+
+    def before_round(self) -> None:
+        """The optimizer has taken a step; after the first one model and state are looked at.
+
+        Raises UsageError as `Store.check_model`.
+        """
+        if self._stepped:
+            return
+        self._stepped = True
+        self._store.check_model()
+        if not self.no_snapshots:
+            try:
+                self._store.optimizer_state()
+            except NATURAL as error:
+                self.no_snapshots = f"{error}"[:200] or type(error).__name__
+                self._connection.no_snapshots(self.no_snapshots)
+                self._say_no_snapshots()
+        if names := copies_in(self._optimizer):
+            self.tell(
+                "master weights",
+                f"{type(self._optimizer).__name__} keeps copies of the parameters in its state "
+                f"({', '.join(names)}): if its steps write the model from them, what a round has "
+                "written is lost and members train apart",
+            )
+
+    def after_round(self, number: int, members: tuple[int, ...]) -> None:
+        """A round is over, in which these were the members."""
+        assert self._watch is not None
+        self._watch.stepped()
+        likeness = self._merger.likeness
+        if likeness is None:
+            return
+        for peer in likeness.same:
+            self.tell(
+                "one model",
+                f"members {self._me} and {peer} are one model: after {number} rounds all values "
+                "that they have exchanged are equal; seed each member differently, by member.id or "
+                "connect(address, seed=True), for data, dropout and augmentation to differ",
+            )
+        likeness.conclude(set(members) - {self._me})
+        if not likeness.watches:
+            self._merger.likeness = None
+
+    def before_average(self) -> None:
+        """Raises UsageError if the model has trained and no round has followed."""
+        if self._watch is not None:
+            self._watch.check()
+
+    def close(self) -> None:
+        """Watch no more. Harmless when called twice."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _say_no_snapshots(self) -> None:
+        self.tell(
+            "no snapshots",
+            f"{type(self._optimizer).__name__}'s state cannot be written to a file "
+            f"({self.no_snapshots}): nobody can join late, and no checkpoint is kept",
+        )

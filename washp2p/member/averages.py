@@ -1,0 +1,143 @@
+"""All averages that one member takes part in: at the end, and whenever its loop wants one before.
+
+Each member's k-th average belongs together. Training may go on after one that all took after the
+same round; the last one is the run's. What the average may be wrong about is said.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+from washp2p.member.averaging import Finale
+from washp2p.model.digests import digests_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.model.store import State, Store
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.transports.transfer import Transfer
+
+
+class Averages:
+    """Of one member. `tell(topic, text)` is loud."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        connection: Connection,
+        inbox: Inbox,
+        transfer: Transfer,
+        tell: Callable[[str, str], None],
+    ) -> None:
+        self._store = store
+        self._connection = connection
+        self._inbox = inbox
+        self._transfer = transfer
+        self._tell = tell
+        self._served: Finale | None = None
+        self._trained = True
+        self._after = 0
+        self.taken = 0
+        """How many there have been."""
+        self.current: Finale | None = None
+        """The last one; it may have been interrupted."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether the last average is of what this member has now."""
+        return self.current is not None and self.current.over is not None and not self._trained
+
+    @property
+    def begun(self) -> bool:
+        """Whether an average of what this member has now was begun."""
+        return self.current is not None and not self._trained
+
+    def step(self) -> bool:
+        """The loop has taken a step; whether it is the first one after an average.
+
+        Raises UsageError if that average was not taken by all after the same round.
+        """
+        if self._trained:
+            return False
+        assert self.current is not None
+        over, rounds = self.current.over, self.current.rounds
+        if over is None:
+            raise UsageError(
+                f"a step follows average {self.current.number}, which was interrupted; call "
+                "average() again first"
+            )
+        if len(set(rounds)) > 1:
+            which = ", ".join(
+                f"member {member} after round {number}"
+                for member, number in zip(over.members, rounds, strict=True)
+            )
+            raise UsageError(
+                f"training goes on after average {self.current.number}, which members took after "
+                f"unequal rounds: {which}; expected all to call average() after the same round, or "
+                "only at the end"
+            )
+        self._trained = True
+        return True
+
+    def is_of(self, state: State) -> bool:
+        """Whether the last average, if there is one, was of these very values."""
+        if not self.stands:
+            return False
+        assert self.current is not None
+        return digests_of(state) == digests_of(self.current.state)
+
+    def begin(self, state: State, round_number: int, *, by_hand: bool) -> None:
+        """The next average is of `state`, after `round_number`; `by_hand` if not of the model."""
+        number = self.taken + 1
+        self._connection.progress(round_number)
+        self._connection.averaging(number, round_number)
+        self._served, self._trained = self.current, False
+        self._after, self._stepped = round_number, round_number > self._after
+        self.current = Finale(
+            state,
+            number,
+            by_hand=by_hand,
+            layout=self._store.layout,
+            frozen=self._store.frozen,
+            connection=self._connection,
+            inbox=self._inbox,
+            transfer=self._transfer,
+        )
+
+    def take(self) -> Finale:
+        """The average that was begun. Collective; blocks. Raises RunStoppedError."""
+        assert self.current is not None
+        if self.current.over is None:
+            self.current.average()
+            self.taken = self.current.number
+            if self._served is not None:
+                self._served.withdraw()
+                self._served = None
+            self._mend(self.current)
+        return self.current
+
+    def _mend(self, finale: Finale) -> None:
+        """Recompute what follows from the averaged parameters, and say what may be wrong."""
+        wrong = finale.doubtful(self._store.unknown_buffers)
+        if finale.recomputes:
+            wrong += self._store.recompute_buffers(finale.averaged)
+        assert finale.over is not None
+        if wrong and finale.over.members[0] == self._connection.member:
+            some = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+            self._tell(
+                "buffers",
+                f"{len(wrong)} buffers differed among members, and the averaged model's may not be "
+                f"right: {some}; a mean was taken of what may be no statistic, or the first "
+                "member's was taken: recompute them, or join(buffers={name: rule})",
+            )
+        if self._stepped and finale.identical:
+            self._tell(
+                "one model",
+                "all members have ended with the very same parameters: they are one model, "
+                f"{len(finale.over.members)} times; seed each differently, by member.id or "
+                "connect(address, seed=True)",
+            )

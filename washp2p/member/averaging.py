@@ -1,0 +1,254 @@
+"""One average over all that live, and what each member had when it was taken.
+
+Members first tell each other digests of their tensors: what is equal everywhere is kept, only what
+differs is sent. Whenever a member is lost before all have the average, the others begin anew
+without it; once the coordinator says that it stands, it does. Nothing here trains or writes files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.errors import RunStoppedError, UsageError
+from washp2p.evaluation.average import all_done, average_peer_to_peer
+from washp2p.model.device_copies import as_bytes
+from washp2p.model.digests import differing, digests_of, not_finite_alone
+from washp2p.protocol.layout import RECOMPUTED
+from washp2p.protocol.ledger import Kind
+from washp2p.rounds import hold_points
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.model.store import State
+    from washp2p.protocol.layout import Layout
+    from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.transports.transfer import Transfer
+
+
+class _RosterChangedError(Exception):
+    """A member was lost: begin anew."""
+
+
+class Finale:
+    """The member's `number`-th average: of `state`, which must not change until it is taken.
+
+    Its `frozen` tensors must not change afterwards, either. `by_hand`: it is not the model's own.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        number: int,
+        *,
+        by_hand: bool,
+        layout: Layout,
+        frozen: Collection[str] = (),
+        connection: Connection,
+        inbox: Inbox,
+        transfer: Transfer,
+    ) -> None:
+        self.number = number
+        self.state = state
+        """What this member had; tensors that are equal on all members may be its model's own."""
+        self.averaged: State = {}
+        """The average, once `average` has returned."""
+        self.over: Roster | None = None
+        """Of whom it is."""
+        self.rounds: tuple[int, ...] = ()
+        """After which round each of them took it."""
+        self.differing: tuple[str, ...] = ()
+        """Tensors that were not the same on all members."""
+        self._layout = layout
+        self._rules = {buffer.name: buffer.rule for buffer in layout.buffers}
+        self._digests = bytes([by_hand]) + digests_of(state)
+        self._changing = frozenset(state).difference(frozen)
+        self._groups: list[list[str]] = []
+        self._means = 0
+        self._connection = connection
+        self._inbox = inbox
+        self._transfer = transfer
+
+    def average(self) -> None:
+        """Take it. Collective; blocks until all have it; may be called again when interrupted.
+
+        Raises RunStoppedError, also if this member alone has a buffer that is not finite; and
+        UsageError if some members average their models, and others something else.
+        """
+        while self.over is None:
+            self._transfer.cancel()
+            roster = self._connection.roster
+            hold_points.reach(hold_points.AVERAGING)
+            try:
+                self.averaged = self._average_over(roster)
+                self.over = roster
+            except _RosterChangedError:
+                continue
+
+    def leads(self) -> bool:
+        """Whether this member is to evaluate; blocks until some other has, or it falls to it."""
+        connection = self._connection
+
+        def known() -> bool:
+            first = connection.roster.members[0]
+            evaluated = connection.evaluated >= self.number
+            return evaluated or connection.over or first == connection.member
+
+        self._inbox.wait_until(known)
+        falls_to_me = not (connection.evaluated >= self.number or connection.over)
+        if falls_to_me:
+            hold_points.reach(hold_points.EVALUATING)
+        return falls_to_me
+
+    def of(self, member: MemberId) -> State | None:
+        """What a member had, fetched from it; None if it is gone or out of reach. Blocks."""
+        if member == self._connection.member:
+            return self.state
+
+        def gone() -> bool:
+            there = member in self._connection.roster.members
+            return not there or member in self._inbox.out_of_reach
+
+        vectors = [torch.empty_like(self._joined(names)) for names in self._groups]
+        into = {str(number): vector for number, vector in enumerate(vectors)}
+        if not self._inbox.fetch(member, f"final{self._label}", into, Kind.AVERAGE, gone):
+            return None
+        return self._filled(vectors)
+
+    def withdraw(self) -> None:
+        """Serve nothing of it any longer."""
+        for blob in ("digests", "final", "mean"):
+            self._transfer.withdraw(f"{blob}{self.number}.")
+
+    def _average_over(self, roster: Roster) -> State:
+        connection = self._connection
+        self._label = f"{self.number}.{roster.epoch}"
+
+        def changed() -> bool:
+            return connection.roster is not roster and not settled()
+
+        def settled() -> bool:
+            its = connection.settled
+            return its is not None and (its.number, its.epoch) == (self.number, roster.epoch)
+
+        def wait_until(condition: Callable[[], bool]) -> None:
+            self._inbox.wait_until(lambda: condition() or changed(), self._transfer.peers)
+            if changed():
+                raise _RosterChangedError
+
+        names = list(self.state)
+        told = self._exchange_digests(roster, wait_until)
+        if len({row[0] for row in told.values()}) > 1:
+            own = [str(member) for member, row in told.items() if row[0]]
+            raise UsageError(
+                f"average {self.number} is of what was handed over on member {', '.join(own)}, and "
+                "of the model on the others; expected the same on all: average(ema.module."
+                "state_dict()) or average()"
+            )
+        rows = {member: row[1:] for member, row in told.items()}
+        if sick := not_finite_alone(names, rows):
+            if (name := sick.get(connection.member)) is not None:
+                raise RunStoppedError(
+                    f"member {connection.member} has diverged, {name} is not finite, though on "
+                    "other members it is; a lower --lr may help"
+                )
+            wait_until(lambda: False)  # it goes, and says why
+        self.differing = tuple(differing(names, rows.values()))
+        vectors = self._group(self.differing)
+        self.state = self._filled(vectors)  # which are copies
+        for name in self._changing.difference(self.differing):
+            self.state[name] = self.state[name].clone()
+        self._changing = frozenset()
+        for number, vector in enumerate(vectors):
+            blob = f"final{self._label}:{number}"
+            self._transfer.offer(blob, as_bytes(vector), Kind.AVERAGE)
+        means = average_peer_to_peer(
+            vectors[: self._means],
+            transfer=self._transfer,
+            members=roster.members,
+            me=connection.member,
+            attempt=self._label,
+            wait_until=wait_until,
+        )
+        firsts = [v.clone() for v in vectors[self._means :]]
+        first = roster.members[0]
+        if first != connection.member:
+            downloads = [
+                self._transfer.fetch(
+                    first, f"final{self._label}:{number}", as_bytes(vector), kind=Kind.AVERAGE
+                )
+                for number, vector in enumerate(firsts, self._means)
+            ]
+            wait_until(all_done(downloads))
+        connection.averaged(roster.epoch, self.number)
+        wait_until(settled)
+        assert connection.settled is not None
+        self.rounds = tuple(connection.settled.rounds)
+        return self._filled([*means, *firsts])
+
+    def _exchange_digests(
+        self, roster: Roster, wait_until: Callable[[Callable[[], bool]], None]
+    ) -> dict[MemberId, bytes]:
+        """Everyone's digests, by member."""
+        blob = f"digests{self._label}"
+        me = self._connection.member
+        self._transfer.offer(blob, memoryview(self._digests), Kind.AVERAGE)
+        rows = {m: bytearray(self._digests) for m in roster.members}
+        downloads = [
+            self._transfer.fetch(member, blob, memoryview(row), kind=Kind.AVERAGE)
+            for member, row in rows.items()
+            if member != me
+        ]
+        wait_until(all_done(downloads))
+        return {member: bytes(row) for member, row in rows.items()}
+
+    def _group(self, names: tuple[str, ...]) -> list[torch.Tensor]:
+        """What differs, joined by rule and dtype: first what a mean, or a maximum, is taken of."""
+        groups: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
+        for name in names:
+            rule = self._rules.get(name, "mean")
+            groups[rule not in {"mean", "max"}, str(self.state[name].dtype)].append(name)
+        self._groups = [groups[key] for key in sorted(groups)]
+        self._means = sum(not first for first, _ in groups)
+        return [self._joined(group) for group in self._groups]
+
+    def _joined(self, names: list[str]) -> torch.Tensor:
+        """Their values in one new vector."""
+        parts = [self.state[name] for name in names]
+        return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
+
+    def _filled(self, vectors: list[torch.Tensor]) -> State:
+        """The state with these values where members differ."""
+        state = dict(self.state)
+        for names, vector in zip(self._groups, vectors, strict=True):
+            sizes = [len(self.state[name]) for name in names]
+            state |= dict(zip(names, vector.split(sizes), strict=True))
+        return state
+
+    @property
+    def identical(self) -> bool:
+        """Whether all members, if there are several, had the very same parameters."""
+        names = {entry.name for entry in self._layout.entries}
+        alone = self.over is None or len(self.over.members) < 2
+        return not alone and names.isdisjoint(self.differing)
+
+    def doubtful(self, unknown: list[str]) -> list[str]:
+        """Tensors that differed and that the average may be wrong about; `unknown` are buffers of
+        unknown kind.
+        """
+        rules = self._rules
+        return [
+            name
+            for name in self.differing
+            if name in unknown or rules.get(name) in {"first", "equal"}
+        ]
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether some of it follows from its parameters."""
+        return any(self._rules.get(name) == RECOMPUTED for name in self.state)

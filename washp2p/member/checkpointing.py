@@ -1,0 +1,161 @@
+"""Keeping a member's checkpoints, and going on from one.
+
+A checkpoint is a snapshot, what the accounts say so far, and what the caller adds. It is taken
+after a round of which nothing is outstanding, so in lockstep a population that goes on from one
+ends with the bits of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from washp2p.errors import ProtocolError, UsageError
+from washp2p.model.optimizers import NATURAL
+from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
+from washp2p.rounds.inbound import Loss
+from washp2p.rounds.round_loop import Start
+from washp2p.runfolder import checkpoints
+
+if TYPE_CHECKING:
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.model.store import Store
+    from washp2p.protocol.ledger import Ledger
+    from washp2p.rounds.exchange import Exchange
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.round_loop import Timeline
+    from washp2p.runfolder.runlog import RunLog
+
+_log = logging.getLogger("washp2p")
+
+
+class Stateful(Protocol):
+    """What a training loop has besides model and optimizer: random streams, place in the data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """It, as plain values (JSON's) and tensors. Called within `optimizer.step()`, after its
+        round.
+        """
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Be where `state_dict` was; tensors are on the CPU."""
+
+
+class Keeper:
+    """One member's checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        inbox: Inbox,
+        store: Store,
+        exchange: Exchange,
+        ledger: Ledger,
+        log: RunLog | None,
+        state: Stateful | None,
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._store = store
+        self._exchange = exchange
+        self._ledger = ledger
+        self._log = log
+        self._state = state
+
+    def after_round(self, timeline: Timeline) -> None:
+        """Keep a checkpoint if one is due, or if there is no coordinator to say what comes next.
+
+        Blocks then until nothing is outstanding, and it is on disk. Raises RunStoppedError.
+        """
+        if timeline.round == self._connection.checkpoint_from(timeline.round):
+            self._connection.saved(timeline.round, self._save(timeline))
+        elif timeline.goes_on and timeline.round + 1 not in self._connection.seeds:
+            self._connection.progress(timeline.round)
+            if not self._seed_comes(timeline.round + 1):
+                self._save(timeline)
+
+    def go_on(self) -> Start:
+        """Be what this member's checkpoint says. Raises UsageError if it cannot be read."""
+        kept = self._connection.rosters[0].first - 1
+        data = checkpoints.read(self._connection.folder, kept, self._connection.member)
+        try:
+            opened = open_snapshot(data)
+            snapshot, extra = opened.snapshot, opened.snapshot.extra
+            its = snapshot.run, snapshot.member, snapshot.round
+            if its != (self._connection.origin, self._connection.member, kept):
+                raise ProtocolError(  # noqa: TRY301
+                    f"it holds that of member {its[1]} of round {its[2]} of run {its[0].hex()}"
+                )
+            restore(self._store, opened)
+            start = Start(
+                round=snapshot.round,
+                steps=snapshot.step,
+                seconds=extra["seconds"],
+                waited=extra["waited"],
+                epochs=[(members, first, stop) for members, first, stop in extra["epochs"]],
+            )
+            self._ledger.load(extra["ledger"])
+            merger = self._exchange.merger
+            merger.applied_values, merger.refused_values = extra["values"]
+            self._exchange.arrivals.lost.update({Loss(k): n for k, n in extra["lost"].items()})
+            if self._log is not None:
+                self._log.go_back(*extra["log"])
+            if self._state is not None:
+                self._state.load_state_dict(extra["state"])
+        except UsageError:
+            raise
+        except (ProtocolError, *NATURAL) as error:
+            path = checkpoints.checkpoint_file(
+                self._connection.folder, kept, self._connection.member
+            )
+            raise UsageError(
+                f"{path} is not the checkpoint of member {self._connection.member} of round "
+                f"{kept}: {error!s:.200}; expected the file it wrote, and the model and loop it had"
+            ) from None
+        return start
+
+    def forget_what_was_to_come(self, start: Start) -> None:
+        """Training goes on: checkpoints of rounds after `start` are of a life that is over."""
+        checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
+
+    def _seed_comes(self, number: int) -> bool:
+        connection = self._connection
+        end = time.monotonic() + connection.patience.seconds
+        self._inbox.wait_until(lambda: number in connection.seeds or time.monotonic() > end)
+        return number in connection.seeds
+
+    def _save(self, timeline: Timeline) -> str:
+        """Keep the state of now; why it failed, if it did."""
+        timeline.settle()
+        self._exchange.flush()
+        me, merger = self._connection.member, self._exchange.merger
+        try:
+            extra = {
+                **timeline.account(),
+                "ledger": self._ledger.to_wire(),
+                "values": [merger.applied_values, merger.refused_values],
+                "lost": self._exchange.arrivals.lost_by_reason,
+                "log": None if self._log is None else self._log.keep(),
+                "state": {} if self._state is None else self._state.state_dict(),
+            }
+            where = Snapshot(
+                run=self._connection.origin,
+                member=me,
+                step=timeline.steps,
+                round=timeline.round,
+                extra=extra,
+            )
+            data = take(self._store, where)
+            checkpoints.write(self._connection.folder, timeline.round, me, data)
+        except (UsageError, OSError, *NATURAL) as error:
+            _log.warning(
+                "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
+                me,
+                timeline.round,
+                error,
+            )
+            return str(error)
+        return ""

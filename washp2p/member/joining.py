@@ -1,0 +1,261 @@
+"""Joining a run: `connect` finds it, `join` or `attach` makes a model part of it."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import logging
+import sys
+import threading
+import weakref
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from washp2p.coordinator_link.connection import Connection
+from washp2p.errors import RunStoppedError
+from washp2p.member.member import Member
+from washp2p.member.replicas import Replica, Replicas, group_of, wrapped
+from washp2p.model.optimizers import plain_optimizer, plain_scaler
+from washp2p.protocol.endpoints import require_loopback, where_to_listen
+from washp2p.sockets.keys import read_join
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from washp2p.member.checkpointing import Stateful
+    from washp2p.rounds.repairer import Inputs
+
+_log = logging.getLogger("washp2p")
+
+
+def connect(
+    address: str,
+    *,
+    wait: float = 60.0,
+    keys: Path | None = None,
+    insecure: bool = False,
+    run_dir: Path | None = None,
+    rank: int | None = None,
+    seed: bool = False,
+) -> Connection:
+    """Find a run and take a place in it, before there is a model.
+
+    `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
+    seconds. `keys` is the folder with `join.key`, or that file: links are encrypted then. Plain
+    text off loopback needs `insecure`. `run_dir` is where this host keeps its checkpoints (default:
+    `runs/<the run's name>`). `rank` is the MemberId to have if it is nobody's yet (default: the
+    next one). With `seed` Python's, NumPy's and torch's random numbers are seeded by the run's seed
+    and the MemberId: members that share a script then differ in what they draw. The connection's
+    `config` says what to train.
+
+    A member of the same run that this thread has left open is left first: a notebook's cell that
+    failed holds its place no longer. Raises UnreachableError, JoinRefusedError, UsageError.
+    """
+    join_key = None if keys is None else read_join(keys)
+    require_loopback(address, encrypted=join_key is not None, insecure=insecure)
+    _leave_former(address)
+    connection = Connection(address, wait, run_dir, join_key, rank)
+    if seed:
+        _seed(connection.config.seed, connection.member)
+    return connection
+
+
+def join(
+    run: str | Connection,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rounds: int = 0,
+    bind: str | None = None,
+    advertise: str | None = None,
+    keys: Path | None = None,
+    insecure: bool = False,
+    log: Path | None = None,
+    state: Stateful | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    repair_inputs: Inputs | None = None,
+    last: str = "",
+    buffers: Mapping[str, str] | None = None,
+) -> Member:
+    """Make `model` a member of a run and wait until the population is complete.
+
+    `run` is the coordinator's address or what `connect` returned. On return all members hold
+    the first member's parameters and buffers (or each its own, as `config.init` says); from then on
+    each `optimizer.step()` ends with a round. In a run that has begun this member takes a live
+    one's whole state, optimizer included, and goes on from `Member.round`.
+    The model's trainable parameters move into one vector (same `Parameter` objects, same values,
+    each with a storage of its own) until the member closes; move the model to its device and dtype
+    before.
+
+    `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
+    listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
+    `advertise` what peers are told instead (`tcp://HOST[:PORT]`). `keys` is the folder with
+    `join.key`, if `run` is an address: links are encrypted then. Plain text off loopback needs
+    `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
+    model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
+    been loaded on return, and `Member.round` is the checkpoint's. `scaler` is the one whose `step`
+    steps the optimizer (a GradScaler, or timm's NativeScaler), if there is one: a step that it
+    skips is followed by a round all the same. `repair_inputs` gives, under `--repair`, batches for
+    the model as it trains on them, of the same images in all members. `last` names the module whose
+    parameters are the last layer, never shuffled under the decreasing schedule (default:
+    `--last`, or the last one registered). `buffers` says by name how a buffer is averaged: "mean",
+    "max", "first" (the first member's) or "equal" (which is checked); the others have a rule by
+    their kind.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
+    DroppedError once the population goes on without this member, who may join anew.
+    """
+    optimizer, scaler = plain_optimizer(optimizer), plain_scaler(scaler)
+    replicas = Replicas.of(model)
+    with nullcontext() if replicas is None else replicas.waiting():
+        connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
+        try:
+            member = Member(
+                connection,
+                model,
+                optimizer,
+                bind=where_to_listen(
+                    connection.address, bind, encrypted=connection.encrypted, insecure=insecure
+                ),
+                advertise=advertise,
+                log=log,
+                state=state,
+                scaler=scaler,
+                repair_inputs=repair_inputs,
+                last=last,
+                buffers=buffers or {},
+            )
+        except BaseException as error:
+            connection.leave(error)
+            raise
+        with _or_leave(member):
+            member.begin(rounds)
+    _open.append((connection.address, threading.get_ident(), weakref.ref(member)))
+    if replicas is not None:
+        with _or_leave(member):
+            member.replicate(replicas)
+    return member
+
+
+@contextmanager
+def _or_leave(member: Member) -> Iterator[None]:
+    """A member that cannot begin leaves, and says why."""
+    try:
+        yield
+    except BaseException as error:
+        member.__exit__(type(error), error, None)
+        raise
+
+
+def attach(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run: str | Connection,
+    *,
+    rounds: int = 0,
+    keys: Path | None = None,
+    state: Stateful | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    repair_inputs: Inputs | None = None,
+    last: str = "",
+    buffers: Mapping[str, str] | None = None,
+) -> Member:
+    """`join`, for a loop that is no block: call `Member.close` after it.
+
+    `model`, `optimizer`, `run`, `rounds`, `keys`, `state`, `scaler`, `repair_inputs`, `last` and
+    `buffers` as there; for what else `join` can be told, hand it over by `connect`. Where a
+    DistributedDataParallel holds the model, rank 0 of its group joins and the others `follow`: call
+    it on all ranks. A process that ends without `close` is as one that leaves its block by an
+    exception, and the others go on; after an average it has finished.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
+    """
+    model = wrapped(model)
+    group = group_of(model)
+    if group is not None and group.rank():
+        replica: Any = Replica(model, plain_optimizer(optimizer), plain_scaler(scaler))
+        follower: Member = replica
+        return follower
+    member = join(
+        run,
+        model,
+        optimizer,
+        rounds=rounds,
+        keys=keys,
+        state=state,
+        scaler=scaler,
+        repair_inputs=repair_inputs,
+        last=last,
+        buffers=buffers,
+    )
+    atexit.register(_abandon, weakref.ref(member))
+    return member
+
+
+def follow(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Replica:
+    """Take part in a member that others train, too, in one DistributedDataParallel group.
+
+    `model` is in DistributedDataParallel. Rank 0 of its group joins the run, and is the member; all
+    others call this. On return the model, and the optimizer's state, are what rank 0's are; from
+    then on each `optimizer.step()` ends with what its round has written. `scaler` as in `join`.
+
+    Blocks until rank 0 has joined. Raises UsageError, RunStoppedError; the optimizer's step raises
+    RunStoppedError once the member's part is over.
+    """
+    return Replica(wrapped(model), plain_optimizer(optimizer), plain_scaler(scaler))
+
+
+_open: list[tuple[str, int, weakref.ref[Member]]] = []
+"""Members of this process: of the run at which address, joined on which thread."""
+
+
+def _leave_former(address: str) -> None:
+    """Leave whatever member of the same run this thread has not closed."""
+    for entry in list(_open):
+        where, thread, reference = entry
+        member = reference()
+        if member is None or member.closed:
+            _open.remove(entry)
+        elif (where, thread) == (address, threading.get_ident()):
+            _open.remove(entry)
+            _log.warning(
+                "this process is still member %d of the run at %s: it leaves, to join again",
+                member.id,
+                address,
+            )
+            member.finish_alone()
+            member.leave()
+
+
+def _seed(seed: int, member: int) -> None:
+    """Python's, NumPy's and torch's random numbers, of this member alone."""
+    import random
+
+    import numpy as np
+    import torch
+
+    text = f"washp2p {seed} {member}".encode()
+    own = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+def _abandon(reference: weakref.ref[Member]) -> None:
+    """The process ends; the member may be closed, or forgotten."""
+    member = reference()
+    if member is None or member.closed:
+        return
+    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    if error is None:
+        member.finish_alone()
+    error = error or RunStoppedError("its process has ended without Member.close()")
+    member.__exit__(type(error), error, None)

@@ -1,0 +1,256 @@
+"""How a member comes by the state it begins with, and gives its own to those who come later.
+
+At the start all take over the parameters of the roster's first member; in mid-run a newcomer takes
+over the whole state of one that lives. Both by state transfer, on the training thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.errors import ProtocolError
+from washp2p.model.device_copies import as_bytes
+from washp2p.model.digests import differing, digests_of
+from washp2p.model.optimizers import NATURAL
+from washp2p.model.snapshot import open_snapshot, restore, take
+from washp2p.protocol.ledger import Kind
+from washp2p.protocol.roster import roster_at
+from washp2p.rounds import hold_points
+from washp2p.runfolder.runlog import Joined
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.model.snapshot import Opened, Snapshot
+    from washp2p.model.store import State, Store
+    from washp2p.protocol.roster import MemberId, Peer, Roster
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.round_loop import Start
+    from washp2p.transports.transfer import Transfer
+
+_log = logging.getLogger("washp2p")
+
+
+class Entry:
+    """One member's entry into the population, and that of its guests."""
+
+    def __init__(
+        self, *, connection: Connection, inbox: Inbox, transfer: Transfer, store: Store
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._transfer = transfer
+        self._store = store
+        self._served: set[MemberId] = set()
+
+    def start_together(self) -> None:
+        """Take over the parameters and buffers of the roster's first member, as all others do.
+
+        Or keep one's own, if each is to begin so. Should that one be lost before training begins,
+        the next one's, and so on. A member that cannot reach it gets them from others that have
+        them. Blocks until training begins. Raises RunStoppedError.
+        """
+        own = self._store.values()
+        taken = own
+        begun = False
+        while not begun:
+            self._inbox.drain()  # peers are connected to before anything is sent to them
+            roster = self._connection.roster
+            hold_points.reach(hold_points.STARTING)
+            first = roster.members[0] == self._connection.member
+            if first or self._connection.config.init == "different":
+                taken = own
+            else:
+                found = self._fetch_start(roster, own)
+                if found is None:
+                    continue
+                taken = found
+            self._offer(f"start{roster.epoch}", taken)
+            self._connection.synced(roster.epoch)
+            begun = self._wait_for_the_seed_of(1, roster.epoch)
+            self._transfer.withdraw(f"start{roster.epoch}:")
+        if taken is not own:
+            self._store.load_values(
+                {name: vector for name, vector in taken.items() if vector is not own[name]}
+            )
+
+    def _offer(self, what: str, state: State) -> None:
+        """Serve every tensor of `state` by its number, and the digests of all."""
+        for number, vector in enumerate(state.values()):
+            self._transfer.offer(f"{what}:{number}", as_bytes(vector), Kind.STATE)
+        self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
+
+    def _fetch_start(self, roster: Roster, own: State) -> State | None:
+        """The first member's state, of which only what differs from `own` is fetched.
+
+        From it, or from who has it already; None if there is a new roster.
+        """
+        changed = self._changed(roster.epoch)
+        others = [member for member in roster.members if member != self._connection.member]
+
+        def reachable() -> MemberId:
+            near = (member for member in others if member not in self._inbox.out_of_reach)
+            return next(near, others[0])
+
+        mine = digests_of(own)
+        while not changed():
+            source = reachable()
+
+            def elsewhere(source: MemberId = source) -> bool:
+                return changed() or reachable() != source
+
+            what = f"start{roster.epoch}"
+            theirs = bytearray(mine)
+            row = self._transfer.fetch(
+                source, f"{what}:digests", memoryview(theirs), kind=Kind.STATE
+            )
+            if not self._inbox.wait_for([row], elsewhere):
+                continue
+            numbers = {name: number for number, name in enumerate(own)}
+            fresh = {
+                name: torch.empty_like(own[name]) for name in differing(own, [mine, bytes(theirs)])
+            }
+            wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
+            if self._inbox.fetch(source, what, wanted, Kind.STATE, elsewhere):
+                return own | fresh
+        return None
+
+    def go_on_together(self, start: Start, *, rounds: int) -> None:
+        """Each has its own state again; the round after `start` is the first, if there is one.
+
+        Blocks until training begins. Raises RunStoppedError.
+        """
+        connection = self._connection
+        first = start.round + 1
+        self._inbox.arrivals.begin_after(start.round)
+        begun = False
+        while not begun:
+            self._inbox.drain()
+            epoch = connection.roster.epoch
+            hold_points.reach(hold_points.STARTING)
+            connection.synced(epoch)
+            begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
+        connection.seeds.reached = start.round
+
+    def come_in(self) -> Joined:
+        """Take over the state of a live member of a run that has begun, and a place in its roster.
+
+        Blocks until this member's first round can follow. Raises RunStoppedError.
+        """
+        connection = self._connection
+        self._inbox.drain()
+        while True:
+            donor, data = self._fetch_snapshot()
+            try:
+                opened = self._open(donor, data)
+                more = self._fetch_frozen(donor, opened.lacks(self._store))
+                if more is None:
+                    continue  # there is another donor
+                restore(self._store, opened, more)
+            except ProtocolError as error:
+                _log.warning("member %d gave no snapshot: %s", donor.member, error)
+                connection.unusable(donor.member, str(error))
+            else:
+                if self._store.is_finite():
+                    break
+                connection.diverged(donor.member)
+            self._inbox.wait_until(partial(self._donor_is_not, donor))
+        connection.ready()
+        self._inbox.wait_until(lambda: connection.enrolled)
+        entry = next(r for r in connection.rosters if connection.member in r.members)
+        connection.seeds.reached = entry.first - 1
+        self._inbox.arrivals.begin_after(entry.first - 1)
+        self._inbox.wait_until(lambda: entry.first in connection.seeds)
+        config = connection.config
+        if config.max_delay == "none" and config.method != "none" and config.p:
+            end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
+            self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
+        return Joined(entry.epoch, entry.first - 1, donor.member, opened.snapshot.step)
+
+    @property
+    def serves(self) -> bool:
+        """Whether a snapshot is on offer."""
+        return bool(self._served)
+
+    def serve_guests(self, where: Snapshot) -> None:
+        """Give newcomers that ask for it the state of now, just after a step: `where` it is."""
+        guests = {guest.member for guest in self._inbox.guests}
+        for guest in guests - self._served:
+            self._served.add(guest)
+            hold_points.reach(hold_points.GIVING)
+            try:
+                blob = memoryview(take(self._store, where, frozen=False))
+            except NATURAL as error:  # at this step; it was tried when joining
+                self._connection.no_snapshots(f"{error}"[:200])
+                continue
+            self._transfer.offer(f"snapshot:{guest}", blob, Kind.STATE)
+            values = self._store.values() if self._store.frozen else {}
+            for number, name in enumerate(self._store.frozen):
+                blob = as_bytes(values[name])
+                self._transfer.offer(f"snapshot:{guest}:{number}", blob, Kind.STATE)
+        for guest in self._served - guests:
+            self._served.remove(guest)
+            self._transfer.withdraw(f"snapshot:{guest}")
+
+    def _fetch_snapshot(self) -> tuple[Peer, bytes]:
+        """A whole snapshot, from whichever donor lives to give it."""
+        limit = self._store.largest_snapshot
+        while True:
+            donor = self._connection.donor
+            assert donor is not None
+            self._inbox.link(donor)
+            hold_points.reach(hold_points.RECEIVING)
+            name = f"snapshot:{self._connection.member}"
+            download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE, limit=limit)
+            if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
+                assert download.into is not None
+                return donor, bytes(download.into)
+
+    def _open(self, donor: Peer, data: bytes) -> Opened:
+        opened = open_snapshot(data)
+        whose = opened.snapshot
+        if (whose.run, whose.member) != (self._connection.origin, donor.member):
+            raise ProtocolError(f"it is member {whose.member}'s, of run {whose.run.hex()}")
+        return opened
+
+    def _fetch_frozen(self, donor: Peer, names: list[str]) -> State | None:
+        """Frozen parameters that this member has otherwise; None if there is another donor."""
+        if not names:
+            return {}
+        own, numbers = self._store.values(), {n: k for k, n in enumerate(self._store.frozen)}
+        if unknown := [name for name in names if name not in numbers]:
+            raise ProtocolError(f"{unknown[0]} is frozen there, and trains here")
+        fresh = {name: torch.empty_like(own[name]) for name in names}
+        wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
+        what = f"snapshot:{self._connection.member}"
+        gone = partial(self._donor_is_not, donor)
+        return fresh if self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone) else None
+
+    def _is_reached(self, first: int) -> bool:
+        """Whether an older member has come to the round `first`, or none is left that could.
+
+        Where nobody waits, one that began windows ahead of the others would make them jump.
+        """
+        me, arrivals = self._connection.member, self._inbox.arrivals
+        members = self._connection.roster.members
+        nobody_older = all(member >= me or arrivals.has_ended(member) for member in members)
+        return arrivals.newest >= first or nobody_older
+
+    def _donor_is_not(self, donor: Peer) -> bool:
+        return self._connection.donor is not donor
+
+    def _wait_for_the_seed_of(self, first: int, epoch: int) -> bool:
+        """Block until training begins, or there is another roster; whether it has begun."""
+        connection = self._connection
+        changed = self._changed(epoch)
+        self._inbox.wait_until(lambda: first in connection.seeds or changed())
+        return first in connection.seeds and roster_at(connection.rosters, first).epoch == epoch
+
+    def _changed(self, epoch: int) -> Callable[[], bool]:
+        return lambda: self._connection.roster.epoch != epoch

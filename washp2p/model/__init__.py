@@ -1,0 +1,1 @@
+"""A member's tensors: parameters, buffers, optimizer state. The only package that changes them."""

@@ -1,0 +1,140 @@
+"""A snapshot: one member's whole state after one of its steps, as bytes.
+
+Parameters and buffers, the optimizer's state, the round and how many steps it took. What a
+newcomer begins with, and what a checkpoint keeps: safetensors, so nothing in it can be code. It
+says whose it is, and of which run and round; a checksum tells whether a byte of it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load, save
+
+from washp2p.errors import ProtocolError
+from washp2p.model.digests import digest
+from washp2p.model.optimizers import NATURAL, put_together, take_apart
+
+if TYPE_CHECKING:
+    import torch
+
+    from washp2p.model.store import State, Store
+
+_META = "washp2p"
+CHECKSUM_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Whose it is, where its member was (own steps, last round), and what else was put in.
+
+    That is plain values (JSON's) and tensors, on any device, which come back on the CPU.
+    """
+
+    run: bytes
+    member: int
+    step: int
+    round: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A snapshot whose checksum was right, before anything is done with it."""
+
+    snapshot: Snapshot
+    tensors: State
+    optimizer: Any
+    highest_lr: float
+    frozen: dict[str, bytes]
+    """Digests of tensors that are left out: whoever has others must get them elsewhere."""
+
+    def lacks(self, store: Store) -> list[str]:
+        """Which of the tensors that are left out `store`'s member has otherwise, or not at all."""
+        if not self.frozen:
+            return []
+        own = store.values()
+        return [
+            name for name, d in self.frozen.items() if name not in own or digest(own[name]) != d
+        ]
+
+
+def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
+    """The state of `store`'s member now; with digests in place of its `frozen` parameters if not.
+
+    Raises TypeError if some of it cannot be written to a file.
+    """
+    tensors = {f"model.{name}": v for name, v in store.values(frozen=frozen).items()}
+    state, plain = store.optimizer_state()
+    tensors |= {f"optimizer.{k}": t.cpu().contiguous() for k, t in enumerate(state)}
+    apart: list[torch.Tensor] = []
+    extra = take_apart(snapshot.extra, apart)
+    tensors |= {f"extra.{k}": t.cpu().contiguous() for k, t in enumerate(apart)}
+    whole = {} if frozen else store.values()
+    meta = {
+        "run": snapshot.run.hex(),
+        "member": snapshot.member,
+        "step": snapshot.step,
+        "round": snapshot.round,
+        "extra": extra,
+        "optimizer": plain,
+        "highest_lr": store.highest_lr,
+        "frozen": {} if frozen else {n: digest(whole[n]).hex() for n in store.frozen},
+    }
+    owned = {name: tensor.clone() for name, tensor in tensors.items()}  # each its own storage
+    data: bytes = save(owned, {_META: json.dumps(meta)})
+    return data + _checksum(data)
+
+
+def open_snapshot(data: bytes) -> Opened:
+    """What a snapshot holds. Raises ProtocolError if it is none, or damaged."""
+    whole, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if _checksum(whole) != checksum:
+        raise ProtocolError(
+            f"it is damaged: {len(data)} bytes whose checksum is wrong (or of an older version)"
+        )
+    try:
+        tensors = load(whole)
+        meta = json.loads(_metadata(whole)[_META])
+        snapshot = Snapshot(
+            run=bytes.fromhex(meta["run"]),
+            member=index(meta["member"]),
+            step=index(meta["step"]),
+            round=index(meta["round"]),
+            extra=put_together(meta["extra"], _part(tensors, "extra.")),
+        )
+        frozen = {name: bytes.fromhex(text) for name, text in meta["frozen"].items()}
+        return Opened(snapshot, tensors, meta["optimizer"], float(meta["highest_lr"]), frozen)
+    except NATURAL as error:
+        raise ProtocolError(f"not a snapshot: {error!r:.200}") from None
+
+
+def restore(store: Store, opened: Opened, more: State | None = None) -> None:
+    """Make `store`'s member what a snapshot of an equal one says; `more` are tensors it lacks.
+
+    Raises ProtocolError if it does not fit.
+    """
+    try:
+        store.load_values(_part(opened.tensors, "model.") | (more or {}))
+        store.load_optimizer_state(_part(opened.tensors, "optimizer."), opened.optimizer)
+        store.highest_lr = opened.highest_lr
+    except NATURAL as error:
+        raise ProtocolError(f"not a snapshot of such a member: {error!r:.200}") from None
+
+
+def _checksum(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata

@@ -1,0 +1,145 @@
+"""The state dict of a model, filled with other values: by its own names, whatever it makes of them.
+
+Usually an entry is one of the model's tensors. Some modules add what is no tensor (extra state), or
+make a state dict of their own: then the model itself is asked, with the values in it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from washp2p.errors import UsageError
+from washp2p.model.optimizers import NATURAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+class StateDict:
+    """Of `model`, whose names in the given model begin with `prefix`; `tensors` by plain name."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        prefix: str,
+        tensors: dict[str, torch.Tensor],
+        now: Callable[[str], torch.Tensor],
+    ) -> None:
+        """`now` gives the tensor that the model has under a plain name now."""
+        self._model = model
+        self._prefix = prefix
+        self._tensors = tensors
+        self._now = now
+        self._names = self._look()
+
+    def check(self) -> None:
+        """Raise UsageError if two modules had one tensor when joining and have two now."""
+        if self._names is None:
+            return
+        own = self._model.state_dict(keep_vars=True)
+        seen: dict[str, str] = {}
+        for key, name in self._names.items():
+            first = seen.setdefault(name, key)
+            if own.get(first) is not own.get(key):
+                raise UsageError(
+                    f"{first} and {key} were one tensor when the model joined, and are two now; "
+                    "expected it to stay so: copy into it instead of assigning, or part them before"
+                )
+
+    def _look(self) -> dict[str, str] | None:
+        """Plain names by the state dict's; None if it is none of the usual kind."""
+        plain = {id(tensor): name for name, tensor in self._tensors.items()}
+        try:
+            own = self._model.state_dict(keep_vars=True)
+            names = {key: plain[id(value)] for key, value in own.items() if id(value) in plain}
+        except NATURAL:
+            return None
+        return names if set(names.values()) == set(plain.values()) else None
+
+    def filled(
+        self, values: Mapping[str, torch.Tensor], *, trainable_only: bool = False
+    ) -> dict[str, Any]:
+        """It, with `values` by plain name instead of the model's own: fresh contiguous CPU tensors.
+
+        With `trainable_only` nothing but these.
+        """
+        if self._names is None and not trainable_only:
+            return self._asked(values)
+        if self._names is None:
+            names = {name: name for name in values}
+            own: dict[str, Any] = dict(values)
+        else:
+            names, own = self._names, self._model.state_dict(keep_vars=True)
+        state = {}
+        for key, value in own.items():
+            name = names.get(key)
+            if name is not None and name in values:
+                fresh = values[name].clone(memory_format=torch.contiguous_format)
+                state[self._prefix + key] = fresh
+            elif not trainable_only:
+                state[self._prefix + key] = _copy(value)
+        return state
+
+    def tensors_in(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tensors of such a `state`, by plain name. Raises UsageError if it is another's."""
+        found = {}
+        if not isinstance(state, dict) and not hasattr(state, "items"):
+            raise UsageError(
+                f"what is to be averaged is a {type(state).__name__}; expected a state dict, or a "
+                "function that returns one"
+            )
+        if self._names is None:
+            raise UsageError(
+                "the model makes a state dict of its own, so that no other one can be averaged in "
+                "its place; call average() without"
+            )
+        names = self._names
+        for key, name in names.items():
+            value = state.get(self._prefix + key, state.get(key))
+            shape = self._tensors[name].shape
+            if not isinstance(value, torch.Tensor) or value.shape != shape:
+                got = "nothing"
+                if isinstance(value, torch.Tensor):
+                    got = f"shape {tuple(value.shape)}"
+                raise UsageError(
+                    f"what is to be averaged has {got} under {key}; expected shape "
+                    f"{tuple(shape)}: a state dict of a model like the one that trained"
+                )
+            found[name] = value
+        return found
+
+    @torch.no_grad()
+    def _asked(self, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What the model itself says with `values` in it; they are taken out again."""
+        before = {name: self._now(name).detach().clone() for name in values}
+        try:
+            for name, value in values.items():
+                self._now(name).copy_(value)
+            own = self._model.state_dict()
+            return {self._prefix + key: _copy(value) for key, value in own.items()}
+        finally:
+            for name, value in before.items():
+                self._now(name).copy_(value)
+
+
+def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and persistent buffers that a model has now, by plain name."""
+    for prefix, module in model.named_modules():
+        kept = {
+            name: tensor
+            for name, tensor in module._buffers.items()
+            if name not in module._non_persistent_buffers_set
+        }
+        for name, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                yield f"{prefix}.{name}".removeprefix("."), tensor
+
+
+def _copy(value: Any) -> Any:
+    """A copy that shares nothing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    return copy.deepcopy(value)

@@ -1,0 +1,70 @@
+"""How far the members are apart, from what they exchange anyway. Pure.
+
+A scalar that member n receives comes from a uniformly random other member, and layer l's are
+selected with probability p_l. So with s_n what n held and r_n what it received,
+
+    1/2 sum over received i of (r_n[i] - s_n[i])^2 / p_l
+
+has, over members and draws, the expectation 1/N sum_n |theta_n - mean|^2: the population's mean
+squared distance from its mean, over all layers that are shuffled at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+
+    from washp2p.protocol.layout import Layout
+
+WEIGHT = 0.2
+"""Of the newest sample in what is told."""
+
+
+class Consensus:
+    """One member's estimate, from one round now and then.
+
+    >>> from washp2p.protocol.layout import Entry, Layout, Slot
+    >>> entry = Entry(name="w", shape=(4,), stride=(1,), layer=0, offset=0)
+    >>> consensus = Consensus(Layout((entry,), (Slot(name="param", dtype="float32"),)), [0.5])
+    >>> consensus.observe(np.array([1, 3]), np.array([1.0, 1.0]), np.array([1.0, 3.0]))
+    >>> consensus.finish(n=2)
+    >>> consensus.distance  # 1/2 * 2^2 / 0.5
+    4.0
+    """
+
+    def __init__(self, layout: Layout, rates: Sequence[Fraction], group: int = 0) -> None:
+        self._group = group
+        self._ends = np.array([entry.offset + entry.size for entry in layout.entries])
+        chances = np.array([float(rates[entry.layer]) for entry in layout.entries])
+        self._weights = np.divide(0.5, chances, out=np.zeros_like(chances), where=chances > 0)
+        self._sample = 0.0
+        self.distance = -1.0
+        """Mean squared distance from the mean, over all scalars; negative before there is one."""
+
+    def observe(
+        self,
+        indices: npt.NDArray[np.int64],
+        held: npt.NDArray[np.floating],
+        received: npt.NDArray[np.floating],
+    ) -> None:
+        """Some of a round's values, at `indices` of the flat vector: `held`, and `received`."""
+        weights = self._weights[np.searchsorted(self._ends, indices, side="right")]
+        self._sample += float(weights @ np.square(received - held, dtype=np.float64))
+
+    def discard(self) -> None:
+        """Some of the round's values will not come: it tells nothing."""
+        self._sample = 0.0
+
+    def finish(self, n: int) -> None:
+        """That was all of a round of `n` members: in groups fewer values are received."""
+        groups = -(-n // self._group) if self._group else 1
+        sample = self._sample * (n - 1) / (n - groups)
+        first = self.distance < 0
+        self.distance += (sample - self.distance) * (1.0 if first else WEIGHT)
+        self._sample = 0.0

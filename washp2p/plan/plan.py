@@ -1,0 +1,248 @@
+"""The plan: from one 64-bit seed to who sends which values to whom (section 3, Algorithm 1).
+
+Pure and deterministic to the bit on every machine: raw words of Philox4x64-10, integer mapping,
+exact tables. No NumPy `Generator` method and no floating-point transcendental may be used here;
+docs/protocol.md states the derivation so that it can be written again from the text alone, and
+`version.DERIVATION` changes whenever a single bit of any plan does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from washp2p.plan.permutations import LARGEST_TABLE, source_and_target
+from washp2p.plan.philox import BLOCK, RoundWords
+from washp2p.plan.selection import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+
+    from washp2p.plan.philox import Words
+    from washp2p.protocol.layout import Layout
+
+Indices = npt.NDArray[np.int64]
+
+_DARTS, _PERMUTATIONS, _GROUPS, _PAIRS = range(4)
+_WORD = 1 << 64
+
+
+@dataclass(frozen=True)
+class Route:
+    """One direction of a plan: the values that go to, or come from, each peer.
+
+    `indices` (int64) are places in the flat vector, grouped by peer and ascending within each
+    group; `parts` are the groups as (peer's position, begin, end) into `indices`. Peers without a
+    value have no part, nor has the member itself. Where a mean is taken, groups may be the same.
+    """
+
+    indices: Indices
+    parts: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """That what a member receives are contributions to a mean.
+
+    `own`: its own values are one, too. `shared`: it is the mean of all, of this member's shard of
+    the values; in a second leg it goes to whom the contributions came from, and the means of the
+    other shards come from whom the first leg's values went to.
+    """
+
+    own: bool
+    shared: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one member does in one round: received values take the place of its own, or a `mean`.
+
+    Both ends of every pair derive their own plan, and what one sends is, in the same order, what
+    the other expects. `fingerprint` is 64 bits that all members who exchange in the round share.
+    """
+
+    send: Route
+    receive: Route
+    selected: int
+    fingerprint: int
+    mean: Mean | None = None
+
+
+class Deriver:
+    """Derives one member's plans. Holds small tables made once for layout, rates and roster size.
+
+    `position` is the member's own among `n`; `rates` are p_l by layer. With `group` > 0 each seed
+    also deals the roster into random groups of at most that many, which permute among themselves.
+    For one thread at a time: scratch memory, proportional to what is selected, is reused.
+    """
+
+    def __init__(
+        self, layout: Layout, rates: Sequence[Fraction], n: int, position: int, group: int = 0
+    ) -> None:
+        assert n >= 2
+        assert 0 <= position < n
+        self._n = n
+        self._position = position
+        self._group = group if group < n else 0
+        self._selection = Selection(layout, rates)
+        self._everyone = _Group(number=0, positions=np.arange(n), own=position)
+        self._words = RoundWords()
+        self._draws = np.empty(0, dtype=np.uint64)
+
+    def derive(self, seed: int) -> Plan:
+        """The plan of the round whose seed is `seed` (64 bits). O(selected); does not block."""
+        group = self._deal(seed) if self._group else self._everyone
+        self._words.begin(seed, _DARTS)
+        indices = self._selection.select(self._words)
+        count, n = len(indices), len(group.positions)
+        if len(self._draws) < count:
+            self._draws = np.empty(count + count // 4, dtype=np.uint64)
+        draws = self._draws[:count]
+        self._words.begin(seed, _PERMUTATIONS, group.number)
+        if n > LARGEST_TABLE:
+            self._words.fill(draws)
+        else:
+            self._words.fill_halves(draws)
+        fingerprint = _fingerprint(indices, draws)
+        sources, targets = source_and_target(draws, n, group.own)
+        return Plan(
+            send=_route(indices, targets, group, draws),
+            receive=_route(indices, sources, group, draws),
+            selected=count,
+            fingerprint=fingerprint,
+        )
+
+    def derive_mean(self, seed: int) -> Plan:
+        """As `derive`, of the same selection and groups: the group's mean of each scalar."""
+        group = self._deal(seed) if self._group else self._everyone
+        self._words.begin(seed, _DARTS)
+        indices = self._selection.select(self._words).copy()
+        fingerprint = (seed + int(indices.sum())) % _WORD
+        return reduce_and_share(indices, group.positions, group.own, fingerprint)
+
+    def _deal(self, seed: int) -> _Group:
+        """The member's group: the roster in the order of one raw word each, cut evenly."""
+        self._words.begin(seed, _GROUPS)
+        order = np.argsort(self._words.take(self._n), kind="stable")
+        count = -(-self._n // self._group)
+        place = int(np.flatnonzero(order == self._position)[0])
+        number = ((place + 1) * count - 1) // self._n
+        begin, end = self._n * number // count, self._n * (number + 1) // count
+        return _Group(number=number, positions=order[begin:end], own=place - begin)
+
+
+def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint: int) -> Plan:
+    """The mean over the members at `positions` (in this order) of their values at `indices`.
+
+    The member at place `own` among them reduces its shard, the others reduce theirs. So it sends
+    2 (n-1)/n of the values, as in a ring all-reduce.
+    """
+    bounds = shard_bounds(len(indices), len(positions))
+    begin, end = bounds[own], bounds[own + 1]
+    parts, contributions = [], []
+    for place, position in enumerate(positions.tolist()):
+        first, last = bounds[place], bounds[place + 1]
+        if place != own:
+            gap = end - begin if place > own else 0
+            parts += [(position, first - gap, last - gap)] if last > first else []
+            contributions += [(position, 0, end - begin)] if end > begin else []
+    return Plan(
+        send=Route(np.concatenate((indices[:begin], indices[end:])), tuple(parts)),
+        receive=Route(indices[begin:end], tuple(contributions)),
+        selected=len(indices),
+        fingerprint=fingerprint,
+        mean=Mean(own=True, shared=True),
+    )
+
+
+def shard_bounds(count: int, n: int) -> list[int]:
+    """Where each of `n` shards of `count` values begins, and, last, where they end."""
+    return [count * place // n for place in range(n + 1)]
+
+
+def everything(layout: Layout) -> Indices:
+    """Every scalar's place in the flat vector, ascending."""
+    places = [np.arange(e.offset, e.offset + e.size, dtype=np.int64) for e in layout.entries]
+    return np.concatenate(places)
+
+
+def pairs(seed: int, n: int) -> list[tuple[int, int]]:
+    """For each of `n` positions a pair of different ones: of raw word w, number w n(n-1) / 2**64.
+
+    Pairs are numbered by the first, then by the second.
+    """
+    words = RoundWords()
+    words.begin(seed, _PAIRS)
+    drawn = [word * n * (n - 1) >> 64 for word in words.take(n).tolist()]
+    numbered = [divmod(number, n - 1) for number in drawn]
+    return [(first, second + (second >= first)) for first, second in numbered]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Who permutes among themselves: their positions in the roster, in the order dealt.
+
+    `own` is the member's place in `positions`; `number` tells the round's groups apart.
+    """
+
+    number: int
+    positions: Indices
+    own: int
+
+
+def _route(
+    indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
+) -> Route:
+    """Group `indices` by peer, the member's own left out."""
+    if len(group.positions) <= LARGEST_TABLE:
+        return _route_among_few(indices, peers, group, scratch)
+    size = len(group.positions)
+    order = peers.argsort(kind="stable")
+    bounds = np.searchsorted(peers.take(order), np.arange(size + 1))
+    first, end = bounds[group.own : group.own + 2]
+    grouped = np.concatenate((indices.take(order[:first]), indices.take(order[end:])))
+    bounds[group.own + 1 :] -= end - first
+    some = np.flatnonzero(np.diff(bounds))
+    positions, begins, ends = group.positions[some], bounds[some], bounds[some + 1]
+    parts = zip(positions.tolist(), begins.tolist(), ends.tolist(), strict=True)
+    return Route(grouped, tuple(parts))
+
+
+def _route_among_few(
+    indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
+) -> Route:
+    """The same: a pass a peer costs less than to sort.
+
+    Block by block, because large memory that is new costs more than the work on it.
+    """
+    others = [peer for peer in range(len(group.positions)) if peer != group.own]
+    pieces: list[list[Indices]] = [[] for _ in others]
+    room = scratch[: len(indices)].view(np.int64)
+    at = 0
+    for begin in range(0, len(indices), BLOCK):
+        part, block = indices[begin : begin + BLOCK], peers[begin : begin + BLOCK]
+        for peer, of_peer in zip(others, pieces, strict=True):
+            mine = (block == peer).nonzero()[0]
+            piece = room[at : at + len(mine)]
+            part.take(mine, out=piece, mode="clip")
+            of_peer.append(piece)
+            at += len(mine)
+    parts = []
+    at = 0
+    for peer, of_peer in zip(others, pieces, strict=True):
+        count = sum(map(len, of_peer))
+        if count:
+            parts.append((int(group.positions[peer]), at, at + count))
+            at += count
+    flat = [piece for of_peer in pieces for piece in of_peer]
+    return Route(np.concatenate(flat) if flat else indices[:0].copy(), tuple(parts))
+
+
+def _fingerprint(indices: Indices, draws: Words) -> int:
+    """The sum of (index + 1) * draw, modulo 2**64."""
+    products = int(np.dot(indices.view(np.uint64), draws))
+    return (products + int(draws.sum(dtype=np.uint64))) % _WORD

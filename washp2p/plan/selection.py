@@ -1,0 +1,178 @@
+"""The selection: which scalars a round shuffles (section 3, equation 3).
+
+In time proportional to what is selected. Darts are thrown at a line on which every scalar of layer
+l owns a stretch of length proportional to h_l = -ln(1 - p_l); their number is Poisson with mean
+sum_l d_l h_l. So the darts that hit one scalar are Poisson(h_l), independently of all others, and
+it is hit at all with probability 1 - exp(-h_l) = p_l: equation 3, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from math import isqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from washp2p.plan.philox import BLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+
+    from washp2p.plan.philox import RoundWords, Words
+    from washp2p.protocol.layout import Layout
+
+Indices = npt.NDArray[np.int64]
+
+_WORD = 1 << 64
+_FEW = 512  # darts a stretch, below which one division of arrays beats many by a number
+
+
+class Selection:
+    """Small tables made once for a layout and its rates p_l by layer; scratch memory is reused."""
+
+    def __init__(self, layout: Layout, rates: Sequence[Fraction]) -> None:
+        self._stretches, mean = _stretches(layout, rates)
+        self._ends, self._begins, self._widths, self._offsets = (
+            np.array([getattr(s, name) for s in self._stretches], dtype=np.uint64)
+            for name in ("end", "begin", "width", "offset")
+        )
+        self._certain = sum(s.size for s in self._stretches if s.certain)
+        self._fewest, self._thresholds = _poisson_thresholds(mean)
+        self._scratch = tuple(np.empty(0, dtype=np.uint64) for _ in range(2))
+
+    def select(self, words: RoundWords) -> Indices:
+        """The places of the flat vector that `words` select, ascending: scratch memory.
+
+        It holds until the next `select`.
+        """
+        word = words.take(1)[0]
+        count = self._fewest + int(np.searchsorted(self._thresholds, word, side="right"))
+        most = count + self._certain
+        if len(self._scratch[0]) < most:
+            self._scratch = tuple(np.empty(most + most // 4, dtype=np.uint64) for _ in range(2))
+        darts, found = self._scratch[0][:count], self._scratch[1]
+        words.fill(darts)
+        darts.sort()
+        cuts = np.searchsorted(darts, self._ends)
+        if self._certain or count > _FEW * len(cuts):
+            at = self._place_by_stretch(darts, cuts.tolist(), found)
+        else:
+            at = self._place_at_once(darts, cuts, found)
+        hits = found[:at].view(np.int64)
+        first = np.empty(at, dtype=bool)
+        first[:1] = True
+        np.not_equal(hits[1:], hits[:-1], out=first[1:])
+        size = 0
+        for begin in range(0, at, BLOCK):
+            kept = hits[begin : begin + BLOCK][first[begin : begin + BLOCK]]
+            hits[size : size + len(kept)] = kept
+            size += len(kept)
+        return hits[:size]
+
+    def _place_at_once(self, darts: Words, cuts: npt.NDArray[np.intp], out: Words) -> int:
+        """Which scalars sorted darts hit: for few darts on many stretches."""
+        counts = np.diff(cuts, prepend=0)
+        hit = darts[: cuts[-1] if len(cuts) else 0]
+        hits = out[: len(hit)]
+        np.subtract(hit, self._begins.repeat(counts), out=hits)
+        np.floor_divide(hits, self._widths.repeat(counts), out=hits)
+        hits += self._offsets.repeat(counts)
+        return len(hits)
+
+    def _place_by_stretch(self, darts: Words, cuts: list[int], out: Words) -> int:
+        """The same, stretch by stretch, those with p_l = 1 filled: for many darts."""
+        begin = at = 0
+        for stretch, end in zip(self._stretches, cuts, strict=True):
+            size = stretch.size if stretch.certain else end - begin
+            hits = out[at : at + size]
+            if stretch.certain:
+                hits[:] = np.arange(stretch.offset, stretch.offset + size, dtype=np.uint64)
+            elif size:
+                np.subtract(darts[begin:end], stretch.begin, out=hits)
+                np.floor_divide(hits, stretch.width, out=hits)
+                hits += stretch.offset
+            begin = end
+            at += size
+        return at
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A parameter's place on the line of darts: each of its `size` scalars owns `width` words."""
+
+    offset: np.uint64
+    size: int
+    begin: np.uint64
+    width: np.uint64
+    end: int
+    certain: bool
+
+
+def _stretches(layout: Layout, rates: Sequence[Fraction]) -> tuple[list[_Stretch], Decimal]:
+    """Places on the line for all parameters that can be selected, and the mean count of darts."""
+    entries = [e for e in layout.entries if e.size and rates[e.layer]]
+    with localcontext(prec=50):
+        hazard = {
+            rate: -(1 - Decimal(rate.numerator) / Decimal(rate.denominator)).ln()
+            for rate in {rates[e.layer] for e in entries}
+            if rate < 1
+        }
+        mean = sum((hazard.get(rates[e.layer], Decimal(0)) * e.size for e in entries), Decimal(0))
+        width = {rate: int((_WORD - 1) * h / mean) for rate, h in hazard.items()}
+    stretches = []
+    begin = 0
+    for entry in entries:
+        certain = rates[entry.layer] == 1
+        step = 0 if certain else width[rates[entry.layer]]
+        end = begin + step * entry.size
+        stretches.append(
+            _Stretch(
+                offset=np.uint64(entry.offset),
+                size=entry.size,
+                begin=np.uint64(begin),
+                width=np.uint64(step),
+                end=end,
+                certain=certain,
+            )
+        )
+        begin = end
+    return stretches, mean
+
+
+@lru_cache(maxsize=8)
+def _poisson_thresholds(mean: Decimal) -> tuple[int, Words]:
+    """`low`, and floor(2**64 P(M <= m)) for m = low, low + 1, ...
+
+    M is `low` plus the number of thresholds <= a raw word: the thresholds below `low` are all 0.
+    Weights are carried as integers outward from the mode and divided by their sum, which needs no
+    exponential; what lies outside the window has less than 2**-64 of the mass.
+    """
+    if not mean:
+        return 0, np.zeros(0, dtype=np.uint64)
+    numerator, denominator = mean.as_integer_ratio()
+    mode = numerator // denominator
+    reach = 12 * isqrt(mode + 1) + 100
+    low, high = max(0, mode - reach), mode + reach
+    unit = 1 << 160
+    down, up = [], [unit]
+    weight = unit
+    for m in range(mode, low, -1):
+        weight = weight * m * denominator // numerator
+        down.append(weight)
+    weight = unit
+    for m in range(mode + 1, high + 1):
+        weight = weight * numerator // (denominator * m)
+        up.append(weight)
+    weights = [*reversed(down), *up]
+    total = sum(weights)
+    thresholds = []
+    cumulated = 0
+    for weight in weights:
+        cumulated += weight
+        thresholds.append(min(cumulated * _WORD // total, _WORD - 1))
+    return low, np.array(thresholds, dtype=np.uint64)

@@ -1,0 +1,82 @@
+"""Surveys: how far members are apart, measured now and then (WASH, figures 2 and 4). Pure.
+
+At a fixed random sample of scalars, or at all of them, each member compares what all hold in its
+shard; what the members find adds up to the population's mean squared distance from its mean, by
+quarter of the parameters in their flat order. A member sends (N-1)/N of the sample for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from washp2p.plan.philox import RoundWords
+from washp2p.plan.plan import everything, reduce_and_share, shard_bounds
+from washp2p.protocol.control import QUARTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.plan.plan import Indices, Plan
+    from washp2p.protocol.layout import Layout
+
+SAMPLE = 1024
+"""Scalars of a quarter that are looked at; of a smaller one, all."""
+_STREAM = 4
+
+
+class Survey:
+    """What one member, at `position` among `n`, does in it; of all scalars if `exact`.
+
+    The sample is drawn from the run's `seed`, and is the same in all of its surveys.
+    """
+
+    def __init__(self, layout: Layout, seed: int, n: int, position: int, *, exact: bool) -> None:
+        chosen = np.arange(layout.values) if exact else sample(layout.values, seed)
+        indices = everything(layout)[chosen]
+        fingerprint = 2 * n + exact
+        self.plan: Plan = reduce_and_share(indices, np.arange(n), position, fingerprint)
+        """Its first leg is what is sent; the means that it speaks of are not taken."""
+        quarters = chosen * QUARTERS // layout.values
+        begin, end = shard_bounds(len(chosen), n)[position : position + 2]
+        self._quarters = quarters[begin:end]
+        counts = np.bincount(quarters, minlength=QUARTERS)
+        self._scales = np.divide(
+            _sizes(layout.values), counts, out=np.zeros(QUARTERS), where=counts > 0
+        )
+
+    def squares(self, held: Sequence[npt.NDArray[np.floating]]) -> list[float]:
+        """By quarter, this shard's part of 1/N sum_n |theta_n - mean|^2.
+
+        `held` is what each member has in the shard.
+        """
+        total = np.zeros(len(self._quarters))
+        for values in held:
+            total += values
+        mean = total / len(held)
+        spread = np.zeros(len(self._quarters))
+        for values in held:
+            spread += (values - mean) ** 2
+        found = np.bincount(self._quarters, spread / len(held), minlength=QUARTERS)
+        return [float(value) for value in found * self._scales]
+
+
+def sample(values: int, seed: int) -> Indices:
+    """Which of so many scalars are looked at, in order: as many of each quarter."""
+    words = RoundWords()
+    words.begin(seed, _STREAM)
+    ends = np.cumsum(_sizes(values)).tolist()
+    chosen = []
+    for begin, end in zip([0, *ends], ends, strict=False):
+        drawn = [begin + (word * (end - begin) >> 64) for word in words.take(SAMPLE).tolist()]
+        few = end - begin <= SAMPLE
+        chosen.append(np.arange(begin, end) if few else np.unique(drawn))
+    return np.concatenate(chosen).astype(np.int64)
+
+
+def _sizes(values: int) -> npt.NDArray[np.int64]:
+    """How many scalars each quarter has: scalar i is in quarter 4 i // d."""
+    bounds = [-(-values * quarter // QUARTERS) for quarter in range(QUARTERS + 1)]
+    return np.diff(bounds)

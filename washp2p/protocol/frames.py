@@ -1,0 +1,128 @@
+"""What a data-plane message looks like: pure encoding and validation, no sockets.
+
+A message is a record of at most 96 bytes, its header, and raw values. The header names sender and
+receiver: one that goes astray is refused. The dtype of a value is not repeated: it is the slot's,
+in the layout all members agreed on. docs/protocol.md has every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import get_args
+
+from washp2p.protocol.records import Codec
+
+VERSION = 5
+FIRST, SECOND, MOMENTS, SURVEY = range(4)
+"""Legs of a round: what members send first, what they make of it and pass on, and, beside that,
+the moments of their features (REPAIR) and what they only look at."""
+BESIDE = MOMENTS
+"""This leg and those after it are no values to apply: vectors of the parameters' dtype."""
+FOREVER = 1 << 32
+"""The number of an average that is never taken: its member ends for good."""
+HEADER_LIMIT = 96
+RUN_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Values of one round from one sender; they follow, one slot after the other.
+
+    `waits` is how much of its time, per mille, the sender spends waiting for peers; `fingerprint`
+    is the plan's: it differs if the two ends derived different plans. `leg` tells apart what a
+    member sends in a round.
+    """
+
+    run: bytes
+    sender: int
+    receiver: int
+    epoch: int
+    round: int
+    slots: int
+    waits: int
+    fingerprint: int
+    leg: int = FIRST
+
+    def to(self, receiver: int) -> Frame:
+        """The same, for `receiver`."""
+        return Frame(
+            self.run,
+            self.sender,
+            receiver,
+            self.epoch,
+            self.round,
+            self.slots,
+            self.waits,
+            self.fingerprint,
+            self.leg,
+        )
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Round and leg: its place among all."""
+        return self.round, self.leg
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Asks for `length` bytes at `offset` of the blob `name`, or as many as it has there."""
+
+    run: bytes
+    sender: int
+    receiver: int
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Answers a Fetch: the bytes follow, whose `checksum` this is; the whole blob has `size`."""
+
+    run: bytes
+    sender: int
+    receiver: int
+    name: str
+    offset: int
+    size: int
+    checksum: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The sender takes part in no round after `last` before its average `number`.
+
+    Nothing follows.
+    """
+
+    run: bytes
+    sender: int
+    receiver: int
+    epoch: int
+    last: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A broken link is whole again: the sender has posted up to this `leg` of round `last`.
+
+    What has not arrived of them never will; nothing follows.
+    """
+
+    run: bytes
+    sender: int
+    receiver: int
+    last: int
+    leg: int
+
+
+Header = Frame | Fetch | Chunk | End | Posted
+
+headers: Codec[Header] = Codec(get_args(Header), limit=HEADER_LIMIT, prefix=(VERSION,))
+
+
+def checksum(data: memoryview) -> bytes:
+    """BLAKE2b-64 of a chunk's bytes."""
+    return hashlib.blake2b(data, digest_size=8).digest()

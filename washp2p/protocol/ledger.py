@@ -1,0 +1,97 @@
+"""The ledger: every byte a member puts on its data plane, by peer, kind and wire.
+
+Transports count here and nowhere else; reports, assertions and tests read it. Payload is values,
+header is this project's own framing around them; what ZeroMQ and TCP add is not in it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from washp2p.protocol.roster import MemberId
+
+
+WIRES = ("tcp", "ipc", "gloo", "nccl", "memory")
+"""What values may go by."""
+
+
+class Kind(StrEnum):
+    """What a message is for."""
+
+    EXCHANGE = "exchange"
+    REPAIR = "repair"
+    CONSENSUS = "consensus"
+    STATE = "state transfer"
+    AVERAGE = "final average"
+
+
+class Link(NamedTuple):
+    """To whom, what for, and by what: the scheme of the transport's address."""
+
+    peer: MemberId
+    kind: Kind
+    wire: str
+
+
+@dataclass
+class Count:
+    """Bytes and messages sent over one link; `expected` payload is the plan's."""
+
+    payload: int = 0
+    header: int = 0
+    messages: int = 0
+    expected: int = 0
+
+
+class Ledger:
+    """What one member has sent. Not locked: its transport sends one message at a time.
+
+    >>> ledger = Ledger()
+    >>> ledger.sent(Link(1, Kind.EXCHANGE, "tcp"), header=28, payload=400, expected=400)
+    >>> ledger.total(Kind.EXCHANGE)
+    Count(payload=400, header=28, messages=1, expected=400)
+    """
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[Link, Count] = defaultdict(Count)
+
+    def sent(self, link: Link, header: int, payload: int, *, expected: int = 0) -> None:
+        """Count one message over `link`: `header` + `payload` bytes, by the plan `expected`."""
+        count = self.counts[link]
+        count.header += header
+        count.payload += payload
+        count.messages += 1
+        count.expected += expected
+
+    def total(self, kind: Kind) -> Count:
+        """The sum over peers of what was sent for one `kind` of purpose."""
+        counts = [count for link, count in self.counts.items() if link.kind is kind]
+        return Count(
+            *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
+        )
+
+    def load(self, rows: list[dict[str, Any]]) -> None:
+        """Go on from the `rows` that `to_wire` returned. Raises KeyError, TypeError, ValueError."""
+        for row in rows:
+            count = dict(row)
+            link = Link(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
+            numbers = (link.peer, *count.values())
+            if (
+                link in self.counts
+                or link.wire not in WIRES
+                or count.keys() != Count.__dataclass_fields__.keys()
+                or not all(type(n) is int and n >= 0 for n in numbers)
+            ):
+                raise ValueError(f"not counts: {row!r:.100}")
+            self.counts[link] = Count(**count)
+
+    def to_wire(self) -> list[dict[str, Any]]:
+        """One row a link, plain values, ordered."""
+        return [
+            {"peer": link.peer, "kind": link.kind.value, "wire": link.wire, **vars(count)}
+            for link, count in sorted(self.counts.items())
+        ]

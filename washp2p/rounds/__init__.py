@@ -1,0 +1,1 @@
+"""The round engine of one member: plan, gather, send, receive, merge, scatter."""

@@ -1,0 +1,365 @@
+"""The exchange: from gather to scatter. The one meeting of a strategy's plan with a transport.
+
+    plan -> gather -> post -> (frames arrive) -> merge -> scatter
+
+Rounds may be outstanding; what has arrived of them is applied in ascending order. A mean has two
+legs: members reduce, each its shard, then pass on what they made of it. The caller hands in
+arriving frames and does the waiting; nothing here touches a socket's receiving end or a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from washp2p.model.device_copies import as_bytes
+from washp2p.protocol.frames import BESIDE, FIRST, MOMENTS, SECOND, End, Frame, Posted, headers
+from washp2p.protocol.ledger import Kind
+from washp2p.rounds import hold_points
+from washp2p.rounds.inbound import Arrivals
+from washp2p.rounds.merging import Merger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
+
+    import torch
+
+    from washp2p.model.device_copies import Mark, Vectors
+    from washp2p.model.store import Store
+    from washp2p.plan.consensus import Consensus
+    from washp2p.plan.plan import Route
+    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.rounds.inbound import Round
+    from washp2p.rounds.merging import Staged
+    from washp2p.transports import Buffers, Transport
+
+AHEAD = 2
+"""Rounds whose values may still be on their way from the device when the next one is gathered."""
+
+
+class Applied(NamedTuple):
+    """Of one leg of a round: whose values were applied now, and whose never will be."""
+
+    round: int
+    senders: tuple[MemberId, ...]
+    lost: tuple[MemberId, ...]
+    leg: int = FIRST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Vectors of the parameters' dtype that go beside a round's values, in a leg of their own.
+
+    `outgoing` has them by peer, ready to be read anywhere; `incoming` says of whom how many values
+    are to come.
+    """
+
+    leg: int
+    kind: Kind
+    fingerprint: int
+    outgoing: dict[MemberId, torch.Tensor]
+    incoming: dict[MemberId, int]
+
+
+class _Messages(NamedTuple):
+    """A leg's messages, complete when `marks` are reached: (peer, bytes planned, parts).
+
+    `header` is that of each, but for the receiver.
+    """
+
+    marks: list[Mark]
+    header: Frame
+    parts: list[tuple[MemberId, int, Buffers]]
+    kind: Kind = Kind.EXCHANGE
+
+
+class Exchange:
+    """The rounds of one member.
+
+    `add`, `consensus` and `weight` are as for a Merger, `room` as for Arrivals. A mean is taken
+    when all has come that will come.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        transport: Transport,
+        me: MemberId,
+        run: bytes,
+        add: bool,
+        conduct: Conduct[MemberId],
+        consensus: Consensus | None = None,
+        weight: Callable[[], float] = lambda: 1.0,
+        room: int = 0,
+    ) -> None:
+        self._store = store
+        self._consensus = consensus
+        self._measure = False
+        self._transport = transport
+        self._me = me
+        self._run = run
+        self.merger = Merger(store, me, add=add, weight=weight, consensus=consensus)
+        """What becomes of received values."""
+        self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
+        self._scalar_bytes = sum(self._item_bytes)
+        self._outgoing = store.staging()
+        self._sender: ThreadPoolExecutor | None = None
+        self._unsent: deque[Future[None]] = deque()
+        self._gathered: dict[tuple[int, int], tuple[Staged, Vectors]] = {}
+        self.posted = 0
+        """The last round posted."""
+        self._leg = FIRST
+        self._last: int | None = None
+        self._number = 0
+        self._unshared: list[Callable[[], None]] = []
+        self.epoch = 0
+        """The epoch of the last round posted."""
+        self.arrivals = Arrivals(self._item_bytes, conduct, room)
+        """What has come, and what is to come."""
+        self.came_beside: list[tuple[int, int, dict[MemberId, torch.Tensor]]] = []
+        """Round, leg, and by sender what came beside the values, until it is taken."""
+
+    def post(self, number: int, staged: Staged, share: int) -> None:
+        """Gather round `number`, and send it as soon as it has left the device.
+
+        Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
+        this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
+        """
+        plan, roster = staged.plan, staged.roster
+        self._store.look()
+        header = self._header(number, roster, plan.fingerprint, FIRST, share)
+        messages = self._gather(staged, header, number)
+        if self._measure:
+            self._measure, self.merger.measured = False, number
+        kept = self.merger.keeps(plan, number)
+        self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
+        hold_points.reach(hold_points.BEFORE_SEND, number)
+        self._hand_over(messages)
+        parts = self._parts(staged, plan.receive, number)
+        self._expect(number, roster, plan.fingerprint, FIRST, parts)
+
+    def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
+        """Send vectors beside round `number`, after its values, and expect others.
+
+        What comes is in `came_beside`, when nothing more is to come.
+        """
+        fingerprint, leg, absent = beside.fingerprint, beside.leg, self.arrivals.absent
+        header = self._header(number, roster, fingerprint, leg)
+        to = {p: [vector] for p, vector in beside.outgoing.items() if not absent(p, number)}
+        self._send_vectors(header, to, beside.kind)
+        parts = [(p, 0, count) for p, count in beside.incoming.items() if not absent(p, number)]
+        self._expect(number, roster, fingerprint, leg, parts)
+
+    def look(self) -> None:
+        """See what training has done since the last round, before anything is applied.
+
+        `post` does it, too. Raises UsageError as `Store.look`.
+        """
+        self._store.look()
+
+    def measure(self) -> None:
+        """Have the next round tell how far the members are apart."""
+        self._measure = self._consensus is not None and not self.merger.measured
+
+    @property
+    def distance(self) -> float:
+        """As `Consensus.distance`, negative if there is none."""
+        return -1.0 if self._consensus is None else self._consensus.distance
+
+    def flush(self) -> None:
+        """Block until all that was posted has left the device and is sent."""
+        while self._unsent:
+            self._unsent.popleft().result()
+
+    def close(self) -> None:
+        """Send nothing any more. Harmless when called twice."""
+        if self._sender is not None:
+            self._sender.shutdown(cancel_futures=True)
+
+    def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
+        """Tell `peers` that this member takes part in no round after `last` before its average
+        `number`.
+        """
+        self.flush()
+        self._last, self._number = last, number
+        for peer in peers:
+            self.greet(peer)
+
+    def go_on(self) -> None:
+        """That average has been taken by all, and rounds follow again."""
+        self._last = None
+        self.arrivals.go_on(self._number)
+
+    def greet(self, peer: MemberId) -> None:
+        """`peer` is new, or has not been told how far this member goes, if that is known."""
+        if self._last is not None:
+            end = End(self._run, self._me, peer, self.epoch, self._last, self._number)
+            self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
+
+    def resume(self, peer: MemberId) -> None:
+        """The link to `peer` was broken and holds again: what was lost is not to be waited for."""
+        self.flush()
+        header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
+        self._transport.send(peer, Kind.EXCHANGE, header)
+        self.greet(peer)
+
+    def apply(self) -> list[Applied]:
+        """Scatter what has arrived of all rounds, in ascending order.
+
+        `share` is to follow, once what was applied is in the log.
+        """
+        done = []
+        waiting = False
+        for round_ in self.arrivals:
+            if round_.leg >= BESIDE:
+                done += self._take_beside(round_)
+                continue
+            staged, own = self._gathered[round_.turn]
+            if staged.plan.mean is not None:
+                done += self._take_mean(round_)
+                continue
+            if round_.arrived or round_.lost:
+                self.merger.scatter(round_, staged, own, newer_matter=waiting)
+                done.append(Applied(round_.number, tuple(round_.arrived), tuple(round_.lost)))
+            if round_.number == self.merger.measured:
+                self.merger.follow_measurement(round_, len(staged.roster.members))
+            if round_.missing:
+                waiting = True
+            else:
+                del self._gathered[round_.turn]
+            self.arrivals.settle(round_)
+        self.merger.forget(self.arrivals.oldest)
+        return done
+
+    def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
+        """The round's values for each peer: on the device for whom they need not leave it."""
+        parts = self._parts(staged, staged.plan.send, number)
+        direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
+        marks: list[Mark] = []
+        picked: Vectors = []
+        memory: list[memoryview] = []
+        if direct:
+            picked, mark = self._store.pick(staged.send)
+            marks.append(mark)
+        if len(direct) < len(parts) or not parts:
+            values = self._outgoing.take(len(staged.send))
+            marks.append(self._store.gather(staged.send, values))
+            memory = self._outgoing.memory
+        messages: list[tuple[MemberId, int, Buffers]] = []
+        for peer, begin, end in parts:
+            buffers: Buffers
+            if peer in direct:
+                buffers = [vector[begin:end] for vector in picked]
+            else:
+                sized = zip(memory, self._item_bytes, strict=True)
+                buffers = [view[begin * size : end * size] for view, size in sized]
+            messages.append((peer, (end - begin) * self._scalar_bytes, buffers))
+        return _Messages(marks, header, messages)
+
+    def _hand_over(self, messages: _Messages) -> None:
+        """Send at once, or on a thread of its own if values are still on their way, in order."""
+        while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
+            self._unsent.popleft().result()
+        if not self._unsent and all(mark.done() for mark in messages.marks):
+            self._send(messages)
+        else:
+            self._sender = self._sender or ThreadPoolExecutor(1, "washp2p sender")
+            self._unsent.append(self._sender.submit(self._send, messages))
+
+    def _send(self, messages: _Messages) -> None:
+        for mark in messages.marks:
+            mark.wait()
+        for peer, planned, parts in messages.parts:
+            header = headers.encode(messages.header.to(peer))
+            self._transport.send(peer, messages.kind, header, parts, expected=planned)
+
+    def _take_beside(self, round_: Round) -> list[Applied]:
+        """Keep what has come beside a round, once nothing more is to come."""
+        if round_.missing:
+            return []
+        came = {sender: self.merger.vector(data) for sender, (_, data) in round_.arrived.items()}
+        self.came_beside.append((round_.number, round_.leg, came))
+        applied = Applied(round_.number, tuple(came), tuple(round_.lost), round_.leg)
+        self.arrivals.settle(round_)
+        return [applied] if round_.leg == MOMENTS else []
+
+    def _take_mean(self, round_: Round) -> list[Applied]:
+        """Pull towards a mean, or those of the other shards: once nothing more is to come of it."""
+        if round_.missing:
+            return []
+        staged, own = self._gathered.pop(round_.turn)
+        arrived = dict(round_.arrived)
+        applied = Applied(round_.number, tuple(arrived), tuple(round_.lost), round_.leg)
+        self.arrivals.settle(round_)
+        if round_.leg == SECOND:
+            self.merger.take_means(staged, arrived)
+            return [applied]
+        reduced = self.merger.reduce(staged, own, arrived)
+        if arrived:
+            self.merger.pull(staged.receive, reduced)
+        if staged.legs > 1:
+            self._unshared.append(partial(self._share, round_, staged, reduced))
+        return [applied]
+
+    def share(self) -> None:
+        """Pass on the means that `apply` has made, now that the log says what they are of."""
+        unshared, self._unshared = self._unshared, []
+        for pass_on in unshared:
+            pass_on()
+
+    def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
+        """Send what this member has reduced to those who contributed, and expect theirs."""
+        number, roster, fingerprint = round_.number, staged.roster, round_.fingerprint
+        header = self._header(number, roster, fingerprint, SECOND)
+        to = [peer for peer, _, _ in self._parts(staged, staged.plan.receive, number)]
+        self._send_vectors(header, dict.fromkeys(to, reduced), Kind.EXCHANGE)
+        self._gathered[number, SECOND] = staged, []
+        parts = self._parts(staged, staged.plan.send, number)
+        self._expect(number, roster, fingerprint, SECOND, parts)
+
+    def _header(
+        self, number: int, roster: Roster, fingerprint: int, leg: int, share: int = 0
+    ) -> Frame:
+        slots = 1 if leg >= BESIDE else len(self._item_bytes)
+        run, me, epoch = self._run, self._me, roster.epoch
+        return Frame(run, me, me, epoch, number, slots, share, fingerprint, leg)
+
+    def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
+        """Those of a route by member, of whoever takes part in the round."""
+        members, absent = staged.roster.members, self.arrivals.absent
+        parts = ((members[position], begin, end) for position, begin, end in route.parts)
+        return [part for part in parts if not absent(part[0], number)]
+
+    def _send_vectors(self, header: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
+        """Send what has been made where the model is; at once, after what has been posted."""
+        self._store.lane.settle()
+        hosted: dict[int, memoryview] = {}
+        parts: list[tuple[MemberId, int, Buffers]] = []
+        for peer, vectors in outgoing.items():
+            buffers: Buffers = vectors
+            if not self._transport.direct(peer):
+                for vector in vectors:  # which may go to several peers
+                    if id(vector) not in hosted:
+                        hosted[id(vector)] = as_bytes(vector.cpu())
+                buffers = [hosted[id(vector)] for vector in vectors]
+            parts.append((peer, sum(vector.nbytes for vector in vectors), buffers))
+        self._hand_over(_Messages([], header, parts, kind))
+
+    def _expect(
+        self,
+        number: int,
+        roster: Roster,
+        fingerprint: int,
+        leg: int,
+        parts: Iterable[tuple[MemberId, int, int]],
+    ) -> None:
+        """A leg is posted: these parts are to come of it."""
+        spans = {peer: (begin, end) for peer, begin, end in parts}
+        self.epoch, self.posted, self._leg = roster.epoch, number, leg
+        self.arrivals.expect(number, roster.epoch, fingerprint, spans, leg)

@@ -1,0 +1,381 @@
+"""Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
+
+Pure bookkeeping of one member, over all epochs: no tensors, no sockets. A value that never comes
+is counted once, here at the receiver. A frame that cannot be is refused: it changes nothing but
+that what was to come in its stead is lost. A round may have several legs, each with frames of its
+own: a *turn* is a round and a leg, and turns are in order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import TYPE_CHECKING
+
+from washp2p.protocol.frames import BESIDE, FIRST, FOREVER, SURVEY
+from washp2p.protocol.refusals import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from washp2p.protocol.frames import End, Frame
+    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.roster import MemberId
+    from washp2p.transports import Payload
+
+HELD_BYTES = 64 << 20
+"""What early frames may take, those of the very next round always being held. One that would be too
+much is dropped and counts as expired."""
+
+Span = tuple[int, int]
+Turn = tuple[int, int]
+
+
+class Loss(StrEnum):
+    """Why values never come, or come in vain."""
+
+    GONE = "sender dropped"
+    LINK = "link broken"
+    LATE = "too late"
+    SKIPPED = "sender skipped the round"
+    JUMPED = "receiver skipped the round"
+    REFUSED = "refused"
+    EARLY = "too early"
+
+
+@dataclass(slots=True)
+class Round:
+    """A leg of a round that this member has gathered: what is to come of it, and what has come.
+
+    Of each scalar the values of the first `slots` slots are to come.
+    A span is what a sender's values have as their part of the plan's receive route.
+    """
+
+    number: int
+    epoch: int
+    fingerprint: int
+    missing: dict[MemberId, Span]
+    leg: int = FIRST
+    slots: int = 0
+    arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
+    lost: list[MemberId] = field(default_factory=list)
+
+    @property
+    def turn(self) -> Turn:
+        """Its place among all."""
+        return self.number, self.leg
+
+
+class Arrivals:
+    """Matches frames with rounds. `item_bytes` has the size of each slot's values.
+
+    `room` is what early frames may take, if that is more than HELD_BYTES: what an exchange brings
+    where the next one is not in the very next round.
+    """
+
+    def __init__(
+        self, item_bytes: Sequence[int], conduct: Conduct[MemberId], room: int = 0
+    ) -> None:
+        self._room = room
+        self._conduct = conduct
+        self._item_bytes = item_bytes
+        self._turn: Turn = (0, FIRST)
+        self._outstanding: dict[Turn, Round] = {}
+        self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
+        self._early_bytes = 0
+        self._dropped: set[tuple[Turn, MemberId]] = set()
+        self._given_up: dict[MemberId, Turn] = {}
+        self._skipped: list[range] = []
+        self._heard: dict[MemberId, Turn] = {}
+        self._last: dict[MemberId, int] = {}
+        self._before: dict[MemberId, int] = {}
+        self._averages = 0
+        self.ended_for_good: set[MemberId] = set()
+        """Peers that have said that they take no step any more."""
+        self._silent: set[MemberId] = set()
+        self._gone: set[MemberId] = set()
+        self.newest = 0
+        """The newest round of which values have arrived."""
+        self.last_share = 0
+        """Per mille of its time that the sender of the last frame says it waits."""
+        self.lost: Counter[Loss] = Counter()
+        """Scalars this member should have received and never will apply, by reason."""
+        self.refused = 0
+        """Frames of members that are gone, or that came after they were given up."""
+
+    @property
+    def expired_values(self) -> int:
+        """All that are `lost`."""
+        return self.lost.total()
+
+    @property
+    def lost_by_reason(self) -> dict[str, int]:
+        """The same, as plain values."""
+        return {str(why): count for why, count in self.lost.items()}
+
+    def __iter__(self) -> Iterator[Round]:
+        """The outstanding rounds, oldest first."""
+        return iter(list(self._outstanding.values()))
+
+    def absent(self, peer: MemberId, number: int) -> bool:
+        """Whether `peer` has said that it takes no part in round `number`."""
+        return bool(self._last) and self._last.get(peer, number) < number
+
+    def has_ended(self, peer: MemberId) -> bool:
+        """Whether `peer` has said that it takes part in no more rounds."""
+        return peer in self._last
+
+    def begin_after(self, number: int) -> None:
+        """The first round of this member is the one after `number`."""
+        self._turn = (number, sys.maxsize)
+        self._pop_early(lambda turn: turn < self._turn)
+
+    def waits_for(self, upto: int) -> set[MemberId]:
+        """From whom something is missing of rounds up to `upto`."""
+        return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
+
+    def silence(self, peer: MemberId) -> None:
+        """Wait for nothing from `peer` until a frame of it arrives: the link to it is broken."""
+        self._silent.add(peer)
+        self._give_up_on(peer, self._why_silent(peer))
+
+    def remove(self, peer: MemberId) -> None:
+        """`peer` is no member any more: nothing more is taken from it."""
+        self._gone.add(peer)
+        self.silence(peer)
+
+    def is_gone(self, peer: MemberId) -> bool:
+        """Whether `peer` was a member: what it sent before may still arrive."""
+        return peer in self._gone
+
+    def posted(self, sender: MemberId, last: Turn) -> None:
+        """What has not come of `sender`'s turns up to `last` was lost with a connection."""
+        if sender not in self._gone:
+            number, leg = last
+            self._lose_before(sender, (number, leg + 1), Loss.LINK)
+
+    def expect(
+        self,
+        number: int,
+        epoch: int,
+        fingerprint: int,
+        spans: dict[MemberId, Span],
+        leg: int = FIRST,
+    ) -> None:
+        """A leg of round `number` is gathered; rounds between the last one and it are left out."""
+        slots = 1 if leg >= BESIDE else len(self._item_bytes)
+        round_ = Round(number, epoch, fingerprint, spans, leg, slots)
+        turn, (last, _) = round_.turn, self._turn
+        if number > last + 1:
+            self._skip(range(last + 1, number))
+        self._turn = turn
+        self._outstanding[turn] = round_
+        self._release(turn)
+        for frame, payload in self._early.pop(turn, {}).values():
+            self._early_bytes -= payload.nbytes
+            self._match(round_, frame, payload)
+        if self._dropped:
+            for sender in [s for s in spans if (turn, s) in self._dropped]:
+                self._dropped.remove((turn, sender))
+                self._lose(round_, sender, None)
+        for sender in [s for s in round_.missing if turn < self._heard.get(s, turn)]:
+            self._lose(round_, sender, Loss.SKIPPED)  # and is heard no more
+        if self._silent:
+            for sender in self._silent.intersection(round_.missing):
+                self._lose(round_, sender, self._why_silent(sender))
+
+    def accept(self, frame: Frame, payload: Payload) -> None:
+        """Take an arriving frame, unless it cannot be one.
+
+        `payload` has every slot's values, one slot after the other; it is kept until applied.
+        """
+        number, sender, turn = frame.round, frame.sender, frame.turn
+        if self._silent:
+            if sender in self._gone:
+                self.refused += 1
+                return
+            self._silent.discard(sender)
+        if frame.leg > SURVEY:
+            self._refuse(frame, Reason.MALFORMED, f"leg {frame.leg}; expected at most {SURVEY}")
+            return
+        if frame.leg < BESIDE:
+            self.newest = max(self.newest, number)
+        self.last_share = frame.waits
+        self._lose_before(sender, turn, Loss.SKIPPED)
+        round_ = self._outstanding.get(turn)
+        if round_ is not None:
+            self._match(round_, frame, payload)
+        elif turn > self._turn:
+            self._hold(frame, payload)
+        elif turn < self._given_up.get(sender, turn):
+            self.refused += 1
+        elif any(number in skipped for skipped in self._skipped):
+            self._count(Loss.JUMPED, frame, payload)
+        else:
+            self._refuse(frame, Reason.AGAIN, "once was expected")
+
+    def ended(self, end: End) -> None:
+        """A peer takes part in no round after `end.last` until an average has been taken."""
+        if end.number <= self._averages:
+            return  # which has been, meanwhile
+        if end.number == FOREVER:
+            self.ended_for_good.add(end.sender)
+        self._last[end.sender], self._before[end.sender] = end.last, end.number
+        self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
+        for round_ in self._outstanding.values():
+            round_.missing.pop(end.sender, None)
+
+    def go_on(self, number: int) -> None:
+        """Average `number` has been taken by all: those who had ended before it take part again."""
+        self._averages = number
+        self._last = {p: last for p, last in self._last.items() if self._before[p] > number}
+
+    def complete(self, upto: int) -> bool:
+        """Whether nothing is to come any more of rounds up to `upto`."""
+        for round_ in self._outstanding.values():
+            if round_.number > upto:
+                return True
+            if round_.missing:
+                return False
+        return True
+
+    def give_up(self, before: int) -> None:
+        """Wait no longer for what is missing of rounds before `before`."""
+        for round_ in self._outstanding.values():
+            if round_.number >= before:
+                return
+            for sender in tuple(round_.missing):
+                self._lose(round_, sender, Loss.LATE)
+
+    def settle(self, round_: Round) -> None:
+        """What has arrived of `round_`, and what is lost, is dealt with."""
+        round_.arrived.clear()
+        round_.lost.clear()
+        if not round_.missing:
+            del self._outstanding[round_.turn]
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether there is a round of which something is missing, or not applied."""
+        return bool(self._outstanding)
+
+    @property
+    def oldest(self) -> int:
+        """The oldest outstanding round; the next one if there is none."""
+        return next(iter(self._outstanding), (self._turn[0] + 1, FIRST))[0]
+
+    def _match(self, round_: Round, frame: Frame, payload: Payload) -> None:
+        sender = frame.sender
+        span = round_.missing.get(sender)
+        if span is None:
+            if round_.turn < self._given_up.get(sender, round_.turn):
+                self.refused += 1
+                return
+            if sender in round_.arrived:
+                self._refuse(frame, Reason.AGAIN, "once was expected")
+            else:
+                self._refuse(frame, Reason.PLAN, "no values were expected: run the same version")
+            return
+        if problem := self._unlike(round_, frame, payload, span):
+            self._refuse(frame, *problem)
+            # what has come in its stead is not it, nor will that come
+            self._lose(round_, sender, Loss.REFUSED)
+            return
+        del round_.missing[sender]
+        round_.arrived[sender] = (span, payload)
+
+    def _unlike(
+        self, round_: Round, frame: Frame, payload: Payload, span: Span
+    ) -> tuple[Reason, str] | None:
+        """In what a frame is not what its round's plan says."""
+        if frame.epoch != round_.epoch:
+            return Reason.ROUND, f"in epoch {frame.epoch}, here it is in {round_.epoch}"
+        if frame.fingerprint != round_.fingerprint:
+            return Reason.OTHER_PLAN, (
+                f"fingerprint {frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected "
+                "the same everywhere: run the same version on the same kind of platform"
+            )
+        size = (span[1] - span[0]) * sum(self._item_bytes[: round_.slots])
+        if payload.nbytes != size or frame.slots != round_.slots:
+            return Reason.LENGTH, (
+                f"{payload.nbytes} bytes of {frame.slots} slots, the plan says {size} of "
+                f"{round_.slots}: run the same version everywhere"
+            )
+        return None
+
+    def _refuse(self, frame: Frame, reason: Reason, detail: str) -> None:
+        what = f"frame of round {frame.round} from member {frame.sender}: {detail}"
+        self._conduct.refuse(frame.sender, reason, what)
+
+    def _why_silent(self, peer: MemberId) -> Loss:
+        return Loss.GONE if peer in self._gone else Loss.LINK
+
+    def _give_up_on(self, peer: MemberId, why: Loss, before: tuple[float, int] = (inf, 0)) -> None:
+        for turn, round_ in self._outstanding.items():
+            if turn >= before:
+                break
+            if peer in round_.missing:
+                self._lose(round_, peer, why)
+
+    def _hold(self, frame: Frame, payload: Payload) -> None:
+        turn = frame.turn
+        held = self._early.setdefault(turn, {})
+        if frame.sender in held or (turn, frame.sender) in self._dropped:
+            self._refuse(frame, Reason.AGAIN, "once was expected")
+            return
+        size = payload.nbytes
+        room = max(HELD_BYTES, self._room)
+        if frame.round > self._turn[0] + 1 and self._early_bytes + size > room:
+            self._dropped.add((turn, frame.sender))
+            self._count(Loss.EARLY, frame, payload)
+            return
+        held[frame.sender] = (frame, payload)
+        self._early_bytes += size
+
+    def _pop_early(self, which: Callable[[Turn], bool]) -> list[tuple[Frame, Payload]]:
+        """Frames held for some turns, which are held no longer."""
+        popped = [
+            one
+            for turn in tuple(self._early)
+            if which(turn)
+            for one in self._early.pop(turn).values()
+        ]
+        self._early_bytes -= sum(payload.nbytes for _, payload in popped)
+        return popped
+
+    def _release(self, before: Turn) -> None:
+        """Early frames of turns that did not come to be are of no use any more."""
+        for frame, _ in self._pop_early(lambda turn: turn < before):
+            if frame.leg < BESIDE:
+                self._refuse(frame, Reason.PLAN, "no values were expected")
+        if self._dropped:
+            self._dropped = {pair for pair in self._dropped if pair[0] >= before}
+
+    def _skip(self, rounds: range) -> None:
+        """Leave out `rounds`: what was sent to this member in them expires."""
+        self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
+        for frame, payload in self._pop_early(lambda turn: turn[0] in rounds):
+            self._count(Loss.JUMPED, frame, payload)
+        self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
+
+    def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
+        """What a frame has is lost: what goes beside a round is not missed."""
+        if frame.leg < BESIDE:
+            self.lost[why] += payload.nbytes // sum(self._item_bytes)
+
+    def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
+        """Messages come in order: what `sender` has not sent before this turn never comes."""
+        self._heard[sender] = turn
+        self._give_up_on(sender, why, before=turn)
+
+    def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
+        """`why` is None if it was counted before."""
+        begin, end = round_.missing.pop(sender)
+        after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
+        self._given_up[sender] = max(self._given_up.get(sender, after), after)
+        if why is not None and round_.leg < BESIDE:
+            self.lost[why] += end - begin
+        round_.lost.append(sender)

@@ -1,0 +1,313 @@
+"""A member's inbox: where arriving messages go, and waiting for what they bring.
+
+All waiting on peers in the data plane is done here, on the training thread; so is following the
+roster: who is gone is waited for no longer, who is new is connected to.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from washp2p.errors import ProtocolError, UsageError
+from washp2p.model.device_copies import as_bytes
+from washp2p.protocol.frames import Chunk, End, Fetch, Frame, Posted, headers
+from washp2p.protocol.refusals import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.protocol.frames import Header
+    from washp2p.protocol.ledger import Kind
+    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.roster import MemberId, Peer
+    from washp2p.rounds.exchange import Exchange
+    from washp2p.transports import Message, Payload, Transport
+    from washp2p.transports.transfer import Download, Transfer
+
+AT_ONCE = 10_000
+"""Messages handled before the caller goes on, however many there are."""
+
+GUESTS = 16
+"""Newcomers that a member gives snapshots to at a time."""
+
+IN_ADVANCE = 4096
+"""Rounds by which a peer may have seeds that this member has not, the coordinator being slow."""
+
+AHEAD, AHEAD_BYTES = 1000, 64 << 20
+"""Messages that are kept until the control plane has told of their senders."""
+
+NOTICE_SECONDS = 10.0
+"""How long a member waits in silence before it logs what it waits for."""
+
+_log = logging.getLogger("washp2p")
+
+
+class Inbox:
+    """Hands arriving messages to the round they belong to, or to state transfer."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        transport: Transport,
+        transfer: Transfer,
+        exchange: Exchange,
+        conduct: Conduct[MemberId],
+    ) -> None:
+        self._conduct = conduct
+        self._connection = connection
+        self._patience = connection.patience
+        self._ping = self._patience.ping
+        self._transport = transport
+        self._transfer = transfer
+        self._exchange = exchange
+        self.arrivals = exchange.arrivals
+        """What has come of the rounds, and what is to come."""
+        self._linked: dict[MemberId, Peer] = {}
+        self._changes = -1
+        self._seen = 0
+        self._look_at = 0.0
+        self._ahead: deque[Message] = deque()
+        self._ahead_bytes = 0
+        self.guests: list[Peer] = []
+        """Newcomers that wait for a snapshot of this member."""
+        self.out_of_reach: set[MemberId] = set()
+        """Peers that were waited for in vain, the link to them being broken."""
+
+    def drain(self) -> None:
+        """Handle what has arrived. Does not block. Raises as `wait_until`."""
+        self._follow()
+        for _ in range(AT_ONCE):
+            if (message := self._transport.receive(0)) is None:
+                break
+            self._dispatch(message)
+
+    def wait_until(
+        self, condition: Callable[[], bool], whom: Callable[[], set[MemberId]] = set
+    ) -> None:
+        """Handle what arrives until `condition` holds.
+
+        `whom` tells which peers it takes: one to which the link is broken is waited for no longer
+        than patience allows, one that is too slow is reported to the coordinator, again and again.
+        Raises RunStoppedError.
+        """
+        self._follow()
+        began = asked_anew = time.monotonic()
+        notice = began + NOTICE_SECONDS
+        reported: set[MemberId] = set()
+        while not condition():
+            message = self._transport.receive(self._ping)
+            if message is not None:
+                self._dispatch(message)
+                continue
+            self._follow()  # whatever the control plane brings interrupts `receive`
+            now = time.monotonic()
+            if now - asked_anew > self._patience.stalled:  # the last report may have been in vain
+                asked_anew = now
+                reported.clear()
+            if now - began > self._patience.mute:
+                reported |= self._lose_patience(whom() - reported, now - began)
+            if now > notice:
+                notice = now + NOTICE_SECONDS
+                self._say_what_is_missing(whom())
+
+    def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> bool:
+        """Block until all has come, or `unless` holds; then what has not come is given up.
+
+        Whether all has come. Raises as `wait_until`.
+        """
+
+        def here() -> bool:
+            return all(download.done for download in downloads)
+
+        self.wait_until(lambda: here() or unless(), self._transfer.peers)
+        if not here():
+            self._transfer.cancel()
+        return here()
+
+    def fetch(
+        self,
+        peer: MemberId,
+        what: str,
+        into: dict[str, torch.Tensor],
+        kind: Kind,
+        unless: Callable[[], bool],
+    ) -> bool:
+        """Fill tensors with the peer's blobs `<what>:<name>`; as `wait_for`."""
+        downloads = [
+            self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
+            for name, vector in into.items()
+        ]
+        return self.wait_for(downloads, unless)
+
+    def link(self, peer: Peer) -> None:
+        """Connect to a peer, unless it is connected."""
+        if peer.member not in self._linked and peer.member != self._connection.member:
+            self._linked[peer.member] = peer
+            try:
+                device = self._transport.device
+                way, *otherwise = peer.ways(self._connection.place, device)
+                if device != "cpu" and peer.shares(self._connection.place, device):
+                    _log.warning(
+                        "member %d shares its GPU with member %d: by %s, since NCCL wants one each",
+                        self._connection.member,
+                        peer.member,
+                        way.partition(":")[0],
+                    )
+                self._transport.connect(peer.member, way, peer.key, otherwise)
+            except UsageError as error:  # as good as a link that is broken
+                _log.warning("member %d: %s", self._connection.member, error)
+            else:
+                self._exchange.greet(peer.member)
+
+    def _follow(self) -> None:
+        """Take note of what the control plane has brought, and of links that broke."""
+        self._connection.check()
+        if self._connection.changes != self._changes:
+            self._changes = self._connection.changes
+            self._follow_roster()
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + self._ping
+            for peer in self._transport.mended():
+                self.out_of_reach.discard(peer)
+                self._exchange.resume(peer)
+                self._transfer.again(peer)
+
+    def _follow_roster(self) -> None:
+        rosters = self._connection.rosters
+        if rosters:
+            since, self._seen = rosters[max(0, self._seen - 1) :], len(rosters)
+            members = rosters[-1].members
+            # Some may have come and gone between two looks.
+            for gone in {member for roster in since for member in roster.members}.difference(
+                members
+            ):
+                self.arrivals.remove(gone)
+                self._let_go(gone)
+            for peer in rosters[-1].peers:
+                self.link(peer)
+            self.guests = [guest for guest in self.guests if guest.member not in members]
+        for guest in self._connection.take_guests():
+            self.guests = [known for known in self.guests if known.member != guest.member]
+            self.link(guest)
+            self.guests.append(guest)
+            if len(self.guests) > GUESTS:  # nobody says which of them have gone
+                self._let_go(self.guests.pop(0).member)
+        ahead, self._ahead, self._ahead_bytes = self._ahead, deque(), 0
+        for message in ahead:
+            self._dispatch(message)
+
+    def _let_go(self, peer: MemberId) -> None:
+        self._transport.disconnect(peer)
+        self._linked.pop(peer, None)
+        self._transfer.forget(peer)
+        self.out_of_reach.discard(peer)
+
+    def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
+        """Deal with peers that have been waited for long; which were reported."""
+        reported = set()
+        for peer in whom:
+            broken = self._transport.broken(peer)
+            if broken and peer in self.arrivals.waits_for(self._exchange.posted):
+                _log.warning(
+                    "member %d: the link to member %d is broken, its values count as lost",
+                    self._connection.member,
+                    peer,
+                )
+                self.arrivals.silence(peer)
+            elif broken or waited > self._patience.stalled:
+                self.out_of_reach |= {peer} if broken else set()
+                self._connection.stalled(peer, broken=broken)
+                reported.add(peer)
+        return reported
+
+    def _say_what_is_missing(self, whom: set[MemberId]) -> None:
+        if whom:
+            _log.warning(
+                "member %d: nothing from %s for %.0f s",
+                self._connection.member,
+                ", ".join(
+                    f"member {peer} ({self._linked[peer].endpoint})"
+                    for peer in sorted(whom & self._linked.keys())
+                ),
+                NOTICE_SECONDS,
+            )
+
+    def _dispatch(self, message: Message) -> None:
+        """Hand a message on, or refuse it: nothing that a peer sends ends its receiver."""
+        me, sender = self._connection.member, message.sender
+        try:
+            header = headers.decode(message.header)
+        except ProtocolError as error:
+            self._conduct.refuse(sender, Reason.MALFORMED, f"member {me} got it: {error}")
+        else:
+            if header.run != self._connection.run:
+                self._conduct.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
+            elif sender is not None and header.sender != sender:
+                self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
+            elif header.receiver != me:
+                what = f"it is meant for member {header.receiver}: do two advertise one address?"
+                self._conduct.refuse(header.sender, Reason.ASTRAY, f"{header!r:.200}: {what}")
+            elif not isinstance(header, Frame) and not isinstance(message.payload, memoryview):
+                self._conduct.refuse(header.sender, Reason.MALFORMED, f"{header!r:.200} and values")
+            elif not self._knows(header.sender):
+                self._keep(message)
+            else:
+                self._hand_on(header, message.payload)
+        self._cut_off_offenders()
+
+    def _hand_on(self, header: Header, payload: Payload) -> None:
+        match header:
+            case Frame() if header.round > self._seeds_until + IN_ADVANCE:
+                known = f"seeds are known up to {self._seeds_until}"
+                self._conduct.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
+            case Frame():
+                self.arrivals.accept(header, payload)
+            case End():
+                self.arrivals.ended(header)
+            case Posted():
+                self.arrivals.posted(header.sender, (header.last, header.leg))
+                self._transfer.again(header.sender)
+            case Fetch():
+                self._transfer.on_fetch(header)
+            case Chunk():
+                assert isinstance(payload, memoryview)
+                self._transfer.on_chunk(header, payload)
+
+    @property
+    def _seeds_until(self) -> int:
+        """The last round whose seed is out, as far as is known here."""
+        rosters = self._connection.rosters
+        return max(self._connection.seeds.until, rosters[-1].first - 1 if rosters else 0)
+
+    def _knows(self, sender: MemberId) -> bool:
+        """Whether a message can be of this peer, who may be newer than the last look."""
+        if sender not in self._linked:
+            self._follow()
+        return sender in self._linked or self.arrivals.is_gone(sender)
+
+    def _keep(self, message: Message) -> None:
+        """The sender may have learnt of this member first. The oldest go if there are too many."""
+        self._ahead.append(message)
+        self._ahead_bytes += message.payload.nbytes
+        while len(self._ahead) > AHEAD or (
+            self._ahead_bytes > AHEAD_BYTES and len(self._ahead) > 1
+        ):
+            oldest = self._ahead.popleft()
+            self._ahead_bytes -= oldest.payload.nbytes
+            header = headers.decode(oldest.header)
+            self._conduct.refuse(oldest.sender, Reason.STRANGER, f"{header!r:.200}")
+
+    def _cut_off_offenders(self) -> None:
+        for peer, what in self._conduct.take_offenders().items():
+            _log.warning("member %d cuts member %d off: %s", self._connection.member, peer, what)
+            self.arrivals.remove(peer)
+            self._transport.cut(peer, self._linked[peer].key if peer in self._linked else b"")
+            self._connection.cut_off(peer, what)

@@ -1,0 +1,302 @@
+"""Merging: from what has arrived of a round to what is written into the store.
+
+Values take the place of a member's own, or are added by difference, or make a mean that pulls.
+Here is counted what was applied and what was refused; nothing waits, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from washp2p.evaluation.average import mean_of_finite
+from washp2p.model.device_copies import as_array, as_bytes
+from washp2p.model.write_order import NewestWrites
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from washp2p.model.device_copies import Lane, Places, Vectors
+    from washp2p.model.store import Store
+    from washp2p.plan.consensus import Consensus
+    from washp2p.plan.plan import Plan
+    from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.rounds.inbound import Round, Span
+    from washp2p.rounds.twins import Likeness
+    from washp2p.transports import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A plan, of which roster it is, and its indices where the store can use them."""
+
+    plan: Plan
+    roster: Roster
+    send: Places
+    receive: Places
+
+    @property
+    def bytes(self) -> int:
+        """What the indices take."""
+        return self.send.host.nbytes + self.receive.host.nbytes
+
+    @property
+    def legs(self) -> int:
+        """How many times its members send."""
+        return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
+
+
+def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
+    """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
+    if plan is None:
+        return None
+    return Staged(plan, roster, lane.upload(plan.send.indices), lane.upload(plan.receive.indices))
+
+
+class Merger:
+    """Of one member.
+
+    With `add`, late values are applied by the difference to what this member held when it
+    gathered; otherwise they overwrite, except where a newer round has written (section 4). A mean
+    pulls by `weight()`, as `Strategy.weight`. `consensus` sees the values of the rounds that are
+    `measured`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        me: MemberId,
+        *,
+        add: bool,
+        weight: Callable[[], float],
+        consensus: Consensus | None,
+    ) -> None:
+        self._store = store
+        self._me = me
+        self._add = add
+        self._weight = weight
+        self._consensus = consensus
+        self._dtypes = store.dtypes
+        self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
+        self._incoming = store.staging()
+        self._newest_writes = NewestWrites()
+        self.measured = 0
+        """The round that tells how far the members are apart, 0 for none."""
+        self.applied_values = 0
+        """Scalars received and applied."""
+        self.refused_values = 0
+        """Scalars received and not applied because some value of theirs was not finite."""
+        self.diverged: set[MemberId] = set()
+        """Who has sent values that are not finite."""
+        self.likeness: Likeness | None = None
+        """Sees what comes while it watches, if there is one."""
+
+    def keeps(self, plan: Plan, number: int) -> bool:
+        """Whether what this member holds where it receives is needed when values have come."""
+        own = plan.mean is not None and plan.mean.own
+        return self._add or own or number == self.measured or self._watches
+
+    @property
+    def _watches(self) -> bool:
+        return self.likeness is not None and self.likeness.watches
+
+    def forget(self, oldest: int) -> None:
+        """Rounds before `oldest` are over."""
+        if len(self._newest_writes):
+            self._newest_writes.forget(oldest)
+
+    def scatter(self, round_: Round, staged: Staged, own: Vectors, *, newer_matter: bool) -> None:
+        """Take over what has arrived of a round: at once if all is here, on the host; or by sender.
+
+        `own` is what this member held where it receives, if that `keeps` anything.
+        `newer_matter`: an older round is outstanding and must not overwrite what is written now.
+        """
+        arrived = list(round_.arrived.items())
+        count = sum(end - begin for _, ((begin, end), _) in arrived)
+        self.applied_values += count
+        on_device = any(isinstance(payload, torch.Tensor) for _, (_, payload) in arrived)
+        if count == len(staged.receive) and not on_device:
+            self._merge(
+                round_.number,
+                staged.receive,
+                arrived,
+                offset=0,
+                own=own,
+                newer_matter=newer_matter,
+            )
+            return
+        for piece in arrived:
+            begin, end = piece[1][0]
+            self._merge(
+                round_.number,
+                staged.receive.part(begin, end),
+                [piece],
+                offset=begin,
+                own=[vector[begin:end] for vector in own],
+                newer_matter=newer_matter,
+            )
+
+    def reduce(
+        self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
+    ) -> Vectors:
+        """The mean of what members hold at the places received, in the roster's order."""
+        count, mean = len(staged.receive), staged.plan.mean
+        assert mean is not None
+        self.applied_values += count * len(arrived)
+
+        def contributions() -> Iterator[tuple[MemberId, Vectors]]:
+            for member in staged.roster.members:
+                if member == self._me and mean.own:
+                    yield member, own
+                elif member in arrived:
+                    values = self._values(count, [arrived[member]], 0)
+                    if mean.own and self._watches:
+                        self._compare(staged.receive, own, values, [(member, arrived[member])], 0)
+                    for vector in values:
+                        if vector.is_cuda:  # it was made in a stream of the transport's
+                            vector.record_stream(torch.cuda.current_stream(vector.device))
+                    yield member, values
+
+        device = self._store.device
+        reduced, unusable = mean_of_finite(contributions(), count, self._dtypes, device)
+        for sender, values in unusable.items():
+            if sender != self._me:
+                self.diverged.add(sender)
+                self.refused_values += values
+                self.applied_values -= values
+        return reduced
+
+    def pull(self, places: Places, means: Vectors) -> int:
+        """Pull towards means; how many are none, of scalars of which nobody's value is finite."""
+        finite = _finite(means)
+        refused = len(places) - int(finite.sum())
+        if refused:
+            places, means = self._only(np.flatnonzero(finite), places, means)
+        self._store.pull(places, means, self._weight())
+        return refused
+
+    def take_means(self, staged: Staged, arrived: dict[MemberId, tuple[Span, Payload]]) -> None:
+        """Pull towards the means that others have made of their shards."""
+        for span, payload in arrived.values():
+            values = self._values(span[1] - span[0], [(span, payload)], span[0])
+            refused = self.pull(staged.send.part(*span), values)
+            self.refused_values += refused
+            self.applied_values += span[1] - span[0] - refused
+
+    def vector(self, payload: Payload) -> torch.Tensor:
+        """One slot's values."""
+        if isinstance(payload, torch.Tensor):
+            return payload.view(self._dtypes[0])
+        values = torch.empty(payload.nbytes // self._item_bytes[0], dtype=self._dtypes[0])
+        as_bytes(values)[:] = payload
+        return values
+
+    def follow_measurement(self, round_: Round, n: int) -> None:
+        """What there is of a measured round of `n` members has been taken over."""
+        assert self._consensus is not None
+        if round_.lost:
+            self._consensus.discard()
+            self.measured = 0
+        elif not round_.missing:
+            self._consensus.finish(n)
+            self.measured = 0
+
+    def _merge(
+        self,
+        number: int,
+        places: Places,
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
+        *,
+        offset: int,
+        own: Vectors,
+        newer_matter: bool,
+    ) -> None:
+        """Scatter payloads whose spans, less `offset`, fill `places`."""
+        values = self._values(len(places), [piece for _, piece in pieces], offset)
+        if own and self._watches:
+            self._compare(places, own, values, pieces, offset)
+        if not self._store.lane.finite(values):
+            places, values, own = self._refuse(places, values, own, pieces, offset)
+        if number == self.measured:
+            assert self._consensus is not None
+            self._consensus.observe(places.host, as_array(own[0]), as_array(values[0]))
+        if self._add:
+            self._store.add(places, values, own)
+            return
+        if len(self._newest_writes):
+            free = np.flatnonzero(self._newest_writes.free(places.host, number))
+            if len(free) < len(places):
+                places, values = self._only(free, places, values)
+        if newer_matter:
+            self._newest_writes.note(places.host, number)
+        self._store.scatter(places, values)
+
+    def _compare(
+        self,
+        places: Places,
+        own: Vectors,
+        values: Vectors,
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
+        offset: int,
+    ) -> None:
+        """Have likeness see the parameters that came."""
+        assert self.likeness is not None
+        mine, theirs = as_array(own[0]), as_array(values[0])
+        for sender, ((begin, end), _) in pieces:
+            part = slice(begin - offset, end - offset)
+            self.likeness.observe(sender, places.host[part], mine[part], theirs[part])
+
+    def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
+        """Payloads as one vector a slot: of several on the host, or one on the device."""
+        payload = pieces[0][1] if pieces else None
+        if isinstance(payload, torch.Tensor):
+            parts = payload.split([count * size for size in self._item_bytes])
+            return [part.view(kind) for part, kind in zip(parts, self._dtypes, strict=True)]
+        values = self._incoming.take(count)
+        for (begin, end), data in pieces:
+            assert isinstance(data, memoryview)
+            first = 0
+            for view, size in zip(self._incoming.memory, self._item_bytes, strict=True):
+                last = first + (end - begin) * size
+                view[(begin - offset) * size : (end - offset) * size] = data[first:last]
+                first = last
+        return values
+
+    def _refuse(
+        self,
+        places: Places,
+        values: Vectors,
+        own: Vectors,
+        pieces: list[tuple[MemberId, tuple[Span, Payload]]],
+        offset: int,
+    ) -> tuple[Places, Vectors, Vectors]:
+        """Leave out scalars of which some slot's value is not finite, and note who sent them."""
+        finite = _finite(values)
+        for sender, ((begin, end), _) in pieces:
+            if not finite[begin - offset : end - offset].all():
+                self.diverged.add(sender)
+        kept = np.flatnonzero(finite)
+        if len(kept) < len(places):
+            self.refused_values += len(places) - len(kept)
+            self.applied_values -= len(places) - len(kept)
+            own = [vector[torch.from_numpy(kept).to(vector.device)] for vector in own]
+            places, values = self._only(kept, places, values)
+        return places, values, own
+
+    def _only(
+        self, kept: npt.NDArray[np.intp], places: Places, values: Vectors
+    ) -> tuple[Places, Vectors]:
+        """Some of the places, and their values."""
+        lane = self._store.lane
+        return lane.upload(places.host[kept]), lane.select(values, kept)
+
+
+def _finite(values: Vectors) -> npt.NDArray[np.bool_]:
+    """Of which scalars the values of all slots are numbers."""
+    usable: npt.NDArray[np.bool_] = torch.stack([v.isfinite() for v in values]).all(0).cpu().numpy()
+    return usable

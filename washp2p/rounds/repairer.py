@@ -1,0 +1,66 @@
+"""A member's part in REPAIR after a mean (PAPA, Algorithm 1): members tell each other the moments
+of their features, and each restores in the mean what they have on average, by its own inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from washp2p.evaluation.repair import moments, restore_mean
+from washp2p.protocol.frames import MOMENTS
+from washp2p.protocol.ledger import Kind
+from washp2p.rounds.exchange import Beside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from washp2p.plan.plan import Plan
+    from washp2p.protocol.roster import MemberId, Roster
+
+    Inputs = Callable[[], Sequence[torch.Tensor]]
+
+
+class Repairer:
+    """Of one member. `inputs` gives batches as it trains on them, of the same images for all."""
+
+    def __init__(self, model: torch.nn.Module, me: MemberId, inputs: Inputs) -> None:
+        self._model = model
+        self._me = me
+        self._inputs = inputs
+        self._own = torch.empty(0)
+        self._among: list[MemberId] = []
+
+    def note(self) -> None:
+        """Count the moments of this member's features, before a mean is taken."""
+        self._own = moments(self._model, self._inputs())
+
+    def begin(self, roster: Roster, plan: Plan) -> Beside:
+        """Tell them to whoever takes a mean with this member, and expect theirs."""
+        assert plan.mean is not None
+        to, of = (
+            {roster.members[position] for position, _, _ in route.parts}
+            for route in (plan.send, plan.receive)
+        )
+        if plan.mean.shared:
+            to = of = to | of
+        among = of | {self._me} if plan.mean.own else of
+        self._among = [member for member in roster.members if member in among]
+        return Beside(
+            leg=MOMENTS,
+            kind=Kind.REPAIR,
+            fingerprint=plan.fingerprint,
+            outgoing=dict.fromkeys(to, self._own),
+            incoming=dict.fromkeys(of, len(self._own)),
+        )
+
+    def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
+        """Give the mean the moments that those whose mean it is had on average.
+
+        Of members that have diverged there are none.
+        """
+        if came:
+            counted = {self._me: self._own, **came}
+            present = [counted[m].to(self._own.device) for m in self._among if m in counted]
+            restore_mean(self._model, present, self._inputs)

@@ -1,0 +1,318 @@
+"""The timeline of a member: what happens between its steps t and t + 1 (section 4).
+
+    seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
+
+All of it on the training thread, which only gathers, hands over and scatters: ZeroMQ's own thread
+sends and receives, the planner's derives plans, and both need the GIL hardly or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from washp2p.errors import UsageError
+from washp2p.protocol.frames import FOREVER, SURVEY
+from washp2p.protocol.roster import by_roster, roster_at
+from washp2p.rounds import hold_points
+from washp2p.rounds.delay import RECENT, WORTH_WAITING
+from washp2p.runfolder.runlog import Jump, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from washp2p.coordinator_link.connection import Connection
+    from washp2p.protocol.roster import MemberId, Order, Roster
+    from washp2p.rounds.delay import Delay
+    from washp2p.rounds.exchange import Applied, Beside, Exchange
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.merging import Staged
+    from washp2p.rounds.planner import Planner
+    from washp2p.rounds.repairer import Repairer
+    from washp2p.rounds.surveyor import Surveyor
+    from washp2p.runfolder.runlog import Joined, RunLog
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """After what a member's first step comes: nothing, unless it came late or goes on."""
+
+    round: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    epochs: list[tuple[int, int, int]] = field(default_factory=list)
+    """As `Timeline.epochs`."""
+
+
+class Timeline:
+    """One member's rounds. `rounds` is the population's last one, 0 if not known."""
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        inbox: Inbox,
+        exchange: Exchange,
+        planner: Planner[Order, Staged | None],
+        delay: Delay,
+        expire: int,
+        rounds: int,
+        log: RunLog | None,
+        surveyor: Surveyor | None = None,
+        repairer: Repairer | None = None,
+    ) -> None:
+        self._surveyor = surveyor
+        self._repairer = repairer
+        self._connection = connection
+        self._inbox = inbox
+        self._exchange = exchange
+        self._arrivals = exchange.arrivals
+        self._planner = planner
+        self._delay = delay
+        self._expire = expire
+        self._rounds = rounds
+        self._log = log
+        self.round = 0
+        """The last round this member took part in."""
+        self.steps = 0
+        """Optimizer steps it has taken: as many, unless it jumped."""
+        self.waited = 0.0
+        """Seconds spent waiting for peers."""
+        self.began = self.ended = time.monotonic()
+        self.late = 0.0
+        """By how many rounds values have been late of late."""
+        self._share = 0.0
+        self._start = Start()
+        self._reported: set[MemberId] = set()
+        self._reported_in: Roster | None = None
+        self._averaged = False
+
+    @property
+    def max_delay(self) -> str:
+        """The bound S on lateness that holds now, or "none"."""
+        return "none" if self._delay.bound is None else str(self._delay.bound)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is to be a round after this one, as far as is known."""
+        return not self._rounds or self.round < self._rounds
+
+    @property
+    def epochs(self) -> list[tuple[int, int, int]]:
+        """Of each epoch with this member: how many members, its first round, and its end."""
+        rounds = range(self._start.round + 1, self.round + 1)
+        me = self._connection.member
+        return self._start.epochs + [
+            (len(roster.members), its.start, its.stop)
+            for roster, its in by_roster(self._connection.rosters, rounds)
+            if me in roster.members
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """From the first round's beginning to the last one's end."""
+        return self._start.seconds + self.ended - self.began
+
+    def account(self) -> dict[str, Any]:
+        """What `Start` needs besides rounds and steps; plain values."""
+        return {"seconds": self.seconds, "waited": self.waited, "epochs": self.epochs}
+
+    def begin(self, start: Start, joined: Joined | None = None) -> None:
+        """The first step may follow: derive plans, start the clock. The first seeds are here.
+
+        `joined` says how the member came in, if that was in mid-run.
+        """
+        self._start = start
+        self.round, self.steps, self.waited = start.round, start.steps, start.waited
+        if joined is not None and self._log is not None:
+            self._log.append([joined])
+        self._planner.prepare(self.round + 1)
+        self.began = self.ended = time.monotonic()
+
+    def step(self) -> None:
+        """Follow one optimizer step with its round. Blocks as long as the delay's bound demands.
+
+        Raises UsageError beyond the announced number of steps, RunStoppedError.
+        """
+        if self._averaged and (gone := self._arrivals.ended_for_good):
+            raise UsageError(
+                f"member {min(gone)} has ended its run with an average, and member "
+                f"{self._connection.member} trains on after it; expected all to average, and to "
+                "end, after the same round"
+            )
+        self.steps += 1
+        if self._rounds and self._start.round + self.steps - self._start.steps > self._rounds:
+            raise UsageError(
+                f"step {self.steps} of member {self._connection.member}, which joined for "
+                f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
+                "it out"
+            )
+        self._inbox.drain()
+        number = self.round + 1
+        newest = min(self._arrivals.newest, self._connection.seeds.until)
+        bound = self._delay.bound
+        jumps = bound is None and newest - number > self._expire
+        if jumps:
+            number = newest
+        if self._rounds and number > self._rounds:
+            return  # it jumped, and now its peers have ended
+        self._await_seed(number)
+        if jumps:  # but not over a round of which a checkpoint is to be kept
+            number = min(number, self._connection.checkpoint_from(self.round + 1) or number)
+            jumps = number > self.round + 1
+        staged = self._planner.take(number)
+        self._connection.reached(number)
+        self.round = number
+        if jumps and self._log is not None:
+            self._log.append([Jump(self.steps, self._roster.epoch, number)])
+        if staged is not None or self._arrivals.outstanding:
+            self._trade(number, staged, bound)
+        if self._surveyor is not None:
+            self._survey(self._surveyor, number, bound)
+        self.ended = time.monotonic()
+
+    def pause(self, number: int) -> None:
+        """Take no step before average `number`: tell the peers, apply what is still to come.
+
+        Blocks. May be called again when it was interrupted.
+        """
+        self._exchange.end(self.round, number, self._peers)
+        self._inbox.wait_until(
+            lambda: self._arrivals.complete(self.round),
+            lambda: self._arrivals.waits_for(self.round),
+        )
+        self._exchange.look()
+        self._apply()
+        self._take_beside()
+
+    def go_on(self) -> None:
+        """That average was taken by all after the same round; rounds follow again."""
+        self._averaged = True
+        self._exchange.go_on()
+        self.ended = time.monotonic()
+
+    def finish(self) -> None:
+        """Tell the peers that no step follows any more."""
+        self._exchange.end(self.round, FOREVER, self._peers)
+
+    def settle(self) -> None:
+        """Have nothing outstanding: wait for what is to come, or give it up if nothing waits."""
+        if self._arrivals.outstanding:
+            waited = 0.0
+            if self._delay.bound is None:
+                self._arrivals.give_up(self.round + 1)
+            else:
+                waited = self._wait(self.round, 0)
+            self._follow(self._apply(), waited)
+            self._take_beside()
+
+    def _apply(self) -> list[Applied]:
+        """Apply what has come; what is made of it is sent once the log says so."""
+        applied = self._exchange.apply()
+        self._write(applied)
+        self._exchange.share()
+        return applied
+
+    def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
+        """Send a round's values, wait as long as one must, apply what has come, repair a mean."""
+        means = staged is not None and staged.plan.mean is not None
+        repairer = self._repairer if means else None
+        if repairer is not None:
+            repairer.note()
+        if staged is not None:
+            self._exchange.post(number, staged, round(1000 * self._share))
+        else:
+            self._exchange.look()
+        hold_points.reach(hold_points.AFTER_SEND, number)
+        applied: list[Applied] = []
+        waited = 0.0
+        for _ in range(1 if staged is None else staged.legs):
+            waited += self._wait(number, bound)
+            hold_points.reach(hold_points.APPLYING, number)
+            applied += self._apply()
+        self._follow(applied, waited)
+        self._take_beside()
+        if repairer is not None and staged is not None:
+            beside = repairer.begin(staged.roster, staged.plan)
+            self._pass_on(number, staged.roster, beside, bound)
+
+    def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
+        """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
+        exact = bound is not None and number == self._connection.checkpoint_from(number)
+        roster = self._roster
+        if len(roster.members) > 1 and (exact or surveyor.due(number)):
+            beside = surveyor.begin(number, roster, exact=exact)
+            self._pass_on(number, roster, beside, bound)
+
+    def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
+        """Send what goes beside a round, and deal with what has come."""
+        self._exchange.pass_on(number, roster, beside)
+        self.waited += self._wait(number, bound)
+        self._apply()
+        self._take_beside()
+
+    def _take_beside(self) -> None:
+        came_beside, self._exchange.came_beside = self._exchange.came_beside, []
+        for number, leg, came in came_beside:
+            if leg == SURVEY:
+                assert self._surveyor is not None
+                self._surveyor.finish(number, came)
+            else:
+                assert self._repairer is not None
+                self._repairer.finish(came)
+
+    def _await_seed(self, number: int) -> None:
+        if number not in self._connection.seeds:
+            self._connection.progress(number - 1)
+            self._inbox.wait_until(lambda: number in self._connection.seeds)
+
+    def _wait(self, number: int, bound: int | None) -> float:
+        if bound is None:
+            self._arrivals.give_up(number - self._expire)
+            return 0.0
+        due = number - bound
+        if self._arrivals.complete(due):
+            return 0.0
+        began = time.monotonic()
+        self._inbox.wait_until(
+            lambda: self._arrivals.complete(due), lambda: self._arrivals.waits_for(due)
+        )
+        return time.monotonic() - began
+
+    def _follow(self, applied: Sequence[Applied], waited: float) -> None:
+        """Learn from what was applied."""
+        if self._exchange.merger.diverged:
+            if self._reported_in is not self._roster:  # votes are of one roster
+                self._reported_in = self._roster
+                self._reported.clear()
+            for member in self._exchange.merger.diverged - self._reported:
+                self._connection.diverged(member)
+            self._reported |= self._exchange.merger.diverged
+            self._exchange.merger.diverged.clear()
+        elapsed = time.monotonic() - self.ended
+        self.waited += waited
+        self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
+        lateness = max((self.round - one.round for one in applied if one.senders), default=0)
+        self.late += RECENT * (lateness - self.late)
+        self._delay.observe(
+            waited=waited,
+            elapsed=elapsed,
+            useful=self._arrivals.last_share > 1000 * WORTH_WAITING,
+            lateness=lateness,
+        )
+
+    @property
+    def _peers(self) -> tuple[MemberId, ...]:
+        return self._connection.roster.members
+
+    @property
+    def _roster(self) -> Roster:
+        """Of the round that this member is in."""
+        return roster_at(self._connection.rosters, self.round)
+
+    def _write(self, applied: Sequence[Applied]) -> None:
+        if self._log is not None and applied:
+            epoch = self._roster.epoch
+            self._log.append([Record(self.steps, epoch, *one) for one in applied])

@@ -1,0 +1,75 @@
+"""A member's part in surveys of how far the members are apart: `--track-consensus`."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from washp2p.model.device_copies import as_array
+from washp2p.plan.survey import Survey
+from washp2p.protocol.control import Surveyed
+from washp2p.protocol.frames import SURVEY
+from washp2p.protocol.ledger import Kind
+from washp2p.rounds.exchange import Beside
+
+if TYPE_CHECKING:
+    import torch
+
+    from washp2p.model.store import Store
+    from washp2p.protocol.roster import MemberId, Roster
+
+
+class Surveyor:
+    """Takes part in a survey every `every` rounds, at a sample drawn from `seed`."""
+
+    def __init__(self, store: Store, me: MemberId, *, seed: int, every: int) -> None:
+        self._store = store
+        self._me = me
+        self._seed = seed
+        self._every = every
+        self._last: tuple[Roster, Survey] | None = None
+        self._open: dict[int, tuple[Survey, Roster, torch.Tensor, bool]] = {}
+        self.found: list[Surveyed] = []
+        """What was found, until it is told."""
+
+    def due(self, number: int) -> bool:
+        """Whether there is a survey after round `number`, wherever else there is one."""
+        return number % self._every == 0
+
+    def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
+        """Look at what this member holds after round `number`, at all scalars if `exact`."""
+        self._store.look()
+        survey = self._survey(roster, exact=exact)
+        plan, lane = survey.plan, self._store.lane
+        values, own = (
+            self._store.keep(lane.upload(indices))[0]
+            for indices in (plan.send.indices, plan.receive.indices)
+        )
+        self._open[number] = survey, roster, own, exact
+        members = roster.members
+        return Beside(
+            leg=SURVEY,
+            kind=Kind.CONSENSUS,
+            fingerprint=plan.fingerprint,
+            outgoing={members[p]: values[begin:end] for p, begin, end in plan.send.parts},
+            incoming={members[p]: end - begin for p, begin, end in plan.receive.parts},
+        )
+
+    def finish(self, number: int, came: dict[MemberId, torch.Tensor]) -> None:
+        """Compare what all hold in this member's shard: if it has come of all, and is finite."""
+        survey, roster, own, exact = self._open.pop(number)
+        if len(came) == len(survey.plan.receive.parts):
+            held = {self._me: own, **came}
+            arrays = [as_array(held[member]) for member in roster.members if member in held]
+            found = survey.squares(arrays)
+            if all(map(isfinite, found)):  # else somebody has diverged
+                self.found.append(Surveyed(number, len(roster.members), exact, found))
+
+    def _survey(self, roster: Roster, *, exact: bool) -> Survey:
+        if not exact and self._last is not None and self._last[0] is roster:
+            return self._last[1]
+        n, position = len(roster.members), roster.position(self._me)
+        survey = Survey(self._store.layout, self._seed, n, position, exact=exact)
+        if not exact:
+            self._last = roster, survey
+        return survey

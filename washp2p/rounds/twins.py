@@ -1,0 +1,71 @@
+"""Whether another member is this one over again: same seed, same batches, same values.
+
+Looked at in the first rounds in which this member's own values have changed, until every peer has
+been told apart. Memory for at most MOST initial values. No sockets, no tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from washp2p.protocol.roster import MemberId
+
+MOST = 1 << 22
+ENOUGH = 64
+"""Values that have changed and are equal, in ROUNDS rounds at least, before a peer is this one."""
+ROUNDS = 3
+LOOKS = 1000
+"""Rounds after which it is given up; the average tells in any case."""
+
+
+class Likeness:
+    """Compares what comes with what this member had. `vector` is its flat vector at the start."""
+
+    def __init__(self, vector: npt.NDArray[np.floating]) -> None:
+        self._every = -(-len(vector) // MOST)
+        self._initial: npt.NDArray[np.floating] | None = vector[:: self._every].copy()
+        self._looks = 0
+        self._values: Counter[MemberId] = Counter()
+        self._rounds: Counter[MemberId] = Counter()
+        self._told_apart: set[MemberId] = set()
+        self.same: set[MemberId] = set()
+        """Peers that are this member over again."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether it still wants to see what comes."""
+        return self._initial is not None
+
+    def observe(
+        self,
+        sender: MemberId,
+        indices: npt.NDArray[np.int64],
+        own: npt.NDArray[np.floating],
+        received: npt.NDArray[np.floating],
+    ) -> None:
+        """What `sender` had at some `indices` of the flat vector, where this member had `own`."""
+        if self._initial is None or sender in self._told_apart or sender in self.same:
+            return
+        known = indices % self._every == 0
+        mine, theirs = own[known], received[known]
+        changed = mine != self._initial[indices[known] // self._every]
+        if not changed.any():
+            return
+        if (mine[changed] != theirs[changed]).any():
+            self._told_apart.add(sender)
+            return
+        self._values[sender] += int(changed.sum())
+        self._rounds[sender] += 1
+        if self._values[sender] >= ENOUGH and self._rounds[sender] >= ROUNDS:
+            self.same.add(sender)
+
+    def conclude(self, peers: set[MemberId]) -> None:
+        """After a round: look no longer if all `peers` are known, or after so many rounds."""
+        self._looks += 1
+        if (peers and peers <= self._told_apart | self.same) or self._looks >= LOOKS:
+            self._initial = None

@@ -1,0 +1,70 @@
+"""Checkpoints on disk: members' snapshots of one round, checkpoints/<round>/<id>.safetensors.
+
+A file is there whole or not at all. Those of older rounds go only once all members have a newer
+one, so that there is always one round of which nobody's is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+from washp2p.runfolder.rundir import write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from washp2p.protocol.roster import MemberId
+
+FOLDER = "checkpoints"
+
+
+def checkpoint_file(run: Path, round_number: int, member: MemberId) -> Path:
+    """Where a member's checkpoint of a round is."""
+    return run / FOLDER / str(round_number) / f"{member}.safetensors"
+
+
+def write(run: Path, round_number: int, member: MemberId, data: bytes) -> None:
+    """Keep a member's snapshot. Raises UsageError if it cannot be written."""
+    write_bytes(checkpoint_file(run, round_number, member), data)
+
+
+def read(run: Path, round_number: int, member: MemberId) -> bytes:
+    """What was kept. Raises UsageError if it cannot be read."""
+    path = checkpoint_file(run, round_number, member)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; expected this member's checkpoint there"
+        ) from None
+
+
+def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:
+    """Which checkpoints of these rounds this host has: each (round, member)."""
+    return [
+        (number, int(path.stem))
+        for number in rounds
+        for path in sorted((run / FOLDER / str(number)).glob("*.safetensors"))
+        if path.stem.isdecimal()
+    ]
+
+
+def members_in(run: Path) -> int:
+    """Of how many members there are checkpoints of one round, at most."""
+    folders = _folders(run).values()
+    return max((len(list(folder.glob("*.safetensors"))) for folder in folders), default=0)
+
+
+def forget(run: Path, rounds: range) -> None:
+    """Remove the checkpoints of these rounds, all members'."""
+    for number, folder in _folders(run).items():
+        if number in rounds:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folders(run: Path) -> dict[int, Path]:
+    """By round."""
+    return {int(path.name): path for path in (run / FOLDER).glob("*") if path.name.isdecimal()}

@@ -1,0 +1,76 @@
+"""The rosters of a run as its journal has them: which members from which round on.
+
+The coordinator writes them, a replay reads them. No torch.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import msgpack
+
+from washp2p.errors import UsageError
+from washp2p.protocol.roster import Roster
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROSTERS = """
+CREATE TABLE IF NOT EXISTS rosters
+    (epoch INTEGER PRIMARY KEY, first INTEGER NOT NULL, peers BLOB NOT NULL);
+"""
+
+
+def keep_roster(database: sqlite3.Connection, roster: Roster) -> None:
+    """Write a roster down."""
+    database.execute(
+        "INSERT OR REPLACE INTO rosters VALUES (?, ?, ?)",
+        (roster.epoch, roster.first, msgpack.packb(roster.rows)),
+    )
+
+
+def rosters_in(database: sqlite3.Connection) -> list[Roster]:
+    """All rosters, by epoch."""
+    rows = database.execute("SELECT epoch, first, peers FROM rosters ORDER BY epoch")
+    rosters = [
+        Roster.from_rows(epoch, first, msgpack.unpackb(peers)) for epoch, first, peers in rows
+    ]
+    for before, after in pairwise(rosters):
+        if after.first < before.first:
+            raise ValueError(f"epoch {after.epoch} begins before epoch {before.epoch}")
+    return rosters
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise UsageError if there is a journal and SQLite finds it damaged."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=1)) as database:
+            found = [row[0] for row in database.execute("PRAGMA integrity_check(1)")]
+    except sqlite3.OperationalError:
+        return  # somebody else has it: whoever opens it says so
+    except (sqlite3.Error, ValueError) as error:
+        found = [str(error)]
+    if found != ["ok"]:
+        raise UsageError(
+            f"{path} is damaged: {str(found[0]).splitlines()[-1]:.120}; expected the journal as "
+            "the coordinator wrote it"
+        )
+
+
+def read_rosters(path: Path) -> list[Roster]:
+    """The rosters of a run, from its journal. Raises UsageError."""
+    if not path.exists():
+        raise UsageError(f"{path} is missing; --replay needs the coordinator's journal")
+    try:
+        refuse_damaged(path)
+        with closing(sqlite3.connect(path)) as database:
+            return rosters_in(database)
+    except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot read {path}: {error}; expected it undamaged") from None

@@ -1,0 +1,269 @@
+"""The run folder: what lies where, and writing it so that a reader never sees half a file.
+
+config.json, metrics.jsonl, population.jsonl and consensus.jsonl (the curves), summary.json,
+averaged.safetensors, members/<id>.safetensors, rescued/<id>.safetensors (models of members whose
+run was stopped), log/<id>.msgpack (the run log),
+checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and journal.sqlite (the coordinator's).
+Others rely on these names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from washp2p.config.config import RunConfig
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONFIG, METRICS, POPULATION, CONSENSUS, SUMMARY, AVERAGED, JOURNAL = (
+    "config.json",
+    "metrics.jsonl",
+    "population.jsonl",
+    "consensus.jsonl",
+    "summary.json",
+    "averaged.safetensors",
+    "journal.sqlite",
+)
+
+
+def member_file(folder: Path, member: int) -> Path:
+    """Where a member's final model goes."""
+    return folder / "members" / f"{member}.safetensors"
+
+
+def rescued_file(folder: Path, member: int) -> Path:
+    """Where the model goes of a member whose run has ended before its time."""
+    return folder / "rescued" / f"{member}.safetensors"
+
+
+def log_file(folder: Path, member: int) -> Path:
+    """Where a member's run log goes."""
+    return folder / "log" / f"{member}.msgpack"
+
+
+def check_name(name: str) -> str:
+    """A run's name, if it is safe as a folder's. Raises UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(
+            f"run name {name!r:.80}; expected 1 to 64 letters, digits, '.', '_' or '-'"
+        )
+    return name
+
+
+def default() -> Path:
+    """Make the folder of a run that was given none: runs/<timestamp>, which nobody else has.
+
+    Raises UsageError if it cannot be made.
+    """
+    now = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    for attempt in count(1):
+        folder = now if attempt == 1 else now.with_name(f"{now.name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the run folder {folder}: {error.strerror}; choose another --run-dir"
+            ) from None
+        return folder
+    raise AssertionError
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a folder holds a run that a new coordinator can go on with."""
+    begun = (folder / JOURNAL).exists() and (folder / CONFIG).exists()
+    return begun and not (folder / SUMMARY).exists()
+
+
+def require_unfinished(folder: Path) -> None:
+    """Raise UsageError unless a folder holds a run that can be gone on with."""
+    if not unfinished(folder):
+        state = "a run that has finished" if (folder / SUMMARY).exists() else "no run"
+        raise UsageError(f"{folder} holds {state}; expected one that was interrupted")
+
+
+def create(folder: Path, *, go_on: bool = False) -> Path:
+    """Make a run folder that holds no run yet, or with `go_on` one that has not finished.
+
+    Raises UsageError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another --run-dir"
+        ) from None
+    if (folder / CONFIG).exists() and not (go_on and unfinished(folder)):
+        state = "a run" if (folder / SUMMARY).exists() else "a run that has not finished"
+        raise UsageError(f"{folder} already holds {state}; choose another --run-dir or remove it")
+    return folder
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write `values` as JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Write a file, whole or not at all; `lasting`: to survive a power cut, which takes time.
+
+    Raises UsageError if it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if lasting:
+                os.fsync(file.fileno())
+        partial.replace(path)
+        for folder in (path.parent, path.parent.parent) if lasting else ():
+            _make_last(folder)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; make room or choose another --run-dir"
+        ) from None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Have room on disk for `size` bytes that are to be written to `path`. Raises UsageError."""
+    write_bytes(_reserved(path), b" " * size)
+
+
+def write_reserved(path: Path, values: dict[str, Any]) -> None:
+    """As `write_json`, in the room that was reserved for it, if there is some."""
+    pending = _reserved(path)
+    data = (json.dumps(values, indent=1) + "\n").encode()
+    try:
+        with pending.open("r+b") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        pending.replace(path)
+        _make_last(path.parent)
+    except FileNotFoundError:
+        write_bytes(path, data)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; make room") from None
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}.reserved")
+
+
+def _make_last(folder: Path) -> None:
+    """Have a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file, each with a `round`; none if it is not there.
+
+    A line that a kill has cut short is left out.
+    """
+    found = []
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if isinstance(values["round"], int):
+                found.append(values)
+    return found
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Add a record to a .jsonl file, whose last line may have been cut short. Raises OSError."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        file.write(b"\n" * torn + to_json(values).encode() + b"\n")
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """One line of JSON; a number that is none, which JSON does not have, is null."""
+    return json.dumps(_finite(values), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def consensus_line(
+    round_number: int, members: int, squares: Sequence[float], *, exact: bool
+) -> dict[str, Any]:
+    """A line of consensus.jsonl, plain values.
+
+    `squares` are the members' mean squared Euclidean distances from their mean, by quarter of the
+    parameters; `distance` is the root of their sum, `quarters` are those of each; `exact` if not of
+    a sample.
+    """
+    return {
+        "round": round_number,
+        "members": members,
+        "exact": exact,
+        "distance": sqrt(sum(squares)),
+        "quarters": [sqrt(square) for square in squares],
+    }
+
+
+def trim_lines(folder: Path, round_number: int) -> None:
+    """Leave out of the .jsonl files what is told again as members go on after a round."""
+    for name, told in ((METRICS, 0), (POPULATION, 0), (CONSENSUS, 1)):
+        path = folder / name
+        if path.exists():
+            kept = [v for v in read_lines(path) if v["round"] < round_number + told]
+            write_bytes(path, "".join(to_json(v) + "\n" for v in kept).encode())
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run. Raises UsageError if the folder has none of this version."""
+    path = folder / CONFIG
+    try:
+        return RunConfig.from_file(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"cannot read {path}: {error!s:.200}; expected the folder of a run, undamaged"
+        ) from None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises UsageError if there is none."""
+    path = folder / SUMMARY
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        state = "did not finish" if (folder / CONFIG).exists() else "is not a run folder"
+        raise UsageError(
+            f"{folder} {state}: no {SUMMARY}; expected the --run-dir of a finished run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    if not {"accuracy", "bytes", "rounds", "parameters"} <= set(summary):
+        raise UsageError(f"{path} is not a summary of this version; expected a run of this version")
+    return summary

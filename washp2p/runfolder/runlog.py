@@ -1,0 +1,181 @@
+"""The run log: which values a member applied, and before which of its own steps.
+
+With the seeds it is all that a replay needs. A record is written after its values were applied and
+before the member's next gather, straight to the kernel: what a member passed on is always explained
+by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
+[own step, epoch, round, senders applied, senders lost, leg]; [own step, epoch, round] where the
+member's clock jumped: that step belongs to `round`, not to the one after the last; and, first of
+all, [epoch, round, donor, donor's own step] where it came in mid-run. Maps are no records: the
+first thing in a file says of which run and member it is; the last, where the member finished, has a
+checksum of all before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import msgpack
+
+from washp2p.errors import UsageError
+from washp2p.protocol.frames import FIRST
+from washp2p.protocol.roster import roster_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from washp2p.protocol.roster import MemberId, Roster
+
+_log = logging.getLogger("washp2p")
+
+
+class Record(NamedTuple):
+    """One application: before own step `step` + 1, a leg of `round`, values from these senders."""
+
+    step: int
+    epoch: int
+    round: int
+    applied: tuple[MemberId, ...]
+    lost: tuple[MemberId, ...]
+    leg: int = FIRST
+
+
+class Jump(NamedTuple):
+    """Own step `step` belongs to `round`, by more than one above the step before."""
+
+    step: int
+    epoch: int
+    round: int
+
+
+class Joined(NamedTuple):
+    """The member began with the state of `donor` after its own step `step`; `round` was the last
+    without it.
+    """
+
+    epoch: int
+    round: int
+    donor: MemberId
+    step: int
+
+
+class RunLog:
+    """Appends records of one member to a file. Each `append` is one unbuffered write.
+
+    Once a write has failed (the disk is full) there are no more: a log with a gap says nothing.
+    """
+
+    def __init__(self, path: Path, run: bytes, member: MemberId, *, go_on: bool = False) -> None:
+        """Begin the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
+        self._path = path
+        self._broken = False
+        self._hash = hashlib.blake2b(digest_size=16)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if go_on else "wb", buffering=0)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {path}: {error.strerror}; choose another --run-dir"
+            ) from None
+        if not go_on:
+            self._write(msgpack.packb({"run": run.hex(), "member": member}))
+
+    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
+        """Write records, all at once."""
+        if records:
+            self._write(b"".join(map(msgpack.packb, records)))
+
+    def finish(self) -> None:
+        """The member has finished: what follows is a checksum alone."""
+        self._write(msgpack.packb({"checksum": self._hash.hexdigest()}))
+
+    def _write(self, data: bytes) -> None:
+        if self._broken:
+            return
+        before = self._file.tell()
+        try:
+            whole = self._file.write(data) == len(data)
+            reason = "" if whole else "no space left"
+        except OSError as error:
+            reason = str(error.strerror)
+        self._hash.update(data)
+        if reason:
+            self._broken = True
+            self._file.seek(before)
+            self._file.truncate()
+            _log.warning(
+                "cannot write %s: %s; the run goes on, but cannot be replayed", self._path, reason
+            )
+
+    def keep(self) -> tuple[int, bool]:
+        """Have on disk what was appended; how many bytes, and whether it is all. Raises OSError."""
+        os.fsync(self._file.fileno())
+        return self._file.tell(), not self._broken
+
+    def go_back(self, size: int, whole: bool) -> None:
+        """Be as `keep` said. Raises UsageError if there are not so many bytes."""
+        self._broken = not whole
+        there = self._file.seek(0, os.SEEK_END)
+        if there < size:
+            raise UsageError(
+                f"{self._path} has {there} bytes; expected at least the {size} of the checkpoint: "
+                "restore it, or choose another --run-dir"
+            )
+        self._file.seek(size)
+        self._file.truncate()
+        self._hash = hashlib.blake2b(self._path.read_bytes(), digest_size=16)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(  # noqa: PLR0912 - a case a kind of record
+    path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
+) -> Iterator[Record | Jump | Joined]:
+    """Records in the order they were written; a last one cut short by a kill is left out.
+
+    So are those of rounds that the run of these `rosters` went back on: a member that did not come
+    along to a checkpoint has them still, of epochs that were over by then. `member` is whose log it
+    is to be; a `whole` one ends with the checksum of a member that finished. Raises UsageError if
+    the file is damaged, another member's, or not whole; and OSError.
+    """
+    data = path.read_bytes()
+    unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
+    unpacker.feed(data)
+    ended, told = 0, False
+    try:
+        for values in unpacker:
+            begin, ended = ended, unpacker.tell()
+            match values:
+                case {"run": str(), "member": int(whose)}:
+                    told = True
+                    if member not in {None, whose}:
+                        _refuse(path, f"it is member {whose}'s, not member {member}'s")
+                case {"checksum": str(checksum)}:
+                    whole = False
+                    if hashlib.blake2b(data[:begin], digest_size=16).hexdigest() != checksum:
+                        _refuse(path, "its checksum is wrong")
+                case [int(step), int(epoch), int(number), list(applied), list(lost), int(leg)]:
+                    if roster_at(rosters, number).epoch <= epoch:
+                        yield Record(step, epoch, number, tuple(applied), tuple(lost), leg)
+                case [int(step), int(epoch), int(number)]:
+                    if roster_at(rosters, number).epoch <= epoch:
+                        yield Jump(step, epoch, number)
+                case [int(), int(), int(), int()]:
+                    yield Joined(*values)
+                case _:
+                    _refuse(path, f"byte {begin} begins {values!r:.60}, which is no record")
+    except (ValueError, StopIteration, msgpack.UnpackException) as error:
+        if isinstance(error, UsageError):
+            raise
+        _refuse(path, f"byte {ended} begins no record")
+    if whole and told:  # logs of before there were checksums have no header, either
+        _refuse(path, "its end is missing, though its member finished")
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise UsageError(f"{path} is damaged: {what}; expected the log as the member wrote it")

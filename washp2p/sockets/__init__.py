@@ -1,0 +1,1 @@
+"""What the ZeroMQ sockets of both planes share: CURVE keys, who may connect, heartbeats."""

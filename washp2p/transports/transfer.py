@@ -1,0 +1,208 @@
+"""State transfer: named blobs of bytes, fetched from a peer in checksummed chunks.
+
+One protocol for the initial state, a newcomer's snapshot and the final average. A blob is served
+straight from the memory it was offered from and lands straight in the memory it is wanted in. A
+request for a blob not offered yet waits until it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from washp2p.protocol.frames import Chunk, Fetch, checksum, headers
+from washp2p.protocol.refusals import Reason
+
+if TYPE_CHECKING:
+    from washp2p.protocol.ledger import Kind
+    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.roster import MemberId
+    from washp2p.transports import Buffer, Transport
+
+CHUNK_BYTES = 1 << 20
+AHEAD = 4
+"""Chunks asked for and not yet received, per download."""
+EARLY = 64
+"""Requests of one peer that may wait for blobs to be offered."""
+SERVED = 8
+"""How often a peer may ask for each chunk, on average: links break and downloads begin anew."""
+
+
+@dataclass
+class Download:
+    """A part of a peer's blob on its way into `into`.
+
+    The caller owns `into`; where it gave none, it is made when the blob's size is known, which may
+    be up to `limit`.
+    """
+
+    peer: MemberId
+    name: str
+    offset: int
+    into: memoryview | None
+    kind: Kind
+    limit: int = 0
+    asked: int = 0
+    received: int = 0
+    awaited: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether every byte has arrived and its checksum was right."""
+        return self.into is not None and self.received == self.into.nbytes
+
+
+class Transfer:
+    """Both ends of state transfer for one member. Never blocks."""
+
+    def __init__(
+        self, transport: Transport, run: bytes, me: MemberId, conduct: Conduct[MemberId]
+    ) -> None:
+        self.conduct = conduct
+        """What was refused."""
+        self._transport = transport
+        self._run = run
+        self._me = me
+        self._blobs: dict[str, tuple[memoryview, Kind]] = {}
+        self._early: defaultdict[MemberId, list[Fetch]] = defaultdict(list)
+        self._served: Counter[tuple[MemberId, str]] = Counter()
+        self._downloads: dict[tuple[MemberId, str], Download] = {}
+
+    def offer(self, name: str, data: memoryview, kind: Kind) -> None:
+        """Serve `data` as the blob `name`; it must not change until withdrawn."""
+        self._blobs[name] = (data, kind)
+        for peer, early in list(self._early.items()):
+            self._early[peer] = [fetch for fetch in early if fetch.name != name]
+            for fetch in early:
+                if fetch.name == name:
+                    self.on_fetch(fetch)
+
+    def withdraw(self, prefix: str) -> None:
+        """Serve no blob whose name begins with `prefix` any longer."""
+        self._blobs = {k: v for k, v in self._blobs.items() if not k.startswith(prefix)}
+        for pair in [pair for pair in self._served if pair[1].startswith(prefix)]:
+            del self._served[pair]
+
+    def fetch(
+        self,
+        peer: MemberId,
+        name: str,
+        into: memoryview | None,
+        *,
+        kind: Kind,
+        offset: int = 0,
+        limit: int = 0,
+    ) -> Download:
+        """Begin to fill `into` with the peer's blob `name` from byte `offset` on.
+
+        None takes the whole blob, which may have up to `limit` bytes.
+        """
+        download = Download(peer, name, offset, into, kind, limit)
+        if not download.done:
+            self._downloads[peer, name] = download
+            for _ in range(AHEAD if into is not None else 1):
+                self._ask(download)
+        return download
+
+    def cancel(self) -> None:
+        """Want none of what is still being fetched any more."""
+        self._downloads.clear()
+
+    def forget(self, peer: MemberId) -> None:
+        """A peer is gone, and wants nothing any more."""
+        self._early.pop(peer, None)
+        for pair in [pair for pair in self._served if pair[0] == peer]:
+            del self._served[pair]
+
+    def again(self, peer: MemberId) -> None:
+        """A link to or from `peer` was broken: ask again for what has not come."""
+        for download in self._downloads.values():
+            if download.peer == peer:
+                for offset, length in download.awaited.items():
+                    self._request(download, offset, length)
+
+    def peers(self) -> set[MemberId]:
+        """From whom something is still to come."""
+        return {peer for peer, _ in self._downloads}
+
+    def on_fetch(self, fetch: Fetch) -> None:
+        """A peer asks: answer, or keep the request until there is such a blob."""
+        if fetch.name not in self._blobs:
+            early = self._early[fetch.sender]
+            if len(early) == EARLY:
+                self._refuse(early.pop(0), Reason.REQUEST, f"at most {EARLY} wait for a blob")
+            early.append(fetch)
+            return
+        data, kind = self._blobs[fetch.name]
+        self._served[fetch.sender, fetch.name] += 1
+        asked = self._served[fetch.sender, fetch.name]
+        if fetch.length > CHUNK_BYTES or fetch.offset > data.nbytes:
+            self._refuse(
+                fetch, Reason.REQUEST, f"it has {data.nbytes}; expected at most {CHUNK_BYTES} of it"
+            )
+            return
+        if asked > SERVED * (AHEAD + data.nbytes // CHUNK_BYTES):
+            self._refuse(fetch, Reason.REQUEST, f"for the {asked}th time")
+            return
+        part = data[fetch.offset : fetch.offset + fetch.length]
+        to, at, size = fetch.sender, fetch.offset, data.nbytes
+        header = Chunk(self._run, self._me, to, fetch.name, at, size, checksum(part))
+        self._transport.send(to, kind, headers.encode(header), (part,))
+
+    def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
+        """A peer answers, with what it was asked for or it is refused."""
+        download = self._downloads.get((chunk.sender, chunk.name))
+        if download is None or chunk.offset not in download.awaited:
+            self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
+            return
+        awaited = download.awaited[chunk.offset]
+        length = min(awaited, max(0, chunk.size - chunk.offset))
+        if payload.nbytes != length or not _fits(download, chunk):
+            what = f"{payload.nbytes} bytes of {chunk.size}; expected {awaited} of at most "
+            most = download.limit if download.into is None else download.into.nbytes
+            self._refuse(chunk, Reason.LENGTH, f"{what}{most}")
+            return
+        if checksum(payload) != chunk.checksum:
+            self._refuse(chunk, Reason.CHECKSUM, "asked for again")
+            self._request(download, chunk.offset, awaited)
+            return
+        del download.awaited[chunk.offset]
+        if download.into is None:
+            download.into = memoryview(bytearray(chunk.size))
+            download.asked = length
+            for _ in range(AHEAD - 1):
+                self._ask(download)
+        at = chunk.offset - download.offset
+        download.into[at : at + length] = payload
+        download.received += length
+        if download.done:
+            del self._downloads[chunk.sender, chunk.name]
+        else:
+            self._ask(download)
+
+    def _refuse(self, header: Fetch | Chunk, reason: Reason, detail: str) -> None:
+        kind, at = type(header).__name__, f"{header.name} at {header.offset}"
+        what = f"{kind} of {at} from member {header.sender}: {detail}"
+        self.conduct.refuse(header.sender, reason, what)
+
+    def _ask(self, download: Download) -> None:
+        left = CHUNK_BYTES if download.into is None else download.into.nbytes - download.asked
+        length = min(CHUNK_BYTES, left)
+        if not length:
+            return
+        offset = download.offset + download.asked
+        download.asked += length
+        download.awaited[offset] = length
+        self._request(download, offset, length)
+
+    def _request(self, download: Download, offset: int, length: int) -> None:
+        header = Fetch(self._run, self._me, download.peer, download.name, offset, length)
+        self._transport.send(download.peer, download.kind, headers.encode(header))
+
+
+def _fits(download: Download, chunk: Chunk) -> bool:
+    """Whether the peer's blob has what is wanted of it."""
+    if download.into is None:
+        return chunk.size <= download.limit
+    return chunk.size >= download.offset + download.into.nbytes

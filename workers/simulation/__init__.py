@@ -1,0 +1,1 @@
+"""The oracle: a whole population in one process, without sockets."""

@@ -1,0 +1,106 @@
+"""What each member of a population does after its own steps: by a rule, or as a run's logs say.
+
+A replay is the reference following these. No tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+from washp2p.runfolder import rundir
+from washp2p.runfolder.roster_store import read_rosters
+from washp2p.runfolder.runlog import Joined, Jump, read_log
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from washp2p.protocol.roster import MemberId, Roster
+
+Application = tuple[int, tuple[int, ...] | None, int]
+"""A round, whose values of it are applied (None for everyone's), and of which leg."""
+
+
+@dataclass
+class Script:
+    """What one member does after each of its own steps, counted from 1.
+
+    `applies` tells what it applies after which step, in order; `jumps` to which round a step
+    belongs where that is not the one after the last. `joined` says with whose state it begins where
+    that is not the population's first. Its part ends after `last_step`, if it did not see the end.
+    """
+
+    applies: dict[int, list[Application]] = field(default_factory=dict)
+    jumps: dict[int, int] = field(default_factory=dict)
+    joined: Joined | None = None
+    last_step: int | None = None
+
+    def step_of(self, number: int) -> int:
+        """Which own step belongs to a round."""
+        step, at = 0, self.joined.round if self.joined else 0
+        for jump, to in sorted(self.jumps.items()):
+            if to > number:
+                break
+            step, at = jump, to
+        return step + number - at
+
+
+def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
+    """Every round is applied by all members `delay` steps after it; the last ones at the end."""
+    script = Script()
+    for number in range(1, rounds + 1):
+        applies = script.applies.setdefault(min(number + delay, rounds), [])
+        applies += [(number, None, leg) for leg in legs]
+    return script
+
+
+def from_log(
+    path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
+) -> Script:
+    """What a member of a distributed run did: as `runlog.read_log`."""
+    script = Script()
+    for record in read_log(path, rosters, member, whole=whole):
+        if isinstance(record, Jump):
+            script.jumps[record.step] = record.round
+        elif isinstance(record, Joined):
+            script.joined = record
+        else:
+            applies = script.applies.setdefault(record.step, [])
+            applies.append((record.round, record.applied, record.leg))
+    return script
+
+
+def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[MemberId]]:
+    """What a distributed run did: its rosters, everyone's part, and over whom it was averaged.
+
+    Raises UsageError if the folder has not the whole of it.
+    """
+    rosters = read_rosters(run / rundir.JOURNAL)
+    final = rundir.read_summary(run)["averaged_over"]
+    members = sorted({member for roster in rosters for member in roster.members})
+    scripts = {m: _script(run, m, rosters, whole=m in final) for m in members}
+    needed = dict.fromkeys(members, 0)
+    for script in scripts.values():
+        if script.joined is not None:
+            donor = script.joined.donor
+            needed[donor] = max(needed[donor], script.joined.step)
+        for number, senders, _ in (a for applies in script.applies.values() for a in applies):
+            for sender in senders or ():
+                needed[sender] = max(needed[sender], scripts[sender].step_of(number))
+    for member in members:
+        if member not in final:
+            scripts[member].last_step = needed[member]
+    return rosters, scripts, final
+
+
+def _script(run: Path, member: int, rosters: Sequence[Roster], *, whole: bool) -> Script:
+    path = rundir.log_file(run, member)
+    try:
+        return from_log(path, rosters, member, whole=whole)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; --replay needs the logs of all members in one "
+            "run folder"
+        ) from None

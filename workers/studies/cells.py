@@ -1,0 +1,178 @@
+"""Cells: runs of one configuration each, made once and kept.
+
+A cell's folder is named by all of its configuration that is not a field's default (so that versions
+with more fields find it again), a file of weights by what is in it, a folder of images by where it
+is; and what the cell holds is checked against all of it before it is used. A run that did not keep
+all of its members to the end is not used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from washp2p.errors import RunStoppedError, UsageError
+from washp2p.protocol.version import DERIVATION
+from washp2p.runfolder import checkpoints, rundir
+from washp2p.runfolder.finished import FinishedRun
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from washp2p.config.config import RunConfig
+
+
+class Cells:
+    """The finished runs below `folder`, of data in `data_dir`.
+
+    It is fetched if `download`. `machine` are flags of `washp2p run` about this machine. With
+    `simulated`, members are trained in one process, by `washp2p simulate`: in lockstep that gives
+    the same bits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data_dir: Path,
+        machine: Sequence[str] = (),
+        *,
+        download: bool = False,
+        simulated: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._data_dir = data_dir
+        data = [f"--data-dir={data_dir}", *(["--download"] if download else [])]
+        self._measure = ["run", *data, *machine]
+        self._make = ["simulate", *data] if simulated else self._measure
+
+    def place(self, config: RunConfig) -> Path:
+        """Where a configuration's run is, or will be."""
+        plain = {field.name: field.default for field in fields(config)}
+        chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
+        if (file := Path(config.weights)).is_file():
+            chosen["weights"] = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        if config.data == "imagefolder":
+            chosen["images"] = str(self._data_dir.resolve())
+        text = json.dumps([chosen, DERIVATION], sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
+
+    def done(self, config: RunConfig, *, measured: bool = False) -> bool:
+        """Whether it has run to its end, all members with it; with `measured`, with bytes counted
+        from its beginning: neither simulated nor gone on with.
+        """
+        return self._kept(config, measured=measured) is not None
+
+    def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
+        """The finished run: it is made now if it is not there. Blocks, also while another study
+        makes it.
+
+        A run that was interrupted goes on from its checkpoint if it has one (unless `measured`:
+        bytes are to be of one run from its beginning); what else was left of an earlier try is
+        removed. Raises RunStoppedError if it fails.
+        """
+        place = self.place(config)
+        with self._alone_with(place):
+            kept = self._kept(config, measured=measured)
+            if kept is None:
+                command = [sys.executable, "-m", "washp2p"]
+                if measured or not self._resumed(config):
+                    shutil.rmtree(place, ignore_errors=True)
+                    how = self._measure if measured else self._make
+                    _finish([*command, *how, *config.flags(), f"--run-dir={place}"], place)
+                kept = self._kept(config, measured=measured)
+            if kept is None:
+                raise RunStoppedError(
+                    f"{place} has a run that did not keep all its members, or was not "
+                    "evaluated; make the study again to repeat it"
+                )
+            return kept
+
+    def _kept(self, config: RunConfig, *, measured: bool) -> FinishedRun | None:
+        """The run, if it is `done`."""
+        try:
+            found = FinishedRun.read(self.place(config))
+        except UsageError:
+            return None
+        usable = _same(found.config, config) and _whole(found)
+        return found if usable and (_counted(found) or not measured) else None
+
+    def _resumed(self, config: RunConfig) -> bool:
+        """Go on with an interrupted run, if there is one that can be gone on with, to its end."""
+        place = self.place(config)
+        if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
+            return False
+        if not _same(rundir.read_config(place), config):
+            return False
+        command = [sys.executable, "-m", "washp2p", *self._measure, f"--resume={place}"]
+        try:
+            _finish(command, place)
+        except RunStoppedError:
+            return False
+        return True
+
+    @contextmanager
+    def _alone_with(self, place: Path) -> Iterator[None]:
+        """As the only study, of those that keep their runs here, that makes this one."""
+        locks = self._folder / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with (locks / place.name).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
+        """Of a finished run: from weights of its first members to the test accuracy, in per cent,
+        of the model that is so much of each.
+        """
+        from washp2p.evaluation import average_state
+        from workers.__main__ import pick_device
+        from workers.training.soup import read_models
+
+        models = read_models([self.place(config)], self._data_dir, pick_device(""), download=False)
+
+        def accuracy(weights: Sequence[float]) -> float:
+            state = average_state(models.states[: len(weights)], weights)
+            return models.accuracy(state, models.data.test)
+
+        return accuracy
+
+
+def _same(kept: RunConfig, config: RunConfig) -> bool:
+    """Whether a kept run's configuration is the one wanted, wherever its weights lay."""
+    return replace(kept, weights=config.weights) == config
+
+
+def _whole(run: FinishedRun) -> bool:
+    """Whether all members of a run were in it from its beginning to its end, and were evaluated."""
+    summary = run.summary
+    evaluated = len(summary["accuracy"].get("members") or ()) == run.config.n
+    return evaluated and not summary.get("departed") and not summary.get("lost_values")
+
+
+def _counted(run: FinishedRun) -> bool:
+    """Whether a run's bytes were counted, all of them: of one that is resumed, some are not."""
+    return not run.simulated and len(run.summary["epochs"]) == 1
+
+
+def _finish(command: list[str], place: Path) -> None:
+    """Run it to its end; if this is interrupted, it is, too, and sees to its own processes."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait()  # which leaving the block does not, if it is for an interrupt
+            raise
+    if process.returncode:
+        last = printed.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise RunStoppedError(f"{last[0]} (the run in {place})", max(process.returncode, 1))

@@ -1,0 +1,1 @@
+"""The built-in training program: data, models, training loop, evaluation."""

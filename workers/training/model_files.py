@@ -1,0 +1,60 @@
+"""Models on disk: safetensors, whole or not at all. Nothing here, or anywhere, unpickles.
+
+A file says of which run, member and round it is, and has a checksum of its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from washp2p.errors import UsageError
+from washp2p.runfolder.rundir import write_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_META = "washp2p"
+
+
+def save_model(
+    path: Path, state: dict[str, torch.Tensor], *, lasting: bool = True, **about: Any
+) -> None:
+    """Write a state dict of contiguous CPU tensors that share no memory.
+
+    `about` are plain values that say what it is: run, member, round. `lasting` as in
+    `rundir.write_bytes`. Raises UsageError if it cannot be written.
+    """
+    meta = json.dumps({**about, "checksum": _checksum(state)})
+    write_bytes(path, save(state, {_META: meta}), lasting=lasting)
+
+
+def load_model(path: Path, *, member: int | None = None) -> dict[str, torch.Tensor]:
+    """The state dict in a file, of `member` if it says whose it is.
+
+    Raises UsageError if it cannot be read, is damaged, or another member's.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_META, "{}"))
+        state: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"cannot read {path}: {error}; expected a model (safetensors)") from None
+    if "checksum" in meta and meta["checksum"] != _checksum(state):
+        raise UsageError(f"{path} is damaged: its checksum is wrong; expected it as it was written")
+    if member is not None and meta.get("member", member) != member:
+        raise UsageError(f"{path} holds the model of member {meta['member']}, not of {member}")
+    return state
+
+
+def _checksum(state: dict[str, torch.Tensor]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        whole.update(f"{name} {tuple(state[name].shape)} {state[name].dtype};".encode())
+        whole.update(state[name].reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
