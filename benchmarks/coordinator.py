@@ -16,23 +16,14 @@ import zmq
 
 from benchmarks.population import coordinator_process, in_processes
 from benchmarks.record import record
-from washp2p.protocol.control import (
-    PROTOCOL,
-    Attach,
-    Hello,
-    Leave,
-    Message,
-    NewRoster,
-    Progress,
-    Seeds,
-    Synced,
-    Welcome,
-    messages,
-)
 from washp2p.protocol.layout import Entry, Layout, Slot
+from washp2p.protocol.messages.control import PROTOCOL, Message, messages
+from washp2p.protocol.messages.from_coordinator import NewRoster, Seeds, Welcome
+from washp2p.protocol.messages.from_worker import Attach, Hello, Leave, Progress, Synced
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.roster import SEED_BYTES
 from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.sockets.heartbeats import close_dead_links
 
 RATE = 50
 """Rounds a second."""
@@ -52,7 +43,7 @@ class Worker:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, number: int) -> None:
         self._dealer = context.socket(zmq.DEALER)
-        Patience().watch(self._dealer)
+        close_dead_links(self._dealer, Patience())
         self._dealer.connect(address)
         self._due = 0
         self._number = number

@@ -21,7 +21,8 @@ import zmq
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.security import MODEL, Found, P, bare
-from washp2p.protocol.control import Metrics, messages
+from washp2p.protocol.messages.control import messages
+from washp2p.protocol.messages.from_worker import Metrics
 from washp2p.sockets import keys
 from washp2p.sockets.curve_auth import present
 

@@ -19,7 +19,7 @@ import washp2p
 from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
 from washp2p.protocol.ledger import Kind
-from washp2p.transports import listen
+from washp2p.transports.listening import listen
 from workers.training.models import build_model
 
 N = 2

@@ -24,7 +24,7 @@ from benchmarks.exchange import timed
 from benchmarks.population import gather, in_processes, rendezvous
 from benchmarks.record import record
 from washp2p.protocol.ledger import Kind
-from washp2p.transports import listen
+from washp2p.transports.listening import listen
 from washp2p.transports.locality import near_address
 
 SIZES = {1000: 2000, 10_000: 2000, 100_000: 500, 1_000_000: 60, 10_000_000: 6, 100_000_000: 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from itertools import count
 
 import pytest
@@ -35,7 +36,7 @@ class Refusals(Conduct):
     """Remembers each refused message: (peer, reason, detail)."""
 
     def __init__(self, burst=10**9):
-        super().__init__(rate=1, burst=burst, tell=lambda text: None)
+        super().__init__(rate=1, burst=burst, tell=lambda text: None, clock=time.monotonic)
         self.all = []
 
     def refuse(self, peer, reason, detail, *, cost=1):

@@ -29,7 +29,8 @@ def target(name):
 
     with atheris.instrument_imports(include=["washp2p", "msgpack"]):
         from washp2p.errors import ProtocolError
-        from washp2p.protocol import control, frames, layout, roster
+        from washp2p.protocol import layout, roster
+        from washp2p.protocol.messages import control, frames
 
     codec = {"frames": frames.headers, "control": control.messages}[name]
 
@@ -57,7 +58,7 @@ def seeds(name, folder):
     from hypothesis import HealthCheck, Phase, given, settings
 
     from tests.messages import control_messages, data_headers
-    from washp2p.protocol import control, frames
+    from washp2p.protocol.messages import control, frames
 
     codec, records = {
         "frames": (frames.headers, data_headers),

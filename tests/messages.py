@@ -7,8 +7,8 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
-from washp2p.protocol import control, frames
-from washp2p.protocol.records import Json
+from washp2p.protocol.messages import control, frames
+from washp2p.protocol.messages.records import Json
 
 u64 = st.integers(0, 2**64 - 1)
 near = st.integers(0, 40) | u64

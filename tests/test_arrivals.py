@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import Refusals
-from washp2p.protocol.frames import FOREVER, MOMENTS, SECOND, SURVEY, End, Frame
+from washp2p.protocol.ledger import Loss
+from washp2p.protocol.messages.frames import FOREVER, MOMENTS, SECOND, SURVEY, End, Frame
 from washp2p.protocol.refusals import Reason
 from washp2p.rounds import inbound as module
-from washp2p.rounds.inbound import Arrivals, Loss
+from washp2p.rounds.inbound import Arrivals
 
 RUN = b"12345678"
 ME, PEER, OTHER = 0, 1, 2

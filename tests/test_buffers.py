@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from washp2p.errors import UsageError
-from washp2p.evaluation.average import average_state, mean
 from washp2p.model.buffers import kept_tensors, recompute
+from washp2p.model.means import average_state, mean
 from washp2p.model.store import Store
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from tests.test_exchange import RUN, LateRounds, population  # noqa: F401 - a fixture
 from washp2p.config.config import RunConfig
-from washp2p.protocol.frames import Chunk, End, Fetch, Posted, headers
+from washp2p.protocol.messages.frames import Chunk, End, Fetch, Posted, headers
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.roster import Peer
 from washp2p.rounds.inbox import IN_ADVANCE, Inbox
-from washp2p.transports import Message
+from washp2p.transports.base import Message
 from washp2p.transports.transfer import Transfer
 
 ROUNDS = 6

@@ -6,7 +6,8 @@ import argparse
 
 import pytest
 
-from washp2p.config.config import LATER, RunConfig, add_options, config_from
+from washp2p.config.config import LATER, RunConfig
+from washp2p.config.flags import add_options, config_from
 from washp2p.errors import UsageError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.protocol.endpoints import advertised, facing, is_loopback, require_loopback, split_tcp
+from washp2p.protocol.endpoints import is_loopback, require_loopback, split_tcp
+from washp2p.sockets.addresses import advertised, facing
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ from tests.conftest import Refusals
 from washp2p.config.config import RunConfig
 from washp2p.model.device_copies import HostLane, Staging
 from washp2p.model.store import Store
-from washp2p.protocol.frames import End, Frame, headers
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import End, Frame, headers
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import Peer, Roster
 from washp2p.rounds.exchange import AHEAD, Exchange
 from washp2p.rounds.merging import stage
 from washp2p.strategies import strategy_for
-from washp2p.transports import MemoryTransport, Message
+from washp2p.transports.base import Message
+from washp2p.transports.memory import MemoryTransport
 from workers.simulation.reference import Reference
 
 RUN = b"exchange"

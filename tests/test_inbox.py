@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import Refusals
-from washp2p.protocol.frames import Fetch, headers
+from washp2p.protocol.messages.frames import Fetch, headers
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import Peer, Roster
 from washp2p.rounds.inbox import AHEAD, GUESTS, Inbox
-from washp2p.transports import Message
+from washp2p.transports.base import Message
 
 RUN = b"run id 1"
 

@@ -17,13 +17,13 @@ from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments
 from washp2p.plan.plan import everything, pairs, reduce_and_share
-from washp2p.protocol.frames import Posted, headers
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import Posted, headers
 from washp2p.protocol.roster import Peer, Roster
 from washp2p.rounds.repairer import Repairer
 from washp2p.rounds.surveyor import Surveyor
 from washp2p.strategies import STRATEGIES, strategy_for
-from washp2p.transports import MemoryTransport
+from washp2p.transports.memory import MemoryTransport
 from workers.simulation.reference import Reference
 
 D = 4 * 9 + 4 + 16 * 8 + 8 + 8 * 3 + 3

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.hosts import missing, namespaces
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.patience import Patience
-from washp2p.transports import listen
+from washp2p.transports.listening import listen
 from washp2p.transports.locality import near_address, this_place
 
 SAY = "from washp2p.transports.locality import this_place; print(this_place())"

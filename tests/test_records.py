@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.messages import control_messages
 from washp2p.errors import ProtocolError
-from washp2p.protocol import control, frames
-from washp2p.protocol.control import messages
-from washp2p.protocol.frames import headers
+from washp2p.protocol.messages import control, frames
+from washp2p.protocol.messages.control import messages
+from washp2p.protocol.messages.frames import headers
 
 ids = st.integers(0, 2**16)
 u64 = st.integers(0, 2**64 - 1)

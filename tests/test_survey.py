@@ -11,7 +11,7 @@ from coordinator.machine.surveys import OPEN, Surveys
 from tests.conftest import make_layout
 from washp2p.plan.plan import everything
 from washp2p.plan.survey import SAMPLE, Survey, sample
-from washp2p.protocol.control import Surveyed
+from washp2p.protocol.messages.from_worker import Surveyed
 
 SIZES = st.lists(st.integers(1, 5000), min_size=1, max_size=5)
 

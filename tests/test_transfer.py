@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Refusals
-from washp2p.protocol.frames import Chunk, Fetch, checksum, headers
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import Chunk, Fetch, checksum, headers
 from washp2p.protocol.refusals import Reason
-from washp2p.transports import listen
+from washp2p.transports.listening import listen
 from washp2p.transports.transfer import AHEAD, CHUNK_BYTES, EARLY, SERVED, Transfer
 
 RUN = b"run-name"

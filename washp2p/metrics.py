@@ -10,15 +10,15 @@ import math
 import weakref
 from typing import TYPE_CHECKING
 
-from washp2p.errors import UsageError
 from washp2p.protocol.endpoints import http_address
+from washp2p.protocol.ledger import Loss
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.version import VERSION
 from washp2p.reporting.httpd import Service
-from washp2p.rounds.inbound import Loss
+from washp2p.reporting.prometheus import every, exposition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from prometheus_client.core import Metric
@@ -62,34 +62,6 @@ class Exporter:
     def _answer(self, _: object) -> tuple[str, bytes]:
         member = None if self._member is None else self._member()
         return exposition(() if member is None else _families(member, self._run))
-
-
-def exposition(families: Iterable[Metric]) -> tuple[str, bytes]:
-    """Content type and text in Prometheus's format.
-
-    Raises UsageError if prometheus-client is not installed.
-    """
-    try:
-        from prometheus_client import CollectorRegistry, exposition
-        from prometheus_client.registry import Collector
-    except ImportError:
-        raise UsageError(
-            "metrics need prometheus-client; pip install prometheus-client (or this project's "
-            "extra `metrics`)"
-        ) from None
-
-    class Given(Collector):
-        def collect(self) -> Iterable[Metric]:
-            return families
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(Given())
-    return exposition.CONTENT_TYPE_LATEST, exposition.generate_latest(registry)
-
-
-def every(reasons: Iterable[str], counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """(reason, count) for all `reasons`: what never happened is a number, too."""
-    return [(str(reason), counts.get(reason, 0)) for reason in reasons]
 
 
 def _families(member: Member, run: str) -> Iterator[Metric]:

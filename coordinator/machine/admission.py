@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING
 from coordinator.machine.commands import Event, Keep, Rewind, Send, Started, What
 from coordinator.machine.compatibility import (
     buffers_in_words,
+    check_key,
+    closed,
     layers_in_words,
-    mismatch,
+    misfit,
     objection,
-    same_endpoint,
+    too_late,
     unreachable,
 )
 from coordinator.machine.members import Departed, Member, Phase
 from coordinator.machine.publication import Publication
 from coordinator.machine.resumption import Resumption
-from washp2p.protocol.control import (
-    KEY_BYTES,
+from washp2p.protocol.endpoints import check_near, check_reachable
+from washp2p.protocol.layout import Layout
+from washp2p.protocol.messages.from_coordinator import (
     Donor,
     Dropped,
     Guest,
-    Hello,
     Refuse,
     Resume,
     Welcome,
 )
-from washp2p.protocol.endpoints import check_near, check_reachable
-from washp2p.protocol.layout import Layout
+from washp2p.protocol.messages.from_worker import Hello
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Command
     from coordinator.machine.members import Past
     from coordinator.machine.population import Population
-    from washp2p.protocol.control import Attach, Claim
+    from washp2p.protocol.messages.from_worker import Attach, Claim
     from washp2p.protocol.roster import MemberId
 
 
@@ -94,7 +95,7 @@ class Lobby:
             yield from self._claim(identity, message, now)
 
     def _hello(self, identity: bytes, hello: Hello, now: float) -> Iterator[Command]:
-        reason = objection(hello, self._version, self._derivation) or self._closed()
+        reason = objection(hello, self._version, self._derivation) or closed(self._population)
         if reason:
             yield from _refuse(identity, hello, reason)
         elif self._resumption is not None:
@@ -149,7 +150,7 @@ class Lobby:
             check_reachable(attach.endpoint)
             for address in attach.near:
                 check_near(address)
-            self._check_key(attach.key)
+            check_key(population, attach.key, encrypted=self._encrypted)
         except ValueError as error:
             yield from population.dismiss(member, f"cannot be attached: {error}")
             return
@@ -159,7 +160,8 @@ class Lobby:
             return
         member.endpoint, member.key = attach.endpoint, attach.key
         member.near, member.place = tuple(attach.near), attach.place
-        if reason := self._misfit(member, layout, attach.rounds):
+        resumes = self._resumption is not None
+        if reason := misfit(population, member, layout, attach.rounds, resumes=resumes):
             yield Event(f"refused: {reason}", What.REFUSED, member.id)
             yield from self.turn_away(member, reason)
             yield population.waiting()
@@ -215,15 +217,8 @@ class Lobby:
         if resumption is None or not here or self._said_missing == here:
             return
         self._said_missing = here
-        missing = [member for member in resumption.members if member not in here]
-        if missing:
-            who = ", ".join(f"member {member}" for member in missing)
-            rounds = " or ".join(map(str, resumption.rounds))
-            yield Event(
-                f"nobody has come with the checkpoint of {who} (round {rounds}); start a worker "
-                f"where it is, or this coordinator again with --min-n {len(here)} to go on without",
-                What.WAITING,
-            )
+        if text := resumption.missing(here):
+            yield Event(text, What.WAITING)
 
     def find_donors(self) -> Iterator[Command]:
         """One for each newcomer that has none, or whose donor is lost."""
@@ -239,7 +234,7 @@ class Lobby:
     def turn_newcomers_away(self) -> Iterator[Command]:
         """No member's state can be given to others."""
         for newcomer in self._population.attached() if self._population.started else ():
-            yield from self.turn_away(newcomer, self._too_late())
+            yield from self.turn_away(newcomer, too_late(self._population))
 
     def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
         """Have a newcomer fetch a snapshot from the member that has come furthest.
@@ -283,48 +278,6 @@ class Lobby:
         config = self._population.config.to_wire()
         resumes = bool(member.saved)
         return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
-
-    def _closed(self) -> str:
-        """Why nobody more can join; empty if one can."""
-        population = self._population
-        n = population.config.n
-        if population.ended:
-            return "the run has ended; start a new coordinator"
-        if len(population.members) >= n:
-            return (
-                f"the run has its {n} members; start the coordinator with a larger --n to have more"
-            )
-        if population.ending:
-            return "the run is ending: its last rounds are on; start a new coordinator"
-        return self._too_late() if population.started else ""
-
-    def _too_late(self) -> str:
-        """Why nobody can join once the run has begun; empty if one can."""
-        if not (why := self._population.no_snapshots):
-            return ""
-        return f"nobody can join late: the optimizer's state cannot be given to others ({why})"
-
-    def _misfit(self, member: Member, layout: Layout, rounds: int) -> str:
-        """Why a member cannot be one of this population; empty if it can."""
-        population = self._population
-        others = [m for m in population.members.values() if m.layout is not None]
-        reason = mismatch(member, layout, rounds, others, population.total_rounds)
-        reason = reason or same_endpoint(member, others)
-        if self._resumption is not None and rounds != population.total_rounds:
-            reason = f"{member} comes for {rounds} rounds, the run has {population.total_rounds}"
-        if population.started:
-            reason = reason or unreachable([*population.enrolled(), member])
-            if population.ending:
-                reason = reason or f"{member} came too late: the last rounds of the run are on"
-        return reason
-
-    def _check_key(self, key: bytes) -> None:
-        """Raise ValueError unless a key can be a new member's data plane's."""
-        if len(key) != (KEY_BYTES if self._encrypted else 0):
-            expected = "one" if self._encrypted else "none: links are in plain text"
-            raise ValueError(f"its data plane has a key of {len(key)} bytes; expected {expected}")
-        if key and any(key == member.key for member in self._population.members.values()):
-            raise ValueError("its data plane has the key of another member")
 
     def turn_away(self, member: Member, reason: str) -> Iterator[Command]:
         """One that was welcome cannot be a member after all."""

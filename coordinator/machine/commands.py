@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from coordinator.machine.members import Departed, Member
-    from washp2p.protocol.control import Message
+    from washp2p.protocol.messages.control import Message
     from washp2p.protocol.roster import MemberId, Roster
 
 

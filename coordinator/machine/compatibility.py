@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from washp2p.protocol.control import PROTOCOL
 from washp2p.protocol.endpoints import is_loopback
+from washp2p.protocol.messages.control import PROTOCOL
+from washp2p.protocol.messages.fields import KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordinator.machine.members import Member
-    from washp2p.protocol.control import Hello
+    from coordinator.machine.population import Population
     from washp2p.protocol.layout import Layout
+    from washp2p.protocol.messages.from_worker import Hello
 
 SOME = 4
 """Names that are told of many."""
@@ -107,3 +109,47 @@ def unreachable(members: Sequence[Member]) -> str:
                 "or --advertise and an address of its host"
             )
     return ""
+
+
+def misfit(
+    population: Population, member: Member, layout: Layout, rounds: int, *, resumes: bool
+) -> str:
+    """Why a member cannot be one of this population; empty if it can."""
+    others = [m for m in population.members.values() if m.layout is not None]
+    reason = mismatch(member, layout, rounds, others, population.total_rounds)
+    reason = reason or same_endpoint(member, others)
+    if resumes and rounds != population.total_rounds:
+        reason = f"{member} comes for {rounds} rounds, the run has {population.total_rounds}"
+    if population.started:
+        reason = reason or unreachable([*population.enrolled(), member])
+        if population.ending:
+            reason = reason or f"{member} came too late: the last rounds of the run are on"
+    return reason
+
+
+def check_key(population: Population, key: bytes, *, encrypted: bool) -> None:
+    """Raise ValueError unless a key can be a new member's data plane's."""
+    if len(key) != (KEY_BYTES if encrypted else 0):
+        expected = "one" if encrypted else "none: links are in plain text"
+        raise ValueError(f"its data plane has a key of {len(key)} bytes; expected {expected}")
+    if key and any(key == member.key for member in population.members.values()):
+        raise ValueError("its data plane has the key of another member")
+
+
+def closed(population: Population) -> str:
+    """Why nobody more can join; empty if one can."""
+    n = population.config.n
+    if population.ended:
+        return "the run has ended; start a new coordinator"
+    if len(population.members) >= n:
+        return f"the run has its {n} members; start the coordinator with a larger --n to have more"
+    if population.ending:
+        return "the run is ending: its last rounds are on; start a new coordinator"
+    return too_late(population) if population.started else ""
+
+
+def too_late(population: Population) -> str:
+    """Why nobody can join once the run has begun; empty if one can."""
+    if not (why := population.no_snapshots):
+        return ""
+    return f"nobody can join late: the optimizer's state cannot be given to others ({why})"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from washp2p.protocol.roster import Peer
 
 if TYPE_CHECKING:
-    from washp2p.protocol.control import Finished
     from washp2p.protocol.layout import Layout
+    from washp2p.protocol.messages.from_worker import Finished
     from washp2p.protocol.roster import MemberId, Roster
 
 

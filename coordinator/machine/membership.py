@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from coordinator.machine.admission import Lobby
+from coordinator.machine.averages import begin_average, settle, settled
 from coordinator.machine.commands import (
     End,
     Event,
@@ -22,14 +23,20 @@ from coordinator.machine.commands import (
     Send,
     What,
 )
-from coordinator.machine.complaints import Votes
+from coordinator.machine.complaints import Complaints
 from coordinator.machine.members import Phase
 from coordinator.machine.observation import Observation
 from coordinator.machine.plausibility import implausible
 from coordinator.machine.population import Population
 from coordinator.machine.surveys import Surveys
 from washp2p.errors import EXIT_CODES
-from washp2p.protocol.control import (
+from washp2p.protocol.messages.from_coordinator import (
+    Dropped,
+    Evaluated,
+    Finish,
+    Refuse,
+)
+from washp2p.protocol.messages.from_worker import (
     Accounts,
     Attach,
     Averaged,
@@ -38,26 +45,18 @@ from washp2p.protocol.control import (
     Busy,
     Claim,
     CutOff,
-    Discard,
     Diverged,
-    Dropped,
-    Evaluated,
-    Finish,
     Finished,
     Hello,
-    Kept,
     Leave,
-    Message,
     Metrics,
     NoSnapshots,
     Notice,
     Progress,
     Rank,
     Ready,
-    Refuse,
     Result,
     Saved,
-    Settled,
     Stalled,
     Surveyed,
     Synced,
@@ -65,7 +64,6 @@ from washp2p.protocol.control import (
     Vitals,
 )
 from washp2p.protocol.patience import Patience
-from washp2p.protocol.roster import roster_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,10 +71,7 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Command
     from coordinator.machine.members import Member, Past
     from washp2p.config.config import RunConfig
-    from washp2p.protocol.roster import MemberId
-
-NOTICES = 100
-"""At most so many are kept of what members say that people should know."""
+    from washp2p.protocol.messages.control import Message
 
 
 class Membership:
@@ -108,8 +103,7 @@ class Membership:
         self._surveys = Surveys()
         self._patience = Patience(config.patience)
         self._now = 0.0
-        self._complaints = Votes()
-        self._diagnoses = Votes()
+        self._complaints = Complaints(self.population, self._lobby)
         self._farewell = False
         self.has_room = True
         """Whether the summary can be written."""
@@ -214,7 +208,7 @@ class Membership:
         yield from self._lobby.tick(now, self._patience.seconds)
         yield from self._move_on()
 
-    def _hear(  # noqa: PLR0912, PLR0915 - a case a message
+    def _hear(  # noqa: PLR0912 - a case a message
         self, member: Member, message: Message
     ) -> Iterator[Command]:
         """What a member says, but for what it says all the time."""
@@ -229,35 +223,26 @@ class Membership:
             case Ready():
                 self._lobby.ready(member)
             case Saved(number, error):
-                yield from self._saved(member, number, error)
+                yield from population.saved(member, number, error)
             case Stalled(slow, broken):
-                if broken or not self._lives(slow) or member.fetches_from(slow):
-                    reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
-                    cure = (
-                        "twelve times --patience; raise it, or use member.busy() around long work"
-                    )
-                    yield from self._report(member, slow, f"{reason} ({cure})")
+                yield from self._complaints.stalled(member, slow, broken=broken, now=self._now)
             case Busy(seconds):
                 member.busy_until = self._now + seconds
             case Unusable(donor, what):
-                yield from self._refuse_donor(member, donor, what)
+                yield from self._complaints.refuse_donor(member, donor, what)
             case NoSnapshots(reason):
                 member.no_snapshots = reason
                 yield Keep(member)
                 yield from self._lobby.turn_newcomers_away()
             case Notice(topic, text):
-                notice = {"member": member.id, "topic": topic, "text": text}
-                if notice not in population.notices and len(population.notices) < NOTICES:
-                    population.notices.append(notice)
-                    yield Keep(("notices", population.notices))
-                    yield Event(f"{member}: {text}", What.NOTICE, member.id)
+                yield from population.note(member, topic, text)
             case Diverged(sick):
-                yield from self._diverged(member, sick)
+                yield from self._complaints.diverged(member, sick)
             case CutOff(offender, what):
                 reason = f"was cut off by most others: {what}"
-                yield from self._report(member, offender, reason, for_good=True)
+                yield from self._complaints.report(member, offender, reason, for_good=True)
             case Averaging(number, after):
-                yield from self._averaging(member, number, after)
+                yield from begin_average(population, member, number, after)
             case Averaged(epoch, number):
                 member.averaged = max(member.averaged, (epoch, number))
             case Result():
@@ -289,10 +274,10 @@ class Membership:
             population.publication.begin(self._now)
             yield Event("training begins", What.BEGUN)
             yield from self._publish()
-        yield from self._complete_checkpoint()
+        yield from population.complete_checkpoint()
         number = population.averages + 1
         if all(m.averaged == (epoch, number) for m in enrolled):
-            yield from self._settle(number, enrolled)
+            yield from settle(population, number, enrolled)
         if not population.averaging:
             for newcomer in [m for m in population.attached() if m.ready]:
                 yield from self._lobby.enter(newcomer)
@@ -303,50 +288,6 @@ class Membership:
                 self._farewell = True
                 yield from population.tell(Finish(), enrolled)
         yield from self._end_if_all_have()
-
-    def _averaging(self, member: Member, number: int, after: int) -> Iterator[Command]:
-        """A member begins an average: all others are to take part in it."""
-        population = self.population
-        member.averaging = max(member.averaging, (number, after))
-        member.rounds = max(member.rounds, after)
-        yield Keep(member)
-        for other in population.enrolled():
-            if other.phase >= Phase.FINISHED and other.averaging[0] < number:
-                if not other.connected or other.phase is Phase.ACCOUNTED:
-                    yield from population.drop(other, f"ended with average {other.averaging[0]}")
-                    continue
-                yield from population.stop(
-                    f"{member} takes average {number} after round {after}, and {other} has ended "
-                    f"its run with average {other.averaging[0]} after round {other.averaging[1]}; "
-                    "expected all to average as often, and after the same rounds",
-                    2,
-                )
-                return
-
-    def _settle(self, number: int, enrolled: list[Member]) -> Iterator[Command]:
-        """All hold the average: it stands."""
-        population = self.population
-        population.settled, population.averages = population.roster, number
-        after = {m.id: m.averaging[1] for m in enrolled}
-        population.averaged_after = [after[m] for m in population.roster.members]
-        yield Keep(("settled", population.roster.epoch))
-        yield Keep(("averages", [number, *population.averaged_after]))
-        yield from population.tell(self._settled, enrolled)
-
-    @property
-    def _settled(self) -> Settled:
-        population = self.population
-        assert population.settled is not None
-        epoch = population.settled.epoch
-        return Settled(epoch, population.averages, population.averaged_after)
-
-    def _lives(self, member_id: MemberId) -> bool:
-        """Whether a member's loop is known to live: it has said so of late, or that it is busy."""
-        for member in self.population.enrolled():
-            if member.id == member_id:
-                recent = self._now - member.heard_at < self._patience.stalled / 2
-                return recent or self._now < member.busy_until
-        return False
 
     def _end_if_all_have(self) -> Iterator[Command]:
         population = self.population
@@ -377,7 +318,7 @@ class Membership:
             for message in population.publication.messages(population.rosters, missed):
                 yield Send(member.identity, message)
         if population.settled is not None:
-            yield Send(member.identity, self._settled)
+            yield Send(member.identity, settled(population))
         if population.accuracy:
             yield Send(member.identity, Evaluated(population.accuracy["number"]))
         enrolled = population.enrolled()
@@ -386,64 +327,6 @@ class Membership:
         for newcomer in population.attached():  # neither may have heard of the other
             if member is newcomer or member.id == newcomer.donor:
                 newcomer.donor = None
-
-    # Members that do others no good
-
-    def _report(
-        self, member: Member, slow: MemberId, reason: str, *, for_good: bool = False
-    ) -> Iterator[Command]:
-        """Drop whom most of the others complain of; of two who do of each other: the later."""
-        population = self.population
-        if member.fetches_from(slow):
-            yield from self._lobby.find_donor(member, without=slow)
-        enrolled = {m.id: m for m in population.enrolled()}
-        if self._complaints.cast(member.id, slow, population.roster):
-            offender = enrolled[slow]
-        elif self._complaints.has(slow, member.id):
-            offender = enrolled[max(slow, member.id)]
-            reason = f"and member {min(slow, member.id)} kept each other waiting too long"
-        else:
-            return
-        answer = Refuse(f"{offender} {reason}") if for_good else None
-        yield from population.expel(offender, reason, answer)
-
-    def _diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
-        """Most have been sent values that are not finite: `--on-divergence` says what to do."""
-        population = self.population
-        if reporter.fetches_from(sick):
-            reporter.useless.add(sick)
-            yield from self._lobby.find_donor(reporter)
-            if reporter.donor is None:
-                yield from population.stop(
-                    f"member {sick} sent values that are not finite, as had all others that "
-                    f"{reporter} asked for a snapshot (a lower --lr may help)",
-                    1,
-                )
-            return
-        else:
-            believed = self._diagnoses.cast(reporter.id, sick, population.roster)
-        member = next((m for m in population.enrolled() if m.id == sick), None)
-        if not believed or member is None:
-            return
-        what = "sent values that are not finite (a lower --lr may help)"
-        match population.config.on_divergence:
-            case "stop":
-                reason = f"{member} {what}; see --on-divergence"
-                yield from population.stop(reason, 1)
-            case "drop":
-                reason = f"{member} {what}, and was dropped by --on-divergence=drop"
-                yield from population.expel(member, what, Refuse(reason))
-            case _:
-                yield from population.expel(member, what)
-
-    def _refuse_donor(self, newcomer: Member, donor: MemberId, what: str) -> Iterator[Command]:
-        """A newcomer cannot use a snapshot: it gets another member's, or none."""
-        if newcomer.fetches_from(donor):
-            newcomer.useless.add(donor)
-            yield from self._lobby.find_donor(newcomer)
-            if newcomer.donor is None:
-                reason = f"no member's snapshot is of use to {newcomer}: {what}"
-                yield from self._lobby.turn_away(newcomer, reason)
 
     # Seeds and checkpoints
 
@@ -461,32 +344,3 @@ class Membership:
             yield Keep(("planned", list(publication.planned)))
             for message in publication.messages(population.rosters, window):
                 yield from population.tell(message, enrolled)
-
-    def _saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
-        """A member holds a checkpoint, or could not keep it: then nobody need."""
-        population = self.population
-        if not error:
-            if number in population.publication.planned:
-                member.saved.add(number)
-        elif number in population.publication.planned:
-            population.publication.planned.remove(number)
-            kept = population.kept
-            last = f"the last good one is of round {kept}" if kept else "there is none"
-            text = f"{member} has no checkpoint of round {number}: {error}; {last}"
-            yield Event(text, What.NO_CHECKPOINT, member.id)
-            yield from population.tell(Discard(number), population.enrolled())
-
-    def _complete_checkpoint(self) -> Iterator[Command]:
-        """Let older checkpoints go once all have a newer one."""
-        population = self.population
-        planned = population.publication.planned
-        for number in reversed(planned):
-            there = set(roster_at(population.rosters, number).members)
-            holders = [member for member in population.enrolled() if member.id in there]
-            if holders and all(number in member.saved for member in holders):
-                population.kept = number
-                planned[:] = [later for later in planned if later > number]
-                yield Keep(("checkpoint", [number, [member.id for member in holders]]))
-                yield from population.tell(Kept(number), population.enrolled())
-                yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)
-                return

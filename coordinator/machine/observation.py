@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Event
     from coordinator.machine.members import Member
     from coordinator.machine.population import Population
-    from washp2p.protocol.control import Vitals
+    from washp2p.protocol.messages.from_worker import Vitals
     from washp2p.protocol.roster import MemberId
 
 EVENTS = 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.machine.members import Phase
-from washp2p.protocol.control import (
-    QUARTERS,
+from washp2p.protocol.ledger import Kind, Ledger, Loss
+from washp2p.protocol.messages.fields import QUARTERS
+from washp2p.protocol.messages.from_worker import (
     Accounts,
     Averaged,
     Averaging,
@@ -20,15 +21,13 @@ from washp2p.protocol.control import (
     Synced,
     Vitals,
 )
-from washp2p.protocol.ledger import Kind, Ledger
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import roster_at
-from washp2p.rounds.inbound import Loss
 
 if TYPE_CHECKING:
     from coordinator.machine.members import Member
     from coordinator.machine.population import Population
-    from washp2p.protocol.control import Message
+    from washp2p.protocol.messages.control import Message
 
 LARGEST = 1e300
 LONGEST = 1e7

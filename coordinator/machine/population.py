@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any
 from coordinator.machine.commands import End, Event, Keep, Send, What
 from coordinator.machine.members import Departed, Phase
 from coordinator.machine.publication import Publication
-from washp2p.protocol.control import Dropped, NewRoster, Refuse, Stop
-from washp2p.protocol.roster import Roster
+from washp2p.protocol.messages.from_coordinator import (
+    Discard,
+    Dropped,
+    Kept,
+    NewRoster,
+    Refuse,
+    Stop,
+)
+from washp2p.protocol.roster import Roster, roster_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,8 +27,11 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Command
     from coordinator.machine.members import Member, Past
     from washp2p.config.config import RunConfig
-    from washp2p.protocol.control import Message
+    from washp2p.protocol.messages.control import Message
     from washp2p.protocol.roster import MemberId
+
+NOTICES = 100
+"""At most so many are kept of what members say that people should know."""
 
 
 class Population:
@@ -193,6 +203,41 @@ class Population:
         self.ended = True
         yield from self.tell(Stop(reason, code))
         yield End(reason, code)
+
+    def saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
+        """A member holds a checkpoint, or could not keep it: then nobody need."""
+        if not error:
+            if number in self.publication.planned:
+                member.saved.add(number)
+        elif number in self.publication.planned:
+            self.publication.planned.remove(number)
+            kept = self.kept
+            last = f"the last good one is of round {kept}" if kept else "there is none"
+            text = f"{member} has no checkpoint of round {number}: {error}; {last}"
+            yield Event(text, What.NO_CHECKPOINT, member.id)
+            yield from self.tell(Discard(number), self.enrolled())
+
+    def complete_checkpoint(self) -> Iterator[Command]:
+        """Let older checkpoints go once all have a newer one."""
+        planned = self.publication.planned
+        for number in reversed(planned):
+            there = set(roster_at(self.rosters, number).members)
+            holders = [member for member in self.enrolled() if member.id in there]
+            if holders and all(number in member.saved for member in holders):
+                self.kept = number
+                planned[:] = [later for later in planned if later > number]
+                yield Keep(("checkpoint", [number, [member.id for member in holders]]))
+                yield from self.tell(Kept(number), self.enrolled())
+                yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)
+                return
+
+    def note(self, member: Member, topic: str, text: str) -> Iterator[Command]:
+        """Keep what a member says that people should know, once."""
+        notice = {"member": member.id, "topic": topic, "text": text}
+        if notice not in self.notices and len(self.notices) < NOTICES:
+            self.notices.append(notice)
+            yield Keep(("notices", self.notices))
+            yield Event(f"{member}: {text}", What.NOTICE, member.id)
 
     def waiting(self) -> Event:
         """Who is missing before the start."""

@@ -1,13 +1,15 @@
-"""What is out of a run's course: seeds, window by window, and after which rounds members keep a
-checkpoint. Pure: the clock is handed in.
+"""What the coordinator has published of a run's course: seeds, and the rounds of checkpoints.
+
+Seeds go out in windows, ahead of the fastest member, so that nobody waits for one. A window is
+about a second of rounds, at least 8, at most 256, and at most 5 % of the run where that is more
+than 8. No I/O; the clock is handed in.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coordinator.machine.seeds import SeedWindows
-from washp2p.protocol.control import Checkpoint, Seeds
+from washp2p.protocol.messages.from_coordinator import Checkpoint, Seeds
 from washp2p.protocol.roster import by_roster, pack_seeds, round_seed, run_key
 
 if TYPE_CHECKING:
@@ -15,6 +17,33 @@ if TYPE_CHECKING:
 
     from washp2p.config.config import RunConfig
     from washp2p.protocol.roster import Roster
+
+SMALLEST, LARGEST = 8, 256
+SHARE = 20
+AHEAD = 2
+"""Windows that are out beyond the fastest member's round."""
+
+
+class SeedWindows:
+    """What has been published so far. `rounds` is the length of the run, 0 if not known."""
+
+    def __init__(self, rounds: int, published: int = 0) -> None:
+        self._rounds = rounds
+        self.published = published
+
+    def due(self, fastest: int, rounds_per_second: float) -> range:
+        """Rounds to publish now: one window, or nothing. Call again until it is empty."""
+        window = min(max(SMALLEST, round(rounds_per_second)), LARGEST)
+        if self._rounds:
+            window = min(window, max(SMALLEST, self._rounds // SHARE))
+        if self.published >= fastest + AHEAD * window:
+            return range(0)
+        first = self.published + 1
+        last = self.published + window
+        if self._rounds:
+            last = min(last, self._rounds)
+        self.published = max(self.published, last)
+        return range(first, last + 1)
 
 
 class Publication:

@@ -47,6 +47,18 @@ class Resumption:
         """All that may come."""
         return sorted({member for members in self._places.values() for member in members})
 
+    def missing(self, here: Collection[MemberId]) -> str:
+        """Whose checkpoints nobody has brought, and what to do; empty if all are `here`."""
+        missing = [member for member in self.members if member not in here]
+        if not missing:
+            return ""
+        who = ", ".join(f"member {member}" for member in missing)
+        rounds = " or ".join(map(str, self.rounds))
+        return (
+            f"nobody has come with the checkpoint of {who} (round {rounds}); start a worker "
+            f"where it is, or this coordinator again with --min-n {len(here)} to go on without"
+        )
+
     @property
     def next_epoch(self) -> int:
         """A number that no epoch has had."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from washp2p.runfolder.rundir import consensus_line
+from washp2p.protocol.surveys import consensus_line
 
 if TYPE_CHECKING:
-    from washp2p.protocol.control import Surveyed
+    from washp2p.protocol.messages.from_worker import Surveyed
     from washp2p.protocol.roster import MemberId
 
 OPEN = 64

@@ -15,8 +15,8 @@ import msgpack
 from coordinator.machine.commands import Rewind
 from coordinator.machine.members import Departed, Member, Past, Phase
 from washp2p.errors import UsageError
-from washp2p.protocol.control import Finished
 from washp2p.protocol.layout import Layout
+from washp2p.protocol.messages.from_worker import Finished
 from washp2p.protocol.roster import Roster
 from washp2p.runfolder.roster_store import ROSTERS, keep_roster, refuse_damaged, rosters_in
 

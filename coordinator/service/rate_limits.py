@@ -38,7 +38,9 @@ class Doorkeeper:
         self._keys = keys
         self._patience = patience
         self._tell = tell
-        self._conduct: Conduct[bytes] = Conduct(rate=MESSAGES_A_SECOND, burst=MESSAGES, tell=tell)
+        self._conduct: Conduct[bytes] = Conduct(
+            rate=MESSAGES_A_SECOND, burst=MESSAGES, tell=tell, clock=time.monotonic
+        )
         self._cut_off: dict[bytes, float] = {}
         self._disgraced: dict[str, float] = {}
 

@@ -34,25 +34,16 @@ from coordinator.service.journal import Journal
 from coordinator.service.rate_limits import Doorkeeper
 from coordinator.service.summary import summarise
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
-from washp2p.protocol.control import (
-    WORKER_LIMIT,
-    Back,
-    Claim,
-    Hello,
-    Kept,
-    Look,
-    Ping,
-    Rank,
-    Seeds,
-    View,
-    messages,
-)
+from washp2p.protocol.messages.control import WORKER_LIMIT, messages
+from washp2p.protocol.messages.from_coordinator import Kept, Ping, Seeds, View
+from washp2p.protocol.messages.from_worker import Back, Claim, Hello, Look, Rank
 from washp2p.protocol.patience import FAREWELL_MS, Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.version import DERIVATION, VERSION, installed
 from washp2p.runfolder import rundir
 from washp2p.runfolder.logs import complain
 from washp2p.sockets.curve_auth import Gate, guard
+from washp2p.sockets.heartbeats import close_dead_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +53,7 @@ if TYPE_CHECKING:
     from coordinator.machine.members import Member
     from coordinator.watch.observers import Observers
     from washp2p.config.config import RunConfig
-    from washp2p.protocol.control import Message
+    from washp2p.protocol.messages.control import Message
     from washp2p.sockets.keys import CoordinatorKeys
 
 DEFAULT_BIND = "tcp://127.0.0.1:5555"
@@ -178,7 +169,7 @@ class Server:
         self._router.set(zmq.ROUTER_HANDOVER, 1)
         self._router.set(zmq.SNDHWM, AHEAD)
         self._router.set(zmq.MAXMSGSIZE, WORKER_LIMIT)
-        self._patience.watch(self._router)
+        close_dead_links(self._router, self._patience)
         gate: Gate | None = None
         if self._keys is not None:
             gate = Gate(context, self._doorkeeper.admits, self._patience)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from washp2p import metrics
-from washp2p.protocol.ledger import Kind
+from washp2p.protocol.ledger import Kind, Loss
 from washp2p.protocol.refusals import Reason
-from washp2p.rounds.inbound import Loss
+from washp2p.reporting import prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +38,7 @@ TOTALS = {
 
 def exposition(view: dict[str, Any]) -> tuple[str, bytes]:
     """Content type and text. Raises UsageError if prometheus-client is not installed."""
-    return metrics.exposition(families(view))
+    return prometheus.exposition(families(view))
 
 
 def families(view: dict[str, Any]) -> Iterator[Metric]:
@@ -69,12 +68,12 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
     counts = {state: states.count(state) for state in STATES}
     yield family(gauge, "population_members", "Members, by state", counts, "state")
     for key, (name, text, label, known) in TOTALS.items():
-        totals = dict(metrics.every(known, view["totals"][key]))
+        totals = dict(prometheus.every(known, view["totals"][key]))
         yield family(counter, f"population_{name}", text, totals, label)
     text = "Members that were dropped"
     yield family(counter, "population_departed_members", text, {"": len(view["departed"])})
     text = "Messages that the coordinator refused"
-    refused = dict(metrics.every(Reason, view["refused_messages"]))
+    refused = dict(prometheus.every(Reason, view["refused_messages"]))
     yield family(counter, "coordinator_refused_messages", text, refused, "reason")
     accuracy = view["accuracy"]
     models = {key: accuracy.get(key) for key in ("ensemble", "averaged", "greedy_soup")}

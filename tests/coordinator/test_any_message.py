@@ -16,16 +16,9 @@ from coordinator.service.summary import summarise
 from tests.conftest import make_layout
 from tests.messages import control_messages, records
 from washp2p.config.config import RunConfig
-from washp2p.protocol.control import (
-    PROTOCOL,
-    Attach,
-    Hello,
-    NewRoster,
-    Synced,
-    View,
-    Vitals,
-    messages,
-)
+from washp2p.protocol.messages.control import PROTOCOL, messages
+from washp2p.protocol.messages.from_coordinator import NewRoster, View
+from washp2p.protocol.messages.from_worker import Attach, Hello, Synced, Vitals
 from washp2p.reporting.report import final_tables
 from washp2p.reporting.status_table import render
 

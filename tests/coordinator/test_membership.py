@@ -11,47 +11,49 @@ from coordinator.machine.members import Past, Phase
 from coordinator.machine.membership import Membership
 from tests.conftest import make_layout
 from washp2p.config.config import RunConfig
-from washp2p.protocol.control import (
-    PROTOCOL,
+from washp2p.protocol.layout import Buffer
+from washp2p.protocol.messages.control import PROTOCOL
+from washp2p.protocol.messages.from_coordinator import (
+    Checkpoint,
+    Discard,
+    Donor,
+    Dropped,
+    Evaluated,
+    Finish,
+    Guest,
+    Kept,
+    NewRoster,
+    Refuse,
+    Resume,
+    Seeds,
+    Settled,
+    Stop,
+    Welcome,
+)
+from washp2p.protocol.messages.from_worker import (
     Accounts,
     Attach,
     Averaged,
     Averaging,
     Back,
     Busy,
-    Checkpoint,
     Claim,
-    Discard,
     Diverged,
-    Donor,
-    Dropped,
-    Evaluated,
-    Finish,
     Finished,
-    Guest,
     Hello,
-    Kept,
     Leave,
     Metrics,
-    NewRoster,
     NoSnapshots,
     Notice,
     Progress,
     Rank,
     Ready,
-    Refuse,
     Result,
-    Resume,
     Saved,
-    Seeds,
-    Settled,
     Stalled,
-    Stop,
     Synced,
     Unusable,
-    Welcome,
 )
-from washp2p.protocol.layout import Buffer
 from washp2p.protocol.roster import Peer, round_seed, run_key, unpack_seeds
 
 LAYOUT = make_layout([[9, 3], [12]])

@@ -12,14 +12,9 @@ from rich.console import Console
 from coordinator.machine.commands import Event, What
 from coordinator.machine.observation import EVENTS
 from tests.coordinator.test_membership import Run, events, finished, hello
-from washp2p.protocol.control import (
-    MESSAGE_LIMIT,
-    Metrics,
-    Progress,
-    View,
-    Vitals,
-    messages,
-)
+from washp2p.protocol.messages.control import MESSAGE_LIMIT, messages
+from washp2p.protocol.messages.from_coordinator import View
+from washp2p.protocol.messages.from_worker import Metrics, Progress, Vitals
 from washp2p.reporting.status_table import render
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coordinator.machine.publication import Publication
 from washp2p.config.config import RunConfig
-from washp2p.protocol.control import Checkpoint, Seeds
+from washp2p.protocol.messages.from_coordinator import Checkpoint, Seeds
 from washp2p.protocol.roster import Peer, Roster
 
 ROSTER = Roster(epoch=0, peers=(Peer(member=0, endpoint="", host=""),))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.machine.seeds import AHEAD, LARGEST, SMALLEST, SeedWindows
+from coordinator.machine.publication import AHEAD, LARGEST, SMALLEST, SeedWindows
 
 
 @given(st.integers(0, 5000), st.lists(st.tuples(st.integers(0, 40), st.floats(0, 2000))))

@@ -15,25 +15,26 @@ from coordinator.watch.display import Display
 from coordinator.watch.observers import Observers
 from tests.conftest import make_layout
 from washp2p.config.config import RunConfig
-from washp2p.protocol.control import (
-    PROTOCOL,
+from washp2p.protocol.messages.control import PROTOCOL, messages
+from washp2p.protocol.messages.from_coordinator import (
+    Finish,
+    NewRoster,
+    Ping,
+    Seeds,
+    Settled,
+    Welcome,
+)
+from washp2p.protocol.messages.from_worker import (
     Accounts,
     Attach,
     Averaged,
     Averaging,
-    Finish,
     Finished,
     Hello,
     Leave,
     Metrics,
-    NewRoster,
-    Ping,
     Progress,
-    Seeds,
-    Settled,
     Synced,
-    Welcome,
-    messages,
 )
 from washp2p.protocol.roster import round_seed, run_key, unpack_seeds
 from washp2p.protocol.version import DERIVATION, VERSION

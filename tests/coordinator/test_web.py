@@ -18,8 +18,8 @@ from tests.coordinator.test_membership import Run
 from tests.coordinator.test_observation import vitals
 from tests.prometheus import samples, series
 from washp2p.errors import UsageError
-from washp2p.protocol.control import Metrics, Progress
 from washp2p.protocol.endpoints import http_address
+from washp2p.protocol.messages.from_worker import Metrics, Progress
 from washp2p.reporting import httpd
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import ROOT
 from tests.integration.test_failures import greet
-from washp2p.protocol.control import Welcome
+from washp2p.protocol.messages.from_coordinator import Welcome
 
 NEEDED = ("pyzmq", "msgpack", "rich", "markdown-it-py", "mdurl", "pygments")
 

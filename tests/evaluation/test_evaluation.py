@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from washp2p.evaluation.average import average_state, mean
 from washp2p.evaluation.ensemble import accuracy, ensemble, probabilities
 from washp2p.evaluation.soup import greedy_soup
+from washp2p.model.means import average_state, mean
 from workers.simulation.reference import plain_average
 
 

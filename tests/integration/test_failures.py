@@ -18,7 +18,9 @@ import zmq
 
 from tests.conftest import make_layout
 from tests.integration.conftest import ROOT
-from washp2p.protocol.control import PROTOCOL, Attach, Hello, Leave, Metrics, Welcome, messages
+from washp2p.protocol.messages.control import PROTOCOL, messages
+from washp2p.protocol.messages.from_coordinator import Welcome
+from washp2p.protocol.messages.from_worker import Attach, Hello, Leave, Metrics
 from washp2p.protocol.version import DERIVATION, VERSION
 from washp2p.runfolder import rundir
 from workers.training.model_files import load_model

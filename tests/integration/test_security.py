@@ -10,7 +10,8 @@ import zmq
 
 from tests.integration.conftest import Worker, replay, work
 from tests.integration.test_failures import command
-from washp2p.protocol.control import PROTOCOL, Hello, Metrics, messages
+from washp2p.protocol.messages.control import PROTOCOL, messages
+from washp2p.protocol.messages.from_worker import Hello, Metrics
 from washp2p.protocol.version import DERIVATION, VERSION
 from washp2p.sockets import keys
 from washp2p.sockets.curve_auth import present

@@ -11,20 +11,16 @@ import zmq
 import washp2p
 from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-from washp2p.protocol.control import (
+from washp2p.protocol.messages.control import messages
+from washp2p.protocol.messages.from_coordinator import Finish, NewRoster, Seeds, Settled, Welcome
+from washp2p.protocol.messages.from_worker import (
     Accounts,
     Attach,
     Averaged,
-    Finish,
     Finished,
     Leave,
-    NewRoster,
     Progress,
-    Seeds,
-    Settled,
     Synced,
-    Welcome,
-    messages,
 )
 from washp2p.protocol.roster import Peer, Roster, pack_seeds
 

@@ -186,7 +186,7 @@ def test_a_run_that_fails_says_why(tmp_path):
 def test_flags_are_the_configuration():
     from argparse import ArgumentParser
 
-    from washp2p.config.config import add_options, config_from
+    from washp2p.config.flags import add_options, config_from
 
     parser = ArgumentParser()
     add_options(parser)

@@ -11,7 +11,7 @@ import pytest
 from washp2p.errors import UsageError
 from washp2p.protocol.ledger import Count, Kind, Link
 from washp2p.protocol.patience import Patience
-from washp2p.transports import SCHEMES, listen
+from washp2p.transports.listening import SCHEMES, listen
 
 _names = count()
 

@@ -13,7 +13,8 @@ from washp2p.protocol.ledger import Kind
 from washp2p.protocol.patience import Patience
 from washp2p.sockets.curve_auth import present
 from washp2p.sockets.keys import KeyPair
-from washp2p.transports import Credentials, listen
+from washp2p.transports.base import Credentials
+from washp2p.transports.listening import listen
 
 PATIENCE = Patience(2.0)
 LARGEST = 10_000

@@ -12,7 +12,8 @@ import pytest
 
 from washp2p.protocol.ledger import Kind
 from washp2p.sockets.keys import KeyPair
-from washp2p.transports import Credentials, listen
+from washp2p.transports.base import Credentials
+from washp2p.transports.listening import listen
 
 BYTES_SENT = 200  # offset of tcpi_bytes_sent in struct tcp_info; tcpi_bytes_retrans follows
 

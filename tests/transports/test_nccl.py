@@ -10,7 +10,7 @@ import torch
 
 from washp2p.protocol.ledger import Count, Kind, Link
 from washp2p.protocol.patience import Patience
-from washp2p.transports import TorchTransport
+from washp2p.transports.torch_p2p import TorchTransport
 
 pytestmark = [pytest.mark.timeout(120)]
 

@@ -17,8 +17,11 @@ from washp2p.errors import UsageError
 from washp2p.protocol.ledger import Count, Kind, Link
 from washp2p.protocol.patience import Patience
 from washp2p.sockets.keys import KeyPair
-from washp2p.transports import Credentials, NearestTransport, TorchTransport, listen
+from washp2p.transports.base import Credentials
+from washp2p.transports.listening import listen
+from washp2p.transports.nearest import NearestTransport
 from washp2p.transports.pair import Pair
+from washp2p.transports.torch_p2p import TorchTransport
 
 CPU = "torch://127.0.0.1:*/cpu"
 TCP = "tcp://127.0.0.1:*"
@@ -26,7 +29,7 @@ TCP = "tcp://127.0.0.1:*"
 PEER = """
 import sys
 from washp2p.protocol.patience import Patience
-from washp2p.transports import TorchTransport
+from washp2p.transports.torch_p2p import TorchTransport
 transport = TorchTransport("torch://127.0.0.1:*/cpu", Patience(1))
 print(transport.endpoint, flush=True)
 transport.connect(0, sys.argv[1])
@@ -167,7 +170,7 @@ def test_a_link_that_fails_in_an_unforeseen_way_is_made_anew(pair, monkeypatch):
 CROWDED = """
 import resource, os, sys
 from washp2p.protocol.patience import Patience
-from washp2p.transports import TorchTransport
+from washp2p.transports.torch_p2p import TorchTransport
 transport = TorchTransport("torch://127.0.0.1:*/cpu", Patience(1))
 limit = max(map(int, os.listdir("/proc/self/fd"))) + 6
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 
 from washp2p.protocol.ledger import Kind
-from washp2p.transports import backlog, listen
+from washp2p.transports import backlog
+from washp2p.transports.listening import listen
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
@@ -17,7 +18,7 @@ PING = b"\x04PING\0\0"
 
 READER = """
 import sys
-from washp2p.transports import listen
+from washp2p.transports.listening import listen
 transport = listen("tcp://127.0.0.1:*")
 print(transport.endpoint, flush=True)
 sys.stdin.readline()

@@ -16,7 +16,8 @@ from washp2p.commandline import (
     add_observation_options,
     report_errors,
 )
-from washp2p.config.config import FREE, add_options, config_from
+from washp2p.config.config import FREE
+from washp2p.config.flags import add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.reporting.report import filled, final_tables, links_table, runs_table
 from washp2p.runfolder import checkpoints, rundir

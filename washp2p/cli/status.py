@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.live import Live
 
 from washp2p.errors import ProtocolError, UnreachableError
-from washp2p.protocol.control import MESSAGE_LIMIT, Look, Refuse, View, messages
 from washp2p.protocol.endpoints import require_loopback, split_tcp
+from washp2p.protocol.messages.control import MESSAGE_LIMIT, messages
+from washp2p.protocol.messages.from_coordinator import Refuse, View
+from washp2p.protocol.messages.from_worker import Look
 from washp2p.protocol.patience import Patience
 from washp2p.reporting.status_table import render
 from washp2p.sockets.curve_auth import present
+from washp2p.sockets.heartbeats import close_dead_links
 
 if TYPE_CHECKING:
     from washp2p.sockets.keys import JoinKey
@@ -38,7 +41,7 @@ class Observer:
         self._wait = wait
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        Patience().watch(self._socket)
+        close_dead_links(self._socket, Patience())
         self._socket.set(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
         self._socket.set(zmq.IPV6, "[" in address)
         if keys is not None:

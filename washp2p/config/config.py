@@ -1,13 +1,13 @@
 """A run's whole configuration: one frozen value, held by the coordinator, handed out at join.
 
 Validated once, here; whoever holds a RunConfig may rely on it. The command lines of the
-coordinator, `washp2p run` and `washp2p simulate` are made from its fields.
+coordinator, `washp2p run` and `washp2p simulate` are made from its fields (`config.flags`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from importlib.metadata import entry_points
 from math import floor
@@ -18,8 +18,6 @@ from washp2p.errors import UsageError
 from washp2p.protocol.rates import SCHEDULES
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
     from importlib.metadata import EntryPoints
 
 LATE = ("overwrite", "difference")
@@ -318,56 +316,6 @@ class RunConfig:
     def to_wire(self) -> dict[str, Any]:
         """Plain values by field name."""
         return asdict(self)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field; what is not given is left to `RunConfig.resolve`."""
-    group = parser.add_argument_group("the run")
-    for option in fields(RunConfig):
-        needed = option.name == "n"
-        presets = {
-            key: values[option.name]
-            for key, values in (PRESETS | ADAMS | MEANS).items()
-            if option.name in values
-        }
-        alike = {value: [k for k, v in presets.items() if v == value] for value in presets.values()}
-        default = ", ".join(f"{value} for {' and '.join(keys)}" for value, keys in alike.items())
-        if presets.keys() != PRESETS.keys() and not needed:
-            default = f"{default}, else {option.default}" if default else str(option.default)
-        choices = option.metadata["choices"]
-        kind = {"int": int, "float": float, "str": str}[str(option.type)]
-        parser_type: dict[str, Any] = {"type": kind}
-        if choices:
-            more = sorted(plugins().names) if option.name == "method" else ()
-            parser_type["metavar"] = "{" + ",".join((*choices, *more)) + "}"
-        else:
-            parser_type["metavar"] = flag(option.name).replace("-", "_").upper()
-        group.add_argument(
-            f"--{flag(option.name)}",
-            dest=option.name,
-            help=option.metadata["help"] + ("" if needed else f" (default: {default})"),
-            **parser_type,
-        )
-
-
-def config_from(
-    options: argparse.Namespace, known: RunConfig | None = None, *, free: Sequence[str] = ()
-) -> RunConfig:
-    """The configuration that parsed flags describe, or the one `known` if they agree with it.
-
-    What is named in `free` may differ. Raises UsageError.
-    """
-    given = {f.name: getattr(options, f.name) for f in fields(RunConfig)}
-    if known is None:
-        return RunConfig.resolve(**given)
-    for name, value in given.items():
-        if value is not None and value != getattr(known, name) and name not in free:
-            raise UsageError(
-                f"--{flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
-                "flag out to go on with it, or choose another --run-dir"
-            )
-    changed = {name: given[name] for name in free if given[name] is not None}
-    return replace(known, **changed)
 
 
 def moment(when: str, epochs: int) -> Fraction:

@@ -16,9 +16,10 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from washp2p.errors import JoinRefusedError, RunStoppedError, UsageError, WashError
-from washp2p.protocol.control import MESSAGE_LIMIT
+from washp2p.protocol.messages.control import MESSAGE_LIMIT
 from washp2p.protocol.patience import FAREWELL_MS, Patience
 from washp2p.sockets.curve_auth import present
+from washp2p.sockets.heartbeats import close_dead_links
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -120,7 +121,7 @@ class ControlSocket:
         dealer.set(zmq.IDENTITY, self._identity)
         dealer.set(zmq.IPV6, "[" in self._address)
         dealer.set(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
-        self.patience.watch(dealer)
+        close_dead_links(dealer, self.patience)
         if self._keys is not None:
             present(dealer, self._keys.own, self._keys.coordinator)
         dealer.connect(self._address)

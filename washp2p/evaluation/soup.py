@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from washp2p.evaluation.average import average_state
+from washp2p.model.means import average_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from washp2p.protocol.control import Finished, Vitals
+from washp2p.protocol.messages.from_worker import Finished, Vitals
 from washp2p.protocol.rates import papa_all_reduce, papa_payload
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from washp2p.errors import RunStoppedError, UsageError
-from washp2p.evaluation.average import all_done, average_peer_to_peer
+from washp2p.member.peer_mean import all_done, average_peer_to_peer
 from washp2p.model.device_copies import as_bytes
 from washp2p.model.digests import differing, digests_of, not_finite_alone
 from washp2p.protocol.layout import RECOMPUTED

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.model.optimizers import NATURAL
 from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
-from washp2p.rounds.inbound import Loss
+from washp2p.protocol.ledger import Loss
 from washp2p.rounds.round_loop import Start
 from washp2p.runfolder import checkpoints
 

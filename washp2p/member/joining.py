@@ -16,7 +16,8 @@ from washp2p.errors import RunStoppedError
 from washp2p.member.member import Member
 from washp2p.member.replicas import Replica, Replicas, group_of, wrapped
 from washp2p.model.optimizers import plain_optimizer, plain_scaler
-from washp2p.protocol.endpoints import require_loopback, where_to_listen
+from washp2p.protocol.endpoints import require_loopback
+from washp2p.sockets.addresses import where_to_listen
 from washp2p.sockets.keys import read_join
 
 if TYPE_CHECKING:

@@ -24,9 +24,8 @@ from washp2p.model.grad_scaler import Attempts
 from washp2p.model.parameters import plain_model
 from washp2p.model.snapshot import Snapshot
 from washp2p.model.store import Store
-from washp2p.protocol.control import Result
-from washp2p.protocol.endpoints import advertised
-from washp2p.protocol.frames import HEADER_LIMIT
+from washp2p.protocol.messages.frames import HEADER_LIMIT
+from washp2p.protocol.messages.from_worker import Result
 from washp2p.protocol.refusals import Conduct
 from washp2p.rounds import hold_points
 from washp2p.rounds.delay import delay_for
@@ -38,8 +37,10 @@ from washp2p.rounds.repairer import Repairer
 from washp2p.rounds.round_loop import Start, Timeline
 from washp2p.rounds.surveyor import Surveyor
 from washp2p.runfolder.runlog import RunLog
+from washp2p.sockets.addresses import advertised
 from washp2p.sockets.keys import KeyPair
 from washp2p.strategies import strategy_for
+from washp2p.transports.base import Credentials
 from washp2p.transports.listening import listen_as
 from washp2p.transports.transfer import CHUNK_BYTES, Transfer
 
@@ -55,9 +56,9 @@ if TYPE_CHECKING:
     from washp2p.member.averaging import Finale
     from washp2p.member.checkpointing import Stateful
     from washp2p.member.replicas import Replicas
-    from washp2p.protocol.control import Vitals
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
+    from washp2p.protocol.messages.from_worker import Vitals
     from washp2p.protocol.roster import MemberId, Order, Roster
     from washp2p.rounds.repairer import Inputs
 
@@ -110,12 +111,17 @@ class Member:
             resumes, origin = connection.resumes, connection.origin
             self._log = RunLog(log, origin, connection.member, go_on=resumes)
         self._key_pair = KeyPair.fresh()
+        config = connection.config
         self._transport = listen_as(
-            connection,
             bind,
-            self._key_pair,
-            self._store.device,
-            HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
+            wires=config.transport,
+            device=self._store.device,
+            patience=connection.patience,
+            credentials=(
+                Credentials(self._key_pair, connection.member_of) if connection.encrypted else None
+            ),
+            largest=HEADER_LIMIT + 1 + max(CHUNK_BYTES, self._store.layout.bytes),
+            bounded=config.max_delay != "none",
         )
         try:
             self._endpoint = advertised(self._transport.endpoint, advertise, connection.address)
@@ -126,6 +132,7 @@ class Member:
             rate=REFUSALS_A_SECOND,
             burst=REFUSALS if connection.encrypted else inf,  # else nobody can tell whose they are
             tell=_log.warning,
+            clock=time.monotonic,
         )
         self._transfer = Transfer(self._transport, connection.run, connection.member, self._conduct)
         self._optimizer = optimizer
@@ -140,7 +147,6 @@ class Member:
             weight=lambda: self._strategy.weight(self._store.lr_share),
             room=self._room_for_means(),
         )
-        config = connection.config
         self._surveyor: Surveyor | None = None
         if config.track_consensus:
             every = config.track_consensus

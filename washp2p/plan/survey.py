@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from washp2p.plan.philox import RoundWords
 from washp2p.plan.plan import everything, reduce_and_share, shard_bounds
-from washp2p.protocol.control import QUARTERS
+from washp2p.protocol.messages.fields import QUARTERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

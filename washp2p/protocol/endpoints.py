@@ -1,19 +1,14 @@
-"""Addresses: where to listen, what to tell peers, and what is allowed in plain text.
-
-Pure, but for asking the kernel which local address faces another host.
-"""
+"""Addresses as they are written: what they say, and what is allowed in plain text. No I/O."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 
 from washp2p.errors import UsageError
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+|\*):(?P<port>\d{1,5}|\*)")
 _NEAR = re.compile(r"ipc://@washp2p-[0-9a-f]{1,64}|torch://127\.0\.0\.1:\d{1,5}/[A-Za-z0-9-]{1,64}")
-ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
 def split_tcp(endpoint: str) -> tuple[str, str]:
@@ -92,48 +87,3 @@ def http_address(address: str, *, public: bool) -> tuple[str, int]:
             "if they may"
         )
     return "0.0.0.0" if host == "*" else host, 0 if port == "*" else int(port)
-
-
-def facing(endpoint: str) -> str:
-    """The local address from which this host would reach `endpoint`, as `tcp://HOST:*`.
-
-    Sends nothing. Raises UsageError if there is no route or the name is unknown.
-    """
-    host, port = split_tcp(endpoint)
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            local = str(probe.getsockname()[0])
-    except OSError as error:
-        raise UsageError(
-            f"no way to {endpoint}: {error.strerror or error}; check the host's name and network"
-        ) from None
-    return f"tcp://[{local}]:*" if ":" in local else f"tcp://{local}:*"
-
-
-def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, insecure: bool) -> str:
-    """Where a member's data plane listens: at `bind`, or on the side facing its coordinator.
-
-    Raises UsageError, also for plain text off loopback without `insecure`.
-    """
-    if bind is None:
-        bind = ANY_LOOPBACK_PORT if is_loopback(coordinator) else facing(coordinator)
-    require_loopback(bind, encrypted=encrypted, insecure=insecure)
-    return bind
-
-
-def advertised(bound: str, advertise: str | None, coordinator: str) -> str:
-    """What peers are told to connect to, given where a socket was `bound`.
-
-    `advertise` (`tcp://HOST` or `tcp://HOST:PORT`) wins, with the bound port where it names none; a
-    socket bound to all addresses is reached at the one facing the coordinator.
-    """
-    host, port = split_tcp(bound)
-    if advertise is not None:
-        named = advertise if re.search(r":(\d+|\*)$", advertise) else f"{advertise}:{port}"
-        split_tcp(named)
-        return named
-    if host in {"0.0.0.0", "::"}:
-        return facing(coordinator).replace("*", port)
-    return bound

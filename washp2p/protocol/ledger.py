@@ -29,6 +29,18 @@ class Kind(StrEnum):
     AVERAGE = "final average"
 
 
+class Loss(StrEnum):
+    """Why values never come, or come in vain."""
+
+    GONE = "sender dropped"
+    LINK = "link broken"
+    LATE = "too late"
+    SKIPPED = "sender skipped the round"
+    JUMPED = "receiver skipped the round"
+    REFUSED = "refused"
+    EARLY = "too early"
+
+
 class Link(NamedTuple):
     """To whom, what for, and by what: the scheme of the transport's address."""
 

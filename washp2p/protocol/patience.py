@@ -6,12 +6,6 @@ Used by both planes. docs/reliability.md has the same table for people.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import zmq
-
-if TYPE_CHECKING:
-    from zmq import Socket
 
 FAREWELL_MS = 1000
 """How long a last word may take to leave."""
@@ -57,17 +51,3 @@ class Patience:
     def away(self) -> float:
         """So long members wait for a coordinator that is gone before they stop."""
         return 60 * self.seconds
-
-    def watch(self, socket: Socket[Any]) -> None:
-        """Have ZeroMQ close links of a socket, at both ends, when one end is gone or hangs.
-
-        Call it first. Whatever comes is taken in, and the caller has to bound it: ZeroMQ aborts the
-        process if it finds a ping in what is left of a link that was closed when it had stopped.
-        """
-        socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.HEARTBEAT_IVL, max(1, round(1000 * self.ping)))
-        socket.set(zmq.HEARTBEAT_TIMEOUT, max(1, round(1000 * self.dead)))
-        socket.set(zmq.HEARTBEAT_TTL, max(100, round(1000 * self.dead)))
-        socket.set(zmq.HANDSHAKE_IVL, max(1, round(1000 * self.dead)))
-        socket.set(zmq.CONNECT_TIMEOUT, max(1, round(1000 * self.dead)))
-        socket.set(zmq.RECONNECT_IVL_MAX, max(100, round(1000 * self.ping)))

@@ -6,7 +6,6 @@ fills up again with time; one that has used it up is an offender, and is to be c
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -51,7 +50,7 @@ class Conduct(Generic[P]):
         rate: float,
         burst: float,
         tell: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._tell = tell
         self.refused: Counter[Reason] = Counter()

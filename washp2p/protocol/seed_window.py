@@ -10,7 +10,7 @@ from washp2p.protocol.roster import SEED_BYTES, Order, roster_at, unpack_seeds
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.protocol.control import Seeds
+    from washp2p.protocol.messages.from_coordinator import Seeds
     from washp2p.protocol.roster import Roster
 
 

@@ -16,8 +16,17 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from washp2p.model.device_copies import as_bytes
-from washp2p.protocol.frames import BESIDE, FIRST, MOMENTS, SECOND, End, Frame, Posted, headers
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import (
+    BESIDE,
+    FIRST,
+    MOMENTS,
+    SECOND,
+    End,
+    Frame,
+    Posted,
+    headers,
+)
 from washp2p.rounds import hold_points
 from washp2p.rounds.inbound import Arrivals
 from washp2p.rounds.merging import Merger
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.inbound import Round
     from washp2p.rounds.merging import Staged
-    from washp2p.transports import Buffers, Transport
+    from washp2p.transports.base import Buffers, Transport
 
 AHEAD = 2
 """Rounds whose values may still be on their way from the device when the next one is gathered."""

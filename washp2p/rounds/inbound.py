@@ -11,20 +11,20 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING
 
-from washp2p.protocol.frames import BESIDE, FIRST, FOREVER, SURVEY
+from washp2p.protocol.ledger import Loss
+from washp2p.protocol.messages.frames import BESIDE, FIRST, FOREVER, SURVEY
 from washp2p.protocol.refusals import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from washp2p.protocol.frames import End, Frame
+    from washp2p.protocol.messages.frames import End, Frame
     from washp2p.protocol.refusals import Conduct
     from washp2p.protocol.roster import MemberId
-    from washp2p.transports import Payload
+    from washp2p.transports.base import Payload
 
 HELD_BYTES = 64 << 20
 """What early frames may take, those of the very next round always being held. One that would be too
@@ -32,18 +32,6 @@ much is dropped and counts as expired."""
 
 Span = tuple[int, int]
 Turn = tuple[int, int]
-
-
-class Loss(StrEnum):
-    """Why values never come, or come in vain."""
-
-    GONE = "sender dropped"
-    LINK = "link broken"
-    LATE = "too late"
-    SKIPPED = "sender skipped the round"
-    JUMPED = "receiver skipped the round"
-    REFUSED = "refused"
-    EARLY = "too early"
 
 
 @dataclass(slots=True)

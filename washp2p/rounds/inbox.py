@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.model.device_copies import as_bytes
-from washp2p.protocol.frames import Chunk, End, Fetch, Frame, Posted, headers
+from washp2p.protocol.messages.frames import Chunk, End, Fetch, Frame, Posted, headers
 from washp2p.protocol.refusals import Reason
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from washp2p.coordinator_link.connection import Connection
-    from washp2p.protocol.frames import Header
     from washp2p.protocol.ledger import Kind
+    from washp2p.protocol.messages.frames import Header
     from washp2p.protocol.refusals import Conduct
     from washp2p.protocol.roster import MemberId, Peer
+    from washp2p.rounds.control_plane import ControlPlane
     from washp2p.rounds.exchange import Exchange
-    from washp2p.transports import Message, Payload, Transport
+    from washp2p.transports.base import Message, Payload, Transport
     from washp2p.transports.transfer import Download, Transfer
 
 AT_ONCE = 10_000
@@ -54,7 +54,7 @@ class Inbox:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: ControlPlane,
         transport: Transport,
         transfer: Transfer,
         exchange: Exchange,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from washp2p.evaluation.average import mean_of_finite
 from washp2p.model.device_copies import as_array, as_bytes
+from washp2p.model.means import mean_of_finite
 from washp2p.model.write_order import NewestWrites
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.inbound import Round, Span
     from washp2p.rounds.twins import Likeness
-    from washp2p.transports import Payload
+    from washp2p.transports.base import Payload
 
 
 @dataclass(frozen=True, slots=True)

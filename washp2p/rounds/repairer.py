@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from washp2p.evaluation.repair import moments, restore_mean
-from washp2p.protocol.frames import MOMENTS
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import MOMENTS
 from washp2p.rounds.exchange import Beside
 
 if TYPE_CHECKING:

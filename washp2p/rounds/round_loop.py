@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
-from washp2p.protocol.frames import FOREVER, SURVEY
+from washp2p.protocol.messages.frames import FOREVER, SURVEY
 from washp2p.protocol.roster import by_roster, roster_at
 from washp2p.rounds import hold_points
 from washp2p.rounds.delay import RECENT, WORTH_WAITING
@@ -22,8 +22,8 @@ from washp2p.runfolder.runlog import Jump, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.protocol.roster import MemberId, Order, Roster
+    from washp2p.rounds.control_plane import ControlPlane
     from washp2p.rounds.delay import Delay
     from washp2p.rounds.exchange import Applied, Beside, Exchange
     from washp2p.rounds.inbox import Inbox
@@ -52,7 +52,7 @@ class Timeline:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: ControlPlane,
         inbox: Inbox,
         exchange: Exchange,
         planner: Planner[Order, Staged | None],

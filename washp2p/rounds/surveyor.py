@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from washp2p.model.device_copies import as_array
 from washp2p.plan.survey import Survey
-from washp2p.protocol.control import Surveyed
-from washp2p.protocol.frames import SURVEY
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.frames import SURVEY
+from washp2p.protocol.messages.from_worker import Surveyed
 from washp2p.rounds.exchange import Beside
 
 if TYPE_CHECKING:

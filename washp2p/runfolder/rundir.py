@@ -15,15 +15,12 @@ import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CONFIG, METRICS, POPULATION, CONSENSUS, SUMMARY, AVERAGED, JOURNAL = (
     "config.json",
@@ -212,24 +209,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def consensus_line(
-    round_number: int, members: int, squares: Sequence[float], *, exact: bool
-) -> dict[str, Any]:
-    """A line of consensus.jsonl, plain values.
-
-    `squares` are the members' mean squared Euclidean distances from their mean, by quarter of the
-    parameters; `distance` is the root of their sum, `quarters` are those of each; `exact` if not of
-    a sample.
-    """
-    return {
-        "round": round_number,
-        "members": members,
-        "exact": exact,
-        "distance": sqrt(sum(squares)),
-        "quarters": [sqrt(square) for square in squares],
-    }
 
 
 def trim_lines(folder: Path, round_number: int) -> None:

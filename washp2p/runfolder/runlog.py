@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 import msgpack
 
 from washp2p.errors import UsageError
-from washp2p.protocol.frames import FIRST
+from washp2p.protocol.messages.frames import FIRST
 from washp2p.protocol.roster import roster_at
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from washp2p.errors import UsageError
-from washp2p.protocol.control import KEY_BYTES
+from washp2p.protocol.messages.fields import KEY_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

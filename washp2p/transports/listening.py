@@ -7,20 +7,17 @@ import os
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.transports import (
-    Credentials,
-    NearestTransport,
-    TorchTransport,
-    ZeromqTransport,
-)
 from washp2p.transports.locality import near_address
+from washp2p.transports.memory import MemoryTransport
+from washp2p.transports.nearest import NearestTransport
+from washp2p.transports.torch_p2p import TorchTransport
+from washp2p.transports.zeromq import ZeromqTransport
 
 if TYPE_CHECKING:
     import torch
 
-    from washp2p.coordinator_link.connection import Connection
-    from washp2p.sockets.keys import KeyPair
-    from washp2p.transports import Transport
+    from washp2p.protocol.patience import Patience
+    from washp2p.transports.base import Credentials, Transport
 
 INTERFACE = "NCCL_SOCKET_IFNAME"
 
@@ -28,41 +25,72 @@ _log = logging.getLogger("washp2p")
 
 
 def listen_as(
-    connection: Connection, bind: str, keys: KeyPair, device: torch.device, largest: int
+    bind: str,
+    *,
+    wires: str,
+    device: torch.device,
+    patience: Patience,
+    credentials: Credentials | None,
+    largest: int,
+    bounded: bool,
 ) -> Transport:
-    """A member's transport, its values being on `device`.
+    """A member's transport; its values are on `device`.
 
-    By ZeroMQ at `bind` (`tcp://HOST:PORT`), encrypted if the run has keys; but for `--transport
-    tcp` at its place, too. By `torch.distributed` where that is asked for, and between GPUs: in
-    plain text only, and where rounds are bound to each other; NCCL only if it was told to keep to
-    loopback. Takes no message of more than
-    `largest` bytes. Raises UsageError.
+    It listens by ZeroMQ at `bind` (`tcp://HOST:PORT`), encrypted with `credentials`. `wires` is the
+    flag `--transport`: all but "tcp" add a socket for peers on this machine. `torch.distributed` is
+    added where it was asked for, and between GPUs. It needs plain text and `bounded` rounds, and
+    NCCL has to be told to keep to loopback. Messages of more than `largest` bytes are refused.
+    Raises UsageError.
     """
-    config, patience = connection.config, connection.patience
-    wide = ZeromqTransport(
-        bind,
-        patience,
-        Credentials(keys, connection.member_of) if connection.encrypted else None,
-        near_address() if config.transport != "tcp" else "",
-        largest,
-    )
-    if config.transport == "tcp" or (config.transport == "auto" and device.type != "cuda"):
+    near_by = near_address() if wires != "tcp" else ""
+    wide = ZeromqTransport(bind, patience, credentials, near_by, largest)
+    if wires == "tcp" or (wires == "auto" and device.type != "cuda"):
         return wide
-    level = logging.WARNING if config.transport == "torch" else logging.INFO
-    without = "member %d does without torch.distributed: %s"
-    if connection.encrypted:
-        _log.log(level, without, connection.member, "it cannot encrypt")
+    level = logging.WARNING if wires == "torch" else logging.INFO
+    without = "this member does without torch.distributed: %s"
+    if credentials is not None:
+        _log.log(level, without, "it cannot encrypt")
     elif device.type == "cuda" and os.environ.get(INTERFACE) != "lo":
-        _log.log(
-            level, without, connection.member, f"NCCL would listen off loopback; {INTERFACE}=lo"
-        )
-    elif config.max_delay == "none":
-        _log.log(level, without, connection.member, "--max-delay none lets rounds be skipped")
+        _log.log(level, without, f"NCCL would listen off loopback; {INTERFACE}=lo")
+    elif not bounded:
+        _log.log(level, without, "--max-delay none lets rounds be skipped")
     else:
         try:
             near = TorchTransport(f"torch://127.0.0.1:*/{device}", patience, None, "", largest)
         except UsageError as error:
-            _log.log(level, without, connection.member, error)
+            _log.log(level, without, error)
         else:
             return NearestTransport(wide, near, patience)
     return wide
+
+
+SCHEMES: dict[str, type[MemoryTransport | TorchTransport | ZeromqTransport]] = {
+    "tcp": ZeromqTransport,
+    "ipc": ZeromqTransport,
+    "torch": TorchTransport,
+    "memory": MemoryTransport,
+}
+
+
+def listen(
+    address: str,
+    patience: Patience | None = None,
+    credentials: Credentials | None = None,
+    *,
+    near: str = "",
+    largest: int = -1,
+) -> Transport:
+    """A transport that listens at `address` and counts links as broken after some `patience`.
+
+    It listens at `near`, too, if that is given, where its kind can listen at two addresses.
+    Its links are encrypted, and open to its peers only, if there are `credentials`. No message that
+    it takes has more than `largest` bytes, header included (-1: of any size). Raises UsageError for
+    an unknown scheme or address.
+    """
+    scheme = address.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise UsageError(
+            f"{address!r} has no known transport; expected one of "
+            + ", ".join(f"{known}://" for known in SCHEMES)
+        )
+    return SCHEMES[scheme](address, patience, credentials, near, largest)

@@ -11,14 +11,14 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from washp2p.protocol.frames import Chunk, Fetch, checksum, headers
+from washp2p.protocol.messages.frames import Chunk, Fetch, checksum, headers
 from washp2p.protocol.refusals import Reason
 
 if TYPE_CHECKING:
     from washp2p.protocol.ledger import Kind
     from washp2p.protocol.refusals import Conduct
     from washp2p.protocol.roster import MemberId
-    from washp2p.transports import Buffer, Transport
+    from washp2p.transports.base import Buffer, Transport
 
 CHUNK_BYTES = 1 << 20
 AHEAD = 4

@@ -22,6 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 from washp2p.errors import UsageError
 from washp2p.protocol.patience import Patience
 from washp2p.sockets.curve_auth import Gate, guard, hang_up, present
+from washp2p.sockets.heartbeats import close_dead_links
 from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Message, Wire
 
@@ -102,7 +103,7 @@ class ZeromqTransport(Wire):
         if credentials is not None:
             self._gate = Gate(self._context, self._admits, self._patience)
             guard(self._incoming, credentials.own)
-        self._patience.watch(self._incoming)
+        close_dead_links(self._incoming, self._patience)
         self._incoming.set(zmq.MAXMSGSIZE, largest)
         self._incoming.set(zmq.IPV6, "[" in bind)
         self._incoming.bind(_INTERRUPT)
@@ -236,7 +237,7 @@ class ZeromqTransport(Wire):
         dealer.set(zmq.SNDHWM, QUEUED)
         dealer.set(zmq.MAXMSGSIZE, 1024)  # handshakes; nothing else comes back
         dealer.set(zmq.IPV6, "[" in endpoint)
-        self._patience.watch(dealer)
+        close_dead_links(dealer, self._patience)
         monitor = dealer.get_monitor_socket(_EVENTS)
         link = _Link(endpoint, [], key, dealer, monitor, time.monotonic())
         try:

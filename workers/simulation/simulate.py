@@ -21,9 +21,10 @@ from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.model.device_copies import as_bytes
 from washp2p.model.store import Store
-from washp2p.protocol.frames import MOMENTS
+from washp2p.protocol.messages.frames import MOMENTS
 from washp2p.protocol.rates import papa_all_reduce, papa_payload
 from washp2p.protocol.roster import Peer, Roster, roster_at, round_seed, run_key
+from washp2p.protocol.surveys import consensus_line
 from washp2p.protocol.version import installed
 from washp2p.runfolder import rundir
 from washp2p.strategies import strategy_for
@@ -269,7 +270,7 @@ class Population:
             squares = (held - held.mean(0)).square().mean(0)
             bounds = [-(-len(squares) * quarter // 4) for quarter in range(5)]
             parts = [float(squares[a:b].sum()) for a, b in pairwise(bounds)]
-            line = rundir.consensus_line(number, len(roster), parts, exact=True)
+            line = consensus_line(number, len(roster), parts, exact=True)
             self._measured.append(line)
             del self._seen[number]
 

@@ -1,38 +1,13 @@
-"""The control plane's messages: pure values and their encoding, no sockets, no torch.
-
-One ordered channel between each worker and the coordinator. A field's type is its schema: what a
-decoded message has fits it, whoever sent it. `Hello` and `Refuse` keep their number and form for
-ever, so that two versions can still tell each other why they do not fit.
-"""
+"""What a worker says to the coordinator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated
 
 from washp2p.protocol.layout import LayoutWire  # noqa: TC001 - a schema is read at run time
-from washp2p.protocol.records import Codec, Json
-
-PROTOCOL = 10
-MESSAGE_LIMIT = 16 << 20
-WORKER_LIMIT = 4 << 20
-"""Bytes of a worker's message: layouts have at most about so much."""
-
-TEXT_LIMIT = 4000
-"""Characters of a reason."""
-
-Name = Annotated[str, 300]
-Text = Annotated[str, TEXT_LIMIT]
-KEY_BYTES = 32
-Key = Annotated[bytes, KEY_BYTES]
-"""A public key of CURVE; empty where links are in plain text."""
-
-Losses = Annotated[dict[str, int], 32]
-"""Values, by why they were lost."""
-
-Addresses = Annotated[list[Name], 4]
-PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
-"""As in `rounds.Peer.row`."""
+from washp2p.protocol.messages.fields import QUARTERS, Addresses, Key, Losses, Name, Text
+from washp2p.protocol.messages.records import Json  # noqa: TC001 - as above
 
 
 @dataclass(frozen=True)
@@ -47,24 +22,6 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Refuse:
-    """Coordinator: no, for this reason, which says what to do about it."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Coordinator: the run `name` goes on from a checkpoint of one of these rounds.
-
-    Answered by a Claim.
-    """
-
-    name: Name
-    rounds: Annotated[list[int], 16]
-
-
-@dataclass(frozen=True)
 class Claim:
     """Worker: I hold these checkpoints, each [round, member], and can go on as one of them.
 
@@ -74,22 +31,6 @@ class Claim:
     host: Name
     pid: int
     held: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Welcome:
-    """Coordinator: you are `member` of the run `name`; this is its whole configuration.
-
-    `resumes`: you go on from that member's checkpoint, which you hold. `run` names this life of the
-    run, `origin` its first one.
-    """
-
-    member: int
-    run: bytes
-    origin: bytes
-    name: Name
-    config: dict[str, Json]
-    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -112,38 +53,10 @@ class Attach:
 
 
 @dataclass(frozen=True)
-class NewRoster:
-    """Coordinator: from round `first` on these are the members.
-
-    Who is missing is gone already: nobody waits for it in rounds before `first`, either. So many
-    `averages` have been taken.
-    """
-
-    epoch: int
-    first: int
-    averages: int
-    peers: list[PeerRow]
-
-
-@dataclass(frozen=True)
 class Synced:
     """Worker: I hold the initial state of the first member of this epoch."""
 
     epoch: int
-
-
-@dataclass(frozen=True)
-class Guest:
-    """Coordinator, to a member: this newcomer will ask you for a snapshot."""
-
-    peer: PeerRow
-
-
-@dataclass(frozen=True)
-class Donor:
-    """Coordinator, to a newcomer: get a snapshot from this member; forget any other you asked."""
-
-    peer: PeerRow
 
 
 @dataclass(frozen=True)
@@ -152,42 +65,11 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Coordinator: the seeds of consecutive rounds from `first` on, 8 bytes each."""
-
-    epoch: int
-    roster: bytes
-    first: int
-    seeds: bytes
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Coordinator: keep a checkpoint after this round. Comes before the round's seed."""
-
-    round: int
-
-
-@dataclass(frozen=True)
 class Saved:
     """Worker: I hold a checkpoint of this round; or not, because of `error`."""
 
     round: int
     error: Text
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Coordinator: all members hold a checkpoint of this round; older ones may go."""
-
-    round: int
-
-
-@dataclass(frozen=True)
-class Discard:
-    """Coordinator: not all members could keep a checkpoint of this round; nobody need keep one."""
-
-    round: int
 
 
 @dataclass(frozen=True)
@@ -232,25 +114,6 @@ class Averaged:
     """Worker: I hold average `number` over the members of this epoch."""
 
     epoch: int
-    number: int
-
-
-@dataclass(frozen=True)
-class Settled:
-    """Coordinator: all of this epoch hold average `number`, which stands whoever goes from now on.
-
-    They took it after these `rounds`, in the roster's order.
-    """
-
-    epoch: int
-    number: int
-    rounds: list[int]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Coordinator: somebody has sent a Result for average `number`; nobody need evaluate it."""
-
     number: int
 
 
@@ -308,13 +171,6 @@ class CutOff:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Coordinator: you are no member any more, for this reason; you may join again."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Back:
     """Worker: the connection was lost and is here again.
 
@@ -353,11 +209,6 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Finish:
-    """Coordinator: all are finished, nobody needs you any longer. Answered by Accounts."""
-
-
-@dataclass(frozen=True)
 class Accounts:
     """Worker: my ledger, now that no byte will be added to it. My last word."""
 
@@ -370,19 +221,6 @@ class Leave:
 
     reason: Text
     code: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Coordinator: the run ends here, for this reason; exit with `code`."""
-
-    reason: Text
-    code: int
-
-
-@dataclass(frozen=True)
-class Ping:
-    """Coordinator: nothing; sent so that a closed connection shows."""
 
 
 @dataclass(frozen=True)
@@ -417,21 +255,10 @@ class Look:
 
 
 @dataclass(frozen=True)
-class View:
-    """Coordinator: how the run goes, as docs/protocol.md says."""
-
-    values: dict[str, Json]
-
-
-@dataclass(frozen=True)
 class Rank:
     """Worker, just before its Hello: I should like this MemberId, if it is nobody's yet."""
 
     rank: int
-
-
-QUARTERS = 4
-"""Of the parameters in their flat order: a survey finds something for each."""
 
 
 @dataclass(frozen=True)
@@ -445,52 +272,3 @@ class Surveyed:
     members: int
     exact: bool
     squares: Annotated[list[float], QUARTERS]
-
-
-Message = (
-    Hello
-    | Refuse
-    | Resume
-    | Claim
-    | Welcome
-    | Attach
-    | NewRoster
-    | Synced
-    | Guest
-    | Donor
-    | Ready
-    | Seeds
-    | Checkpoint
-    | Saved
-    | Kept
-    | Discard
-    | Progress
-    | Metrics
-    | Result
-    | Averaged
-    | Settled
-    | Evaluated
-    | Stalled
-    | Diverged
-    | CutOff
-    | Dropped
-    | Back
-    | Finished
-    | Finish
-    | Accounts
-    | Leave
-    | Stop
-    | Ping
-    | Rank
-    | Vitals
-    | Look
-    | View
-    | Surveyed
-    | Unusable
-    | NoSnapshots
-    | Busy
-    | Notice
-    | Averaging
-)
-
-messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import get_args
 
-from washp2p.protocol.records import Codec
+from washp2p.protocol.messages.records import Codec
 
 VERSION = 5
 FIRST, SECOND, MOMENTS, SURVEY = range(4)

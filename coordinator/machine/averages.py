@@ -1,0 +1,54 @@
+"""Averages of a run: members begin one together, and it stands once all hold it. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.commands import Keep
+from coordinator.machine.members import Phase
+from washp2p.protocol.messages.from_coordinator import Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.machine.commands import Command
+    from coordinator.machine.members import Member
+    from coordinator.machine.population import Population
+
+
+def begin_average(
+    population: Population, member: Member, number: int, after: int
+) -> Iterator[Command]:
+    """A member begins an average: all others are to take part in it."""
+    member.averaging = max(member.averaging, (number, after))
+    member.rounds = max(member.rounds, after)
+    yield Keep(member)
+    for other in population.enrolled():
+        if other.phase >= Phase.FINISHED and other.averaging[0] < number:
+            if not other.connected or other.phase is Phase.ACCOUNTED:
+                yield from population.drop(other, f"ended with average {other.averaging[0]}")
+                continue
+            yield from population.stop(
+                f"{member} takes average {number} after round {after}, and {other} has ended "
+                f"its run with average {other.averaging[0]} after round {other.averaging[1]}; "
+                "expected all to average as often, and after the same rounds",
+                2,
+            )
+            return
+
+
+def settle(population: Population, number: int, enrolled: list[Member]) -> Iterator[Command]:
+    """All hold the average: it stands."""
+    population.settled, population.averages = population.roster, number
+    after = {m.id: m.averaging[1] for m in enrolled}
+    population.averaged_after = [after[m] for m in population.roster.members]
+    yield Keep(("settled", population.roster.epoch))
+    yield Keep(("averages", [number, *population.averaged_after]))
+    yield from population.tell(settled(population), enrolled)
+
+
+def settled(population: Population) -> Settled:
+    """The last average that stands."""
+    assert population.settled is not None
+    epoch = population.settled.epoch
+    return Settled(epoch, population.averages, population.averaged_after)

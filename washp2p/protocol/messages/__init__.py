@@ -1,0 +1,1 @@
+"""The messages of both planes: control messages, and the headers of frames."""

@@ -1,0 +1,112 @@
+"""The control plane's messages and their encoding. No sockets, no torch.
+
+One ordered channel between each worker and the coordinator. A field's type is its schema: a decoded
+message fits it, whoever sent it. `Hello` and `Refuse` never change their number or their form, so
+that two versions can still tell each other why they do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from washp2p.protocol.messages.from_coordinator import (
+    Checkpoint,
+    Discard,
+    Donor,
+    Dropped,
+    Evaluated,
+    Finish,
+    Guest,
+    Kept,
+    NewRoster,
+    Ping,
+    Refuse,
+    Resume,
+    Seeds,
+    Settled,
+    Stop,
+    View,
+    Welcome,
+)
+from washp2p.protocol.messages.from_worker import (
+    Accounts,
+    Attach,
+    Averaged,
+    Averaging,
+    Back,
+    Busy,
+    Claim,
+    CutOff,
+    Diverged,
+    Finished,
+    Hello,
+    Leave,
+    Look,
+    Metrics,
+    NoSnapshots,
+    Notice,
+    Progress,
+    Rank,
+    Ready,
+    Result,
+    Saved,
+    Stalled,
+    Surveyed,
+    Synced,
+    Unusable,
+    Vitals,
+)
+from washp2p.protocol.messages.records import Codec
+
+PROTOCOL = 10
+MESSAGE_LIMIT = 16 << 20
+WORKER_LIMIT = 4 << 20
+"""Bytes of a worker's message: layouts have at most about so much."""
+
+Message = (
+    Hello
+    | Refuse
+    | Resume
+    | Claim
+    | Welcome
+    | Attach
+    | NewRoster
+    | Synced
+    | Guest
+    | Donor
+    | Ready
+    | Seeds
+    | Checkpoint
+    | Saved
+    | Kept
+    | Discard
+    | Progress
+    | Metrics
+    | Result
+    | Averaged
+    | Settled
+    | Evaluated
+    | Stalled
+    | Diverged
+    | CutOff
+    | Dropped
+    | Back
+    | Finished
+    | Finish
+    | Accounts
+    | Leave
+    | Stop
+    | Ping
+    | Rank
+    | Vitals
+    | Look
+    | View
+    | Surveyed
+    | Unusable
+    | NoSnapshots
+    | Busy
+    | Notice
+    | Averaging
+)
+
+messages: Codec[Message] = Codec(get_args(Message), limit=MESSAGE_LIMIT)

@@ -1,0 +1,24 @@
+"""The types of messages' fields, and their limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+TEXT_LIMIT = 4000
+"""Characters of a reason."""
+
+Name = Annotated[str, 300]
+Text = Annotated[str, TEXT_LIMIT]
+KEY_BYTES = 32
+Key = Annotated[bytes, KEY_BYTES]
+"""A public key of CURVE; empty where links are in plain text."""
+
+Losses = Annotated[dict[str, int], 32]
+"""Values, by why they were lost."""
+
+Addresses = Annotated[list[Name], 4]
+PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
+"""As in `roster.Peer.row`."""
+
+QUARTERS = 4
+"""A survey finds a distance for each quarter of the parameters, in flat order."""
