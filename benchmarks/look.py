@@ -14,7 +14,8 @@ from statistics import median
 import torch
 
 from benchmarks.record import record
-from washp2p.model.store import Store, optimizer_slots
+from washp2p.model.optimizer_slots import optimizer_slots
+from washp2p.model.store import Store
 from workers.training.models import build_model
 
 CALLS, BLOCKS = 1000, 30

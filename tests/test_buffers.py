@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from washp2p.errors import UsageError
 from washp2p.model.buffers import kept_tensors, recompute
 from washp2p.model.means import average_state, mean
+from washp2p.model.optimizers import parameters_outside
 from washp2p.model.store import Store
 
 
@@ -288,4 +289,4 @@ def test_a_state_dict_of_its_own_takes_the_place_of_nothing():
 def test_parameters_that_the_model_does_not_have_are_counted():
     net, criterion = nn.Linear(2, 2), nn.Linear(2, 1)
     optimizer = torch.optim.SGD([*net.parameters(), *criterion.parameters()], lr=0.1)
-    assert Store(net, optimizer).outside == 2
+    assert parameters_outside(net, optimizer) == 2

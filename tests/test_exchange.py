@@ -148,14 +148,16 @@ class Population:
                     run=RUN,
                     add=config.late == "difference" and config.max_delay != "0",
                     conduct=self.refusals[me],
-                    weight=lambda strategy=strategy, store=store: strategy.weight(store.lr_share),
+                    weight=lambda strategy=strategy, store=store: strategy.weight(
+                        store.learning_rate.share
+                    ),
                 )
             )
             strategy.prepare(store.layout, config.n, me)
             self.strategies.append(strategy)
 
     def post(self, me, number, seed):
-        self.stores[me].sample_lr()
+        self.stores[me].learning_rate.sample()
         staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].lane)
         if staged is not None:
             self.exchanges[me].post(number, staged, 0)

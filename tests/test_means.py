@@ -60,7 +60,7 @@ def test_papa_pulls_towards_the_mean_as_far_as_the_learning_rate_says(
     """Equation 1, with 1 - alpha in proportion to the learning rate (section 2.3)."""
     peers = population(RunConfig.resolve(n=4, method="papa", alpha=alpha))
     for store, optimizer in zip(peers.stores, peers.optimizers, strict=True):
-        store.sample_lr()  # as at every step, long before a mean is taken
+        store.learning_rate.sample()  # as at every step, long before a mean is taken
         optimizer.param_groups[0]["lr"] *= fallen
     held = theta(peers).astype(np.float64)
     pull = fallen * (1 - alpha)
@@ -92,7 +92,7 @@ def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(popula
         for optimizer in (*peers.optimizers, *optimizers):
             optimizer.param_groups[0]["lr"] = lr
         for store in peers.stores:
-            store.sample_lr()
+            store.learning_rate.sample()
         reference.shuffle(number)
     held = theta(peers).astype(np.float64)
     peers.round(3, 3)
@@ -100,7 +100,7 @@ def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(popula
     assert theta(peers) == pytest.approx(expected, abs=1e-6)
     flat = [torch.cat([p.detach().reshape(-1) for p in m.parameters()]) for m in models]
     assert np.stack(flat) == pytest.approx(expected, abs=1e-6)
-    assert peers.stores[0].highest_lr == 1.0
+    assert peers.stores[0].learning_rate.highest == 1.0
 
 
 def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):  # noqa: F811

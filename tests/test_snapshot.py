@@ -31,7 +31,7 @@ def step(model, optimizer):
 def test_it_is_a_whole_state():
     model, optimizer, store = make()
     step(model, optimizer)
-    store.sample_lr()
+    store.learning_rate.sample()
     data = take(store, WHERE)
     opened = open_snapshot(data)
     assert opened.snapshot == WHERE
@@ -44,7 +44,7 @@ def test_it_is_a_whole_state():
     torch.manual_seed(5)
     step(other, twin)
     assert torch.equal(model[2].weight, other[2].weight)
-    assert theirs.highest_lr == 0.1
+    assert theirs.learning_rate.highest == 0.1
 
 
 def test_what_is_frozen_goes_as_digests():

@@ -14,7 +14,8 @@ from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
 from washp2p.model.device_copies import HostLane
-from washp2p.model.store import Store, optimizer_slots
+from washp2p.model.optimizer_slots import optimizer_slots
+from washp2p.model.store import Store
 
 
 def at(*places):
@@ -311,12 +312,12 @@ def test_a_learning_rate_may_be_a_tensor_or_none(lr):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.param_groups[0]["lr"] = lr
     store = Store(model, optimizer)
-    store.sample_lr()
-    assert store.lr_share == 1
+    store.learning_rate.sample()
+    assert store.learning_rate.share == 1
     if lr is not None:
         optimizer.param_groups[0]["lr"] = 0.025
-        store.sample_lr()
-        assert store.lr_share == pytest.approx(0.25)
+        store.learning_rate.sample()
+        assert store.learning_rate.share == pytest.approx(0.25)
 
 
 def test_parameters_without_dimensions_or_elements():

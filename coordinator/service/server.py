@@ -31,19 +31,19 @@ from coordinator.machine.commands import (
 )
 from coordinator.machine.membership import Membership
 from coordinator.service.journal import Journal
+from coordinator.service.opening import open_run
 from coordinator.service.rate_limits import Doorkeeper
-from coordinator.service.summary import summarise
+from coordinator.service.router import Router
+from coordinator.service.summary import SummaryFile, summarise
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
-from washp2p.protocol.messages.control import WORKER_LIMIT, messages
+from washp2p.protocol.messages.control import messages
 from washp2p.protocol.messages.from_coordinator import Kept, Ping, Seeds, View
 from washp2p.protocol.messages.from_worker import Back, Claim, Hello, Look, Rank
-from washp2p.protocol.patience import FAREWELL_MS, Patience
+from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.version import DERIVATION, VERSION, installed
 from washp2p.runfolder import rundir
 from washp2p.runfolder.logs import complain
-from washp2p.sockets.curve_auth import Gate, guard
-from washp2p.sockets.heartbeats import close_dead_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,8 +61,6 @@ AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
 LINK_BYTES = 400
 """Room for what the summary says of one link."""
-AHEAD = 1000
-"""Messages that are kept for a worker before it is given up."""
 
 
 class Server:
@@ -87,48 +85,26 @@ class Server:
         self._folder = folder
         self._observers = observers
         self._patience = Patience(config.patience)
-        self._goes_on = rundir.unfinished(folder)
+        goes_on = rundir.unfinished(folder)
         self._journal = Journal(
             rundir.create(folder, go_on=True) / rundir.JOURNAL,
             lambda text: observers.event(Event(text, What.DISK)),
         )
-        self._resumes = resume or self._journal.fact("resuming", False)
-        self._past = self._journal.read()
-        if self._resumes:
-            if not self._past.published:
-                raise UsageError(
-                    f"the run in {folder} had not begun, there is nothing to go on from; start it "
-                    "anew with another --run-dir"
-                )
-            if self._journal.fact("ended") and not self._past.kept[0]:
-                raise UsageError(
-                    f"the run in {folder} ended before its first checkpoint, there is nothing to "
-                    "go on from; start it anew with another --run-dir"
-                )
-            self._journal.forget_members()
-        elif ended := self._journal.fact("ended"):
-            raise UsageError(
-                f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
-                "or choose another --run-dir"
-            )
-        encrypted = keys is not None
-        if self._goes_on and self._journal.fact("encrypted", encrypted) != encrypted:
-            links = "in plain text, leave out --keys" if encrypted else "encrypted, give --keys"
-            raise UsageError(f"the links of the run in {folder} are {links}")
-        self._journal.keep(("encrypted", encrypted))
-        run = (None if self._resumes else self._journal.fact("run")) or os.urandom(8)
-        self._journal.keep(("run", run))
-        origin = self._journal.fact("origin") or run
-        self._journal.keep(("origin", origin))
-        self._journal.commit()
+        self._opened = opened = open_run(
+            self._journal,
+            folder,
+            resume=resume,
+            goes_on=goes_on,
+            encrypted=keys is not None,
+        )
         self._membership = Membership(
             config,
-            run=run,
-            origin=origin,
+            run=opened.run,
+            origin=opened.origin,
             name=rundir.check_name(folder.name),
             version=VERSION,
             derivation=DERIVATION,
-            encrypted=encrypted,
+            encrypted=keys is not None,
         )
         self._population = self._membership.population
         self._control_bytes: Counter[bytes] = Counter()
@@ -138,7 +114,11 @@ class Server:
             keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
         )
         self._end: End | None = None
-        self._unwritten = self._told_no_room = False
+        self._summary_file = SummaryFile(
+            folder / rundir.SUMMARY, lambda text: observers.event(Event(text, What.DISK))
+        )
+        self._interrupted = asyncio.Event()
+        self._leaves = False
 
     async def serve(
         self, bind: str | None, *, ready_fd: int | None = None, stay: bool = False
@@ -163,45 +143,25 @@ class Server:
         return code
 
     async def _run(self, bind: str | None, ready_fd: int | None) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._router = context.socket(zmq.ROUTER)
-        self._router.set(zmq.ROUTER_MANDATORY, 1)
-        self._router.set(zmq.ROUTER_HANDOVER, 1)
-        self._router.set(zmq.SNDHWM, AHEAD)
-        self._router.set(zmq.MAXMSGSIZE, WORKER_LIMIT)
-        close_dead_links(self._router, self._patience)
-        gate: Gate | None = None
-        if self._keys is not None:
-            gate = Gate(context, self._doorkeeper.admits, self._patience)
-            guard(self._router, self._keys.own)
+        own = None if self._keys is None else self._keys.own
+        self._router = Router(self._patience, own, self._doorkeeper.admits)
         try:
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
-            if self._resumes:
-                self._carry_out(self._membership.resume(self._past))
-            elif self._goes_on:
-                self._carry_out(self._membership.go_on(self._past, time.monotonic()))
+            if self._opened.resumes:
+                self._carry_out(self._membership.resume(self._opened.past))
+            elif self._opened.goes_on:
+                self._carry_out(self._membership.go_on(self._opened.past, time.monotonic()))
             await self._loop()
         finally:
-            self._router.close(linger=FAREWELL_MS)
-            context.term()
-            if gate is not None:
-                gate.join()
+            self._router.close()
             self._journal.close()
 
     def _listen(self, bind: str, ready_fd: int | None) -> None:
-        try:
-            self._router.set(zmq.IPV6, "[" in bind)
-            self._router.bind(bind)
-        except zmq.ZMQError as error:
-            raise UsageError(
-                f"cannot listen at {bind}: {error.strerror}; choose another --bind, or end what "
-                "listens there"
-            ) from None
-        address = self._router.get_string(zmq.LAST_ENDPOINT)
+        address = self._router.listen(bind)
         config = self._population.config
         self._journal.keep(("address", address))
         self._journal.commit()
-        if self._resumes or not self._goes_on:
+        if self._opened.resumes or not self._opened.goes_on:
             self._write_config(())
         text = f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
         self._observers.event(Event(text, What.LISTENING))
@@ -229,8 +189,6 @@ class Server:
 
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        self._interrupted = asyncio.Event()
-        self._leaves = False
         loop.add_signal_handler(signal.SIGINT, self._interrupted.set)
         loop.add_signal_handler(signal.SIGTERM, self._leave)
 
@@ -241,9 +199,9 @@ class Server:
     async def _loop(self) -> None:
         ping_at = time.monotonic()
         poller = zmq.asyncio.Poller()
-        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._router.socket, zmq.POLLIN)
         interrupted = asyncio.ensure_future(self._interrupted.wait())
-        while self._end is None or self._unwritten:
+        while self._end is None or self._summary_file.unwritten:
             arrival = asyncio.ensure_future(poller.poll(round(self._patience.ping * 1000)))
             await asyncio.wait({arrival, interrupted}, return_when=asyncio.FIRST_COMPLETED)
             if interrupted.done():
@@ -253,7 +211,7 @@ class Server:
                     self._carry_out(self._population.stop(reason, INTERRUPTED))
                 return
             for _ in range(AT_ONCE):
-                if self._end is not None or not self._arrived():
+                if self._end is not None or not self._router.arrived:
                     break
                 self._receive()
             if time.monotonic() >= ping_at:
@@ -262,30 +220,28 @@ class Server:
                 self._doorkeeper.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
                 self._observers.tick(self._population)
-                if self._unwritten:
-                    self._write_summary()
+                if self._summary_file.unwritten:
+                    self._summary_file.write(self._summary())
             self._bury()
         interrupted.cancel()
-
-    def _arrived(self) -> bool:
-        return bool(int(self._router.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def _bury(self) -> None:
         """Give up workers whose connection is closed, after hearing out their last words."""
         for _ in range(AT_ONCE):
-            if not self._unreachable or not self._arrived():
+            if not self._unreachable or not self._router.arrived:
                 break
             self._receive()
         else:
             return
         while self._unreachable:
             identity = self._unreachable.pop()
-            if not self._reaches(identity, messages.encode(Ping())):  # it has not come back since
+            if not self._router.send(
+                identity, messages.encode(Ping())
+            ):  # it has not come back since
                 self._carry_out(self._membership.gone(identity, time.monotonic()))
 
     def _receive(self) -> None:
-        identity = self._router.recv()
-        frame, *more = self._router.recv_multipart(copy=False)
+        identity, frame, more = self._router.receive()
         if not self._doorkeeper.hears(identity, frame):
             return
         data = b"" if more else frame.bytes
@@ -298,7 +254,7 @@ class Server:
             if isinstance(message, Hello | Claim | Back | Rank | Look):
                 self._doorkeeper.charge_knock(identity)
             if isinstance(message, Look):
-                self._reaches(identity, messages.encode(View(self._view(links=True))))
+                self._router.send(identity, messages.encode(View(self._view(links=True))))
                 return
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
@@ -307,22 +263,10 @@ class Server:
             self._carry_out(self._membership.cut_off(offender, what))  # which tells it so
             self._doorkeeper.cut_off(offender, what, frame)
 
-    def _reaches(self, identity: bytes, data: bytes) -> bool:
-        """Send to a worker, if it is connected; whether it is."""
-        try:
-            self._router.send_multipart((identity, data), zmq.NOBLOCK)
-        except zmq.Again:  # it has not taken what it was sent for long
-            return False
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            return False
-        return True
-
     def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
         if isinstance(message, Kept) and self._journal.failing:
             return  # the checkpoint that the journal names must stay
-        if not self._reaches(identity, data):
+        if not self._router.send(identity, data):
             self._unreachable.add(identity)
         elif isinstance(message, Seeds):
             self._seed_bytes[identity] += len(data)
@@ -358,7 +302,7 @@ class Server:
                     self._tell(command)
                 case End(reason, code):
                     if not code:
-                        self._write_summary()
+                        self._summary_file.write(self._summary())
                     self._journal.keep(("ended", reason))
                     self._end = command
         self._journal.commit()
@@ -378,7 +322,7 @@ class Server:
         }
 
     def _conclude(self) -> int:
-        if self._unwritten:
+        if self._summary_file.unwritten:
             complain(f"{self._folder} has no summary: the disk was full to the end", What.DISK)
             return 1
         if self._end is None:
@@ -400,23 +344,5 @@ class Server:
     def _reserve_summary(self) -> None:
         """Have room for the summary before workers are let go."""
         links = len(self._population.members) ** 2
-        size = 2 * len(rundir.to_json(self._summary())) + LINK_BYTES * links
-        try:
-            rundir.reserve(self._folder / rundir.SUMMARY, size)
-        except UsageError as error:
+        if not self._summary_file.reserve(self._summary(), LINK_BYTES * links):
             self._membership.has_room = False
-            self._say_no_room(f"{error}; workers wait until there is room")
-
-    def _write_summary(self) -> None:
-        """Write it, now or as soon as it can be written."""
-        try:
-            rundir.write_reserved(self._folder / rundir.SUMMARY, self._summary())
-            self._unwritten = False
-        except UsageError as error:
-            self._unwritten = True
-            self._say_no_room(f"{error}; it is tried again until there is room")
-
-    def _say_no_room(self, text: str) -> None:
-        if not self._told_no_room:
-            self._told_no_room = True
-            self._observers.event(Event(text, What.DISK))

@@ -1,11 +1,15 @@
-"""summary.json from what the members reported. Pure."""
+"""summary.json: what the members reported, on disk before workers are let go."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from washp2p.errors import UsageError
+from washp2p.runfolder import rundir
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from coordinator.machine.population import Population
     from washp2p.protocol.refusals import Reason
@@ -88,3 +92,40 @@ def summarise(
         "refused_messages": {str(reason): count for reason, count in refused.items()},
         "lost_values": sum(row["expired_values"] for row in rows),
     }
+
+
+class SummaryFile:
+    """summary.json on a disk that may be full: room is reserved, writing is tried again.
+
+    `tell` is told once that there is no room.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+        self._path = path
+        self._tell = tell
+        self._told = False
+        self.unwritten = False
+        """Whether it was to be written and could not be."""
+
+    def reserve(self, summary: dict[str, Any], more: int) -> bool:
+        """Have room for twice such a `summary` and `more` bytes; whether there is."""
+        try:
+            rundir.reserve(self._path, 2 * len(rundir.to_json(summary)) + more)
+        except UsageError as error:
+            self._say(f"{error}; workers wait until there is room")
+            return False
+        return True
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write it; if there is no room, it is `unwritten` and to be written again."""
+        try:
+            rundir.write_reserved(self._path, summary)
+            self.unwritten = False
+        except UsageError as error:
+            self.unwritten = True
+            self._say(f"{error}; it is tried again until there is room")
+
+    def _say(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._tell(text)

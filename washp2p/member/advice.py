@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from washp2p.model.device_copies import as_array
 from washp2p.model.missed_steps import Watch
-from washp2p.model.optimizers import NATURAL, copies_in, why_not_restorable
+from washp2p.model.optimizers import NATURAL, copies_in, parameters_outside, why_not_restorable
 from washp2p.rounds.twins import Likeness
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ class Advice:
         *,
         connection: Connection,
         store: Store,
+        model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         merger: Merger,
     ) -> None:
         self._me = connection.member
         self._connection = connection
         self._store = store
+        self._model = model
         self._optimizer = optimizer
         self._merger = merger
         self._topics: set[str] = set()
@@ -64,7 +66,7 @@ class Advice:
             )
         if self.no_snapshots:
             self._say_no_snapshots()
-        if outside := self._store.outside:
+        if outside := parameters_outside(self._model, self._optimizer):
             self.tell(
                 "outside the model",
                 f"{kind} steps {outside} parameters that the model does not have: they are neither "

@@ -18,9 +18,9 @@ from washp2p.member.accounting import finished, vitals_of
 from washp2p.member.advice import Advice
 from washp2p.member.averages import Averages
 from washp2p.member.checkpointing import Keeper
+from washp2p.member.grad_scaler import Attempts
 from washp2p.member.startup import Entry
 from washp2p.model.digests import all_finite
-from washp2p.model.grad_scaler import Attempts
 from washp2p.model.parameters import plain_model
 from washp2p.model.snapshot import Snapshot
 from washp2p.model.store import Store
@@ -144,7 +144,7 @@ class Member:
             add=connection.config.late == "difference" and connection.config.max_delay != "0",
             conduct=self._conduct,
             consensus=self._strategy.consensus(self._store.layout),
-            weight=lambda: self._strategy.weight(self._store.lr_share),
+            weight=lambda: self._strategy.weight(self._store.learning_rate.share),
             room=self._room_for_means(),
         )
         self._surveyor: Surveyor | None = None
@@ -156,6 +156,7 @@ class Member:
         self._advice = Advice(
             connection=connection,
             store=self._store,
+            model=model,
             optimizer=optimizer,
             merger=self._exchange.merger,
         )
@@ -564,7 +565,7 @@ class Member:
             with self._told():
                 if self._averages.step():
                     self._timeline.go_on()
-                self._store.sample_lr()
+                self._store.learning_rate.sample()
                 self._advice.before_round()
                 self._timeline.step()
                 self._keeper.after_round(self._timeline)

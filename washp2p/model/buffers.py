@@ -41,6 +41,16 @@ class Kept(NamedTuple):
     tensor: torch.Tensor
     known: bool
 
+    def refuse_change(self, now: torch.Tensor) -> None:
+        """Raise UsageError if the tensor, as it is `now`, has another shape or dtype."""
+        buffer, kind = self.buffer, str(now.dtype).removeprefix("torch.")
+        if (tuple(now.shape), kind) != (buffer.shape, buffer.dtype):
+            raise UsageError(
+                f"buffer {buffer.name} is {list(now.shape)} {kind} now, it was "
+                f"{list(buffer.shape)} {buffer.dtype} when this member joined; buffers that grow "
+                "or change cannot be averaged: register it with persistent=False"
+            )
+
 
 def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]:
     """All buffers and frozen parameters of `model`, each once, in the order of its modules.

@@ -250,3 +250,27 @@ def _is_kept(value: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+class LearningRate:
+    """The learning rate of an optimizer's first parameter group, looked at once a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.highest = 0.0
+        """The highest at any step, or that a scheduler calls its `initial_lr`."""
+        self.share = 1.0
+        """That of the last step, as a share of the highest; 1 without any."""
+
+    def sample(self) -> None:
+        """Look at the learning rate of now."""
+        group = self._optimizer.param_groups[0]
+        now, first = (float(group.get(name) or 0.0) for name in ("lr", "initial_lr"))
+        self.highest = max(self.highest, now, first)
+        self.share = now / self.highest if self.highest else 1.0
+
+
+def parameters_outside(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """How many parameters the optimizer has that are not the model's."""
+    own = {id(parameter) for parameter in model.parameters()}
+    return sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])

@@ -82,7 +82,7 @@ def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
         "round": snapshot.round,
         "extra": extra,
         "optimizer": plain,
-        "highest_lr": store.highest_lr,
+        "highest_lr": store.learning_rate.highest,
         "frozen": {} if frozen else {n: digest(whole[n]).hex() for n in store.frozen},
     }
     owned = {name: tensor.clone() for name, tensor in tensors.items()}  # each its own storage
@@ -121,7 +121,7 @@ def restore(store: Store, opened: Opened, more: State | None = None) -> None:
     try:
         store.load_values(_part(opened.tensors, "model.") | (more or {}))
         store.load_optimizer_state(_part(opened.tensors, "optimizer."), opened.optimizer)
-        store.highest_lr = opened.highest_lr
+        store.learning_rate.highest = opened.highest_lr
     except NATURAL as error:
         raise ProtocolError(f"not a snapshot of such a member: {error!r:.200}") from None
 

@@ -15,7 +15,7 @@ from washp2p.errors import UsageError
 from washp2p.model.optimizers import NATURAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 
 class StateDict:
@@ -136,6 +136,22 @@ def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in {**module._parameters, **kept}.items():
             if tensor is not None:
                 yield f"{prefix}.{name}".removeprefix("."), tensor
+
+
+def refuse_added_tensors(
+    model: torch.nn.Module, expected: Collection[int], names: Collection[str]
+) -> None:
+    """Raise UsageError for a tensor of the model that is neither `expected` nor has such a name.
+
+    `expected` are the ids of tensors, `names` those of buffers.
+    """
+    for name, tensor in named_tensors(model):
+        if id(tensor) not in expected and name not in names:
+            raise UsageError(
+                f"{name} was added to the model after it joined, and would be neither exchanged"
+                " nor averaged; add it before joining (run a batch through the model first), or "
+                "register it with persistent=False"
+            )
 
 
 def _copy(value: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from washp2p.model.store import optimizer_slots
+from washp2p.model.optimizer_slots import optimizer_slots
 from washp2p.plan.consensus import Consensus
 from washp2p.plan.plan import Deriver, Plan
 from washp2p.protocol.rates import expected_payload, layer_rates, paper_payload

@@ -1,0 +1,73 @@
+"""Begin a run, or go on with the one whose journal is in the run folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from washp2p.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coordinator.machine.members import Past
+    from coordinator.service.journal import Journal
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a coordinator begins with."""
+
+    run: bytes
+    """Eight bytes that name this life of the run on both planes."""
+
+    origin: bytes
+    """`run` of the run's first life; files carry it."""
+
+    past: Past
+    """What the journal says; empty for a new run."""
+
+    resumes: bool
+    """Whether the members are gone and go on from their checkpoints."""
+
+    goes_on: bool
+    """Whether the folder has a run that has not finished."""
+
+
+def open_run(
+    journal: Journal, folder: Path, *, resume: bool, goes_on: bool, encrypted: bool
+) -> Opened:
+    """Read the journal of `folder`, and commit to it what this coordinator begins with.
+
+    `goes_on` says that the run there has not finished, `resume` that it is to go on from its
+    checkpoints. Raises UsageError if it cannot.
+    """
+    resumes = resume or journal.fact("resuming", False)
+    past = journal.read()
+    if resumes:
+        if not past.published:
+            raise UsageError(
+                f"the run in {folder} had not begun, there is nothing to go on from; start it "
+                "anew with another --run-dir"
+            )
+        if journal.fact("ended") and not past.kept[0]:
+            raise UsageError(
+                f"the run in {folder} ended before its first checkpoint, there is nothing to "
+                "go on from; start it anew with another --run-dir"
+            )
+        journal.forget_members()
+    elif ended := journal.fact("ended"):
+        raise UsageError(
+            f"the run in {folder} has ended: {ended}; --resume it from its last checkpoint, "
+            "or choose another --run-dir"
+        )
+    if goes_on and journal.fact("encrypted", encrypted) != encrypted:
+        links = "in plain text, leave out --keys" if encrypted else "encrypted, give --keys"
+        raise UsageError(f"the links of the run in {folder} are {links}")
+    run = (None if resumes else journal.fact("run")) or os.urandom(8)
+    origin = journal.fact("origin") or run
+    for fact in (("encrypted", encrypted), ("run", run), ("origin", origin)):
+        journal.keep(fact)
+    journal.commit()
+    return Opened(run, origin, past, resumes, goes_on)
