@@ -59,11 +59,13 @@ class Victim:
             member=0,
             run=RUN,
             place="here",
-            rosters=[rounds.peers.roster],
-            changes=0,
-            seeds=SimpleNamespace(until=ROUNDS),
+            state=SimpleNamespace(
+                rosters=[rounds.peers.roster],
+                changes=0,
+                seeds=SimpleNamespace(until=ROUNDS),
+                take_guests=list,
+            ),
             check=lambda: None,
-            take_guests=list,
         )
         self.inbox = Inbox(
             connection=connection,

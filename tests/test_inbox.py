@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import Refusals
 from washp2p.protocol.messages.frames import Fetch, headers
+from washp2p.protocol.messages.from_worker import Stalled
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import Peer, Roster
@@ -61,17 +62,16 @@ def scene():
         member=0,
         run=RUN,
         place="here",
-        rosters=[roster(0, 0, 1, 2)],
-        changes=1,
+        state=SimpleNamespace(rosters=[roster(0, 0, 1, 2)], changes=1, take_guests=list),
         check=lambda: None,
-        take_guests=list,
     )
     connection.reported = []
 
-    def stalled(peer, *, broken):
-        connection.reported.append(peer)
+    def tell(message):
+        assert isinstance(message, Stalled)
+        connection.reported.append(message.member)
 
-    connection.stalled = stalled
+    connection.tell = tell
     wire = Recorder()
     inbox = Inbox(
         connection=connection, transport=wire, transfer=wire, exchange=wire, conduct=Refusals()
@@ -87,8 +87,8 @@ def calls(wire, name):
 def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
     connection, wire, inbox = scene
     assert calls(wire, "connect") == [[m, f"memory://{m}", b"", []] for m in (1, 2)]
-    connection.rosters.append(roster(1, 0, 2, 3))
-    connection.changes += 1
+    connection.state.rosters.append(roster(1, 0, 2, 3))
+    connection.state.changes += 1
     inbox.drain()
     assert calls(wire, "connect")[2:] == [[3, "memory://3", b"", []]]
     assert calls(wire, "remove") == [[1]]
@@ -97,8 +97,8 @@ def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
 
 def test_who_came_and_went_between_two_looks_is_given_up_too(scene):
     connection, wire, inbox = scene
-    connection.rosters += [roster(1, 0, 1, 2, 3), roster(2, 0, 1, 2)]
-    connection.changes += 2
+    connection.state.rosters += [roster(1, 0, 1, 2, 3), roster(2, 0, 1, 2)]
+    connection.state.changes += 2
     inbox.drain()
     assert calls(wire, "remove") == [[3]]
 
@@ -125,8 +125,9 @@ def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twel
 def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
     connection, wire, inbox = scene
     for number in range(10, 10 + 3 * GUESTS):
-        connection.take_guests = lambda number=number: [Peer(number, f"memory://{number}")] * 2
-        connection.changes += 1
+        guest = Peer(number, f"memory://{number}")
+        connection.state.take_guests = lambda guest=guest: [guest] * 2
+        connection.state.changes += 1
         inbox.drain()
     assert len(inbox.guests) == GUESTS
     assert [peer for (peer,) in calls(wire, "disconnect")] == list(range(10, 10 + 2 * GUESTS))
@@ -142,8 +143,8 @@ def test_what_comes_before_the_control_plane_has_told_of_its_sender_is_kept(scen
     wire.messages = [fetch(3, 0), fetch(3, 1)]
     inbox.drain()
     assert calls(wire, "on_fetch") == []
-    connection.take_guests = lambda: [Peer(3, "memory://3")]
-    connection.changes += 1
+    connection.state.take_guests = lambda: [Peer(3, "memory://3")]
+    connection.state.changes += 1
     wire.messages = [fetch(3, 2)]
     inbox.drain()
     assert [asked.offset for (asked,) in calls(wire, "on_fetch")] == [0, 1, 2]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.runfolder import rundir
+from washp2p.runfolder.summary import member_row, run_totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,46 +33,26 @@ def summarise(
     assert run.settled is not None
     rounds = max(finished.rounds for _, finished in done)
     seconds = max(finished.seconds for _, finished in done)
-    rows = []
-    for member, finished in done:
-        exchanges = [link for link in member.counts if link["kind"] == "exchange"]
-        total = {
-            key: sum(link[key] for link in exchanges)
-            for key in ("payload", "header", "messages", "expected")
-        }
-        rows.append(
-            {
-                "member": member.id,
-                "host": member.host,
-                "steps": finished.steps,
-                "seconds": round(finished.seconds, 3),
-                "waited": round(finished.waited, 3),
-                "max_delay": finished.max_delay,
-                "applied_values": finished.applied_values,
-                "expired_values": sum(finished.lost.values()),
-                "lost": finished.lost,
-                "refused_values": finished.refused_values,
-                "refused_messages": finished.refused_messages,
-                "payload": total["payload"],
-                "header": total["header"],
-                "messages": total["messages"],
-                "expected_payload": total["expected"],
-                "theory": finished.theory,
-                "paper": finished.paper,
-                "papa": finished.papa,
-                "papa_all_reduce": finished.papa_all_reduce,
-                "control": control_bytes[member.identity],
-                "seeds_received": seed_bytes[member.identity],
-                "links": member.counts,
-            }
+    rows = [
+        member_row(
+            member.id,
+            member.host,
+            finished,
+            member.counts,
+            control=control_bytes[member.identity],
+            seeds_received=seed_bytes[member.identity],
         )
-    return {
-        "method": config.method,
-        "n": config.n,
-        "rounds": rounds,
-        "seconds": round(seconds, 3),
-        "rounds_per_second": round(rounds / seconds, 2) if seconds else 0.0,
-        "parameters": done[0][1].parameters,
+        for member, finished in done
+    ]
+    totals = run_totals(
+        config.method,
+        config.n,
+        rows,
+        rounds=rounds,
+        seconds=seconds,
+        parameters=done[0][1].parameters,
+    )
+    return totals | {
         "accuracy": {
             key: run.accuracy.get(key)
             for key in ("over", "members", "ensemble", "averaged", "greedy_soup")
@@ -88,9 +69,7 @@ def summarise(
             {"member": gone.member, "host": gone.host, "reason": gone.reason, "round": gone.round}
             for gone in run.departed
         ],
-        "bytes": rows,
         "refused_messages": {str(reason): count for reason, count in refused.items()},
-        "lost_values": sum(row["expired_values"] for row in rows),
     }
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 import washp2p
 from tests.integration.conftest import FORKSERVER, collect
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
+from washp2p.member import joining
 
 STEPS = 20
 
@@ -159,7 +160,7 @@ def never_close(address, number, queue):
     queue.put(member.id)
     queue.close()
     queue.join_thread()
-    washp2p.joining._abandon(lambda: member)  # as at the process's end
+    joining._abandon(lambda: member)  # as at the process's end
 
 
 def test_all_have_averaged_and_none_has_closed_is_a_finished_run(runs):

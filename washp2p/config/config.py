@@ -14,6 +14,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.config.augmentation import EXPECTED, Augmentation, augmentation_of
+from washp2p.config.presets import ADAMS, BY_EPOCHS, MEANS, PRESETS
 from washp2p.errors import UsageError
 from washp2p.protocol.rates import SCHEDULES
 
@@ -24,38 +25,13 @@ LATE = ("overwrite", "difference")
 ON_DIVERGENCE = ("reset", "drop", "stop")
 TRANSPORTS = ("auto", "torch", "tcp")
 METHODS = ("wash", "wash-opt", "sparta", "papa", "papa-all", "dart", "papa-2", "none")
-MEANS: dict[str, dict[str, Any]] = {
-    "sparta": {"max_delay": "0", "schedule": "constant"},
-    "papa": {"max_delay": "0", "init": "different", "every": 10},
-    "papa-all": {"max_delay": "0", "init": "different", "every": 5},
-    "dart": {"max_delay": "0", "every": 5, "from_": "0.5"},
-    "papa-2": {"max_delay": "0", "init": "different", "every": 5},
-}
-"""Methods that take means, in lockstep only, and what differs from the fields' own defaults."""
-BY_EPOCHS = ("papa-all", "dart", "papa-2")
-"""Methods whose `every` counts epochs instead of steps."""
 ON_BAD_IMAGE = ("stop", "skip")
 OPTIMIZERS = ("sgd", "adam", "adamw")
-ADAMS: dict[str, dict[str, Any]] = {
-    name: {"lr": 0.002, "min_lr": 1e-6, "swa_lr": 0.001} for name in ("adam", "adamw")
-}
-"""What differs by optimizer, whatever the data."""
 INITS = ("same", "different")
 SMALLEST_P = 1e-15
 MODELS = ("linear", "cnn", "resnet18", "vgg16", "resnet50", "timm:NAME")
 TIMM = "timm"
 """Where a model, as in timm:efficientnet_lite0, or its pretrained weights come from."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"p": 0.05, "lr": 0.07, "batch_size": 32, "holdout": 0.1},
-    "fashion-mnist": {"p": 0.01, "lr": 0.05, "batch_size": 32},
-    "cifar10": {"model": "resnet18", "epochs": 300, "p": 0.001},
-    "cifar100": {"model": "resnet18", "epochs": 300, "p": 0.001},
-    "imagefolder": {"model": "resnet50", "epochs": 90, "p": 0.05, "batch_size": 256},
-}
-"""What differs from the fields' own defaults, by data set. CIFAR and ImageNet are as in the paper.
-Training that is short needs a larger p (the paper's phase transition, figure 5a) and, for the small
-CNN without normalisation layers, gentler and more steps than the paper's recipe."""
 
 LATER: dict[str, Any] = {"last": "", "on_bad_image": "stop"}
 """Fields that run folders of earlier versions do not have, and what they mean there."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from washp2p.config.config import ADAMS, MEANS, PRESETS, RunConfig, flag, plugins
+from washp2p.config.config import RunConfig, flag, plugins
+from washp2p.config.presets import ADAMS, MEANS, PRESETS
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:

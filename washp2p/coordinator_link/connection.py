@@ -11,39 +11,28 @@ import logging
 import os
 import socket as sockets
 import threading
-from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from washp2p.config.config import RunConfig
-from washp2p.coordinator_link.control_socket import ControlSocket
+from washp2p.coordinator_link.control_socket import ControlSocket, unanswered
 from washp2p.errors import (
     INTERRUPTED,
     DroppedError,
     JoinRefusedError,
     ProtocolError,
     RunStoppedError,
-    UnreachableError,
     UsageError,
     WashError,
 )
 from washp2p.protocol.endpoints import split_tcp
 from washp2p.protocol.messages.control import PROTOCOL, Message, messages
-from washp2p.protocol.messages.fields import TEXT_LIMIT
+from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.from_coordinator import (
-    Checkpoint,
-    Discard,
-    Donor,
     Dropped,
-    Evaluated,
-    Finish,
-    Guest,
-    Kept,
-    NewRoster,
+    Ping,
     Refuse,
     Resume,
-    Seeds,
-    Settled,
     Stop,
     Welcome,
 )
@@ -53,14 +42,10 @@ from washp2p.protocol.messages.from_worker import (
     Averaged,
     Averaging,
     Back,
-    Busy,
     Claim,
-    CutOff,
-    Diverged,
     Finished,
     Hello,
     Leave,
-    Metrics,
     NoSnapshots,
     Notice,
     Progress,
@@ -68,15 +53,10 @@ from washp2p.protocol.messages.from_worker import (
     Ready,
     Result,
     Saved,
-    Stalled,
-    Surveyed,
     Synced,
-    Unusable,
-    Vitals,
 )
 from washp2p.protocol.patience import Patience
-from washp2p.protocol.roster import MemberId, Order, Peer, Roster
-from washp2p.protocol.seed_window import Seedbook
+from washp2p.protocol.run_state import RunState
 from washp2p.protocol.version import DERIVATION, VERSION, installed
 from washp2p.runfolder import checkpoints, rundir
 from washp2p.transports.locality import this_place
@@ -85,10 +65,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.protocol.layout import Layout
-    from washp2p.protocol.ledger import Ledger
+    from washp2p.protocol.roster import MemberId, Order
     from washp2p.sockets.keys import JoinKey
 
 _log = logging.getLogger("washp2p")
+
+
+MILESTONES = (
+    Accounts, Attach, Averaged, Averaging, Finished, NoSnapshots, Notice, Ready, Result, Synced
+)  # fmt: skip
 
 
 class Connection:
@@ -122,29 +107,13 @@ class Connection:
     patience: Patience
     """How long to wait for whom."""
 
-    rosters: list[Roster]
-    """All that are known, by epoch; only added to."""
-
-    settled: Settled | None = None
-    """The last average that stands, once one does."""
-
-    evaluated: int = 0
-    """The last average of which some member has reported what evaluation found."""
-
     origin: bytes
     """Eight bytes that name the run's first life: what its files carry."""
-
-    averages: int = 0
-    """How many averages had been taken when this member came into the roster."""
-
-    donor: Peer | None = None
-    """Of a newcomer: whose snapshot to fetch."""
 
     _welcome: Welcome | None = None
     _failure: WashError | None = None
     _last_progress = Progress(0)
     _last_saved: Saved | None = None
-    _finish = False
 
     def __init__(
         self,
@@ -167,21 +136,14 @@ class Connection:
         if rank is not None:
             self._greeting.insert(0, messages.encode(Rank(rank)))
         self._milestones: list[bytes] = []
-        self._guests: deque[Peer] = deque()
         self.place = this_place()
         """Where this process runs, as its peers know it."""
-        self.seeds = Seedbook()
-        """Those that have arrived."""
-        self._keys: dict[bytes, MemberId] = {}
-        self._visitors: dict[bytes, MemberId] = {}
+        self.state = RunState()
+        """What the coordinator has said so far."""
         self.encrypted = keys is not None
         """Whether links are, to the coordinator and among members."""
         self.patience = Patience()
-        self.rosters = []
-        self.changes = 0
-        """Grows whenever a roster, a guest or a donor is new."""
         self._run_dir = run_dir
-        self._checkpoints: set[int] = set()
         self._socket = ControlSocket(
             address,
             keys,
@@ -199,8 +161,8 @@ class Connection:
             raise
         if self._welcome is None:
             self.close()
-            raise self._failure or _unanswered(address, wait, keys, unlike=self._socket.unlike)
-        self.member = self._welcome.member
+            raise self._failure or unanswered(address, wait, keys, unlike=self._socket.unlike)
+        self.member = self.state.member = self._welcome.member
         self.run, self.origin = self._welcome.run, self._welcome.origin
         self.name = self._welcome.name
         try:
@@ -244,176 +206,71 @@ class Connection:
         population's, RunStoppedError.
         """
         wire, where = layout.to_wire(), self.place
-        self._reach(
+        self.tell(
             Attach(
-                wire, endpoint, list(near), where, key, rounds, installed(), _short(no_snapshots)
+                wire, endpoint, list(near), where, key, rounds, installed(), shortened(no_snapshots)
             )
         )
         with self._changed:
-            self._changed.wait_for(lambda: self.enrolled or self.donor or self._failure)
+            self._changed.wait_for(lambda: self.state.enrolled or self.state.donor or self._failure)
         self.check()
-
-    @property
-    def roster(self) -> Roster:
-        """The newest."""
-        return self.rosters[-1]
-
-    @property
-    def enrolled(self) -> bool:
-        """Whether this member is in the newest roster."""
-        return bool(self.rosters) and self.member in self.rosters[-1].members
-
-    def member_of(self, key: bytes) -> MemberId | None:
-        """Whose public `key` (32 bytes) it is, of the newest roster and who fetches a snapshot."""
-        return self._keys.get(key)
-
-    def take_guests(self) -> list[Peer]:
-        """Newcomers that will ask for a snapshot, each told once."""
-        return [self._guests.popleft() for _ in range(len(self._guests))]
 
     def check(self) -> None:
         """Raise RunStoppedError (or why the coordinator refused) if this member's run is over."""
         if self._failure is not None:
             raise self._failure
 
-    def synced(self, epoch: int) -> None:
-        """Report that this member holds the initial state of the first member of `epoch`.
+    def tell(self, message: Message) -> None:
+        """Send a control `message` to the coordinator.
 
-        That is the number of a roster.
+        A milestone is said again to a coordinator that comes back after one was lost.
         """
-        self._reach(Synced(epoch))
-
-    def ready(self) -> None:
-        """Report that this newcomer holds a snapshot."""
-        self._reach(Ready())
-
-    def averaging(self, number: int, round_number: int) -> None:
-        """Report that average `number` begins here, after round `round_number`."""
-        self._reach(Averaging(number, round_number))
-
-    def averaged(self, epoch: int, number: int) -> None:
-        """Report that this member holds average `number` over the members of `epoch`, a number."""
-        self._reach(Averaged(epoch, number))
-
-    def stalled(self, member: MemberId, *, broken: bool = False) -> None:
-        """Report that this member has waited too long for the `member` of that number.
-
-        Because it is slow, or the link to it is `broken`.
-        """
-        self._send(Stalled(member, broken))
-
-    def unusable(self, member: MemberId, what: str) -> None:
-        """Report that the snapshot of the `member` of that number is of no use: `what` it has."""
-        self._send(Unusable(member, _short(what)))
-
-    def no_snapshots(self, reason: str) -> None:
-        """Report that the optimizer's state cannot be given to others, and the `reason`."""
-        self._reach(NoSnapshots(_short(reason)))
-
-    def busy(self, seconds: float) -> None:
-        """Report that the loop does something else for at most `seconds`; 0: it goes on again."""
-        self._send(Busy(seconds))
-
-    def notice(self, topic: str, text: str) -> None:
-        """Report what people should know, in a line of `text`; `topic` is one of a few words."""
-        self._reach(Notice(topic, _short(text)))
-
-    def diverged(self, member: MemberId) -> None:
-        """Report that the `member` of that number sends values that are not finite."""
-        self._send(Diverged(member))
-
-    def cut_off(self, member: MemberId, what: str) -> None:
-        """Report that this member takes nothing from the `member` of that number any more.
-
-        `what` it has sent, in words.
-        """
-        self._send(CutOff(member, _short(what)))
+        data = messages.encode(message)
+        if isinstance(message, MILESTONES):
+            self._milestones.append(data)
+        self._socket.send(data)
 
     def order_of(self, round_number: int) -> Order | None:
         """What the plan of round `round_number` is derived from; None if its seed is not here."""
-        return self.seeds.order_of(round_number, self.rosters)
+        return self.state.seeds.order_of(round_number, self.state.rosters)
 
     def reached(self, round_number: int) -> None:
         """Say that `round_number` begins: older seeds are let go, and more are asked for."""
-        if self.seeds.reach(round_number):
+        if self.state.seeds.reach(round_number):
             self.progress(round_number - 1)
 
     def progress(self, rounds: int) -> None:
         """Report that `rounds` rounds are done."""
         self._last_progress = Progress(rounds)
-        self._send(self._last_progress)
-
-    def checkpoint_from(self, round_number: int) -> int | None:
-        """The first round from `round_number` on of which a checkpoint is due, if any is known."""
-        return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
+        self.tell(self._last_progress)
 
     def saved(self, round_number: int, error: str) -> None:
         """Report that this member holds a checkpoint of `round_number`; or not, due to `error`."""
-        for due in tuple(self._checkpoints):
-            if due <= round_number:
-                self._checkpoints.discard(due)
-        self._last_saved = Saved(round_number, _short(error))
-        self._send(self._last_saved)
-
-    def metrics(self, values: dict[str, Any]) -> None:
-        """Report one line of metrics.jsonl: plain `values` only, by name."""
-        self._send(Metrics(values))
-
-    def surveyed(self, found: Surveyed) -> None:
-        """Report what this member has `found` in a survey, as the message says."""
-        self._send(found)
-
-    def vitals(self, vitals: Vitals) -> None:
-        """Report how it goes, by `vitals`: a member does every second or so."""
-        self._send(vitals)
-
-    def result(self, result: Result) -> None:
-        """Report what evaluation found, for summary.json: `result` is in per cent."""
-        self._reach(result)
-
-    def finished(self, message: Finished) -> None:
-        """Report that this member has all it needs, by a `message` that says what it did."""
-        self._reach(message)
-
-    def accounts(self, ledger: Ledger) -> None:
-        """Report what this member has sent, by its `ledger`, once `over`."""
-        self._reach(Accounts(ledger.to_wire()))
-
-    @property
-    def over(self) -> bool:
-        """Whether the coordinator has said that all are finished."""
-        return self._finish
+        self.state.saved(round_number)
+        self._last_saved = Saved(round_number, shortened(error))
+        self.tell(self._last_saved)
 
     def leave(self, error: BaseException) -> None:
         """Go before the end because of `error`. The run's other members learn why."""
         if isinstance(error, KeyboardInterrupt):
-            self._send(Leave("it was interrupted", INTERRUPTED))
+            self.tell(Leave("it was interrupted", INTERRUPTED))
         else:
             code = getattr(error, "exit_code", 1)
-            reason = _short(str(error)) or type(error).__name__
-            self._send(Leave(reason, code if type(code) is int and code >= 0 else 1))
+            reason = shortened(str(error)) or type(error).__name__
+            self.tell(Leave(reason, code if type(code) is int and code >= 0 else 1))
         self.close()
 
     def close(self) -> None:
         """Let go of the control plane; what was sent still leaves. Harmless when called twice."""
         self._socket.close()
 
-    def _send(self, message: Message) -> None:
-        self._socket.send(messages.encode(message))
-
-    def _reach(self, milestone: Message) -> None:
-        """Send what a coordinator that comes back must hear again."""
-        data = messages.encode(milestone)
-        self._milestones.append(data)
-        self._socket.send(data)
-
     def _returned(self) -> Iterator[bytes]:
         """There is a coordinator again: say what it may not know, ask for what it has said."""
         if self._welcome is None:
             yield from self._greeting
             return
-        epochs = self.rosters[-1].epoch + 1 if self.rosters else 0
-        yield messages.encode(Back(epochs, self.seeds.until))
+        epochs = self.state.rosters[-1].epoch + 1 if self.state.rosters else 0
+        yield messages.encode(Back(epochs, self.state.seeds.until))
         yield from list(self._milestones)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)
@@ -431,7 +288,7 @@ class Connection:
             return
         self._socket.answer(messages.encode(Claim(sockets.gethostname(), os.getpid(), held)))
 
-    def _receive(self, data: bytes) -> None:  # noqa: PLR0912 - a case a message
+    def _receive(self, data: bytes) -> None:
         try:
             message = messages.decode(data)
         except ProtocolError as error:
@@ -442,34 +299,8 @@ class Connection:
                 self._take_welcome(message)
             case Resume():
                 self._claim(message)
-            case Checkpoint(number):
-                if number > self.seeds.reached:
-                    self._checkpoints.add(number)
-            case Kept(number):
-                checkpoints.forget(self.folder, range(number))
-            case Discard(number):
-                self._checkpoints.discard(number)
-                checkpoints.forget(self.folder, range(number, number + 1))
-            case NewRoster(epoch, first, averages, peers):
-                if not self.rosters or epoch > self.rosters[-1].epoch:
-                    if not self.enrolled:
-                        self.averages = averages
-                    self._take_roster(Roster.from_rows(epoch, first, peers))
-            case Seeds():
-                self._take_seeds(message)
-            case Guest(row):
-                self._guests.append(self._admit(Peer.from_row(row)))
-                self.changes += 1
-            case Donor(row):
-                self.donor = self._admit(Peer.from_row(row))
-                self.changes += 1
-            case Settled():
-                if self.settled is None or message.number >= self.settled.number:
-                    self.settled = message
-            case Evaluated(number):
-                self.evaluated = max(self.evaluated, number)
-            case Finish():
-                self._finish = True
+            case Ping():
+                return
             case Refuse(reason):
                 self._fail(JoinRefusedError(reason))
                 return
@@ -480,7 +311,7 @@ class Connection:
                 self._fail(RunStoppedError(reason, code))
                 return
             case _:
-                return
+                self._learn(message)
         self._announce()
 
     def _take_welcome(self, message: Welcome) -> None:
@@ -491,33 +322,18 @@ class Connection:
         else:
             self._welcome = message
 
-    def _take_roster(self, roster: Roster) -> None:
-        its = {peer.key: peer.member for peer in roster.peers}
-        self._visitors = {k: m for k, m in self._visitors.items() if k not in its}
-        self._keys = its | self._visitors
-        self.rosters.append(roster)
-        self.changes += 1
-
-    def _admit(self, visitor: Peer) -> Peer:
-        """Somebody who is not in the roster that is known here: a guest, or a donor."""
-        self._visitors = {**self._visitors, visitor.key: visitor.member}
-        self._keys = {**self._keys, visitor.key: visitor.member}
-        return visitor
-
-    def _take_seeds(self, message: Seeds) -> None:
-        """Seeds for a roster that this member does not have end its run."""
+    def _learn(self, message: Message) -> None:
         try:
-            self.seeds.take(message, self.rosters)
+            gone = self.state.take(message)
         except ProtocolError as error:
-            self._fail(
-                ProtocolError(
-                    f"the coordinator at {self.address} sent {error}; restart the run, and report "
-                    "this"
-                )
-            )
+            what = f"the coordinator at {self.address} sent {error}; restart the run, and report"
+            self._fail(ProtocolError(f"{what} this"))
+        else:
+            if gone:
+                checkpoints.forget(self.folder, gone)
 
     def _fail(self, error: WashError) -> None:
-        if self._failure is None and not self._finish:
+        if self._failure is None and not self.state.over:
             with self._changed:
                 self._failure = error
                 self._on_stop(error)
@@ -527,20 +343,3 @@ class Connection:
         with self._changed:
             self._changed.notify_all()
             self._on_change()
-
-
-def _short(text: str) -> str:
-    return text[:TEXT_LIMIT]
-
-
-def _unanswered(
-    address: str, wait: float, keys: JoinKey | None, *, unlike: bool
-) -> UnreachableError:
-    """Why a coordinator may have kept silent."""
-    if not unlike:
-        remedy = "start one there (python -m coordinator --n N) or correct the address"
-    elif keys is None:
-        remedy = "somebody is there, and wants keys: give --keys (from Python, keys=)"
-    else:
-        remedy = "somebody is there, without keys or with others: give both the same --keys"
-    return UnreachableError(f"no coordinator answered at {address} within {wait:g} s; {remedy}")

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from washp2p.errors import JoinRefusedError, RunStoppedError, UsageError, WashError
+from washp2p.errors import (
+    JoinRefusedError,
+    RunStoppedError,
+    UnreachableError,
+    UsageError,
+    WashError,
+)
 from washp2p.protocol.messages.control import MESSAGE_LIMIT
 from washp2p.protocol.patience import FAREWELL_MS, Patience
 from washp2p.sockets.curve_auth import present
@@ -193,3 +199,16 @@ class ControlSocket:
             self._tried_at = now
             self._let_go(0)
             self._connect()
+
+
+def unanswered(
+    address: str, wait: float, keys: JoinKey | None, *, unlike: bool
+) -> UnreachableError:
+    """Why a coordinator may have kept silent."""
+    if not unlike:
+        remedy = "start one there (python -m coordinator --n N) or correct the address"
+    elif keys is None:
+        remedy = "somebody is there, and wants keys: give --keys (from Python, keys=)"
+    else:
+        remedy = "somebody is there, without keys or with others: give both the same --keys"
+    return UnreachableError(f"no coordinator answered at {address} within {wait:g} s; {remedy}")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from washp2p.model.device_copies import as_array
 from washp2p.model.missed_steps import Watch
 from washp2p.model.optimizers import NATURAL, copies_in, parameters_outside, why_not_restorable
+from washp2p.protocol.messages.fields import shortened
+from washp2p.protocol.messages.from_worker import NoSnapshots, Notice
 from washp2p.rounds.twins import Likeness
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Advice:
         if topic not in self._topics:
             self._topics.add(topic)
             _log.warning("member %d: %s", self._me, text)
-            self._connection.notice(topic, text)
+            self._connection.tell(Notice(topic, shortened(text)))
 
     def begin(self, slots: tuple[str, ...]) -> None:
         """Training begins; `slots` are the optimizer's state that is exchanged."""
@@ -89,7 +91,7 @@ class Advice:
                 self._store.optimizer_state()
             except NATURAL as error:
                 self.no_snapshots = f"{error}"[:200] or type(error).__name__
-                self._connection.no_snapshots(self.no_snapshots)
+                self._connection.tell(NoSnapshots(shortened(self.no_snapshots)))
                 self._say_no_snapshots()
         if names := copies_in(self._optimizer):
             self.tell(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from washp2p.errors import UsageError
 from washp2p.member.averaging import Finale
 from washp2p.model.digests import digests_of
+from washp2p.protocol.messages.from_worker import Averaging
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,7 +95,7 @@ class Averages:
         """The next average is of `state`, after `round_number`; `by_hand` if not of the model."""
         number = self.taken + 1
         self._connection.progress(round_number)
-        self._connection.averaging(number, round_number)
+        self._connection.tell(Averaging(number, round_number))
         self._served, self._trained = self.current, False
         self._after, self._stepped = round_number, round_number > self._after
         self.current = Finale(

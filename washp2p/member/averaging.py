@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from washp2p.errors import RunStoppedError, UsageError
-from washp2p.member.peer_mean import all_done, average_peer_to_peer
 from washp2p.model.device_copies import as_bytes
 from washp2p.model.digests import differing, digests_of, not_finite_alone
+from washp2p.model.means import mean
+from washp2p.plan.plan import shard_bounds
 from washp2p.protocol.layout import RECOMPUTED
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.from_worker import Averaged
 from washp2p.rounds import hold_points
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from washp2p.coordinator_link.connection import Connection
     from washp2p.model.store import State
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.inbox import Inbox
-    from washp2p.transports.transfer import Transfer
+    from washp2p.transports.transfer import Download, Transfer
 
 
 class _RosterChangedError(Exception):
@@ -82,7 +84,7 @@ class Finale:
         """
         while self.over is None:
             self._transfer.cancel()
-            roster = self._connection.roster
+            roster = self._connection.state.roster
             hold_points.reach(hold_points.AVERAGING)
             try:
                 self.averaged = self._average_over(roster)
@@ -95,12 +97,12 @@ class Finale:
         connection = self._connection
 
         def known() -> bool:
-            first = connection.roster.members[0]
-            evaluated = connection.evaluated >= self.number
-            return evaluated or connection.over or first == connection.member
+            first = connection.state.roster.members[0]
+            evaluated = connection.state.evaluated >= self.number
+            return evaluated or connection.state.over or first == connection.member
 
         self._inbox.wait_until(known)
-        falls_to_me = not (connection.evaluated >= self.number or connection.over)
+        falls_to_me = not (connection.state.evaluated >= self.number or connection.state.over)
         if falls_to_me:
             hold_points.reach(hold_points.EVALUATING)
         return falls_to_me
@@ -111,7 +113,7 @@ class Finale:
             return self.state
 
         def gone() -> bool:
-            there = member in self._connection.roster.members
+            there = member in self._connection.state.roster.members
             return not there or member in self._inbox.out_of_reach
 
         vectors = [torch.empty_like(self._joined(names)) for names in self._groups]
@@ -130,10 +132,10 @@ class Finale:
         self._label = f"{self.number}.{roster.epoch}"
 
         def changed() -> bool:
-            return connection.roster is not roster and not settled()
+            return connection.state.roster is not roster and not settled()
 
         def settled() -> bool:
-            its = connection.settled
+            its = connection.state.settled
             return its is not None and (its.number, its.epoch) == (self.number, roster.epoch)
 
         def wait_until(condition: Callable[[], bool]) -> None:
@@ -185,10 +187,10 @@ class Finale:
                 for number, vector in enumerate(firsts, self._means)
             ]
             wait_until(all_done(downloads))
-        connection.averaged(roster.epoch, self.number)
+        connection.tell(Averaged(roster.epoch, self.number))
         wait_until(settled)
-        assert connection.settled is not None
-        self.rounds = tuple(connection.settled.rounds)
+        assert connection.state.settled is not None
+        self.rounds = tuple(connection.state.settled.rounds)
         return self._filled([*means, *firsts])
 
     def _exchange_digests(
@@ -252,3 +254,59 @@ class Finale:
     def recomputes(self) -> bool:
         """Whether some of it follows from its parameters."""
         return any(self._rules.get(name) == RECOMPUTED for name in self.state)
+
+
+def average_peer_to_peer(
+    vectors: Sequence[torch.Tensor],
+    *,
+    transfer: Transfer,
+    members: Sequence[MemberId],
+    me: MemberId,
+    attempt: str,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> list[torch.Tensor]:
+    """The mean over `members` (in their order) of everyone's `vectors`; collective.
+
+    They are one-dimensional contiguous CPU tensors, as many and as long on all members, offered by
+    each as the blobs `final<attempt>:<number>`. `attempt` differs whenever `members` do, so that
+    nothing late of one is taken for another's. Blocks through `wait_until`; an exception from it
+    leaves. The result is the caller's.
+    """
+    results = []
+    for number, vector in enumerate(vectors):
+        result = torch.empty_like(vector)
+        bounds = shard_bounds(len(vector), len(members))
+        own = members.index(me)
+        begin, end = bounds[own], bounds[own + 1]
+        item = vector.element_size()
+        parts = [
+            vector[begin:end] if m == me else torch.empty_like(vector[begin:end]) for m in members
+        ]
+        downloads = [
+            transfer.fetch(
+                m,
+                f"final{attempt}:{number}",
+                as_bytes(part),
+                kind=Kind.AVERAGE,
+                offset=begin * item,
+            )
+            for m, part in zip(members, parts, strict=True)
+            if m != me and end > begin
+        ]
+        wait_until(all_done(downloads))
+        result[begin:end] = mean(parts)
+        blob = f"mean{attempt}:{number}"
+        transfer.offer(blob, as_bytes(result[begin:end]), Kind.AVERAGE)
+        downloads = [
+            transfer.fetch(m, blob, as_bytes(result[a:b]), kind=Kind.AVERAGE)
+            for m, a, b in zip(members, bounds, bounds[1:], strict=False)
+            if m != me and b > a
+        ]
+        wait_until(all_done(downloads))
+        results.append(result)
+    return results
+
+
+def all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
+    """Whether all of them have come: a condition to wait for."""
+    return lambda: all(download.done for download in downloads)

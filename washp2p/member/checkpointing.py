@@ -70,16 +70,16 @@ class Keeper:
 
         Blocks then until nothing is outstanding, and it is on disk. Raises RunStoppedError.
         """
-        if timeline.round == self._connection.checkpoint_from(timeline.round):
+        if timeline.round == self._connection.state.checkpoint_from(timeline.round):
             self._connection.saved(timeline.round, self._save(timeline))
-        elif timeline.goes_on and timeline.round + 1 not in self._connection.seeds:
+        elif timeline.goes_on and timeline.round + 1 not in self._connection.state.seeds:
             self._connection.progress(timeline.round)
             if not self._seed_comes(timeline.round + 1):
                 self._save(timeline)
 
     def go_on(self) -> Start:
         """Be what this member's checkpoint says. Raises UsageError if it cannot be read."""
-        kept = self._connection.rosters[0].first - 1
+        kept = self._connection.state.rosters[0].first - 1
         data = checkpoints.read(self._connection.folder, kept, self._connection.member)
         try:
             opened = open_snapshot(data)
@@ -124,8 +124,8 @@ class Keeper:
     def _seed_comes(self, number: int) -> bool:
         connection = self._connection
         end = time.monotonic() + connection.patience.seconds
-        self._inbox.wait_until(lambda: number in connection.seeds or time.monotonic() > end)
-        return number in connection.seeds
+        self._inbox.wait_until(lambda: number in connection.state.seeds or time.monotonic() > end)
+        return number in connection.state.seeds
 
     def _save(self, timeline: Timeline) -> str:
         """Keep the state of now; why it failed, if it did."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.coordinator_link.connection import Connection
 from washp2p.errors import RunStoppedError
+from washp2p.member.assembly import Choices, assemble
+from washp2p.member.life import Life
 from washp2p.member.member import Member
 from washp2p.member.replicas import Replica, Replicas, group_of, wrapped
 from washp2p.model.optimizers import plain_optimizer, plain_scaler
@@ -114,13 +116,12 @@ def join(
     with nullcontext() if replicas is None else replicas.waiting():
         connection = connect(run, keys=keys, insecure=insecure) if isinstance(run, str) else run
         try:
-            member = Member(
-                connection,
-                model,
-                optimizer,
-                bind=where_to_listen(
-                    connection.address, bind, encrypted=connection.encrypted, insecure=insecure
-                ),
+            where = where_to_listen(
+                connection.address, bind, encrypted=connection.encrypted, insecure=insecure
+            )
+            choices = Choices(
+                rounds=rounds,
+                bind=where,
                 advertise=advertise,
                 log=log,
                 state=state,
@@ -129,25 +130,27 @@ def join(
                 last=last,
                 buffers=buffers or {},
             )
+            life = Life(assemble(connection, model, optimizer, choices))
         except BaseException as error:
             connection.leave(error)
             raise
-        with _or_leave(member):
-            member.begin(rounds)
+        member = Member(life)
+        with _or_leave(life):
+            life.begin()
     _open.append((connection.address, threading.get_ident(), weakref.ref(member)))
     if replicas is not None:
-        with _or_leave(member):
-            member.replicate(replicas)
+        with _or_leave(life):
+            life.replicate(replicas)
     return member
 
 
 @contextmanager
-def _or_leave(member: Member) -> Iterator[None]:
+def _or_leave(life: Life) -> Iterator[None]:
     """A member that cannot begin leaves, and says why."""
     try:
         yield
     except BaseException as error:
-        member.__exit__(type(error), error, None)
+        life.end(error)
         raise
 
 
@@ -259,4 +262,4 @@ def _abandon(reference: weakref.ref[Member]) -> None:
     if error is None:
         member.finish_alone()
     error = error or RunStoppedError("its process has ended without Member.close()")
-    member.__exit__(type(error), error, None)
+    member.leave(error)

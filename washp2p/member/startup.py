@@ -19,6 +19,8 @@ from washp2p.model.digests import differing, digests_of
 from washp2p.model.optimizers import NATURAL
 from washp2p.model.snapshot import open_snapshot, restore, take
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.messages.fields import shortened
+from washp2p.protocol.messages.from_worker import Diverged, NoSnapshots, Ready, Synced, Unusable
 from washp2p.protocol.roster import roster_at
 from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Joined
@@ -61,7 +63,7 @@ class Entry:
         begun = False
         while not begun:
             self._inbox.drain()  # peers are connected to before anything is sent to them
-            roster = self._connection.roster
+            roster = self._connection.state.roster
             hold_points.reach(hold_points.STARTING)
             first = roster.members[0] == self._connection.member
             if first or self._connection.config.init == "different":
@@ -72,7 +74,7 @@ class Entry:
                     continue
                 taken = found
             self._offer(f"start{roster.epoch}", taken)
-            self._connection.synced(roster.epoch)
+            self._connection.tell(Synced(roster.epoch))
             begun = self._wait_for_the_seed_of(1, roster.epoch)
             self._transfer.withdraw(f"start{roster.epoch}:")
         if taken is not own:
@@ -132,11 +134,11 @@ class Entry:
         begun = False
         while not begun:
             self._inbox.drain()
-            epoch = connection.roster.epoch
+            epoch = connection.state.roster.epoch
             hold_points.reach(hold_points.STARTING)
-            connection.synced(epoch)
+            connection.tell(Synced(epoch))
             begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
-        connection.seeds.reached = start.round
+        connection.state.seeds.reached = start.round
 
     def come_in(self) -> Joined:
         """Take over the state of a live member of a run that has begun, and a place in its roster.
@@ -155,18 +157,18 @@ class Entry:
                 restore(self._store, opened, more)
             except ProtocolError as error:
                 _log.warning("member %d gave no snapshot: %s", donor.member, error)
-                connection.unusable(donor.member, str(error))
+                connection.tell(Unusable(donor.member, shortened(str(error))))
             else:
                 if self._store.is_finite():
                     break
-                connection.diverged(donor.member)
+                connection.tell(Diverged(donor.member))
             self._inbox.wait_until(partial(self._donor_is_not, donor))
-        connection.ready()
-        self._inbox.wait_until(lambda: connection.enrolled)
-        entry = next(r for r in connection.rosters if connection.member in r.members)
-        connection.seeds.reached = entry.first - 1
+        connection.tell(Ready())
+        self._inbox.wait_until(lambda: connection.state.enrolled)
+        entry = next(r for r in connection.state.rosters if connection.member in r.members)
+        connection.state.seeds.reached = entry.first - 1
         self._inbox.arrivals.begin_after(entry.first - 1)
-        self._inbox.wait_until(lambda: entry.first in connection.seeds)
+        self._inbox.wait_until(lambda: entry.first in connection.state.seeds)
         config = connection.config
         if config.max_delay == "none" and config.method != "none" and config.p:
             end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
@@ -187,7 +189,7 @@ class Entry:
             try:
                 blob = memoryview(take(self._store, where, frozen=False))
             except NATURAL as error:  # at this step; it was tried when joining
-                self._connection.no_snapshots(f"{error}"[:200])
+                self._connection.tell(NoSnapshots(shortened(f"{error}"[:200])))
                 continue
             self._transfer.offer(f"snapshot:{guest}", blob, Kind.STATE)
             values = self._store.values() if self._store.frozen else {}
@@ -202,7 +204,7 @@ class Entry:
         """A whole snapshot, from whichever donor lives to give it."""
         limit = self._store.largest_snapshot
         while True:
-            donor = self._connection.donor
+            donor = self._connection.state.donor
             assert donor is not None
             self._inbox.link(donor)
             hold_points.reach(hold_points.RECEIVING)
@@ -238,19 +240,22 @@ class Entry:
         Where nobody waits, one that began windows ahead of the others would make them jump.
         """
         me, arrivals = self._connection.member, self._inbox.arrivals
-        members = self._connection.roster.members
+        members = self._connection.state.roster.members
         nobody_older = all(member >= me or arrivals.has_ended(member) for member in members)
         return arrivals.newest >= first or nobody_older
 
     def _donor_is_not(self, donor: Peer) -> bool:
-        return self._connection.donor is not donor
+        return self._connection.state.donor is not donor
 
     def _wait_for_the_seed_of(self, first: int, epoch: int) -> bool:
         """Block until training begins, or there is another roster; whether it has begun."""
         connection = self._connection
         changed = self._changed(epoch)
-        self._inbox.wait_until(lambda: first in connection.seeds or changed())
-        return first in connection.seeds and roster_at(connection.rosters, first).epoch == epoch
+        self._inbox.wait_until(lambda: first in connection.state.seeds or changed())
+        return (
+            first in connection.state.seeds
+            and roster_at(connection.state.rosters, first).epoch == epoch
+        )
 
     def _changed(self, epoch: int) -> Callable[[], bool]:
-        return lambda: self._connection.roster.epoch != epoch
+        return lambda: self._connection.state.roster.epoch != epoch

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,6 +29,7 @@ from washp2p.protocol.messages.frames import (
 from washp2p.rounds import hold_points
 from washp2p.rounds.inbound import Arrivals
 from washp2p.rounds.merging import Merger
+from washp2p.rounds.round_state import Applied, Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,36 +43,12 @@ if TYPE_CHECKING:
     from washp2p.plan.plan import Route
     from washp2p.protocol.refusals import Conduct
     from washp2p.protocol.roster import MemberId, Roster
-    from washp2p.rounds.inbound import Round
     from washp2p.rounds.merging import Staged
+    from washp2p.rounds.round_state import Round
     from washp2p.transports.base import Buffers, Transport
 
 AHEAD = 2
 """Rounds whose values may still be on their way from the device when the next one is gathered."""
-
-
-class Applied(NamedTuple):
-    """Of one leg of a round: whose values were applied now, and whose never will be."""
-
-    round: int
-    senders: tuple[MemberId, ...]
-    lost: tuple[MemberId, ...]
-    leg: int = FIRST
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """Vectors of the parameters' dtype that go beside a round's values, in a leg of their own.
-
-    `outgoing` has them by peer, ready to be read anywhere; `incoming` says of whom how many values
-    are to come.
-    """
-
-    leg: int
-    kind: Kind
-    fingerprint: int
-    outgoing: dict[MemberId, torch.Tensor]
-    incoming: dict[MemberId, int]
 
 
 class _Messages(NamedTuple):

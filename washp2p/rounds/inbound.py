@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.protocol.ledger import Loss
 from washp2p.protocol.messages.frames import BESIDE, FIRST, FOREVER, SURVEY
 from washp2p.protocol.refusals import Reason
+from washp2p.rounds.round_state import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,37 +24,12 @@ if TYPE_CHECKING:
     from washp2p.protocol.messages.frames import End, Frame
     from washp2p.protocol.refusals import Conduct
     from washp2p.protocol.roster import MemberId
+    from washp2p.rounds.round_state import Span, Turn
     from washp2p.transports.base import Payload
 
 HELD_BYTES = 64 << 20
 """What early frames may take, those of the very next round always being held. One that would be too
 much is dropped and counts as expired."""
-
-Span = tuple[int, int]
-Turn = tuple[int, int]
-
-
-@dataclass(slots=True)
-class Round:
-    """A leg of a round that this member has gathered: what is to come of it, and what has come.
-
-    Of each scalar the values of the first `slots` slots are to come.
-    A span is what a sender's values have as their part of the plan's receive route.
-    """
-
-    number: int
-    epoch: int
-    fingerprint: int
-    missing: dict[MemberId, Span]
-    leg: int = FIRST
-    slots: int = 0
-    arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
-    lost: list[MemberId] = field(default_factory=list)
-
-    @property
-    def turn(self) -> Turn:
-        """Its place among all."""
-        return self.number, self.leg
 
 
 class Arrivals:

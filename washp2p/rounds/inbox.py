@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError, UsageError
 from washp2p.model.device_copies import as_bytes
+from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.frames import Chunk, End, Fetch, Frame, Posted, headers
+from washp2p.protocol.messages.from_worker import CutOff, Stalled
 from washp2p.protocol.refusals import Reason
 
 if TYPE_CHECKING:
@@ -169,8 +171,8 @@ class Inbox:
     def _follow(self) -> None:
         """Take note of what the control plane has brought, and of links that broke."""
         self._connection.check()
-        if self._connection.changes != self._changes:
-            self._changes = self._connection.changes
+        if self._connection.state.changes != self._changes:
+            self._changes = self._connection.state.changes
             self._follow_roster()
         now = time.monotonic()
         if now >= self._look_at:
@@ -181,7 +183,7 @@ class Inbox:
                 self._transfer.again(peer)
 
     def _follow_roster(self) -> None:
-        rosters = self._connection.rosters
+        rosters = self._connection.state.rosters
         if rosters:
             since, self._seen = rosters[max(0, self._seen - 1) :], len(rosters)
             members = rosters[-1].members
@@ -194,7 +196,7 @@ class Inbox:
             for peer in rosters[-1].peers:
                 self.link(peer)
             self.guests = [guest for guest in self.guests if guest.member not in members]
-        for guest in self._connection.take_guests():
+        for guest in self._connection.state.take_guests():
             self.guests = [known for known in self.guests if known.member != guest.member]
             self.link(guest)
             self.guests.append(guest)
@@ -224,7 +226,7 @@ class Inbox:
                 self.arrivals.silence(peer)
             elif broken or waited > self._patience.stalled:
                 self.out_of_reach |= {peer} if broken else set()
-                self._connection.stalled(peer, broken=broken)
+                self._connection.tell(Stalled(peer, broken))
                 reported.add(peer)
         return reported
 
@@ -284,8 +286,8 @@ class Inbox:
     @property
     def _seeds_until(self) -> int:
         """The last round whose seed is out, as far as is known here."""
-        rosters = self._connection.rosters
-        return max(self._connection.seeds.until, rosters[-1].first - 1 if rosters else 0)
+        rosters = self._connection.state.rosters
+        return max(self._connection.state.seeds.until, rosters[-1].first - 1 if rosters else 0)
 
     def _knows(self, sender: MemberId) -> bool:
         """Whether a message can be of this peer, who may be newer than the last look."""
@@ -310,4 +312,4 @@ class Inbox:
             _log.warning("member %d cuts member %d off: %s", self._connection.member, peer, what)
             self.arrivals.remove(peer)
             self._transport.cut(peer, self._linked[peer].key if peer in self._linked else b"")
-            self._connection.cut_off(peer, what)
+            self._connection.tell(CutOff(peer, shortened(what)))

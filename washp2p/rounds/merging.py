@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from washp2p.plan.consensus import Consensus
     from washp2p.plan.plan import Plan
     from washp2p.protocol.roster import MemberId, Roster
-    from washp2p.rounds.inbound import Round, Span
+    from washp2p.rounds.round_state import Round, Span
     from washp2p.rounds.twins import Likeness
     from washp2p.transports.base import Payload
 

@@ -11,7 +11,7 @@ import torch
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import MOMENTS
-from washp2p.rounds.exchange import Beside
+from washp2p.rounds.round_state import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

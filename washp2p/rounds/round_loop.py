@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.protocol.messages.frames import FOREVER, SURVEY
+from washp2p.protocol.messages.from_worker import Diverged
 from washp2p.protocol.roster import by_roster, roster_at
 from washp2p.rounds import hold_points
 from washp2p.rounds.delay import RECENT, WORTH_WAITING
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId, Order, Roster
     from washp2p.rounds.control_plane import ControlPlane
     from washp2p.rounds.delay import Delay
-    from washp2p.rounds.exchange import Applied, Beside, Exchange
+    from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.merging import Staged
     from washp2p.rounds.planner import Planner
     from washp2p.rounds.repairer import Repairer
+    from washp2p.rounds.round_state import Applied, Beside
     from washp2p.rounds.surveyor import Surveyor
     from washp2p.runfolder.runlog import Joined, RunLog
 
@@ -106,7 +108,7 @@ class Timeline:
         me = self._connection.member
         return self._start.epochs + [
             (len(roster.members), its.start, its.stop)
-            for roster, its in by_roster(self._connection.rosters, rounds)
+            for roster, its in by_roster(self._connection.state.rosters, rounds)
             if me in roster.members
         ]
 
@@ -151,7 +153,7 @@ class Timeline:
             )
         self._inbox.drain()
         number = self.round + 1
-        newest = min(self._arrivals.newest, self._connection.seeds.until)
+        newest = min(self._arrivals.newest, self._connection.state.seeds.until)
         bound = self._delay.bound
         jumps = bound is None and newest - number > self._expire
         if jumps:
@@ -160,7 +162,7 @@ class Timeline:
             return  # it jumped, and now its peers have ended
         self._await_seed(number)
         if jumps:  # but not over a round of which a checkpoint is to be kept
-            number = min(number, self._connection.checkpoint_from(self.round + 1) or number)
+            number = min(number, self._connection.state.checkpoint_from(self.round + 1) or number)
             jumps = number > self.round + 1
         staged = self._planner.take(number)
         self._connection.reached(number)
@@ -240,7 +242,7 @@ class Timeline:
 
     def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
         """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
-        exact = bound is not None and number == self._connection.checkpoint_from(number)
+        exact = bound is not None and number == self._connection.state.checkpoint_from(number)
         roster = self._roster
         if len(roster.members) > 1 and (exact or surveyor.due(number)):
             beside = surveyor.begin(number, roster, exact=exact)
@@ -264,9 +266,9 @@ class Timeline:
                 self._repairer.finish(came)
 
     def _await_seed(self, number: int) -> None:
-        if number not in self._connection.seeds:
+        if number not in self._connection.state.seeds:
             self._connection.progress(number - 1)
-            self._inbox.wait_until(lambda: number in self._connection.seeds)
+            self._inbox.wait_until(lambda: number in self._connection.state.seeds)
 
     def _wait(self, number: int, bound: int | None) -> float:
         if bound is None:
@@ -288,7 +290,7 @@ class Timeline:
                 self._reported_in = self._roster
                 self._reported.clear()
             for member in self._exchange.merger.diverged - self._reported:
-                self._connection.diverged(member)
+                self._connection.tell(Diverged(member))
             self._reported |= self._exchange.merger.diverged
             self._exchange.merger.diverged.clear()
         elapsed = time.monotonic() - self.ended
@@ -305,12 +307,12 @@ class Timeline:
 
     @property
     def _peers(self) -> tuple[MemberId, ...]:
-        return self._connection.roster.members
+        return self._connection.state.roster.members
 
     @property
     def _roster(self) -> Roster:
         """Of the round that this member is in."""
-        return roster_at(self._connection.rosters, self.round)
+        return roster_at(self._connection.state.rosters, self.round)
 
     def _write(self, applied: Sequence[Applied]) -> None:
         if self._log is not None and applied:

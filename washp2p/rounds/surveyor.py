@@ -10,7 +10,7 @@ from washp2p.plan.survey import Survey
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import SURVEY
 from washp2p.protocol.messages.from_worker import Surveyed
-from washp2p.rounds.exchange import Beside
+from washp2p.rounds.round_state import Beside
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from fractions import Fraction
 from math import floor, inf
 from typing import TYPE_CHECKING, ClassVar
 
-from washp2p.config.config import BY_EPOCHS, moment
+from washp2p.config.config import moment
+from washp2p.config.presets import BY_EPOCHS
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:

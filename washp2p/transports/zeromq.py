@@ -9,10 +9,8 @@ thread looks now and then at what has come, and hangs up on whom too much waits 
 
 from __future__ import annotations
 
-import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,7 @@ from washp2p.sockets.curve_auth import Gate, guard, hang_up, present
 from washp2p.sockets.heartbeats import close_dead_links
 from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Message, Wire
+from washp2p.transports.zeromq_link import ZeromqLink, connection_of, in_use, key_of, let_go
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,24 +43,6 @@ LOOK_SECONDS = 0.1
 """How often somebody looks at what has come."""
 AT_A_LOOK = 10_000
 """Messages that are put by before the caller may receive again."""
-
-
-@dataclass
-class _Link:
-    """A way to a peer. `since` is when it was made, or went down.
-
-    `otherwise` says where to try next if it does not come up.
-    """
-
-    endpoint: str
-    otherwise: list[str]
-    key: bytes
-    socket: zmq.Socket[bytes]
-    monitor: zmq.Socket[bytes]
-    since: float
-    up: bool = False
-    broken: bool = False
-    hopeless: bool = False
 
 
 class ZeromqTransport(Wire):
@@ -84,13 +65,13 @@ class ZeromqTransport(Wire):
 
         `patience` says when a silent link counts as broken.
         """
-        if bind.startswith("ipc://") and "@" not in bind and _in_use(bind.removeprefix("ipc://")):
+        if bind.startswith("ipc://") and "@" not in bind and in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
         super().__init__()
         self._credentials = credentials
         self._patience = patience or Patience()
         self._timeout: float | None = None
-        self._links: dict[MemberId, _Link] = {}
+        self._links: dict[MemberId, ZeromqLink] = {}
         self._cut_off: set[bytes] = set()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
@@ -144,7 +125,7 @@ class ZeromqTransport(Wire):
         with self._sending:
             link = self._links.pop(peer, None)
             if link is not None:
-                _let_go(link)
+                let_go(link)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
         """See Transport."""
@@ -224,14 +205,14 @@ class ZeromqTransport(Wire):
         if self._looking.is_alive():
             self._looking.join()
         for link in self._links.values():
-            _let_go(link, linger)
+            let_go(link, linger)
         self._interrupt.close(linger=0)
         self._incoming.close(linger=0)
         self._context.term()
         if self._gate is not None:
             self._gate.join()
 
-    def _link(self, endpoint: str, key: bytes) -> _Link:
+    def _link(self, endpoint: str, key: bytes) -> ZeromqLink:
         """A new socket on its way to a peer. Raises ZMQError."""
         dealer = self._context.socket(zmq.DEALER)
         dealer.set(zmq.SNDHWM, QUEUED)
@@ -239,22 +220,22 @@ class ZeromqTransport(Wire):
         dealer.set(zmq.IPV6, "[" in endpoint)
         close_dead_links(dealer, self._patience)
         monitor = dealer.get_monitor_socket(_EVENTS)
-        link = _Link(endpoint, [], key, dealer, monitor, time.monotonic())
+        link = ZeromqLink(endpoint, [], key, dealer, monitor, time.monotonic())
         try:
             if self._credentials is not None:
                 present(dealer, self._credentials.own, key)
             dealer.connect(endpoint)
         except zmq.ZMQError:
-            _let_go(link)
+            let_go(link)
             raise
         return link
 
-    def _replace(self, peer: MemberId, link: _Link) -> None:
+    def _replace(self, peer: MemberId, link: ZeromqLink) -> None:
         """Begin a link anew: after some handshakes that fail ZeroMQ tries no more."""
         link.up, link.broken, link.hopeless, link.since = False, True, False, time.monotonic()
         with suppress(zmq.ZMQError), self._sending:  # if it cannot be, the next time
             again = self._link(link.endpoint, link.key)
-            _let_go(link)
+            let_go(link)
             link.socket, link.monitor = again.socket, again.monitor
 
     def _look(self) -> None:
@@ -279,7 +260,7 @@ class ZeromqTransport(Wire):
         if found is None:
             return
         message, sender = found
-        connection = _connection_of(frame)
+        connection = connection_of(frame)
         kept = self._backlog.put(connection if sender is None else sender, message)
         if not kept and message is not None and connection not in refused:
             refused.add(connection)  # the rest of what it sent may be read when it has ended
@@ -308,7 +289,7 @@ class ZeromqTransport(Wire):
         """
         if self._credentials is None:
             return self._message(frame.buffer, None), None
-        key = _key_of(frame)
+        key = key_of(frame)
         if key is None:
             return None, None
         sender = None if key in self._cut_off else self._credentials.member_of(key)
@@ -335,32 +316,3 @@ class ZeromqTransport(Wire):
         if key in self._cut_off:
             return False
         return True if self._credentials.member_of(key) is not None else None
-
-
-def _key_of(frame: zmq.Frame) -> bytes | None:
-    """The key that a message's sender has proved to hold; None for an interrupt."""
-    try:
-        return bytes.fromhex(str(frame.get("User-Id")))
-    except zmq.ZMQError:
-        return None
-
-
-def _connection_of(frame: zmq.Frame) -> int:
-    """The number of the connection by which a frame has come; -1 for an interrupt."""
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except zmq.ZMQError:
-        return -1
-
-
-def _let_go(link: _Link, linger: float = 0.0) -> None:
-    """Close a link's sockets; what is queued has `linger` seconds to leave."""
-    link.socket.disable_monitor()
-    link.monitor.close(linger=0)
-    link.socket.close(linger=round(linger * 1000))
-
-
-def _in_use(path: str) -> bool:
-    """Whether somebody listens at a Unix socket; ZeroMQ itself would take it over silently."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(path) == 0

@@ -20,18 +20,16 @@ from washp2p.config.config import METHODS
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.model.device_copies import as_bytes
-from washp2p.model.store import Store
 from washp2p.protocol.messages.frames import MOMENTS
-from washp2p.protocol.rates import papa_all_reduce, papa_payload
 from washp2p.protocol.roster import Peer, Roster, roster_at, round_seed, run_key
 from washp2p.protocol.surveys import consensus_line
 from washp2p.protocol.version import installed
 from washp2p.runfolder import rundir
-from washp2p.strategies import strategy_for
 from workers.simulation import reference
 from workers.simulation.planned import PlannedRounds
 from workers.simulation.reference import Reference, plain_average
 from workers.simulation.script import Script, exactly_late, from_logs
+from workers.simulation.summary import summary_of
 from workers.training.evaluate import evaluate_population
 from workers.training.model_files import load_model, save_model
 from workers.training.trainer import Epoch, Trainer
@@ -102,7 +100,10 @@ def simulate(
         save_model(rundir.member_file(folder, member), states[-1], run=folder.name, **about)
     averaged = plain_average(states)
     save_model(folder / rundir.AVERAGED, averaged, run=folder.name, over=final)
-    summary = _summary(config, population, final, seconds)
+    steps = {member: population.steps[member] for member in population.members}
+    trainer = population.trainers[final[0]]
+    summary = summary_of(config, trainer, steps, population.reference.sent, seconds)
+    summary["averaged_over"] = final
     found = evaluate_population(
         population.trainers[final[0]].model, states, averaged, data, torch.device("cpu")
     )
@@ -301,69 +302,3 @@ def _equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
         and as_bytes(value.reshape(-1)) == as_bytes(other[name].reshape(-1))
         for name, value in one.items()
     )
-
-
-def _summary(
-    config: RunConfig, population: Population, final: list[MemberId], seconds: float
-) -> dict[str, Any]:
-    trainer = population.trainers[final[0]]
-    rounds = trainer.steps
-    strategy = strategy_for(config)
-    strategy.begin(rounds)
-    exchanges = strategy.rounds_due(range(1, rounds + 1))
-    slots = strategy.slots(trainer.optimizer)
-    layout = Store(trainer.model, trainer.optimizer, slots, last=config.last).layout
-    rows = []
-    for member, sent in zip(population.members, population.reference.sent, strict=True):
-        links = [
-            {
-                "peer": peer,
-                "kind": "exchange",
-                "wire": "memory",
-                "payload": scalars * layout.scalar_bytes,
-                "header": 0,
-                "messages": 0,
-                "expected": scalars * layout.scalar_bytes,
-            }
-            for peer, scalars in zip(population.members, sent, strict=True)
-            if peer != member
-        ]
-        payload = sum(sent) * layout.scalar_bytes
-        rows.append(
-            {
-                "member": member,
-                "host": "simulated",
-                "steps": population.steps[member],
-                "seconds": round(seconds, 3),
-                "waited": 0.0,
-                "max_delay": config.max_delay if config.max_delay.isdecimal() else "0",
-                "applied_values": sum(
-                    row[population.members.index(member)] for row in population.reference.sent
-                ),
-                "expired_values": 0,
-                "lost": {},
-                "refused_values": 0,
-                "payload": payload,
-                "header": 0,
-                "messages": 0,
-                "expected_payload": payload,
-                "theory": strategy.expected_payload(layout, config.n) * exchanges,
-                "paper": strategy.paper_payload(layout) * exchanges,
-                "papa": papa_payload(layout) * rounds,
-                "papa_all_reduce": papa_all_reduce(layout, config.n) * rounds,
-                "control": 0,
-                "seeds_received": 0,
-                "links": links,
-            }
-        )
-    return {
-        "method": config.method,
-        "n": config.n,
-        "rounds": rounds,
-        "seconds": round(seconds, 3),
-        "rounds_per_second": round(rounds / seconds, 2),
-        "parameters": layout.values,
-        "averaged_over": final,
-        "bytes": rows,
-        "lost_values": 0,
-    }

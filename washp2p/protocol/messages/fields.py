@@ -22,3 +22,8 @@ PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
 
 QUARTERS = 4
 """A survey finds a distance for each quarter of the parameters, in flat order."""
+
+
+def shortened(text: str) -> str:
+    """As much of `text` as fits a field of type `Text`."""
+    return text[:TEXT_LIMIT]

@@ -1,0 +1,130 @@
+"""What the coordinator has said of a run so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from washp2p.protocol.messages.from_coordinator import (
+    Checkpoint,
+    Discard,
+    Donor,
+    Evaluated,
+    Finish,
+    Guest,
+    Kept,
+    NewRoster,
+    Seeds,
+    Settled,
+)
+from washp2p.protocol.roster import Peer, Roster
+from washp2p.protocol.seed_window import Seedbook
+
+if TYPE_CHECKING:
+    from washp2p.protocol.messages.control import Message
+    from washp2p.protocol.roster import MemberId
+
+
+class RunState:
+    """A run as `member` knows it. The control thread writes it, other threads read it."""
+
+    def __init__(self) -> None:
+        self.member: MemberId = -1
+        """This member's id, once it has one."""
+        self.rosters: list[Roster] = []
+        """All that are known, in order; only added to."""
+        self.seeds = Seedbook()
+        """Those that have arrived."""
+        self.changes = 0
+        """Grows whenever a roster, a guest or a donor is new."""
+        self.donor: Peer | None = None
+        """Of a newcomer: the member whose snapshot it is to fetch."""
+        self.averages = 0
+        """How many averages had been taken when this member came into the roster."""
+        self.settled: Settled | None = None
+        """The last average that stands, once one does."""
+        self.evaluated = 0
+        """The last average of which some member has reported what evaluation found."""
+        self.over = False
+        """Whether all members are finished."""
+        self._guests: deque[Peer] = deque()
+        self._checkpoints: set[int] = set()
+        self._keys: dict[bytes, MemberId] = {}
+        self._visitors: dict[bytes, MemberId] = {}
+
+    @property
+    def roster(self) -> Roster:
+        """The newest roster."""
+        return self.rosters[-1]
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether this member is in the newest roster."""
+        return bool(self.rosters) and self.member in self.rosters[-1].members
+
+    def member_of(self, key: bytes) -> MemberId | None:
+        """The owner of a public `key` (32 bytes): a member of the newest roster, or a newcomer."""
+        return self._keys.get(key)
+
+    def take_guests(self) -> list[Peer]:
+        """Newcomers that will ask for a snapshot; each is returned once."""
+        return [self._guests.popleft() for _ in range(len(self._guests))]
+
+    def checkpoint_from(self, round_number: int) -> int | None:
+        """The first round from `round_number` on after which a checkpoint is due, if any is."""
+        return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
+
+    def saved(self, round_number: int) -> None:
+        """No checkpoint up to `round_number` is due any more."""
+        for due in tuple(self._checkpoints):
+            if due <= round_number:
+                self._checkpoints.discard(due)
+
+    def take(self, message: Message) -> range:  # noqa: PLR0912 - a case a message
+        """Learn what `message` says; the rounds whose checkpoints are to be deleted.
+
+        Raises ProtocolError for seeds of a roster that is not known.
+        """
+        match message:
+            case Checkpoint(number):
+                if number > self.seeds.reached:
+                    self._checkpoints.add(number)
+            case Kept(number):
+                return range(number)
+            case Discard(number):
+                self._checkpoints.discard(number)
+                return range(number, number + 1)
+            case NewRoster(epoch, first, averages, peers):
+                if not self.rosters or epoch > self.rosters[-1].epoch:
+                    if not self.enrolled:
+                        self.averages = averages
+                    self._take_roster(Roster.from_rows(epoch, first, peers))
+            case Seeds():
+                self.seeds.take(message, self.rosters)
+            case Guest(row):
+                self._guests.append(self._admit(Peer.from_row(row)))
+                self.changes += 1
+            case Donor(row):
+                self.donor = self._admit(Peer.from_row(row))
+                self.changes += 1
+            case Settled():
+                if self.settled is None or message.number >= self.settled.number:
+                    self.settled = message
+            case Evaluated(number):
+                self.evaluated = max(self.evaluated, number)
+            case Finish():
+                self.over = True
+        return range(0)
+
+    def _take_roster(self, roster: Roster) -> None:
+        its = {peer.key: peer.member for peer in roster.peers}
+        self._visitors = {k: m for k, m in self._visitors.items() if k not in its}
+        self._keys = its | self._visitors
+        self.rosters.append(roster)
+        self.changes += 1
+
+    def _admit(self, visitor: Peer) -> Peer:
+        """A guest or a donor, who is not in the newest roster that is known here."""
+        self._visitors = {**self._visitors, visitor.key: visitor.member}
+        self._keys = {**self._keys, visitor.key: visitor.member}
+        return visitor
