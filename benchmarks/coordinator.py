@@ -63,8 +63,8 @@ class Worker:
                 case Welcome():
                     endpoint = f"tcp://127.0.0.1:{10_000 + self._number}"
                     self.tell(Attach(LAYOUT.to_wire(), endpoint, [], "here", b"", 0, {}, ""))
-                case NewRoster(epoch):
-                    self.tell(Synced(epoch))
+                case NewRoster(generation):
+                    self.tell(Synced(generation))
                 case Seeds(seeds=seeds):
                     self.seeds += len(seeds) // SEED_BYTES
                     self.seed_bytes += len(data)

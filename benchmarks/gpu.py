@@ -24,7 +24,7 @@ import washp2p
 from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import MEMBERS
-from washp2p.model.device_copies import lane_for
+from washp2p.model.device_copies import copies_for
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates
 from workers.training.models import build_model
@@ -94,7 +94,7 @@ def device_time(work: Callable[[], object]) -> float:
 def gather_and_scatter(layout: Layout, device: torch.device) -> tuple[float, float]:
     """Median microseconds of one round's gather, and of its scatter."""
     deriver = Deriver(layout, layer_rates("decreasing", P, layout.layers), N, 0)
-    lane = lane_for(device)
+    lane = copies_for(device)
     flat = [torch.zeros(layout.size, device=device)]
     staging = lane.staging([torch.float32])
     took = []

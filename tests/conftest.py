@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from washp2p.protocol.layout import Entry, Layout, Slot, aligned
-from washp2p.protocol.refusals import Conduct
+from washp2p.protocol.refusals import Refusals
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all
 torch.set_num_threads(1)  # results to the bit depend on it; workers are tested with one thread too
@@ -32,7 +32,7 @@ def make_layout(layers, slots=("param",), dtype="float32"):
     return Layout(tuple(entries), tuple(Slot(name=name, dtype=dtype) for name in slots))
 
 
-class Refusals(Conduct):
+class RecordedRefusals(Refusals):
     """Remembers each refused message: (peer, reason, detail)."""
 
     def __init__(self, burst=10**9):

@@ -47,8 +47,8 @@ def target(name):
                     layout.Layout.from_wire(wire)
                 except ValueError:
                     return
-            case control.NewRoster(epoch, first, _, peers):
-                roster.Roster.from_rows(epoch, first, peers).digest()
+            case control.NewRoster(generation, first, _, peers):
+                roster.Roster.from_rows(generation, first, peers).digest()
 
     return one
 

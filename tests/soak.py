@@ -157,7 +157,7 @@ def main():
         ("process", "samples", "memory and file descriptors at first", "at last"),
         rows,
         f"{done} (`coordinator`: killed and replaced). {summary['rounds']:,} rounds, "
-        f"{len(summary['epochs'])} rosters, {len(summary['departed'])} departures; averaged over "
+        f"{len(summary['rosters'])} rosters, {len(summary['departed'])} departures; averaged over "
         f"{len(summary['averaged_over'])} members at the end. Medians of five samples, one an "
         "event; processes with fewer than 15 are left out.",
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -224,6 +227,19 @@ def test_files_and_folders_stay_small():
         assert module == ORACLE or lines <= LINES, f"{module} has {lines} lines"
         beside = len(list(path.parent.glob("*.py")))
         assert beside <= MODULES, f"{path.parent.relative_to(ROOT)} has {beside} modules"
+
+
+def test_every_public_method_says_what_it_is_for():
+    """By its own docstring, or by that of the method that it overrides."""
+    for module in modules():
+        if not module.endswith("__main__"):
+            for name, kind in vars(import_module(module)).items():
+                if inspect.isclass(kind) and kind.__module__ == module and name[0] != "_":
+                    for key, value in vars(kind).items():
+                        if inspect.isfunction(value) and key[0] != "_":
+                            text = inspect.getdoc(getattr(kind, key))
+                            assert text, f"{module}.{name}.{key}"
+                            assert not re.match(r"See [A-Z`]", text), f"{module}.{name}.{key}"
 
 
 def test_nothing_unpickles():

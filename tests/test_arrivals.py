@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import Refusals
+from tests.conftest import RecordedRefusals
 from washp2p.protocol.ledger import Loss
 from washp2p.protocol.messages.frames import FOREVER, MOMENTS, SECOND, SURVEY, End, Frame
 from washp2p.protocol.refusals import Reason
@@ -15,8 +15,8 @@ RUN = b"12345678"
 ME, PEER, OTHER = 0, 1, 2
 
 
-def frame(number, sender=PEER, *, fingerprint=7, epoch=0, leg=0):
-    return Frame(RUN, sender, ME, epoch, number, 1, 0, fingerprint, leg)
+def frame(number, sender=PEER, *, fingerprint=7, generation=0, leg=0):
+    return Frame(RUN, sender, ME, generation, number, 1, 0, fingerprint, leg)
 
 
 def values(count):
@@ -26,7 +26,7 @@ def values(count):
 @pytest.fixture
 def arrivals():
     """Round 1 is out: ten values are to come of one peer, five of another."""
-    made = Arrivals([4], Refusals())
+    made = Arrivals([4], RecordedRefusals())
     made.expect(1, 0, 7, {PEER: (0, 10), OTHER: (10, 15)})
     return made
 
@@ -116,7 +116,7 @@ def test_what_goes_beside_a_round_is_not_counted_as_lost(arrivals):
 
 def test_an_exchange_far_ahead_is_held_if_there_is_room(monkeypatch):
     monkeypatch.setattr(module, "HELD_BYTES", 16)
-    arrivals = Arrivals([4], Refusals(), room=40)
+    arrivals = Arrivals([4], RecordedRefusals(), room=40)
     arrivals.expect(10, 0, 7, {})
     arrivals.accept(frame(20), values(10))
     arrivals.expect(20, 0, 7, {PEER: (0, 10)})
@@ -125,21 +125,21 @@ def test_an_exchange_far_ahead_is_held_if_there_is_room(monkeypatch):
 
 
 def test_legs_that_there_are_not_are_refused_and_not_held():
-    conduct = Refusals()
-    arrivals = Arrivals([4], conduct)
+    refusals = RecordedRefusals()
+    arrivals = Arrivals([4], refusals)
     arrivals.expect(1, 0, 7, {PEER: (0, 1)})
     arrivals.accept(frame(1), values(1))
     for leg in (SECOND, SURVEY, SURVEY + 1, 2**40):
         arrivals.accept(frame(1, leg=leg), values(1000))
     arrivals.expect(2, 0, 7, {PEER: (0, 1)})
     assert arrivals._early_bytes == 0
-    reasons = [why for _, why, _ in conduct.all]
+    reasons = [why for _, why, _ in refusals.all]
     assert reasons == [Reason.MALFORMED, Reason.MALFORMED, Reason.PLAN]
     assert arrivals.lost_by_reason == {}
 
 
 def test_an_end_holds_until_its_average_has_been_taken():
-    arrivals = Arrivals([4], Refusals())
+    arrivals = Arrivals([4], RecordedRefusals())
     arrivals.ended(End(RUN, PEER, ME, 0, 5, 1))
     arrivals.ended(End(RUN, OTHER, ME, 0, 5, 2))  # it is one average ahead
     assert arrivals.absent(PEER, 6)

@@ -72,7 +72,7 @@ class Victim:
             transport=transport,
             transfer=Transfer(transport, RUN, 0, self.refusals),
             exchange=exchange,
-            conduct=self.refusals,
+            refusals=self.refusals,
         )
         for peer in (1, 2):
             self.inbox._linked[peer] = Peer(peer, "", "")

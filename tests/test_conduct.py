@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from washp2p.protocol.refusals import TOLD, Conduct, Reason
+from washp2p.protocol.refusals import TOLD, Reason, Refusals
 
 
-def conduct(burst=3.0):
+def refusals(burst=3.0):
     now, told = [0.0], []
-    return Conduct(rate=1.0, burst=burst, tell=told.append, clock=lambda: now[0]), now, told
+    return Refusals(rate=1.0, burst=burst, tell=told.append, clock=lambda: now[0]), now, told
 
 
 def test_an_allowance_is_used_up_and_fills_up_again():
-    one, now, _ = conduct()
+    one, now, _ = refusals()
     for _ in range(3):
         one.refuse(7, Reason.MALFORMED, "x")
     assert one.take_offenders() == {}
@@ -26,7 +26,7 @@ def test_an_allowance_is_used_up_and_fills_up_again():
 
 
 def test_nobody_pays_for_another_and_nobody_for_what_cannot_be_told():
-    one, _, told = conduct()
+    one, _, told = refusals()
     for _ in range(100):
         one.refuse(None, Reason.MALFORMED, "x")
         one.refuse(1, Reason.RUN, "x", cost=0.01)
@@ -37,7 +37,7 @@ def test_nobody_pays_for_another_and_nobody_for_what_cannot_be_told():
 
 
 def test_a_crowd_that_misbehaves_is_not_told_one_by_one():
-    one, _, told = conduct()
+    one, _, told = refusals()
     for peer in range(1000):
         one.refuse(peer, Reason.MALFORMED, "x")
     assert len(told) == TOLD
@@ -45,7 +45,7 @@ def test_a_crowd_that_misbehaves_is_not_told_one_by_one():
 
 
 def test_what_is_remembered_of_peers_that_behave_is_forgotten():
-    one, now, _ = conduct()
+    one, now, _ = refusals()
     for peer in range(1000):
         one.charge(peer, 1, "x")
     now[0] = 10.0

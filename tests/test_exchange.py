@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.conftest import Refusals
+from tests.conftest import RecordedRefusals
 from washp2p.config.config import RunConfig
-from washp2p.model.device_copies import HostLane, Staging
+from washp2p.model.device_copies import HostCopies, Staging
 from washp2p.model.store import Store
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import End, Frame, headers
@@ -53,7 +53,7 @@ def step(net, optimizer, seed):
     optimizer.step()
 
 
-class LazyLane(HostLane):
+class LazyCopies(HostCopies):
     """A device whose copies to the host are late: `run` makes them.
 
     What is copied is what was there when the gather was asked for, as in a CUDA stream.
@@ -115,7 +115,7 @@ class FromDevices(MemoryTransport):
 class Population:
     """Members of one process: model, optimizer, store, transport, exchange each."""
 
-    def __init__(self, config, address, lane=HostLane, wire=MemoryTransport):
+    def __init__(self, config, address, lane=HostCopies, wire=MemoryTransport):
         self.strategies = []
         self.stores = []
         self.models = [model(member) for member in range(config.n)]
@@ -124,14 +124,14 @@ class Population:
         ]
         self.transports = [wire(address()) for _ in range(config.n)]
         roster = Roster(
-            epoch=0,
+            generation=0,
             peers=tuple(
                 Peer(member=m, endpoint=t.endpoint, host="") for m, t in enumerate(self.transports)
             ),
         )
         self.roster = roster
         self.exchanges = []
-        self.refusals = [Refusals() for _ in range(config.n)]
+        self.refusals = [RecordedRefusals() for _ in range(config.n)]
         for me, transport in enumerate(self.transports):
             for peer in roster.peers:
                 if peer.member != me:
@@ -147,7 +147,7 @@ class Population:
                     me=me,
                     run=RUN,
                     add=config.late == "difference" and config.max_delay != "0",
-                    conduct=self.refusals[me],
+                    refusals=self.refusals[me],
                     weight=lambda strategy=strategy, store=store: strategy.weight(
                         store.learning_rate.share
                     ),
@@ -158,7 +158,7 @@ class Population:
 
     def post(self, me, number, seed):
         self.stores[me].learning_rate.sample()
-        staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].lane)
+        staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].copies)
         if staged is not None:
             self.exchanges[me].post(number, staged, 0)
 
@@ -188,7 +188,7 @@ class Population:
 def population(memory_address):
     made = []
 
-    def make(config, lane=HostLane, wire=MemoryTransport):
+    def make(config, lane=HostCopies, wire=MemoryTransport):
         made.append(Population(config, memory_address, lane, wire))
         return made[-1]
 
@@ -297,7 +297,7 @@ def test_it_says_what_was_applied(population):
     ("change", "payload", "reason"),
     [
         ({"fingerprint": 1}, None, Reason.OTHER_PLAN),
-        ({"epoch": 1}, None, Reason.ROUND),
+        ({"generation": 1}, None, Reason.ROUND),
         ({"slots": 2}, None, Reason.LENGTH),
         ({}, memoryview(b"1234"), Reason.LENGTH),
         ({}, memoryview(b""), Reason.LENGTH),
@@ -400,7 +400,7 @@ class LateRounds:
     Whatever is done is done to the reference, too.
     """
 
-    def __init__(self, population, config, lane=HostLane, wire=MemoryTransport):
+    def __init__(self, population, config, lane=HostCopies, wire=MemoryTransport):
         n = config.n
         self.config = config
         self.peers = population(config, lane, wire)
@@ -430,8 +430,8 @@ class LateRounds:
         ):
             step(net, optimizer, 100 * number + member)
         self.reference.gather(member, number, number)
-        lane = self.peers.stores[member].lane
-        if isinstance(lane, LazyLane):  # or it would have to wait for the device
+        lane = self.peers.stores[member].copies
+        if isinstance(lane, LazyCopies):  # or it would have to wait for the device
             lane.run(len(lane.queue) - AHEAD)
         self.peers.post(member, number, number)
 
@@ -455,8 +455,8 @@ class LateRounds:
 
     def let_everything_through(self):
         for store, exchange in zip(self.peers.stores, self.peers.exchanges, strict=True):
-            if isinstance(store.lane, LazyLane):
-                store.lane.run(len(store.lane.queue))
+            if isinstance(store.copies, LazyCopies):
+                store.copies.run(len(store.copies.queue))
             exchange.flush()
         for sender, receiver in self.links:
             self.deliver(sender, receiver, 10**6)
@@ -489,7 +489,7 @@ schedules = st.lists(
 
 
 @pytest.mark.parametrize("wire", [MemoryTransport, FromDevices])
-@pytest.mark.parametrize("lane", [HostLane, LazyLane])
+@pytest.mark.parametrize("lane", [HostCopies, LazyCopies])
 @pytest.mark.parametrize("late", ["overwrite", "difference"])
 @pytest.mark.parametrize("method", ["wash", "wash-opt"])
 @settings(
@@ -516,8 +516,8 @@ def test_any_schedule_of_arrivals(population, method, late, lane, wire, n, p, gr
         before = late_rounds.mean()
         late_rounds.step(member)
         moved += late_rounds.mean() - before
-        if lane is LazyLane:
-            late_rounds.peers.stores[sender].lane.run(count)
+        if lane is LazyCopies:
+            late_rounds.peers.stores[sender].copies.run(count)
         if sender != member:
             late_rounds.deliver(sender, member, count)
         late_rounds.apply(member)
@@ -541,8 +541,8 @@ def test_any_schedule_of_arrivals(population, method, late, lane, wire, n, p, gr
 
 def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
     """Values leave when the device has delivered them, though the member does something else."""
-    peers = population(RunConfig.resolve(n=2, p=1.0, max_delay="none"), LazyLane)
-    lane = peers.stores[0].lane
+    peers = population(RunConfig.resolve(n=2, p=1.0, max_delay="none"), LazyCopies)
+    lane = peers.stores[0].copies
     for number in range(1, AHEAD + 2):
         peers.post(0, number, number)
     assert peers.transports[1].receive(0) is None

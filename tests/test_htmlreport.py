@@ -39,7 +39,7 @@ def row(member, peers, **more):
     return {**values, **more}
 
 
-def write_run(folder, *, rows=None, departed=(), epochs=None, **settings):
+def write_run(folder, *, rows=None, departed=(), rosters=None, **settings):
     """A run folder as a coordinator leaves it."""
     config = RunConfig.resolve(**{"n": 3, **settings})
     rows = rows or [row(m, [p for p in range(3) if p != m]) for m in range(3)]
@@ -64,7 +64,7 @@ def write_run(folder, *, rows=None, departed=(), epochs=None, **settings):
             "over": members, "members": [90.0 + m for m in members], "ensemble": 95.25,
             "averaged": 94.75, "greedy_soup": 94.5,
         },
-        "epochs": epochs or [{"epoch": 0, "first_round": 1, "members": [0, 1, 2]}],
+        "rosters": rosters or [{"generation": 0, "first_round": 1, "members": [0, 1, 2]}],
         "lost_values": sum(r["expired_values"] for r in rows),
     }  # fmt: skip
     rundir.write_json(folder / rundir.SUMMARY, summary)
@@ -148,11 +148,11 @@ def test_faults_and_what_they_cost(tmp_path):
         row(2, [0, 1], expired_values=40, lost={"sender dropped": 40}),
     ]
     departed = [{"member": 1, "host": "h", "reason": "died", "round": 51}]
-    epochs = [
-        {"epoch": 0, "first_round": 1, "members": [0, 1, 2]},
-        {"epoch": 1, "first_round": 51, "members": [0, 2]},
+    rosters = [
+        {"generation": 0, "first_round": 1, "members": [0, 1, 2]},
+        {"generation": 1, "first_round": 51, "members": [0, 2]},
     ]
-    text = page([write_run(tmp_path / "first", rows=rows, departed=departed, epochs=epochs)])
+    text = page([write_run(tmp_path / "first", rows=rows, departed=departed, rosters=rosters)])
     assert (
         "Members lost: 1. Of 1,900 values that were to come to those that finished, 100 were"
         in text

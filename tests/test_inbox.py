@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import Refusals
+from tests.conftest import RecordedRefusals
 from washp2p.protocol.messages.frames import Fetch, headers
 from washp2p.protocol.messages.from_worker import Stalled
 from washp2p.protocol.patience import Patience
@@ -50,9 +50,9 @@ class Recorder:
         return lambda *values: self.calls.append((name, *values))
 
 
-def roster(epoch, *members):
+def roster(generation, *members):
     peers = tuple(Peer(member=m, endpoint=f"memory://{m}", host="") for m in members)
-    return Roster(epoch=epoch, peers=peers)
+    return Roster(generation=generation, peers=peers)
 
 
 @pytest.fixture
@@ -74,7 +74,11 @@ def scene():
     connection.tell = tell
     wire = Recorder()
     inbox = Inbox(
-        connection=connection, transport=wire, transfer=wire, exchange=wire, conduct=Refusals()
+        connection=connection,
+        transport=wire,
+        transfer=wire,
+        exchange=wire,
+        refusals=RecordedRefusals(),
     )
     inbox.drain()
     return connection, wire, inbox
@@ -148,14 +152,14 @@ def test_what_comes_before_the_control_plane_has_told_of_its_sender_is_kept(scen
     wire.messages = [fetch(3, 2)]
     inbox.drain()
     assert [asked.offset for (asked,) in calls(wire, "on_fetch")] == [0, 1, 2]
-    assert not inbox._conduct.refused
+    assert not inbox._refusals.refused
 
 
 def test_of_nobody_only_so_much_is_kept(scene):
     _, wire, inbox = scene
     wire.messages = [fetch(7, number) for number in range(AHEAD + 5)]
     inbox.drain()
-    assert inbox._conduct.refused == {Reason.STRANGER: 5}
+    assert inbox._refusals.refused == {Reason.STRANGER: 5}
 
 
 def test_members_that_share_a_gpu_are_told_so_and_take_another_way(scene, caplog):
@@ -180,4 +184,4 @@ def test_what_is_meant_for_another_member_is_refused(scene):
     wire.messages = [Message(memoryview(header), memoryview(b""))]
     inbox.drain()
     assert calls(wire, "on_fetch") == []
-    assert list(inbox._conduct.refused) == [Reason.ASTRAY]
+    assert list(inbox._refusals.refused) == [Reason.ASTRAY]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from washp2p.model.device_copies import CudaLane, HostLane, lane_for
+from washp2p.model.device_copies import CudaCopies, HostCopies, copies_for
 
 PLACES = np.array([7, 3, 90], dtype=np.int64)
 
@@ -116,15 +116,15 @@ def use(lane):
 
 
 def test_both_lanes_give_the_same_values(streams):
-    expected = use(HostLane())
+    expected = use(HostCopies())
     assert expected[0][PLACES].tolist() == [0.75 * 1 + 0.25 * 5, 10 - 3 + 2, 20 - 90 + 3]
     assert expected[2].tolist() == [7, 3, 90]
-    for mine, theirs in zip(use(CudaLane(torch.device("cpu"))), expected, strict=True):
+    for mine, theirs in zip(use(CudaCopies(torch.device("cpu"))), expected, strict=True):
         assert torch.equal(mine, theirs)
 
 
 def test_kernels_run_between_training_steps_and_copies_beside_them(streams):
-    lane = CudaLane(torch.device("cpu"))
+    lane = CudaCopies(torch.device("cpu"))
     vectors, places = [torch.zeros(100)], lane.upload(PLACES)
     values = lane.staging([torch.float32]).take(3)
     streams.log.clear()
@@ -161,7 +161,7 @@ def test_a_pull_is_computed_in_float32_at_least_and_rounded_once(dtype):
     held, means = torch.randn(50).to(dtype), torch.randn(50).to(dtype)
     vectors = [held.clone()]
     everywhere = np.arange(50)
-    HostLane().pull(vectors, HostLane().upload(everywhere), [means], 0.3)
+    HostCopies().pull(vectors, HostCopies().upload(everywhere), [means], 0.3)
     wide = torch.promote_types(dtype, torch.float32)
     expected = (held.to(wide) * 0.7 + means.to(wide) * 0.3).to(dtype)
     assert torch.equal(vectors[0], expected)
@@ -170,7 +170,7 @@ def test_a_pull_is_computed_in_float32_at_least_and_rounded_once(dtype):
 
 
 def test_a_pull_runs_between_training_steps(streams):
-    lane = CudaLane(torch.device("cpu"))
+    lane = CudaCopies(torch.device("cpu"))
     vectors, places = [torch.zeros(100)], lane.upload(PLACES)
     streams.log.clear()
     lane.pull(vectors, places, [torch.ones(3)], 0.5)
@@ -184,13 +184,13 @@ def test_a_pull_runs_between_training_steps(streams):
 
 
 def test_a_lane_for_every_device():
-    assert type(lane_for(torch.device("cpu"))) is HostLane
+    assert type(copies_for(torch.device("cpu"))) is HostCopies
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_lanes_agree_on_a_gpu():
     device = torch.device("cuda")
-    lane = lane_for(device)
+    lane = copies_for(device)
     vector = [torch.arange(100.0, device=device)]
     places = lane.upload(PLACES)
     out = lane.staging([torch.float32]).take(3)

@@ -377,7 +377,7 @@ def test_moments_of_one_that_has_diverged_are_left_out():
     models = [torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)) for _ in range(2)]
     inputs = [torch.randn(16, 3)]
     repairer = Repairer(models[0], 0, lambda: inputs)
-    roster = Roster(epoch=0, peers=tuple(Peer(m, "") for m in range(3)))
+    roster = Roster(generation=0, peers=tuple(Peer(m, "") for m in range(3)))
     repairer.note()
     repairer.begin(roster, reduce_and_share(np.arange(26), np.arange(3), 0, 1))
     own, other = moments(models[0], inputs), moments(models[1], inputs)

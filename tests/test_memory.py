@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from washp2p.errors import UsageError
-from washp2p.model.device_copies import HostLane
+from washp2p.model.device_copies import HostCopies
 from washp2p.model.store import Store
 
 
@@ -32,7 +32,7 @@ def everywhere(store):
 
 
 def at(*places):
-    return HostLane().upload(torch.tensor(places).numpy())
+    return HostCopies().upload(torch.tensor(places).numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -64,7 +64,7 @@ def test_it_tells_what_its_member_last_said(exporter):
     assert found[("washp2p_delay_bound_rounds",)] == 3
     assert found[("washp2p_consensus_distance",)] == 3.0
     assert found[("washp2p_members",)] == 3
-    assert found[("washp2p_epoch",)] == 0
+    assert found[("washp2p_generation",)] == 0
     assert found[("washp2p_sent_bytes_total", "exchange", "0", "tcp")] == 100
     assert found[("washp2p_sent_bytes_total", "exchange", "5", "ipc")] == 50
     assert found[("washp2p_lost_values_total", "link broken")] == 3

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from washp2p.model.write_order import NewestWrites
+from washp2p.model.write_order import WriteOrder
 
 writes = st.lists(
     st.tuples(st.sets(st.integers(0, 30), min_size=1), st.integers(1, 9)), max_size=12
@@ -15,7 +15,7 @@ writes = st.lists(
 
 @given(writes, st.integers(0, 9), st.integers(1, 9))
 def test_it_knows_what_newer_rounds_wrote(noted, forgotten, number):
-    newest, expected = NewestWrites(), {}
+    newest, expected = WriteOrder(), {}
     for indices, round_number in noted:
         newest.note(np.array(sorted(indices, reverse=True)), round_number)
         for index in indices:

@@ -16,7 +16,7 @@ from scipy import stats
 from tests.conftest import make_layout
 from washp2p.plan import selection
 from washp2p.plan.permutations import keyed
-from washp2p.plan.philox import RoundWords
+from washp2p.plan.philox import PhiloxStreams
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.protocol.version import DERIVATION
@@ -131,7 +131,7 @@ class Selected:
 
     def __init__(self, layout, rates):
         self._selection = selection.Selection(layout, rates)
-        self._words = RoundWords()
+        self._words = PhiloxStreams()
 
     def draw(self, seed):
         self._words.begin(seed, 0)

@@ -13,11 +13,11 @@ from washp2p.runfolder.runlog import Joined, Jump, Record, RunLog, read_log
 
 PEERS = tuple(Peer(member=m, endpoint="", host="") for m in range(2))
 RUN = b"12345678"
-ROSTERS = [Roster(epoch=0, peers=PEERS)]
+ROSTERS = [Roster(generation=0, peers=PEERS)]
 
 
-def record(step, epoch=0):
-    return Record(step, epoch, step, (1,), ())
+def record(step, generation=0):
+    return Record(step, generation, step, (1,), ())
 
 
 @contextmanager
@@ -63,10 +63,10 @@ def test_it_goes_back_to_a_checkpoint(tmp_path):
 def test_what_the_run_went_back_on_is_left_out(tmp_path):
     path = tmp_path / "0.msgpack"
     log = RunLog(path, RUN, 0)
-    log.append([record(1), record(2), Jump(3, 0, 5), record(6, epoch=4)])
+    log.append([record(1), record(2), Jump(3, 0, 5), record(6, generation=4)])
     log.close()
-    rosters = [*ROSTERS, Roster(epoch=3, peers=PEERS, first=2)]
-    assert list(read_log(path, rosters)) == [record(1), record(6, epoch=4)]
+    rosters = [*ROSTERS, Roster(generation=3, peers=PEERS, first=2)]
+    assert list(read_log(path, rosters)) == [record(1), record(6, generation=4)]
 
 
 def test_a_full_disk_ends_the_log_with_a_whole_record(tmp_path, caplog):

@@ -13,13 +13,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from washp2p.errors import UsageError
-from washp2p.model.device_copies import HostLane
+from washp2p.model.device_copies import HostCopies
 from washp2p.model.optimizer_slots import optimizer_slots
 from washp2p.model.store import Store
 
 
 def at(*places):
-    return HostLane().upload(np.array(places, dtype=np.int64))
+    return HostCopies().upload(np.array(places, dtype=np.int64))
 
 
 def small_model():

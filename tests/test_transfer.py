@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.conftest import Refusals
+from tests.conftest import RecordedRefusals
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import Chunk, Fetch, checksum, headers
 from washp2p.protocol.refusals import Reason
@@ -20,7 +20,7 @@ def pair(memory_address):
     transports = [listen(memory_address()) for _ in range(2)]
     transports[0].connect(1, transports[1].endpoint)
     transports[1].connect(0, transports[0].endpoint)
-    yield [(t, Transfer(t, RUN, me, Refusals())) for me, t in enumerate(transports)]
+    yield [(t, Transfer(t, RUN, me, RecordedRefusals())) for me, t in enumerate(transports)]
     for transport in transports:
         transport.close()
 
@@ -84,8 +84,8 @@ def test_damaged_and_unasked_for_chunks_change_nothing(pair):
         (Chunk(RUN, 3, 1, "start:param", 0, 8, checksum(good)), good, Reason.UNASKED),
     ]:
         receiver.on_chunk(chunk, memoryview(payload))
-        assert receiver.conduct.reasons[-1] is reason
-    assert len(receiver.conduct.all) == 8
+        assert receiver.refusals.reasons[-1] is reason
+    assert len(receiver.refusals.all) == 8
     assert not into.any()
     receiver.on_chunk(Chunk(RUN, 0, 1, "start:param", 0, 8, checksum(good)), good)
     assert bytes(into) == bytes(good)
@@ -116,7 +116,7 @@ def test_what_a_broken_link_lost_is_asked_for_again_and_what_comes_twice_is_igno
     receiver.again(0)
     pump(pair)
     assert download.done
-    assert set(receiver.conduct.reasons) == {Reason.UNASKED}
+    assert set(receiver.refusals.reasons) == {Reason.UNASKED}
     assert receiver.peers() == set()
     np.testing.assert_array_equal(into, data)
 
@@ -129,7 +129,7 @@ def test_what_is_not_wanted_any_more_changes_nothing(pair):
     pair[0][1].offer("start:param", memoryview(b"12345678"), Kind.STATE)
     pump(pair)
     assert not into.any()
-    assert receiver.conduct.reasons == [Reason.UNASKED]
+    assert receiver.refusals.reasons == [Reason.UNASKED]
 
 
 def test_requests_beyond_a_blob_are_refused(pair):
@@ -137,7 +137,7 @@ def test_requests_beyond_a_blob_are_refused(pair):
     donor.offer("start:param", memoryview(b"12345678"), Kind.STATE)
     for offset, length in [(9, 1), (0, CHUNK_BYTES + 1), (2**60, 1)]:
         donor.on_fetch(Fetch(RUN, 1, 0, "start:param", offset, length))
-    assert donor.conduct.reasons == [Reason.REQUEST] * 3
+    assert donor.refusals.reasons == [Reason.REQUEST] * 3
     donor.withdraw("start:")
     donor.on_fetch(Fetch(RUN, 1, 0, "start:param", 0, 8))  # waits until it is offered again
     assert pair[1][0].receive(0) is None
@@ -148,7 +148,7 @@ def test_a_blob_larger_than_it_may_be_is_not_made_room_for(pair):
     pair[0][1].offer("snapshot:1", memoryview(bytes(1001)), Kind.STATE)
     pump(pair)
     assert download.into is None
-    assert pair[1][1].conduct.reasons == [Reason.LENGTH]
+    assert pair[1][1].refusals.reasons == [Reason.LENGTH]
 
 
 def test_a_peer_that_asks_and_asks_is_not_served_for_ever(pair):
@@ -158,5 +158,5 @@ def test_a_peer_that_asks_and_asks_is_not_served_for_ever(pair):
         donor.on_fetch(Fetch(RUN, 1, 0, "start:param", 0, 8))
         donor.on_fetch(Fetch(RUN, 1, 0, "nothing", 0, 8))
     assert wire.ledger.total(Kind.STATE).messages == SERVED * AHEAD
-    assert set(donor.conduct.reasons) == {Reason.REQUEST}
-    assert len(donor.conduct.all) == 2000 - SERVED * AHEAD - EARLY
+    assert set(donor.refusals.reasons) == {Reason.REQUEST}
+    assert len(donor.refusals.all) == 2000 - SERVED * AHEAD - EARLY

@@ -10,7 +10,7 @@ from torch import nn
 
 from washp2p.errors import UsageError
 from washp2p.model import missed_steps as module
-from washp2p.model.missed_steps import BESIDE, IN_A_ROW, TOPIC, Watch
+from washp2p.model.missed_steps import BESIDE, IN_A_ROW, TOPIC, MissedSteps
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def scene(monkeypatch):
         told.append((topic, text))
         heard.set()
 
-    watch = Watch(list(model.parameters()), optimizer, tell)
+    watch = MissedSteps(list(model.parameters()), optimizer, tell)
     optimizer.register_step_post_hook(lambda *_: watch.stepped())
     yield model, optimizer, watch, told, heard
     watch.close()

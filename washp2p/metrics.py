@@ -93,7 +93,7 @@ def _families(member: Member, run: str) -> Iterator[Metric]:
     if vitals is None:
         return
     yield from gauge("members", "Members of the newest roster", len(member.members))
-    yield from gauge("epoch", "Number of the roster of the last round", vitals.epoch)
+    yield from gauge("generation", "Generation of the roster of the last round", vitals.generation)
     yield from gauge("delay_rounds", "How late values have been of late", vitals.late)
     bound = int(vitals.max_delay) if vitals.max_delay.isdecimal() else None
     yield from gauge("delay_bound_rounds", "How late values may be (none: no bound)", bound)

@@ -1,4 +1,4 @@
-"""The lobby: where workers become members, at the start, in mid-run, or from a checkpoint. Pure."""
+"""Where workers become members, at the start, in mid-run, or from a checkpoint. Pure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WISHES = 1000
 """Workers whose wishes are remembered until they say hello."""
 
 
-class Lobby:
+class Admission:
     """Takes workers into a population. `now` is in seconds, of any steady clock."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Lobby:
         population = self._population
         population.given = set(past.given)
         population.total_rounds = past.total_rounds
-        population.next_epoch = resumption.next_epoch
+        population.next_generation = resumption.next_generation
         newest, *complete = resumption.rounds
         which = f"{complete[0]}, or {newest} if they kept that" if complete else f"{newest}"
         who = ", ".join(map(str, resumption.members))
@@ -316,7 +316,7 @@ class Lobby:
         self._resumption = None
         population.kept = number
         yield Rewind(number)
-        yield Keep(("life", population.next_epoch))
+        yield Keep(("life", population.next_generation))
         yield Keep(("checkpoint", [number, [member.id for member in present]]))
         population.history = resumption.rosters_until(number)
         population.departed = resumption.departed_at(number, present)

@@ -42,7 +42,7 @@ def settle(population: Population, number: int, enrolled: list[Member]) -> Itera
     population.settled, population.averages = population.roster, number
     after = {m.id: m.averaging[1] for m in enrolled}
     population.averaged_after = [after[m] for m in population.roster.members]
-    yield Keep(("settled", population.roster.epoch))
+    yield Keep(("settled", population.roster.generation))
     yield Keep(("averages", [number, *population.averaged_after]))
     yield from population.tell(settled(population), enrolled)
 
@@ -50,5 +50,5 @@ def settle(population: Population, number: int, enrolled: list[Member]) -> Itera
 def settled(population: Population) -> Settled:
     """The last average that stands."""
     assert population.settled is not None
-    epoch = population.settled.epoch
-    return Settled(epoch, population.averages, population.averaged_after)
+    generation = population.settled.generation
+    return Settled(generation, population.averages, population.averaged_after)

@@ -11,7 +11,7 @@ from washp2p.protocol.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from coordinator.machine.admission import Lobby
+    from coordinator.machine.admission import Admission
     from coordinator.machine.commands import Command
     from coordinator.machine.members import Member
     from coordinator.machine.population import Population
@@ -22,13 +22,13 @@ class Votes:
     """Complaints of one kind; a new roster makes those of the last one void."""
 
     def __init__(self) -> None:
-        self._epoch = -1
+        self._generation = -1
         self._said: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
     def cast(self, voter: MemberId, of: MemberId, roster: Roster) -> bool:
         """`voter` complains of another; whether by now most others in the roster do."""
-        if self._epoch != roster.epoch:
-            self._epoch = roster.epoch
+        if self._generation != roster.generation:
+            self._generation = roster.generation
             self._said.clear()
         if not {voter, of} <= set(roster.members):
             return False
@@ -43,7 +43,7 @@ class Votes:
 class Complaints:
     """Drops members that do the others no good; most of the others have to say so."""
 
-    def __init__(self, population: Population, admission: Lobby) -> None:
+    def __init__(self, population: Population, admission: Admission) -> None:
         self._population = population
         self._admission = admission
         self._patience = Patience(population.config.patience)

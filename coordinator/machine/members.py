@@ -45,11 +45,11 @@ class Member:
     versions: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     synced: int = -1
-    """The epoch whose initial state it holds."""
+    """The generation whose initial state it holds."""
     averaging: tuple[int, int] = (0, 0)
     """Which average it has begun last, and after which round."""
     averaged: tuple[int, int] = (-1, 0)
-    """Over which epoch's members it holds an average, and which one."""
+    """Over which generation's members it holds an average, and which one."""
     ready: bool = False
     """It holds a snapshot, and waits for a place in the roster."""
     useless: set[MemberId] = field(default_factory=set)
@@ -109,7 +109,7 @@ class Past:
     departed: tuple[Departed, ...]
     rosters: tuple[Roster, ...]
     life: int
-    """The first epoch since the run began, or last went on from a checkpoint."""
+    """The first generation since the run began, or last went on from a checkpoint."""
     published: int
     planned: tuple[int, ...]
     kept: tuple[int, list[MemberId]]

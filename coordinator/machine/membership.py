@@ -1,7 +1,7 @@
 """Membership: who is in the run and how far it has come. A pure state machine.
 
 Events and the clock go in, commands come out; no sockets, no files, no printing. `server.py`
-carries the commands out. How workers become members is in `lobby.py`, how they are lost in
+carries the commands out. How workers become members is in `admission.py`, how they are lost in
 `population.py`; here is the course of the run.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coordinator.machine.admission import Lobby
+from coordinator.machine.admission import Admission
 from coordinator.machine.averages import begin_average, settle, settled
 from coordinator.machine.commands import (
     End,
@@ -91,7 +91,7 @@ class Membership:
         self.population = Population(config)
         self.observation = Observation()
         """What all displays show."""
-        self._lobby = Lobby(
+        self._admission = Admission(
             self.population,
             run=run,
             origin=origin or run,
@@ -103,7 +103,7 @@ class Membership:
         self._surveys = Surveys()
         self._patience = Patience(config.patience)
         self._now = 0.0
-        self._complaints = Complaints(self.population, self._lobby)
+        self._complaints = Complaints(self.population, self._admission)
         self._farewell = False
         self.has_room = True
         """Whether the summary can be written."""
@@ -125,17 +125,17 @@ class Membership:
 
     def resume(self, past: Past) -> Iterator[Command]:
         """Be the coordinator of a run whose members are gone: wait for their checkpoints."""
-        yield from self._lobby.resume(past)
+        yield from self._admission.resume(past)
 
     def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
         """A worker's message. `now` is in seconds, of any steady clock."""
         self._now = now
         population = self.population
         if isinstance(message, Hello | Claim):
-            yield from self._lobby.knock(identity, message, now)
+            yield from self._admission.knock(identity, message, now)
             return
         if isinstance(message, Rank):
-            self._lobby.wish(identity, message.rank)
+            self._admission.wish(identity, message.rank)
             return
         member = population.members.get(identity)
         if population.ended:
@@ -205,7 +205,7 @@ class Membership:
             if member.away_until is not None and now >= member.away_until and not population.ended:
                 what = f"did not come back within {self._patience.back:g} s"
                 yield from population.drop(member, what)
-        yield from self._lobby.tick(now, self._patience.seconds)
+        yield from self._admission.tick(now, self._patience.seconds)
         yield from self._move_on()
 
     def _hear(  # noqa: PLR0912 - a case a message
@@ -214,14 +214,14 @@ class Membership:
         """What a member says, but for what it says all the time."""
         population = self.population
         match message:
-            case Back(epochs, seeds):
-                yield from self._back(member, epochs, seeds)
+            case Back(generations, seeds):
+                yield from self._back(member, generations, seeds)
             case Attach():
-                yield from self._lobby.attach(member, message, self._now)
-            case Synced(epoch):
-                member.synced = max(member.synced, epoch)
+                yield from self._admission.attach(member, message, self._now)
+            case Synced(generation):
+                member.synced = max(member.synced, generation)
             case Ready():
-                self._lobby.ready(member)
+                self._admission.ready(member)
             case Saved(number, error):
                 yield from population.saved(member, number, error)
             case Stalled(slow, broken):
@@ -233,7 +233,7 @@ class Membership:
             case NoSnapshots(reason):
                 member.no_snapshots = reason
                 yield Keep(member)
-                yield from self._lobby.turn_newcomers_away()
+                yield from self._admission.turn_newcomers_away()
             case Notice(topic, text):
                 yield from population.note(member, topic, text)
             case Diverged(sick):
@@ -243,8 +243,8 @@ class Membership:
                 yield from self._complaints.report(member, offender, reason, for_good=True)
             case Averaging(number, after):
                 yield from begin_average(population, member, number, after)
-            case Averaged(epoch, number):
-                member.averaged = max(member.averaged, (epoch, number))
+            case Averaged(generation, number):
+                member.averaged = max(member.averaged, (generation, number))
             case Result():
                 population.accuracy = asdict(message)
                 yield Keep(("accuracy", population.accuracy))
@@ -268,19 +268,19 @@ class Membership:
         enrolled = population.enrolled()
         if population.ended or not enrolled:
             return
-        yield from self._lobby.find_donors()
-        epoch = population.roster.epoch
-        if not population.publication.begun and all(m.synced == epoch for m in enrolled):
+        yield from self._admission.find_donors()
+        generation = population.roster.generation
+        if not population.publication.begun and all(m.synced == generation for m in enrolled):
             population.publication.begin(self._now)
             yield Event("training begins", What.BEGUN)
             yield from self._publish()
         yield from population.complete_checkpoint()
         number = population.averages + 1
-        if all(m.averaged == (epoch, number) for m in enrolled):
+        if all(m.averaged == (generation, number) for m in enrolled):
             yield from settle(population, number, enrolled)
         if not population.averaging:
             for newcomer in [m for m in population.attached() if m.ready]:
-                yield from self._lobby.enter(newcomer)
+                yield from self._admission.enter(newcomer)
         if not self._farewell and all(m.phase >= Phase.FINISHED for m in enrolled):
             self.has_room = True
             yield Reserve()
@@ -304,14 +304,14 @@ class Membership:
             member.phase = max(member.phase, phase)
             yield Keep(member)
 
-    def _back(self, member: Member, epochs: int, seeds: int) -> Iterator[Command]:
+    def _back(self, member: Member, generations: int, seeds: int) -> Iterator[Command]:
         """A member is connected again: it gets what it missed."""
         population = self.population
         member.away_until = None
         yield Event(f"{member} is back", What.BACK, member.id)
         its = [roster for roster in population.rosters if member.id in roster.members]
         for roster in its:
-            if roster.epoch >= epochs:
+            if roster.generation >= generations:
                 yield Send(member.identity, population.announcement(roster))
         if its:
             missed = range(max(its[0].first, seeds + 1), population.published + 1)

@@ -115,7 +115,7 @@ class Observation:
         scores = [x for one in seen if (x := _figure(one.metrics.get("held_out"))) is not None]
         return {
             "round": min((member.rounds for member in enrolled), default=0),
-            "epoch": population.roster.epoch,
+            "generation": population.roster.generation,
             "members": len(enrolled),
             "rounds_per_second": round(min((one.rounds.rate for one in seen), default=0.0), 3),
             "bytes_per_second": round(sum(one.sent.rate for one in seen), 1),

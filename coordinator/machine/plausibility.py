@@ -43,10 +43,14 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
             return f"has finished round {rounds}, seeds are out up to {population.published}"
         case Saved(number) if number > population.published:
             return f"has a checkpoint of round {number}, seeds are out up to {population.published}"
-        case Back(epochs, seeds) if epochs > population.next_epoch or seeds > population.published:
-            return f"has seeds up to round {seeds} and rosters of {epochs} epochs"
-        case Synced(epoch) | Averaged(epoch=epoch) if epoch > population.roster.epoch:
-            return f"is in epoch {epoch}, the newest is {population.roster.epoch}"
+        case Back(generations, seeds) if (
+            generations > population.next_generation or seeds > population.published
+        ):
+            return f"has seeds up to round {seeds} and rosters of {generations} generations"
+        case Synced(generation) | Averaged(generation=generation) if (
+            generation > population.roster.generation
+        ):
+            return f"is in generation {generation}, the newest is {population.roster.generation}"
         case Averaging(number, after) if number > population.averages + 1 or (
             after > population.published
         ):

@@ -48,7 +48,7 @@ class Population:
         """Of rounds up to the checkpoint that the run went on from: nobody's any more."""
         self.rosters: list[Roster] = []
         """Since then, or from the first round on."""
-        self.next_epoch = 0
+        self.next_generation = 0
         self.given: set[MemberId] = set()
         """Ids are given once in a run, whoever its coordinator is."""
         self.total_rounds = 0
@@ -71,9 +71,9 @@ class Population:
         """Be what a journal says."""
         self.members = {member.identity: member for member in past.members}
         self.departed = list(past.departed)
-        self.history = [roster for roster in past.rosters if roster.epoch < past.life]
-        self.rosters = [roster for roster in past.rosters if roster.epoch >= past.life]
-        self.next_epoch = self.roster.epoch + 1
+        self.history = [roster for roster in past.rosters if roster.generation < past.life]
+        self.rosters = [roster for roster in past.rosters if roster.generation >= past.life]
+        self.next_generation = self.roster.generation + 1
         self.given = set(past.given)
         self.total_rounds = past.total_rounds
         self.settled, self.accuracy = past.settled, past.accuracy
@@ -92,7 +92,7 @@ class Population:
     @property
     def roster(self) -> Roster:
         """The newest; of nobody before the start."""
-        return self.rosters[-1] if self.rosters else Roster(epoch=-1, peers=())
+        return self.rosters[-1] if self.rosters else Roster(generation=-1, peers=())
 
     @property
     def published(self) -> int:
@@ -135,14 +135,14 @@ class Population:
                 yield Send(member.identity, message)
 
     def enrol(self, members: Iterable[Member]) -> Iterator[Command]:
-        """The next epoch has these members."""
+        """The next generation has these members."""
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
-            epoch=self.next_epoch,
+            generation=self.next_generation,
             peers=tuple(m.peer for m in ordered),
             first=self.published + 1,
         )
-        self.next_epoch += 1
+        self.next_generation += 1
         self.rosters.append(roster)
         yield Keep(roster)
         for member in ordered:
@@ -153,7 +153,7 @@ class Population:
 
     def announcement(self, roster: Roster) -> NewRoster:
         """How members hear of a roster."""
-        return NewRoster(roster.epoch, roster.first, self.averages, roster.rows)
+        return NewRoster(roster.generation, roster.first, self.averages, roster.rows)
 
     def drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
         """A member is lost: the others go on without it."""
@@ -175,7 +175,7 @@ class Population:
         yield from self.enrol(left)
         yield Event(
             f"going on with {len(left)} of {self.config.n} members, from round {first} on in "
-            f"epoch {self.roster.epoch}",
+            f"generation {self.roster.generation}",
             What.GOES_ON,
         )
 

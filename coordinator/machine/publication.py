@@ -104,11 +104,11 @@ class Publication:
         return window
 
     def messages(self, rosters: Sequence[Roster], rounds: range) -> Iterator[Checkpoint | Seeds]:
-        """What members are told of `rounds`: a message for each epoch, and each checkpoint."""
+        """What members are told of `rounds`: a message for each generation, and each checkpoint."""
         yield from (Checkpoint(number) for number in self.planned if number in rounds)
         for roster, numbers in by_roster(rosters, rounds):
             seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
-            yield Seeds(roster.epoch, roster.digest(), numbers.start, seeds)
+            yield Seeds(roster.generation, roster.digest(), numbers.start, seeds)
 
     def _plan(self, window: range, now: float) -> None:
         """Have checkpoints kept after some of the window's rounds."""

@@ -60,9 +60,9 @@ class Resumption:
         )
 
     @property
-    def next_epoch(self) -> int:
-        """A number that no epoch has had."""
-        return self._past.rosters[-1].epoch + 1
+    def next_generation(self) -> int:
+        """A number that no generation has had."""
+        return self._past.rosters[-1].generation + 1
 
     def place(
         self, held: Iterable[tuple[int, MemberId]], taken: Collection[MemberId]

@@ -94,8 +94,8 @@ class Journal:
         match what:
             case Member(id=member) | Departed(member=member):
                 place: tuple[str, Any] = ("member", member)
-            case Roster(epoch=epoch):
-                place = ("roster", epoch)
+            case Roster(generation=generation):
+                place = ("roster", generation)
             case Rewind():
                 place = ("rewind", None)
             case (name, _):
@@ -180,7 +180,7 @@ class Journal:
             kept=(number, whose),
             total_rounds=self.fact("total_rounds", 0),
             given=given,
-            settled=next((roster for roster in rosters if roster.epoch == settled), None),
+            settled=next((roster for roster in rosters if roster.generation == settled), None),
             averages=averages,
             notices=self.fact("notices", []),
             accuracy=self.fact("accuracy", {}),

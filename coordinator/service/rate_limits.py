@@ -1,4 +1,4 @@
-"""The doorkeeper: who may connect to the coordinator, how much each worker may say, and the end
+"""Who may connect to the coordinator, how much each worker may say, and the end
 of those who say too much.
 
 It closes connections; what the membership makes of that is not its matter.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from washp2p.protocol.refusals import TOLD, Conduct, Reason
+from washp2p.protocol.refusals import TOLD, Reason, Refusals
 from washp2p.sockets.curve_auth import hang_up
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ PAGE = 4096
 COST = 100
 
 
-class Doorkeeper:
+class RateLimits:
     """Allowances by identity; of hosts, by address, whether they are let in at all."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Doorkeeper:
         self._keys = keys
         self._patience = patience
         self._tell = tell
-        self._conduct: Conduct[bytes] = Conduct(
+        self._refusals: Refusals[bytes] = Refusals(
             rate=MESSAGES_A_SECOND, burst=MESSAGES, tell=tell, clock=time.monotonic
         )
         self._cut_off: dict[bytes, float] = {}
@@ -47,7 +47,7 @@ class Doorkeeper:
     @property
     def refused(self) -> Counter[Reason]:
         """Messages, by reason."""
-        return self._conduct.refused
+        return self._refusals.refused
 
     def admits(self, key: bytes, address: str) -> bool | None:
         """For a gate, on its thread. In plain text nobody is asked."""
@@ -66,19 +66,19 @@ class Doorkeeper:
 
     def charge(self, identity: bytes, size: int) -> None:
         """A worker has said something, of `size` bytes."""
-        self._conduct.charge(identity, 1 + size // PAGE, "it said too much")
+        self._refusals.charge(identity, 1 + size // PAGE, "it said too much")
 
     def charge_knock(self, identity: bytes) -> None:
         """Somebody would like to join, or says that it is back."""
-        self._conduct.charge(identity, COST, "it knocked too often")
+        self._refusals.charge(identity, COST, "it knocked too often")
 
     def refuse(self, identity: bytes, reason: Reason, what: str) -> None:
         """A worker's message was dropped."""
-        self._conduct.refuse(identity, reason, what, cost=COST)
+        self._refusals.refuse(identity, reason, what, cost=COST)
 
     def take_offenders(self) -> dict[bytes, str]:
         """Who has said too much since the last time, and why that is; each is to be cut off."""
-        return self._conduct.take_offenders()
+        return self._refusals.take_offenders()
 
     def cut_off(self, identity: bytes, what: str, frame: zmq.Frame) -> None:
         """Close the connection by which `frame` has come, and hear its sender no more.
@@ -91,7 +91,7 @@ class Doorkeeper:
 
     def forget_idle(self) -> None:
         """To be called now and then."""
-        self._conduct.forget_idle()
+        self._refusals.forget_idle()
 
     def _hang_up(self, identity: bytes, frame: zmq.Frame) -> None:
         now = time.monotonic()

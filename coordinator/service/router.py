@@ -9,7 +9,7 @@ import zmq
 from washp2p.errors import UsageError
 from washp2p.protocol.messages.control import WORKER_LIMIT
 from washp2p.protocol.patience import FAREWELL_MS
-from washp2p.sockets.curve_auth import Gate, guard
+from washp2p.sockets.curve_auth import Authenticator, guard
 from washp2p.sockets.heartbeats import close_dead_links
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Router:
         self.socket.set(zmq.SNDHWM, AHEAD)
         self.socket.set(zmq.MAXMSGSIZE, WORKER_LIMIT)
         close_dead_links(self.socket, patience)
-        self._gate: Gate | None = None
+        self._gate: Authenticator | None = None
         if own is not None:
-            self._gate = Gate(self._context, admits, patience)
+            self._gate = Authenticator(self._context, admits, patience)
             guard(self.socket, own)
 
     def listen(self, bind: str) -> str:

@@ -32,7 +32,7 @@ from coordinator.machine.commands import (
 from coordinator.machine.membership import Membership
 from coordinator.service.journal import Journal
 from coordinator.service.opening import open_run
-from coordinator.service.rate_limits import Doorkeeper
+from coordinator.service.rate_limits import RateLimits
 from coordinator.service.router import Router
 from coordinator.service.summary import SummaryFile, summarise
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
@@ -110,7 +110,7 @@ class Server:
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
-        self._doorkeeper = Doorkeeper(
+        self._rate_limits = RateLimits(
             keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
         )
         self._end: End | None = None
@@ -144,7 +144,7 @@ class Server:
 
     async def _run(self, bind: str | None, ready_fd: int | None) -> None:
         own = None if self._keys is None else self._keys.own
-        self._router = Router(self._patience, own, self._doorkeeper.admits)
+        self._router = Router(self._patience, own, self._rate_limits.admits)
         try:
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
             if self._opened.resumes:
@@ -217,7 +217,7 @@ class Server:
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + self._patience.ping
                 self._carry_out(self._membership.tick(time.monotonic()))
-                self._doorkeeper.forget_idle()
+                self._rate_limits.forget_idle()
                 self._carry_out(self._population.tell(Ping()))
                 self._observers.tick(self._population)
                 if self._summary_file.unwritten:
@@ -242,26 +242,26 @@ class Server:
 
     def _receive(self) -> None:
         identity, frame, more = self._router.receive()
-        if not self._doorkeeper.hears(identity, frame):
+        if not self._rate_limits.hears(identity, frame):
             return
         data = b"" if more else frame.bytes
-        self._doorkeeper.charge(identity, len(data))
+        self._rate_limits.charge(identity, len(data))
         try:
             message = messages.decode(data)
         except ProtocolError as error:
-            self._doorkeeper.refuse(identity, Reason.MALFORMED, str(error))
+            self._rate_limits.refuse(identity, Reason.MALFORMED, str(error))
         else:
             if isinstance(message, Hello | Claim | Back | Rank | Look):
-                self._doorkeeper.charge_knock(identity)
+                self._rate_limits.charge_knock(identity)
             if isinstance(message, Look):
                 self._router.send(identity, messages.encode(View(self._view(links=True))))
                 return
             self._carry_out(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
                 self._control_bytes[identity] += len(data)
-        for offender, what in self._doorkeeper.take_offenders().items():
+        for offender, what in self._rate_limits.take_offenders().items():
             self._carry_out(self._membership.cut_off(offender, what))  # which tells it so
-            self._doorkeeper.cut_off(offender, what, frame)
+            self._rate_limits.cut_off(offender, what, frame)
 
     def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
         if isinstance(message, Kept) and self._journal.failing:
@@ -297,7 +297,7 @@ class Server:
                 case Reserve():
                     self._reserve_summary()
                 case Reject(identity, what):
-                    self._doorkeeper.refuse(identity, Reason.CLAIM, what)
+                    self._rate_limits.refuse(identity, Reason.CLAIM, what)
                 case Event():
                     self._tell(command)
                 case End(reason, code):
@@ -317,7 +317,7 @@ class Server:
             "run": self._folder.name,
             "version": VERSION,
             "encrypted": self._keys is not None,
-            "refused_messages": {str(k): n for k, n in self._doorkeeper.refused.items()},
+            "refused_messages": {str(k): n for k, n in self._rate_limits.refused.items()},
             **self._membership.observation.view(self._population, links=links),
         }
 
@@ -338,7 +338,7 @@ class Server:
 
     def _summary(self) -> dict[str, Any]:
         return summarise(
-            self._population, self._control_bytes, self._seed_bytes, self._doorkeeper.refused
+            self._population, self._control_bytes, self._seed_bytes, self._rate_limits.refused
         )
 
     def _reserve_summary(self) -> None:

@@ -61,8 +61,12 @@ def summarise(
         "averages": run.averages,
         "averaged_after": run.averaged_after,
         "notices": run.notices,
-        "epochs": [
-            {"epoch": roster.epoch, "first_round": roster.first, "members": list(roster.members)}
+        "rosters": [
+            {
+                "generation": roster.generation,
+                "first_round": roster.first,
+                "members": list(roster.members),
+            }
             for roster in (*run.history, *run.rosters)
         ],
         "departed": [

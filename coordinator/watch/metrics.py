@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 STATES = ("welcomed", "attached", "enrolled", "finished", "accounted", "away")
 GAUGES = {
-    "epoch": ("epoch", "Number of the newest roster, not of a pass over the data"),
+    "generation": ("generation", "Generation of the newest roster"),
     "round": ("round", "Last round of the slowest member"),
     "rounds": ("rounds", "Rounds of the whole run, 0 if not known"),
     "rounds_per_second": ("rounds_per_second", "Pace of the slowest member"),

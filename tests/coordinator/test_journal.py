@@ -12,9 +12,9 @@ from washp2p.protocol.roster import Peer, Roster
 from washp2p.runfolder.roster_store import read_rosters
 
 
-def roster(epoch, first, *members):
+def roster(generation, first, *members):
     peers = tuple(Peer(member=m, endpoint=f"tcp://h:{m}", host="h") for m in members)
-    return Roster(epoch=epoch, peers=peers, first=first)
+    return Roster(generation=generation, peers=peers, first=first)
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def test_rosters_out_of_order_are_refused_by_name(path):
     journal = Journal(path, print)
     journal.keep(roster(5, 3, 0, 1))
     journal.commit()
-    with pytest.raises(UsageError, match="epoch 5 begins before epoch 1"):
+    with pytest.raises(UsageError, match="generation 5 begins before generation 1"):
         journal.read()
     journal.close()
-    with pytest.raises(UsageError, match="epoch 5 begins before epoch 1"):
+    with pytest.raises(UsageError, match="generation 5 begins before generation 1"):
         read_rosters(path)
 
 

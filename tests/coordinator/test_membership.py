@@ -88,9 +88,11 @@ class Run:
     def tick(self):
         return list(self.machine.tick(self.now))
 
-    def average(self, who, epoch=0, number=1, after=16):
+    def average(self, who, generation=0, number=1, after=16):
         """It begins an average, and holds it."""
-        return self.tell(who, Averaging(number, after)) + self.tell(who, Averaged(epoch, number))
+        return self.tell(who, Averaging(number, after)) + self.tell(
+            who, Averaged(generation, number)
+        )
 
     def start(self):
         for who in range(self.machine.population.config.n):
@@ -220,7 +222,7 @@ def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
 
     def take(commands):
         for identity, seeds in sent(commands, Seeds):
-            assert seeds.epoch == 0
+            assert seeds.generation == 0
             assert seeds.roster == run.machine.population.roster.digest()
             if identity == b"1":
                 assert seeds.first == len(held) + 1
@@ -307,7 +309,7 @@ def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
     run.gone(1)
     run.tell(7, hello(7))
     assert sent(run.tell(7, run.attach(7)), Donor)
-    run.average(0, epoch=1)
+    run.average(0, generation=1)
     run.tell(0, finished())
     commands = run.tell(0, Accounts([]))
     assert sent(commands, Refuse) == [(b"7", Refuse("the run has ended"))]
@@ -335,14 +337,14 @@ def test_who_is_lost_in_training_is_missing_from_the_next_round_not_published():
     rosters = sent(commands, NewRoster)
     assert [identity for identity, _ in rosters] == [b"0", b"2"]
     for _, roster in rosters:
-        assert (roster.epoch, roster.first) == (1, published + 1)
+        assert (roster.generation, roster.first) == (1, published + 1)
         assert [member for member, *_ in roster.peers] == [0, 2]
     newest = run.machine.population.roster
     assert newest in kept
     assert commands.index(Keep(newest)) < commands.index(Send(*rosters[0]))
     seeds = sent(run.tell(0, Progress(10)), Seeds)
     assert {identity for identity, _ in seeds} == {b"0", b"2"}
-    assert all(m.epoch == 1 and m.first > published for _, m in seeds)
+    assert all(m.generation == 1 and m.first > published for _, m in seeds)
     assert all(m.roster == run.machine.population.roster.digest() for _, m in seeds)
     assert run.gone(1) == []
 
@@ -370,9 +372,9 @@ def test_a_loss_before_all_hold_the_average_means_another_average():
     run.average(1)
     commands = run.gone(2)
     assert not sent(commands, Settled)
-    assert not sent(run.average(0, epoch=1), Settled)
+    assert not sent(run.average(0, generation=1), Settled)
     settled = Settled(1, 1, [16, 16])
-    assert sent(run.average(1, epoch=1), Settled) == [(b"0", settled), (b"1", settled)]
+    assert sent(run.average(1, generation=1), Settled) == [(b"0", settled), (b"1", settled)]
     assert sent(run.gone(0), NewRoster)[0][1].peers[0][0] == 1  # who evaluates now
     assert run.machine.population.settled.members == (0, 1)
     run.tell(1, finished())
@@ -505,9 +507,9 @@ def test_a_coordinator_that_comes_back_goes_on_where_the_first_was():
     run.now = 100.0
     list(run.machine.go_on(past_of(first.machine), run.now))
     commands = run.tell(0, Back(1, 16))
-    assert [m.epoch for _, m in sent(commands, NewRoster)] == [1]
+    assert [m.generation for _, m in sent(commands, NewRoster)] == [1]
     ((_, seeds),) = sent(commands, Seeds)
-    assert (seeds.epoch, seeds.first) == (1, 17)
+    assert (seeds.generation, seeds.first) == (1, 17)
     key = run_key(3)
     assert unpack_seeds(seeds.seeds) == [
         round_seed(key, 17 + k) for k in range(first.machine.population.published - 16)
@@ -565,7 +567,7 @@ def test_each_goes_on_as_a_member_whose_checkpoint_it_has():
     commands = run.tell(2, run.attach(2))
     assert [c.round for c in commands if isinstance(c, Rewind)] == [80]
     rosters = [message for _, message in sent(commands, NewRoster)]
-    assert {(r.epoch, r.first) for r in rosters} == {(1, 81)}
+    assert {(r.generation, r.first) for r in rosters} == {(1, 81)}
     assert [m for m, *_ in rosters[0].peers] == [0, 1, 2]
     for who in range(3):
         commands = run.tell(who, Synced(1))
@@ -629,7 +631,7 @@ def test_a_coordinator_lost_before_the_first_seeds_after_a_checkpoint():
     for who, heard in ((0, 2), (1, 2), (2, 0)):
         commands = run.tell(who, Back(heard, 0))
         assert not sent(commands, Seeds)
-        rosters = [message.epoch for _, message in sent(commands, NewRoster)]
+        rosters = [message.generation for _, message in sent(commands, NewRoster)]
         assert rosters == ([] if heard else [1])
     for who in range(3):
         commands = run.tell(who, Synced(1))
@@ -689,9 +691,9 @@ def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():
     run.tell(7, Ready())
     run.tell(0, Progress(10))
     commands = run.tell(7, Back(0, 0))
-    assert [m.epoch for _, m in sent(commands, NewRoster)] == [2]
+    assert [m.generation for _, m in sent(commands, NewRoster)] == [2]
     ((_, seeds),) = sent(commands, Seeds)
-    assert (seeds.epoch, seeds.first) == (2, run.machine.population.roster.first)
+    assert (seeds.generation, seeds.first) == (2, run.machine.population.roster.first)
 
 
 def test_unknown_senders_and_messages_out_of_place():
@@ -835,7 +837,7 @@ def test_newcomers_wait_for_an_average_that_is_being_taken():
     run.tell(0, Averaging(1, 10))
     assert not sent(run.tell(7, Ready()), NewRoster)
     run.tell(0, Averaged(1, 1))
-    commands = run.average(1, epoch=1, after=10)
+    commands = run.average(1, generation=1, after=10)
     ((_, roster), *_) = sent(commands, NewRoster)
     assert [peer[0] for peer in roster.peers] == [0, 1, 3]
     assert roster.averages == 1

@@ -24,7 +24,7 @@ def vitals(steps=0, distance=-1.0, sent=(), **changes):
         "seconds": 2.0,
         "waited": 0.5,
         "planning": 0.1,
-        "epoch": 0,
+        "generation": 0,
         "applied": 5,
         "max_delay": "3",
         "late": 1.5,

@@ -11,7 +11,7 @@ from washp2p.config.config import RunConfig
 from washp2p.protocol.messages.from_coordinator import Checkpoint, Seeds
 from washp2p.protocol.roster import Peer, Roster
 
-ROSTER = Roster(epoch=0, peers=(Peer(member=0, endpoint="", host=""),))
+ROSTER = Roster(generation=0, peers=(Peer(member=0, endpoint="", host=""),))
 
 
 def publish(config, rounds, seconds_a_round=0.01):

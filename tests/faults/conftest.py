@@ -210,7 +210,7 @@ class Story:
             for record in records:
                 if isinstance(record, Record):
                     roster = roster_at(self.rosters, record.round)
-                    assert record.epoch >= roster.epoch  # it is its own step's
+                    assert record.generation >= roster.generation  # it is its own step's
                     assert member in roster.members
                     assert {*record.applied, *record.lost} <= set(roster.members) - {member}
 

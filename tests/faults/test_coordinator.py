@@ -25,7 +25,7 @@ def assert_undisturbed(population, tmp_path):
     story = Story(population.folder)
     assert story.summary["departed"] == []
     assert story.summary["lost_values"] == 0
-    assert [roster.epoch for roster in story.rosters] == [0]
+    assert [roster.generation for roster in story.rosters] == [0]
     for records in story.logs.values():
         assert [r.round for r in records if isinstance(r, Record)] == list(range(1, 161))
     data = load_data(story.config, tmp_path, download=False)

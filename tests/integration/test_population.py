@@ -134,7 +134,9 @@ def test_the_run_folder_keeps_its_contract(runs, capsys):
         collected = state if row["member"] else 0  # by the first member, which evaluates
         assert mean == pytest.approx(2 * 2 / 3 * state + collected, rel=0.05)  # padding
     for member, records in read_logs(folder).items():
-        assert [(r.step, r.round, r.epoch) for r in records] == [(t, t, 0) for t in range(1, 81)]
+        assert [(r.step, r.round, r.generation) for r in records] == [
+            (t, t, 0) for t in range(1, 81)
+        ]
         assert all(member not in r.applied and not r.lost for r in records)
     for words in ("member 0", "mean member", "best member", "Ensemble", "Averaged", "GreedySoup"):
         assert words in coordinator.text

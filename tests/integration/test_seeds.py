@@ -51,7 +51,7 @@ class StingyCoordinator(threading.Thread):
         match message:
             case Attach(endpoint=endpoint):
                 peer = Peer(member=0, endpoint=endpoint, host="h")
-                self.roster = Roster(epoch=0, peers=(peer,))
+                self.roster = Roster(generation=0, peers=(peer,))
                 self.tell(NewRoster(0, 1, 0, self.roster.rows))
             case Synced():
                 self.publish(1)

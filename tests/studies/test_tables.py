@@ -121,11 +121,11 @@ def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
         run.send_signal(signal.SIGINT)
     assert not cells.done(one)
     resumed = cells.run(one)
-    assert len(resumed.summary["epochs"]) == 2
+    assert len(resumed.summary["rosters"]) == 2
     assert resumed.summary["accuracy"] == other.run(one).summary["accuracy"]
     assert cells.done(one)
     assert not cells.done(one, measured=True)
-    assert len(cells.run(one, measured=True).summary["epochs"]) == 1
+    assert len(cells.run(one, measured=True).summary["rosters"]) == 1
 
 
 @pytest.mark.parametrize(

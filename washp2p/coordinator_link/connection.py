@@ -269,8 +269,8 @@ class Connection:
         if self._welcome is None:
             yield from self._greeting
             return
-        epochs = self.state.rosters[-1].epoch + 1 if self.state.rosters else 0
-        yield messages.encode(Back(epochs, self.state.seeds.until))
+        generations = self.state.rosters[-1].generation + 1 if self.state.rosters else 0
+        yield messages.encode(Back(generations, self.state.seeds.until))
         yield from list(self._milestones)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)

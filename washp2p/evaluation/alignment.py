@@ -230,12 +230,12 @@ def _features(traced: fx.GraphModule, inputs: torch.Tensor, wanted: set[str]) ->
     """What each of the wanted nodes gives."""
     found: State = {}
 
-    class Keeper(fx.Interpreter):
+    class Checkpointing(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
             if n.name in wanted:
                 found[n.name] = value
             return value
 
-    Keeper(traced).run(inputs)
+    Checkpointing(traced).run(inputs)
     return found

@@ -10,7 +10,7 @@ from washp2p.protocol.rates import papa_all_reduce, papa_payload
 if TYPE_CHECKING:
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
-    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.round_loop import Timeline
@@ -21,7 +21,7 @@ def vitals_of(
     timeline: Timeline,
     exchange: Exchange,
     ledger: Ledger,
-    conduct: Conduct[MemberId],
+    refusals: Refusals[MemberId],
     planning: float,
 ) -> Vitals:
     """How it goes: totals since it joined; `planning` in seconds."""
@@ -30,13 +30,13 @@ def vitals_of(
         seconds=timeline.seconds,
         waited=timeline.waited,
         planning=planning,
-        epoch=exchange.epoch,
+        generation=exchange.generation,
         applied=exchange.merger.applied_values,
         max_delay=timeline.max_delay,
         late=timeline.late,
         lost=exchange.arrivals.lost_by_reason,
         refused=exchange.merger.refused_values,
-        refused_messages={str(k): n for k, n in conduct.refused.items()},
+        refused_messages={str(k): n for k, n in refusals.refused.items()},
         distance=exchange.distance,
         sent=[
             (k.peer, str(k.kind), k.wire, c.payload + c.header) for k, c in ledger.counts.items()
@@ -49,11 +49,11 @@ def finished(
     exchange: Exchange,
     layout: Layout,
     strategy: Strategy,
-    conduct: Conduct[MemberId],
+    refusals: Refusals[MemberId],
 ) -> Finished:
     """What it did, beside what theory, the paper and PAPA say of the payload."""
-    epochs = [(n, range(first, stop)) for n, first, stop in timeline.epochs]
-    exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in epochs if n > 1]
+    generations = [(n, range(first, stop)) for n, first, stop in timeline.generations]
+    exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]
     return Finished(
         rounds=timeline.round,
         steps=timeline.steps,
@@ -63,10 +63,10 @@ def finished(
         applied_values=exchange.merger.applied_values,
         lost=exchange.arrivals.lost_by_reason,
         refused_values=exchange.merger.refused_values,
-        refused_messages={str(k): n for k, n in conduct.refused.items()},
+        refused_messages={str(k): n for k, n in refusals.refused.items()},
         parameters=layout.values,
         theory=float(sum(strategy.expected_payload(layout, n) * r for n, r in exchanges)),
         paper=float(strategy.paper_payload(layout) * sum(r for _, r in exchanges)),
-        papa=float(papa_payload(layout) * sum(len(r) for _, r in epochs)),
-        papa_all_reduce=float(sum(papa_all_reduce(layout, n) * len(r) for n, r in epochs)),
+        papa=float(papa_payload(layout) * sum(len(r) for _, r in generations)),
+        papa_all_reduce=float(sum(papa_all_reduce(layout, n) * len(r) for n, r in generations)),
     )

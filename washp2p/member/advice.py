@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from washp2p.model.device_copies import as_array
-from washp2p.model.missed_steps import Watch
+from washp2p.model.missed_steps import MissedSteps
 from washp2p.model.optimizers import NATURAL, copies_in, parameters_outside, why_not_restorable
 from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.from_worker import NoSnapshots, Notice
@@ -45,7 +45,7 @@ class Advice:
         self._optimizer = optimizer
         self._merger = merger
         self._topics: set[str] = set()
-        self._watch: Watch | None = None
+        self._watch: MissedSteps | None = None
         self._stepped = False
         self.no_snapshots = why_not_restorable(optimizer)
         """Why the optimizer's state cannot be given to others, or kept; empty if it can."""
@@ -75,7 +75,7 @@ class Advice:
                 "exchanged nor averaged; put all that is trained into one module",
             )
         self._merger.likeness = Likeness(as_array(self._store.vector))
-        self._watch = Watch(self._store.parameters, self._optimizer, self.tell)
+        self._watch = MissedSteps(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
         """The optimizer has taken a step; after the first one model and state are looked at.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from washp2p.errors import UsageError
 from washp2p.member.advice import Advice
 from washp2p.member.averages import Averages
-from washp2p.member.checkpointing import Keeper
+from washp2p.member.checkpointing import Checkpointing
 from washp2p.member.derivation import Derivation
-from washp2p.member.startup import Entry
+from washp2p.member.startup import Startup
 from washp2p.model.parameters import plain_model
 from washp2p.model.store import Store
 from washp2p.protocol.messages.frames import HEADER_LIMIT
-from washp2p.protocol.refusals import Conduct
+from washp2p.protocol.refusals import Refusals
 from washp2p.rounds.delay import delay_for
 from washp2p.rounds.exchange import Exchange
 from washp2p.rounds.inbox import Inbox
@@ -87,7 +87,7 @@ class Parts:
     key: bytes
     """The public key of the data plane; empty where links are in plain text."""
 
-    conduct: Conduct[MemberId]
+    refusals: Refusals[MemberId]
     exchange: Exchange
     inbox: Inbox
     derivation: Derivation
@@ -95,8 +95,8 @@ class Parts:
     timeline: Timeline
     surveyor: Surveyor | None
     repairer: Repairer | None
-    entry: Entry
-    keeper: Keeper
+    startup: Startup
+    checkpointing: Checkpointing
     averages: Averages
     advice: Advice
     log: RunLog | None
@@ -128,20 +128,20 @@ def assemble(
     except UsageError:
         transport.close()
         raise
-    conduct: Conduct[MemberId] = Conduct(
+    refusals: Refusals[MemberId] = Refusals(
         rate=REFUSALS_A_SECOND,
         burst=REFUSALS if connection.encrypted else inf,  # else nobody can tell whose they are
         tell=_log.warning,
         clock=time.monotonic,
     )
-    transfer = Transfer(transport, connection.run, me, conduct)
+    transfer = Transfer(transport, connection.run, me, refusals)
     exchange = Exchange(
         store=store,
         transport=transport,
         me=me,
         run=connection.run,
         add=config.late == "difference" and config.max_delay != "0",
-        conduct=conduct,
+        refusals=refusals,
         consensus=strategy.consensus(store.layout),
         weight=lambda: strategy.weight(store.learning_rate.share),
         room=_room_for_means(strategy, store, config.n),
@@ -151,7 +151,7 @@ def assemble(
         transport=transport,
         transfer=transfer,
         exchange=exchange,
-        conduct=conduct,
+        refusals=refusals,
     )
     surveyor = None
     if config.track_consensus:
@@ -178,7 +178,7 @@ def assemble(
         transport=transport,
         endpoint=endpoint,
         key=pair.public if connection.encrypted else b"",
-        conduct=conduct,
+        refusals=refusals,
         exchange=exchange,
         inbox=inbox,
         derivation=derivation,
@@ -197,8 +197,8 @@ def assemble(
         ),
         surveyor=surveyor,
         repairer=repairer,
-        entry=Entry(connection=connection, inbox=inbox, transfer=transfer, store=store),
-        keeper=Keeper(
+        startup=Startup(connection=connection, inbox=inbox, transfer=transfer, store=store),
+        checkpointing=Checkpointing(
             connection=connection,
             inbox=inbox,
             store=store,

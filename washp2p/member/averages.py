@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.member.averaging import Finale
+from washp2p.member.averaging import PeerAverage
 from washp2p.model.digests import digests_of
 from washp2p.protocol.messages.from_worker import Averaging
 
@@ -39,12 +39,12 @@ class Averages:
         self._inbox = inbox
         self._transfer = transfer
         self._tell = tell
-        self._served: Finale | None = None
+        self._served: PeerAverage | None = None
         self._trained = True
         self._after = 0
         self.taken = 0
         """How many there have been."""
-        self.current: Finale | None = None
+        self.current: PeerAverage | None = None
         """The last one; it may have been interrupted."""
 
     @property
@@ -98,7 +98,7 @@ class Averages:
         self._connection.tell(Averaging(number, round_number))
         self._served, self._trained = self.current, False
         self._after, self._stepped = round_number, round_number > self._after
-        self.current = Finale(
+        self.current = PeerAverage(
             state,
             number,
             by_hand=by_hand,
@@ -109,7 +109,7 @@ class Averages:
             transfer=self._transfer,
         )
 
-    def take(self) -> Finale:
+    def take(self) -> PeerAverage:
         """The average that was begun. Collective; blocks. Raises RunStoppedError."""
         assert self.current is not None
         if self.current.over is None:
@@ -121,13 +121,13 @@ class Averages:
             self._mend(self.current)
         return self.current
 
-    def _mend(self, finale: Finale) -> None:
+    def _mend(self, average: PeerAverage) -> None:
         """Recompute what follows from the averaged parameters, and say what may be wrong."""
-        wrong = finale.doubtful(self._store.unknown_buffers)
-        if finale.recomputes:
-            wrong += self._store.recompute_buffers(finale.averaged)
-        assert finale.over is not None
-        if wrong and finale.over.members[0] == self._connection.member:
+        wrong = average.doubtful(self._store.unknown_buffers)
+        if average.recomputes:
+            wrong += self._store.recompute_buffers(average.averaged)
+        assert average.over is not None
+        if wrong and average.over.members[0] == self._connection.member:
             some = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
             self._tell(
                 "buffers",
@@ -135,10 +135,10 @@ class Averages:
                 f"right: {some}; a mean was taken of what may be no statistic, or the first "
                 "member's was taken: recompute them, or join(buffers={name: rule})",
             )
-        if self._stepped and finale.identical:
+        if self._stepped and average.identical:
             self._tell(
                 "one model",
                 "all members have ended with the very same parameters: they are one model, "
-                f"{len(finale.over.members)} times; seed each differently, by member.id or "
+                f"{len(average.over.members)} times; seed each differently, by member.id or "
                 "connect(address, seed=True)",
             )

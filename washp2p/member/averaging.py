@@ -37,7 +37,7 @@ class _RosterChangedError(Exception):
     """A member was lost: begin anew."""
 
 
-class Finale:
+class PeerAverage:
     """The member's `number`-th average: of `state`, which must not change until it is taken.
 
     Its `frozen` tensors must not change afterwards, either. `by_hand`: it is not the model's own.
@@ -129,14 +129,17 @@ class Finale:
 
     def _average_over(self, roster: Roster) -> State:
         connection = self._connection
-        self._label = f"{self.number}.{roster.epoch}"
+        self._label = f"{self.number}.{roster.generation}"
 
         def changed() -> bool:
             return connection.state.roster is not roster and not settled()
 
         def settled() -> bool:
             its = connection.state.settled
-            return its is not None and (its.number, its.epoch) == (self.number, roster.epoch)
+            return its is not None and (its.number, its.generation) == (
+                self.number,
+                roster.generation,
+            )
 
         def wait_until(condition: Callable[[], bool]) -> None:
             self._inbox.wait_until(lambda: condition() or changed(), self._transfer.peers)
@@ -187,7 +190,7 @@ class Finale:
                 for number, vector in enumerate(firsts, self._means)
             ]
             wait_until(all_done(downloads))
-        connection.tell(Averaged(roster.epoch, self.number))
+        connection.tell(Averaged(roster.generation, self.number))
         wait_until(settled)
         assert connection.state.settled is not None
         self.rounds = tuple(connection.state.settled.rounds)

@@ -43,7 +43,7 @@ class Stateful(Protocol):
         """Be where `state_dict` was; tensors are on the CPU."""
 
 
-class Keeper:
+class Checkpointing:
     """One member's checkpoints."""
 
     def __init__(
@@ -90,12 +90,13 @@ class Keeper:
                     f"it holds that of member {its[1]} of round {its[2]} of run {its[0].hex()}"
                 )
             restore(self._store, opened)
+            spans = "generations" if "generations" in extra else "epochs"  # as earlier versions
             start = Start(
                 round=snapshot.round,
                 steps=snapshot.step,
                 seconds=extra["seconds"],
                 waited=extra["waited"],
-                epochs=[(members, first, stop) for members, first, stop in extra["epochs"]],
+                generations=[tuple(row) for row in extra[spans]],
             )
             self._ledger.load(extra["ledger"])
             merger = self._exchange.merger

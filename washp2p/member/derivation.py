@@ -42,6 +42,6 @@ class Derivation:
                 f"{type(self._strategy).__name__} plans a mean, for which everyone must wait; "
                 "expected lockstep = True"
             )
-        staged = stage(plan, roster, self._store.lane)
+        staged = stage(plan, roster, self._store.copies)
         self.cpu_seconds += time.thread_time() - began
         return staged

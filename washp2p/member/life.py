@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from washp2p.member.assembly import Parts
-    from washp2p.member.averaging import Finale
+    from washp2p.member.averaging import PeerAverage
     from washp2p.member.replicas import Replicas
     from washp2p.protocol.messages.from_worker import Vitals
     from washp2p.protocol.roster import MemberId
@@ -78,15 +78,15 @@ class Life:
             parts.advice.no_snapshots,
         )
         if connection.resumes:
-            start = parts.keeper.go_on()
-            parts.entry.go_on_together(start, rounds=rounds)
-            parts.keeper.forget_what_was_to_come(start)
+            start = parts.checkpointing.go_on()
+            parts.startup.go_on_together(start, rounds=rounds)
+            parts.checkpointing.forget_what_was_to_come(start)
             parts.timeline.begin(start)
         elif connection.state.enrolled:
-            parts.entry.start_together()
+            parts.startup.start_together()
             parts.timeline.begin(Start())
         else:
-            joined = parts.entry.come_in()
+            joined = parts.startup.come_in()
             parts.timeline.begin(Start(round=joined.round), joined)
         parts.averages.taken = connection.state.averages
         parts.exchange.arrivals.go_on(connection.state.averages)
@@ -114,7 +114,7 @@ class Life:
             }
             replicas.start(told, parts.store, self._snapshot)
 
-    def average(self, final: Final | None) -> Finale:
+    def average(self, final: Final | None) -> PeerAverage:
         """The average of now: a new one is taken unless the last one stands and is of the same."""
         self.require_open()
         averages = self.parts.averages
@@ -122,7 +122,7 @@ class Life:
             self._begin_average(final)
         return self._take_average()
 
-    def final(self) -> Finale:
+    def final(self) -> PeerAverage:
         """The last average; the first one is taken if need be. Raises UsageError."""
         self.require_open()
         averages = self.parts.averages
@@ -135,14 +135,14 @@ class Life:
             self._begin_average(None)
         return self._take_average()
 
-    def _take_average(self) -> Finale:
+    def _take_average(self) -> PeerAverage:
         averages = self.parts.averages
         if averages.stands or self._replicas is None:
             return averages.take()
         with self._replicas.waiting():
-            finale = averages.take()
-        self._replicas.share_average(finale.averaged, self.members)
-        return finale
+            average = averages.take()
+        self._replicas.share_average(average.averaged, self.members)
+        return average
 
     def _begin_average(self, final: Final | None) -> None:
         """Begin the next average, unless the last one stands and is of the same values."""
@@ -251,10 +251,10 @@ class Life:
                 parts.store.learning_rate.sample()
                 parts.advice.before_round()
                 timeline.step()
-                parts.keeper.after_round(timeline)
+                parts.checkpointing.after_round(timeline)
                 self._tell_surveyed()
-                if parts.inbox.guests or parts.entry.serves:
-                    parts.entry.serve_guests(self._snapshot)
+                if parts.inbox.guests or parts.startup.serves:
+                    parts.startup.serve_guests(self._snapshot)
                 if self._replicas is not None:
                     self._replicas.after_round(timeline.round, parts.store)
                 parts.advice.after_round(timeline.round, self.members)
@@ -274,7 +274,7 @@ class Life:
             parts.timeline,
             parts.exchange,
             parts.transport.ledger,
-            parts.conduct,
+            parts.refusals,
             parts.derivation.cpu_seconds,
         )
         parts.connection.tell(self.vitals)
@@ -294,7 +294,7 @@ class Life:
                 parts.log.finish()
             layout = parts.store.layout
             parts.connection.tell(
-                finished(parts.timeline, parts.exchange, layout, parts.strategy, parts.conduct)
+                finished(parts.timeline, parts.exchange, layout, parts.strategy, parts.refusals)
             )
 
     @contextmanager

@@ -164,7 +164,7 @@ class Replicas:
             return
         self._paused = False
         written = store.take_written()
-        places = store.lane.upload(written)
+        places = store.copies.upload(written)
         values = [places.device, *(store.keep(places) if len(written) else ())]
         if places.device.is_cuda:  # it was made in other streams than that of training
             for vector in values:
@@ -311,7 +311,7 @@ class Replica:
                 self._channel.share(torch.empty(count, dtype=dtype, device=device))
                 for dtype in self._store.dtypes
             ]
-            places = self._store.lane.upload(indices.cpu().numpy())
+            places = self._store.copies.upload(indices.cpu().numpy())
             self._store.scatter(places, values)
 
     def _unhook(self) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("washp2p")
 
 
-class Entry:
+class Startup:
     """One member's entry into the population, and that of its guests."""
 
     def __init__(
@@ -73,10 +73,10 @@ class Entry:
                 if found is None:
                     continue
                 taken = found
-            self._offer(f"start{roster.epoch}", taken)
-            self._connection.tell(Synced(roster.epoch))
-            begun = self._wait_for_the_seed_of(1, roster.epoch)
-            self._transfer.withdraw(f"start{roster.epoch}:")
+            self._offer(f"start{roster.generation}", taken)
+            self._connection.tell(Synced(roster.generation))
+            begun = self._wait_for_the_seed_of(1, roster.generation)
+            self._transfer.withdraw(f"start{roster.generation}:")
         if taken is not own:
             self._store.load_values(
                 {name: vector for name, vector in taken.items() if vector is not own[name]}
@@ -93,7 +93,7 @@ class Entry:
 
         From it, or from who has it already; None if there is a new roster.
         """
-        changed = self._changed(roster.epoch)
+        changed = self._changed(roster.generation)
         others = [member for member in roster.members if member != self._connection.member]
 
         def reachable() -> MemberId:
@@ -107,7 +107,7 @@ class Entry:
             def elsewhere(source: MemberId = source) -> bool:
                 return changed() or reachable() != source
 
-            what = f"start{roster.epoch}"
+            what = f"start{roster.generation}"
             theirs = bytearray(mine)
             row = self._transfer.fetch(
                 source, f"{what}:digests", memoryview(theirs), kind=Kind.STATE
@@ -134,10 +134,10 @@ class Entry:
         begun = False
         while not begun:
             self._inbox.drain()
-            epoch = connection.state.roster.epoch
+            generation = connection.state.roster.generation
             hold_points.reach(hold_points.STARTING)
-            connection.tell(Synced(epoch))
-            begun = first > rounds > 0 or self._wait_for_the_seed_of(first, epoch)
+            connection.tell(Synced(generation))
+            begun = first > rounds > 0 or self._wait_for_the_seed_of(first, generation)
         connection.state.seeds.reached = start.round
 
     def come_in(self) -> Joined:
@@ -173,7 +173,7 @@ class Entry:
         if config.max_delay == "none" and config.method != "none" and config.p:
             end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
             self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
-        return Joined(entry.epoch, entry.first - 1, donor.member, opened.snapshot.step)
+        return Joined(entry.generation, entry.first - 1, donor.member, opened.snapshot.step)
 
     @property
     def serves(self) -> bool:
@@ -247,15 +247,15 @@ class Entry:
     def _donor_is_not(self, donor: Peer) -> bool:
         return self._connection.state.donor is not donor
 
-    def _wait_for_the_seed_of(self, first: int, epoch: int) -> bool:
+    def _wait_for_the_seed_of(self, first: int, generation: int) -> bool:
         """Block until training begins, or there is another roster; whether it has begun."""
         connection = self._connection
-        changed = self._changed(epoch)
+        changed = self._changed(generation)
         self._inbox.wait_until(lambda: first in connection.state.seeds or changed())
         return (
             first in connection.state.seeds
-            and roster_at(connection.state.rosters, first).epoch == epoch
+            and roster_at(connection.state.rosters, first).generation == generation
         )
 
-    def _changed(self, epoch: int) -> Callable[[], bool]:
-        return lambda: self._connection.state.roster.epoch != epoch
+    def _changed(self, generation: int) -> Callable[[], bool]:
+        return lambda: self._connection.state.roster.generation != generation

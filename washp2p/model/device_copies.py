@@ -1,4 +1,4 @@
-"""Lanes: how values move between a store's vectors and the host, beside training.
+"""Copies between a model's flat vectors and host memory, made beside training.
 
 On the CPU at once. On CUDA in a stream of its own and through pinned memory, ordered against the
 training stream by events: the host never waits for the device unless it asks to. No sockets.
@@ -41,10 +41,10 @@ class Places:
 
 
 class Mark(Protocol):
-    """A point in a lane's work."""
+    """A point in the order of copies."""
 
     def done(self) -> bool:
-        """Whether the lane has come so far. Does not block."""
+        """Whether all copies up to here are done. Does not block."""
 
     def wait(self) -> None:
         """Block until it has."""
@@ -89,12 +89,12 @@ def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
     return array
 
 
-class Lane(ABC):
+class DeviceCopies(ABC):
     """Gathers and scatters. `vectors` are a store's slots, `values` as many, from anywhere."""
 
     @abstractmethod
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
-        """Host memory that this lane's copies can use."""
+        """Host memory that copies can use."""
 
     @abstractmethod
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
@@ -154,55 +154,46 @@ class _Done:
 DONE = _Done()
 
 
-class HostLane(Lane):
+class HostCopies(DeviceCopies):
     """Vectors in host memory: everything is done on return."""
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
-        """See Lane."""
         return Staging(dtypes, reuse=True, pin=False)
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
-        """See Lane: memory is shared."""
+        """Memory is shared."""
         return Places(indices, torch.from_numpy(indices))
 
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
-        """See Lane."""
         for vector, values in zip(vectors, out, strict=True):
             torch.index_select(vector, 0, places.device, out=values)
         return DONE
 
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
-        """See Lane."""
         return [vector.index_select(0, places.device) for vector in vectors]
 
     def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
-        """See Lane."""
         return self.keep(vectors, places), DONE
 
     def settle(self) -> None:
-        """See Lane: it always is."""
+        """It always is."""
 
     def finite(self, values: Vectors) -> bool:
-        """See Lane."""
         return all(isfinite(vector.sum()) for vector in values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """See Lane."""
         return [vector.index_select(0, torch.from_numpy(kept)) for vector in values]
 
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
-        """See Lane."""
         for vector, new in zip(vectors, values, strict=True):
             vector.index_put_((places.device,), new)
 
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
-        """See Lane."""
         for vector, new, old in zip(vectors, values, own, strict=True):
             now = vector.index_select(0, places.device)
             vector.index_put_((places.device,), (new - old).add_(now))
 
     def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
-        """See Lane."""
         for vector, new in zip(vectors, values, strict=True):
             now = vector.index_select(0, places.device)
             wide = torch.promote_types(vector.dtype, torch.float32)
@@ -210,7 +201,7 @@ class HostLane(Lane):
             vector.index_put_((places.device,), pulled.to(vector.dtype))
 
 
-class CudaLane(HostLane):
+class CudaCopies(HostCopies):
     """Vectors on a GPU: the same operations, in a stream beside the training stream.
 
     The training stream waits for gathers and scatters to be over, never for values that go to the
@@ -224,11 +215,10 @@ class CudaLane(HostLane):
         self._checks = torch.cuda.Stream(device)
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
-        """See Lane. Pinned; torch's allocator hands it out again when the copy is over."""
+        """Pinned; torch's allocator hands it out again when the copy is over."""
         return Staging(dtypes, reuse=False, pin=True)
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
-        """See Lane."""
         with torch.cuda.stream(self._copies):
             pinned = torch.from_numpy(indices).pin_memory()
             places = pinned.to(self._device, non_blocking=True)
@@ -238,7 +228,6 @@ class CudaLane(HostLane):
         return Places(indices, places, ready)
 
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
-        """See Lane."""
         picked = self.keep(vectors, places)
         self._copies.wait_stream(self._stream)
         with torch.cuda.stream(self._copies):
@@ -250,28 +239,24 @@ class CudaLane(HostLane):
         return _Event(event)
 
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
-        """See Lane."""
         with self._beside_training(places):
             return super().keep(vectors, places)
 
     def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
-        """See Lane."""
         picked = self.keep(vectors, places)
         event = torch.cuda.Event(blocking=True)
         event.record(self._stream)
         return picked, _Event(event)
 
     def settle(self) -> None:
-        """See Lane."""
         torch.cuda.current_stream(self._device).synchronize()
 
     def finite(self, values: Vectors) -> bool:
-        """See Lane."""
         with torch.cuda.stream(self._checks):
             return super().finite(values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """See Lane: pinned, too, for copies from other memory make the host wait."""
+        """Pinned, too, for copies from other memory make the host wait."""
         if values[0].is_cuda:
             with torch.cuda.stream(self._stream):
                 indices = torch.from_numpy(kept).to(self._device)
@@ -285,19 +270,16 @@ class CudaLane(HostLane):
         return selected
 
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
-        """See Lane."""
         uploaded = self._upload(values)
         with self._beside_training(places):
             super().assign(vectors, places, uploaded)
 
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
-        """See Lane."""
         uploaded = self._upload(values)
         with self._beside_training(places):
             super().add(vectors, places, uploaded, own)
 
     def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
-        """See Lane."""
         uploaded = self._upload(values)
         with self._beside_training(places):
             super().pull(vectors, places, uploaded, weight)
@@ -332,6 +314,6 @@ class _Event:
         self._event.synchronize()
 
 
-def lane_for(device: torch.device) -> Lane:
-    """The lane for vectors on `device`."""
-    return CudaLane(device) if device.type == "cuda" else HostLane()
+def copies_for(device: torch.device) -> DeviceCopies:
+    """How values are copied to and from vectors on `device`."""
+    return CudaCopies(device) if device.type == "cuda" else HostCopies()

@@ -33,7 +33,7 @@ CURE = (
 )
 
 
-class Watch:
+class MissedSteps:
     """Of one member, whose `parameters` and `optimizer` these are; `tell(topic, text)` is loud."""
 
     def __init__(

@@ -15,7 +15,7 @@ import torch
 
 from washp2p.errors import UsageError
 from washp2p.model.buffers import kept_tensors, recompute
-from washp2p.model.device_copies import Staging, lane_for
+from washp2p.model.device_copies import Staging, copies_for
 from washp2p.model.flat_memory import FlatParameters, refuse_overlaps
 from washp2p.model.optimizer_slots import OptimizerSlots
 from washp2p.model.optimizers import LearningRate, give_state, state_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from washp2p.model.buffers import Kept
-    from washp2p.model.device_copies import Lane, Mark, Places, Vectors
+    from washp2p.model.device_copies import DeviceCopies, Mark, Places, Vectors
     from washp2p.model.optimizers import Plain
 
 PARAM = "param"
@@ -49,7 +49,7 @@ State = dict[str, torch.Tensor]
 class Store:
     """Flat access to a model's trainable parameters, its optimizer state and its buffers.
 
-    `slots` names the optimizer state to exchange besides the parameters; `lane` is how values
+    `slots` names the optimizer state to exchange besides the parameters; `copies` is how values
     come and go (default: what the parameters' device calls for). `last` names the module whose
     layer is the last one, `buffers` sets rules by hand: as in `join`.
     """
@@ -59,7 +59,7 @@ class Store:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         slots: Sequence[str] = (),
-        lane: Lane | None = None,
+        copies: DeviceCopies | None = None,
         *,
         last: str = "",
         buffers: Mapping[str, str] | None = None,
@@ -95,7 +95,7 @@ class Store:
         )
         self._vectors = [self._memory.vector, *self._optimizer_slots.vectors]
         self._written: list[npt.NDArray[np.int64]] | None = None
-        self.lane = lane or lane_for(self._memory.vector.device)
+        self.copies = copies or copies_for(self._memory.vector.device)
         """How values come and go."""
 
     @property
@@ -125,7 +125,7 @@ class Store:
 
     def staging(self) -> Staging:
         """Host memory for the values of all slots in one direction."""
-        return self.lane.staging(self.dtypes)
+        return self.copies.staging(self.dtypes)
 
     def look(self) -> None:
         """See what training has done: what has other memory now is taken in again.
@@ -147,32 +147,32 @@ class Store:
         `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
         reads as zeros. After `look`.
         """
-        return self.lane.gather(self._vectors, places, out)
+        return self.copies.gather(self._vectors, places, out)
 
     def pick(self, places: Places) -> tuple[Vectors, Mark]:
         """As `gather`, into new vectors where the model is."""
-        return self.lane.pick(self._vectors, places)
+        return self.copies.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
         """A copy of the values at `places`, for `add`."""
-        return self.lane.keep(self._vectors, places)
+        return self.copies.keep(self._vectors, places)
 
     def scatter(self, places: Places, values: Vectors) -> None:
         """Assign `values[k]` to slot k at `places`; state that did not exist is created."""
-        self.lane.assign(self._vectors, places, values)
+        self.copies.assign(self._vectors, places, values)
         self._wrote(places)
 
     def add(self, places: Places, values: Vectors, own: Vectors) -> None:
         """Add `values[k] - own[k]` to slot k at `places`; state that did not exist is created."""
-        self.lane.add(self._vectors, places, values, own)
+        self.copies.add(self._vectors, places, values, own)
         self._wrote(places)
 
     def pull(self, places: Places, values: Vectors, weight: float) -> None:
         """Move slot k at `places` towards `values[k]`: all the way if `weight` is 1."""
         if weight == 1:
-            self.lane.assign(self._vectors, places, values)
+            self.copies.assign(self._vectors, places, values)
         else:
-            self.lane.pull(self._vectors, places, values, weight)
+            self.copies.pull(self._vectors, places, values, weight)
         self._wrote(places)
 
     def keep_track(self) -> None:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 
 
-class NewestWrites:
+class WriteOrder:
     """The newest round that wrote each scalar, for rounds above `forget`'s.
 
-    >>> writes = NewestWrites()
+    >>> writes = WriteOrder()
     >>> writes.note(np.array([10, 20]), 7)
     >>> writes.free(np.array([10, 15]), 6).tolist()  # round 6 comes late: 10 is newer already
     [False, True]

@@ -15,10 +15,10 @@ BLOCK = 1 << 14
 """Values handled at a time: what fits the cache, and the GIL held for moments only."""
 
 
-class RoundWords:
+class PhiloxStreams:
     """The streams of one round after another; one stream at a time.
 
-    >>> words = RoundWords()
+    >>> words = PhiloxStreams()
     >>> words.begin(seed=5, stream=0)
     >>> first = words.take(2)
     >>> words.begin(seed=5, stream=0)

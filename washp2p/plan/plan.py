@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from washp2p.plan.permutations import LARGEST_TABLE, source_and_target
-from washp2p.plan.philox import BLOCK, RoundWords
+from washp2p.plan.philox import BLOCK, PhiloxStreams
 from washp2p.plan.selection import Selection
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Deriver:
         self._group = group if group < n else 0
         self._selection = Selection(layout, rates)
         self._everyone = _Group(number=0, positions=np.arange(n), own=position)
-        self._words = RoundWords()
+        self._words = PhiloxStreams()
         self._draws = np.empty(0, dtype=np.uint64)
 
     def derive(self, seed: int) -> Plan:
@@ -175,7 +175,7 @@ def pairs(seed: int, n: int) -> list[tuple[int, int]]:
 
     Pairs are numbered by the first, then by the second.
     """
-    words = RoundWords()
+    words = PhiloxStreams()
     words.begin(seed, _PAIRS)
     drawn = [word * n * (n - 1) >> 64 for word in words.take(n).tolist()]
     numbered = [divmod(number, n - 1) for number in drawn]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from fractions import Fraction
 
-    from washp2p.plan.philox import RoundWords, Words
+    from washp2p.plan.philox import PhiloxStreams, Words
     from washp2p.protocol.layout import Layout
 
 Indices = npt.NDArray[np.int64]
@@ -45,7 +45,7 @@ class Selection:
         self._fewest, self._thresholds = _poisson_thresholds(mean)
         self._scratch = tuple(np.empty(0, dtype=np.uint64) for _ in range(2))
 
-    def select(self, words: RoundWords) -> Indices:
+    def select(self, words: PhiloxStreams) -> Indices:
         """The places of the flat vector that `words` select, ascending: scratch memory.
 
         It holds until the next `select`.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from washp2p.plan.philox import RoundWords
+from washp2p.plan.philox import PhiloxStreams
 from washp2p.plan.plan import everything, reduce_and_share, shard_bounds
 from washp2p.protocol.messages.fields import QUARTERS
 
@@ -65,7 +65,7 @@ class Survey:
 
 def sample(values: int, seed: int) -> Indices:
     """Which of so many scalars are looked at, in order: as many of each quarter."""
-    words = RoundWords()
+    words = PhiloxStreams()
     words.begin(seed, _STREAM)
     ends = np.cumsum(_sizes(values)).tolist()
     chosen = []

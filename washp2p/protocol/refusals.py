@@ -1,4 +1,4 @@
-"""Conduct: what was refused of whom, by reason, and who keeps at it.
+"""Refusals: what was refused of whom, by reason, and who keeps at it.
 
 A message that cannot be is dropped and counted here, on both planes. A peer has an allowance that
 fills up again with time; one that has used it up is an offender, and is to be cut off. No sockets.
@@ -38,7 +38,7 @@ class Reason(StrEnum):
     CLAIM = "claiming what cannot be"
 
 
-class Conduct(Generic[P]):
+class Refusals(Generic[P]):
     """Peers' allowances: `burst` at first and at most, `rate` more each second.
 
     `tell` is told of the first message of a peer that is refused for a reason, of TOLD peers.

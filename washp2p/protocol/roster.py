@@ -1,4 +1,4 @@
-"""Rounds, their seeds, and the roster of an epoch.
+"""Rounds, their seeds, and the roster of a generation.
 
 Pure values and arithmetic, shared by the coordinator (which must not import NumPy or torch) and
 the members. Rounds count from 1; round t follows each member's own optimizer step t.
@@ -102,21 +102,21 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True)
 class Roster:
-    """The members of one epoch, in order; a *position* is an index into `peers`.
+    """The members of one generation, in order; a *position* is an index into `peers`.
 
-    Permutations act on positions; frames and files carry MemberIds. The epoch begins with round
-    `first`.
+    Permutations act on positions; frames and files carry MemberIds. The generation begins with
+    round `first`.
     """
 
-    epoch: int
+    generation: int
     peers: tuple[Peer, ...]
     first: int = 1
 
     @classmethod
-    def from_rows(cls, epoch: int, first: int, rows: Sequence[Any]) -> Self:
+    def from_rows(cls, generation: int, first: int, rows: Sequence[Any]) -> Self:
         """Inverse of `rows`. Raises ValueError or TypeError if they are not such rows."""
         peers = tuple(map(Peer.from_row, rows))
-        return cls(epoch=epoch, first=first, peers=peers)
+        return cls(generation=generation, first=first, peers=peers)
 
     @property
     def rows(self) -> list[Any]:
@@ -129,12 +129,12 @@ class Roster:
         return tuple(peer.member for peer in self.peers)
 
     def position(self, member: MemberId) -> int:
-        """The position of `member`. Raises ValueError if it is not in this epoch."""
+        """The position of `member`. Raises ValueError if it is not in this generation."""
         return self.members.index(member)
 
     def digest(self) -> bytes:
-        """Eight bytes that differ when the epoch or its members do."""
-        text = f"{self.epoch}:" + ",".join(map(str, self.members))
+        """Eight bytes that differ when the generation or its members do."""
+        text = f"{self.generation}:" + ",".join(map(str, self.members))
         return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 

@@ -18,7 +18,7 @@ from washp2p.protocol.messages.from_coordinator import (
     Settled,
 )
 from washp2p.protocol.roster import Peer, Roster
-from washp2p.protocol.seed_window import Seedbook
+from washp2p.protocol.seed_window import SeedWindow
 
 if TYPE_CHECKING:
     from washp2p.protocol.messages.control import Message
@@ -33,7 +33,7 @@ class RunState:
         """This member's id, once it has one."""
         self.rosters: list[Roster] = []
         """All that are known, in order; only added to."""
-        self.seeds = Seedbook()
+        self.seeds = SeedWindow()
         """Those that have arrived."""
         self.changes = 0
         """Grows whenever a roster, a guest or a donor is new."""
@@ -94,11 +94,11 @@ class RunState:
             case Discard(number):
                 self._checkpoints.discard(number)
                 return range(number, number + 1)
-            case NewRoster(epoch, first, averages, peers):
-                if not self.rosters or epoch > self.rosters[-1].epoch:
+            case NewRoster(generation, first, averages, peers):
+                if not self.rosters or generation > self.rosters[-1].generation:
                     if not self.enrolled:
                         self.averages = averages
-                    self._take_roster(Roster.from_rows(epoch, first, peers))
+                    self._take_roster(Roster.from_rows(generation, first, peers))
             case Seeds():
                 self.seeds.take(message, self.rosters)
             case Guest(row):

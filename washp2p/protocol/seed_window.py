@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import Roster
 
 
-class Seedbook:
+class SeedWindow:
     """Written on the control thread, read and let go of on the training thread."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Seedbook:
 
     def take(self, message: Seeds, rosters: Sequence[Roster]) -> None:
         """Keep what has come. Raises ProtocolError unless it is of one of `rosters`."""
-        roster = next((r for r in reversed(rosters) if r.epoch == message.epoch), None)
+        roster = next((r for r in reversed(rosters) if r.generation == message.generation), None)
         if (
             roster is None
             or roster.digest() != message.roster

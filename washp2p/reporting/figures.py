@@ -186,15 +186,15 @@ def kinds(run: FinishedRun) -> str:
 @_styled
 def lives(run: FinishedRun) -> str | None:
     """In which rounds each member was in the roster; None if nobody came or went."""
-    epochs = run.summary.get("epochs", [])
-    if len(epochs) < 2:
+    rosters = run.summary.get("rosters", [])
+    if len(rosters) < 2:
         return None
-    starts = [epoch["first_round"] for epoch in epochs]
+    starts = [roster["first_round"] for roster in rosters]
     ends = [*starts[1:], run.summary["rounds"] + 1]
-    members = sorted({member for epoch in epochs for member in epoch["members"]})[:LIVES]
+    members = sorted({member for roster in rosters for member in roster["members"]})[:LIVES]
     figure, axes = _figure(height=0.9 + 0.22 * len(members))
-    for epoch, start, end in zip(epochs, starts, ends, strict=True):
-        for member in set(epoch["members"]) & set(members):
+    for roster, start, end in zip(rosters, starts, ends, strict=True):
+        for member in set(roster["members"]) & set(members):
             row = members.index(member)
             axes.barh(row, end - start, left=start, color=COLOURS[0], height=0.6)
     axes.set_yticks(range(len(members)), map(str, members))

@@ -28,7 +28,7 @@ def headline(view: View) -> str:
     parts = [
         f"{view['run']}: {view['state']}",
         f"round {rounds}",
-        f"roster {view['epoch']}",
+        f"roster {view['generation']}",
         f"{view['rounds_per_second']:.1f} rounds/s",
     ]
     if view["seconds_left"] is not None and view["state"] == "training":

@@ -40,7 +40,7 @@ class FixedDelay:
         self.bound = bound
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
-        """See Delay: nothing to learn."""
+        """Nothing to learn."""
 
 
 class AutoDelay:
@@ -60,7 +60,7 @@ class AutoDelay:
         self._waited = self._idled = self._elapsed = 0.0
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
-        """See Delay."""
+        """Learn from a round, and change S once enough rounds were seen."""
         if self._skip:
             self._skip -= 1
             return

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from washp2p.model.store import Store
     from washp2p.plan.consensus import Consensus
     from washp2p.plan.plan import Route
-    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.merging import Staged
     from washp2p.rounds.round_state import Round
@@ -78,7 +78,7 @@ class Exchange:
         me: MemberId,
         run: bytes,
         add: bool,
-        conduct: Conduct[MemberId],
+        refusals: Refusals[MemberId],
         consensus: Consensus | None = None,
         weight: Callable[[], float] = lambda: 1.0,
         room: int = 0,
@@ -103,9 +103,9 @@ class Exchange:
         self._last: int | None = None
         self._number = 0
         self._unshared: list[Callable[[], None]] = []
-        self.epoch = 0
-        """The epoch of the last round posted."""
-        self.arrivals = Arrivals(self._item_bytes, conduct, room)
+        self.generation = 0
+        """The generation of the last round posted."""
+        self.arrivals = Arrivals(self._item_bytes, refusals, room)
         """What has come, and what is to come."""
         self.came_beside: list[tuple[int, int, dict[MemberId, torch.Tensor]]] = []
         """Round, leg, and by sender what came beside the values, until it is taken."""
@@ -184,7 +184,7 @@ class Exchange:
     def greet(self, peer: MemberId) -> None:
         """`peer` is new, or has not been told how far this member goes, if that is known."""
         if self._last is not None:
-            end = End(self._run, self._me, peer, self.epoch, self._last, self._number)
+            end = End(self._run, self._me, peer, self.generation, self._last, self._number)
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
@@ -312,8 +312,8 @@ class Exchange:
         self, number: int, roster: Roster, fingerprint: int, leg: int, share: int = 0
     ) -> Frame:
         slots = 1 if leg >= BESIDE else len(self._item_bytes)
-        run, me, epoch = self._run, self._me, roster.epoch
-        return Frame(run, me, me, epoch, number, slots, share, fingerprint, leg)
+        run, me, generation = self._run, self._me, roster.generation
+        return Frame(run, me, me, generation, number, slots, share, fingerprint, leg)
 
     def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
         """Those of a route by member, of whoever takes part in the round."""
@@ -323,7 +323,7 @@ class Exchange:
 
     def _send_vectors(self, header: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
         """Send what has been made where the model is; at once, after what has been posted."""
-        self._store.lane.settle()
+        self._store.copies.settle()
         hosted: dict[int, memoryview] = {}
         parts: list[tuple[MemberId, int, Buffers]] = []
         for peer, vectors in outgoing.items():
@@ -346,5 +346,5 @@ class Exchange:
     ) -> None:
         """A leg is posted: these parts are to come of it."""
         spans = {peer: (begin, end) for peer, begin, end in parts}
-        self.epoch, self.posted, self._leg = roster.epoch, number, leg
-        self.arrivals.expect(number, roster.epoch, fingerprint, spans, leg)
+        self.generation, self.posted, self._leg = roster.generation, number, leg
+        self.arrivals.expect(number, roster.generation, fingerprint, spans, leg)

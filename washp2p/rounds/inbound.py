@@ -1,6 +1,6 @@
 """Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
 
-Pure bookkeeping of one member, over all epochs: no tensors, no sockets. A value that never comes
+Bookkeeping of one member, over all generations: no tensors, no sockets. A value that never comes
 is counted once, here at the receiver. A frame that cannot be is refused: it changes nothing but
 that what was to come in its stead is lost. A round may have several legs, each with frames of its
 own: a *turn* is a round and a leg, and turns are in order.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from washp2p.protocol.messages.frames import End, Frame
-    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.round_state import Span, Turn
     from washp2p.transports.base import Payload
@@ -40,10 +40,10 @@ class Arrivals:
     """
 
     def __init__(
-        self, item_bytes: Sequence[int], conduct: Conduct[MemberId], room: int = 0
+        self, item_bytes: Sequence[int], refusals: Refusals[MemberId], room: int = 0
     ) -> None:
         self._room = room
-        self._conduct = conduct
+        self._refusals = refusals
         self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
         self._outstanding: dict[Turn, Round] = {}
@@ -123,14 +123,14 @@ class Arrivals:
     def expect(
         self,
         number: int,
-        epoch: int,
+        generation: int,
         fingerprint: int,
         spans: dict[MemberId, Span],
         leg: int = FIRST,
     ) -> None:
         """A leg of round `number` is gathered; rounds between the last one and it are left out."""
         slots = 1 if leg >= BESIDE else len(self._item_bytes)
-        round_ = Round(number, epoch, fingerprint, spans, leg, slots)
+        round_ = Round(number, generation, fingerprint, spans, leg, slots)
         turn, (last, _) = round_.turn, self._turn
         if number > last + 1:
             self._skip(range(last + 1, number))
@@ -254,8 +254,11 @@ class Arrivals:
         self, round_: Round, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
         """In what a frame is not what its round's plan says."""
-        if frame.epoch != round_.epoch:
-            return Reason.ROUND, f"in epoch {frame.epoch}, here it is in {round_.epoch}"
+        if frame.generation != round_.generation:
+            return (
+                Reason.ROUND,
+                f"in generation {frame.generation}, here it is in {round_.generation}",
+            )
         if frame.fingerprint != round_.fingerprint:
             return Reason.OTHER_PLAN, (
                 f"fingerprint {frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected "
@@ -271,7 +274,7 @@ class Arrivals:
 
     def _refuse(self, frame: Frame, reason: Reason, detail: str) -> None:
         what = f"frame of round {frame.round} from member {frame.sender}: {detail}"
-        self._conduct.refuse(frame.sender, reason, what)
+        self._refusals.refuse(frame.sender, reason, what)
 
     def _why_silent(self, peer: MemberId) -> Loss:
         return Loss.GONE if peer in self._gone else Loss.LINK

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from washp2p.protocol.ledger import Kind
     from washp2p.protocol.messages.frames import Header
-    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId, Peer
     from washp2p.rounds.control_plane import ControlPlane
     from washp2p.rounds.exchange import Exchange
@@ -60,9 +60,9 @@ class Inbox:
         transport: Transport,
         transfer: Transfer,
         exchange: Exchange,
-        conduct: Conduct[MemberId],
+        refusals: Refusals[MemberId],
     ) -> None:
-        self._conduct = conduct
+        self._refusals = refusals
         self._connection = connection
         self._patience = connection.patience
         self._ping = self._patience.ping
@@ -248,17 +248,21 @@ class Inbox:
         try:
             header = headers.decode(message.header)
         except ProtocolError as error:
-            self._conduct.refuse(sender, Reason.MALFORMED, f"member {me} got it: {error}")
+            self._refusals.refuse(sender, Reason.MALFORMED, f"member {me} got it: {error}")
         else:
             if header.run != self._connection.run:
-                self._conduct.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
+                self._refusals.refuse(sender, Reason.RUN, f"member {me} got {header!r:.200}")
             elif sender is not None and header.sender != sender:
-                self._conduct.refuse(sender, Reason.SENDER, f"member {sender} sent {header!r:.200}")
+                self._refusals.refuse(
+                    sender, Reason.SENDER, f"member {sender} sent {header!r:.200}"
+                )
             elif header.receiver != me:
                 what = f"it is meant for member {header.receiver}: do two advertise one address?"
-                self._conduct.refuse(header.sender, Reason.ASTRAY, f"{header!r:.200}: {what}")
+                self._refusals.refuse(header.sender, Reason.ASTRAY, f"{header!r:.200}: {what}")
             elif not isinstance(header, Frame) and not isinstance(message.payload, memoryview):
-                self._conduct.refuse(header.sender, Reason.MALFORMED, f"{header!r:.200} and values")
+                self._refusals.refuse(
+                    header.sender, Reason.MALFORMED, f"{header!r:.200} and values"
+                )
             elif not self._knows(header.sender):
                 self._keep(message)
             else:
@@ -269,7 +273,7 @@ class Inbox:
         match header:
             case Frame() if header.round > self._seeds_until + IN_ADVANCE:
                 known = f"seeds are known up to {self._seeds_until}"
-                self._conduct.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
+                self._refusals.refuse(header.sender, Reason.ROUND, f"{header!r:.200}: {known}")
             case Frame():
                 self.arrivals.accept(header, payload)
             case End():
@@ -305,10 +309,10 @@ class Inbox:
             oldest = self._ahead.popleft()
             self._ahead_bytes -= oldest.payload.nbytes
             header = headers.decode(oldest.header)
-            self._conduct.refuse(oldest.sender, Reason.STRANGER, f"{header!r:.200}")
+            self._refusals.refuse(oldest.sender, Reason.STRANGER, f"{header!r:.200}")
 
     def _cut_off_offenders(self) -> None:
-        for peer, what in self._conduct.take_offenders().items():
+        for peer, what in self._refusals.take_offenders().items():
             _log.warning("member %d cuts member %d off: %s", self._connection.member, peer, what)
             self.arrivals.remove(peer)
             self._transport.cut(peer, self._linked[peer].key if peer in self._linked else b"")

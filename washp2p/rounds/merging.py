@@ -14,14 +14,14 @@ import torch
 
 from washp2p.model.device_copies import as_array, as_bytes
 from washp2p.model.means import mean_of_finite
-from washp2p.model.write_order import NewestWrites
+from washp2p.model.write_order import WriteOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
-    from washp2p.model.device_copies import Lane, Places, Vectors
+    from washp2p.model.device_copies import DeviceCopies, Places, Vectors
     from washp2p.model.store import Store
     from washp2p.plan.consensus import Consensus
     from washp2p.plan.plan import Plan
@@ -51,11 +51,13 @@ class Staged:
         return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
 
 
-def stage(plan: Plan | None, roster: Roster, lane: Lane) -> Staged | None:
+def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | None:
     """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
     if plan is None:
         return None
-    return Staged(plan, roster, lane.upload(plan.send.indices), lane.upload(plan.receive.indices))
+    return Staged(
+        plan, roster, copies.upload(plan.send.indices), copies.upload(plan.receive.indices)
+    )
 
 
 class Merger:
@@ -84,7 +86,7 @@ class Merger:
         self._dtypes = store.dtypes
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._incoming = store.staging()
-        self._newest_writes = NewestWrites()
+        self._newest_writes = WriteOrder()
         self.measured = 0
         """The round that tells how far the members are apart, 0 for none."""
         self.applied_values = 0
@@ -220,7 +222,7 @@ class Merger:
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if own and self._watches:
             self._compare(places, own, values, pieces, offset)
-        if not self._store.lane.finite(values):
+        if not self._store.copies.finite(values):
             places, values, own = self._refuse(places, values, own, pieces, offset)
         if number == self.measured:
             assert self._consensus is not None
@@ -292,8 +294,8 @@ class Merger:
         self, kept: npt.NDArray[np.intp], places: Places, values: Vectors
     ) -> tuple[Places, Vectors]:
         """Some of the places, and their values."""
-        lane = self._store.lane
-        return lane.upload(places.host[kept]), lane.select(values, kept)
+        copies = self._store.copies
+        return copies.upload(places.host[kept]), copies.select(values, kept)
 
 
 def _finite(values: Vectors) -> npt.NDArray[np.bool_]:

@@ -44,8 +44,8 @@ class Start:
     steps: int = 0
     seconds: float = 0.0
     waited: float = 0.0
-    epochs: list[tuple[int, int, int]] = field(default_factory=list)
-    """As `Timeline.epochs`."""
+    generations: list[tuple[int, int, int]] = field(default_factory=list)
+    """As `Timeline.generations`."""
 
 
 class Timeline:
@@ -102,11 +102,11 @@ class Timeline:
         return not self._rounds or self.round < self._rounds
 
     @property
-    def epochs(self) -> list[tuple[int, int, int]]:
-        """Of each epoch with this member: how many members, its first round, and its end."""
+    def generations(self) -> list[tuple[int, int, int]]:
+        """Of each generation with this member: how many members, its first round, and its end."""
         rounds = range(self._start.round + 1, self.round + 1)
         me = self._connection.member
-        return self._start.epochs + [
+        return self._start.generations + [
             (len(roster.members), its.start, its.stop)
             for roster, its in by_roster(self._connection.state.rosters, rounds)
             if me in roster.members
@@ -119,7 +119,7 @@ class Timeline:
 
     def account(self) -> dict[str, Any]:
         """What `Start` needs besides rounds and steps; plain values."""
-        return {"seconds": self.seconds, "waited": self.waited, "epochs": self.epochs}
+        return {"seconds": self.seconds, "waited": self.waited, "generations": self.generations}
 
     def begin(self, start: Start, joined: Joined | None = None) -> None:
         """The first step may follow: derive plans, start the clock. The first seeds are here.
@@ -168,7 +168,7 @@ class Timeline:
         self._connection.reached(number)
         self.round = number
         if jumps and self._log is not None:
-            self._log.append([Jump(self.steps, self._roster.epoch, number)])
+            self._log.append([Jump(self.steps, self._roster.generation, number)])
         if staged is not None or self._arrivals.outstanding:
             self._trade(number, staged, bound)
         if self._surveyor is not None:
@@ -316,5 +316,5 @@ class Timeline:
 
     def _write(self, applied: Sequence[Applied]) -> None:
         if self._log is not None and applied:
-            epoch = self._roster.epoch
-            self._log.append([Record(self.steps, epoch, *one) for one in applied])
+            generation = self._roster.generation
+            self._log.append([Record(self.steps, generation, *one) for one in applied])

@@ -27,7 +27,7 @@ class Round:
     """
 
     number: int
-    epoch: int
+    generation: int
     fingerprint: int
     missing: dict[MemberId, Span]
     leg: int = FIRST

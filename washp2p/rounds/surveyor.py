@@ -40,9 +40,9 @@ class Surveyor:
         """Look at what this member holds after round `number`, at all scalars if `exact`."""
         self._store.look()
         survey = self._survey(roster, exact=exact)
-        plan, lane = survey.plan, self._store.lane
+        plan, copies = survey.plan, self._store.copies
         values, own = (
-            self._store.keep(lane.upload(indices))[0]
+            self._store.keep(copies.upload(indices))[0]
             for indices in (plan.send.indices, plan.receive.indices)
         )
         self._open[number] = survey, roster, own, exact

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROSTERS = """
 CREATE TABLE IF NOT EXISTS rosters
-    (epoch INTEGER PRIMARY KEY, first INTEGER NOT NULL, peers BLOB NOT NULL);
+    (generation INTEGER PRIMARY KEY, first INTEGER NOT NULL, peers BLOB NOT NULL);
 """
 
 
@@ -28,19 +28,22 @@ def keep_roster(database: sqlite3.Connection, roster: Roster) -> None:
     """Write a roster down."""
     database.execute(
         "INSERT OR REPLACE INTO rosters VALUES (?, ?, ?)",
-        (roster.epoch, roster.first, msgpack.packb(roster.rows)),
+        (roster.generation, roster.first, msgpack.packb(roster.rows)),
     )
 
 
 def rosters_in(database: sqlite3.Connection) -> list[Roster]:
-    """All rosters, by epoch."""
-    rows = database.execute("SELECT epoch, first, peers FROM rosters ORDER BY epoch")
+    """All rosters, by generation."""
+    rows = database.execute("SELECT * FROM rosters ORDER BY 1")
     rosters = [
-        Roster.from_rows(epoch, first, msgpack.unpackb(peers)) for epoch, first, peers in rows
+        Roster.from_rows(generation, first, msgpack.unpackb(peers))
+        for generation, first, peers in rows
     ]
     for before, after in pairwise(rosters):
         if after.first < before.first:
-            raise ValueError(f"epoch {after.epoch} begins before epoch {before.epoch}")
+            raise ValueError(
+                f"generation {after.generation} begins before generation {before.generation}"
+            )
     return rosters
 
 

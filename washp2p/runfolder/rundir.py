@@ -245,4 +245,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error}") from None
     if not {"accuracy", "bytes", "rounds", "parameters"} <= set(summary):
         raise UsageError(f"{path} is not a summary of this version; expected a run of this version")
+    if "epochs" in summary:  # as earlier versions call the rosters
+        summary["rosters"] = [
+            {"generation": row.pop("epoch"), **row} for row in summary.pop("epochs")
+        ]
     return summary

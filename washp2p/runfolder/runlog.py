@@ -3,11 +3,11 @@
 With the seeds it is all that a replay needs. A record is written after its values were applied and
 before the member's next gather, straight to the kernel: what a member passed on is always explained
 by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
-[own step, epoch, round, senders applied, senders lost, leg]; [own step, epoch, round] where the
-member's clock jumped: that step belongs to `round`, not to the one after the last; and, first of
-all, [epoch, round, donor, donor's own step] where it came in mid-run. Maps are no records: the
-first thing in a file says of which run and member it is; the last, where the member finished, has a
-checksum of all before it.
+[own step, generation, round, senders applied, senders lost, leg]; [own step, generation, round]
+where the member's clock jumped: that step belongs to `round`, not to the one after the last; and,
+first of all, [generation, round, donor, donor's own step] where it came in mid-run. Maps are no
+records: the first thing in a file says of which run and member it is; the last, where the member
+finished, has a checksum of all before it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     """One application: before own step `step` + 1, a leg of `round`, values from these senders."""
 
     step: int
-    epoch: int
+    generation: int
     round: int
     applied: tuple[MemberId, ...]
     lost: tuple[MemberId, ...]
@@ -47,7 +47,7 @@ class Jump(NamedTuple):
     """Own step `step` belongs to `round`, by more than one above the step before."""
 
     step: int
-    epoch: int
+    generation: int
     round: int
 
 
@@ -56,7 +56,7 @@ class Joined(NamedTuple):
     without it.
     """
 
-    epoch: int
+    generation: int
     round: int
     donor: MemberId
     step: int
@@ -139,9 +139,9 @@ def read_log(  # noqa: PLR0912 - a case a kind of record
     """Records in the order they were written; a last one cut short by a kill is left out.
 
     So are those of rounds that the run of these `rosters` went back on: a member that did not come
-    along to a checkpoint has them still, of epochs that were over by then. `member` is whose log it
-    is to be; a `whole` one ends with the checksum of a member that finished. Raises UsageError if
-    the file is damaged, another member's, or not whole; and OSError.
+    along to a checkpoint has them still, of generations that were over by then. `member` is whose
+    log it is to be; a `whole` one ends with the checksum of a member that finished. Raises
+    UsageError if the file is damaged, another member's, or not whole; and OSError.
     """
     data = path.read_bytes()
     unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)
@@ -159,12 +159,12 @@ def read_log(  # noqa: PLR0912 - a case a kind of record
                     whole = False
                     if hashlib.blake2b(data[:begin], digest_size=16).hexdigest() != checksum:
                         _refuse(path, "its checksum is wrong")
-                case [int(step), int(epoch), int(number), list(applied), list(lost), int(leg)]:
-                    if roster_at(rosters, number).epoch <= epoch:
-                        yield Record(step, epoch, number, tuple(applied), tuple(lost), leg)
-                case [int(step), int(epoch), int(number)]:
-                    if roster_at(rosters, number).epoch <= epoch:
-                        yield Jump(step, epoch, number)
+                case [int(step), int(generation), int(number), list(applied), list(lost), int(leg)]:
+                    if roster_at(rosters, number).generation <= generation:
+                        yield Record(step, generation, number, tuple(applied), tuple(lost), leg)
+                case [int(step), int(generation), int(number)]:
+                    if roster_at(rosters, number).generation <= generation:
+                        yield Jump(step, generation, number)
                 case [int(), int(), int(), int()]:
                     yield Joined(*values)
                 case _:

@@ -29,7 +29,7 @@ _WAITING = 100
 """Peers of one address that may wait to become known."""
 
 
-class Gate:
+class Authenticator:
     """Answers for all sockets of `context` that `guard` has made it guard.
 
     `admits` says of a public key, and the IP address it comes from: True, False, or None for not

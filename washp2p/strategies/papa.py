@@ -23,19 +23,17 @@ class PapaAll(Strategy):
     _plan: Plan
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """See Strategy."""
         self._plan = reduce_and_share(everything(layout), np.arange(n), position, fingerprint=0)
 
     def plan(self, seed: int) -> Plan:
-        """See Strategy."""
         return replace(self._plan, fingerprint=seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """See Strategy: as a ring all-reduce."""
+        """As a ring all-reduce."""
         return all_reduce_payload(layout, n)
 
     def paper_payload(self, layout: Layout) -> float:
-        """See Strategy: every parameter once."""
+        """Every parameter once."""
         return parameter_payload(layout)
 
 
@@ -46,7 +44,6 @@ class Papa(PapaAll):
     """
 
     def weight(self, lr: float) -> float:
-        """See Strategy."""
         return lr * (1 - self.config.alpha)
 
 
@@ -58,11 +55,9 @@ class Papa2(PapaAll):
     _position: int
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """See Strategy."""
         self._all, self._n, self._position = everything(layout), n, position
 
     def plan(self, seed: int) -> Plan:
-        """See Strategy."""
         drawn, me, size = pairs(seed, self._n), self._position, len(self._all)
         to = [peer for peer, pair in enumerate(drawn) if me in pair and peer != me]
         sources = [peer for peer in sorted(drawn[me]) if peer != me]

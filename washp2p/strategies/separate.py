@@ -14,15 +14,13 @@ class Separate(Strategy):
     """Members train apart and are averaged at the end."""
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """See Strategy."""
+        pass
 
     def plan(self, seed: int) -> None:
-        """See Strategy: never anything to exchange."""
+        """Never anything to exchange."""
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """See Strategy."""
         return 0.0
 
     def paper_payload(self, layout: Layout) -> float:
-        """See Strategy."""
         return 0.0

@@ -27,24 +27,19 @@ class Wash(Strategy):
     _deriver: Deriver
 
     def consensus(self, layout: Layout) -> Consensus | None:
-        """See Strategy."""
         config = self.config
         return Consensus(layout, self._rates(layout), config.group) if config.p else None
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """See Strategy."""
         self._deriver = Deriver(layout, self._rates(layout), n, position, self.config.group)
 
     def plan(self, seed: int) -> Plan:
-        """See Strategy."""
         return self._deriver.derive(seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """See Strategy."""
         return expected_payload(layout, self._rates(layout), n, self.config.group)
 
     def paper_payload(self, layout: Layout) -> float:
-        """See Strategy."""
         return paper_payload(layout, self.config.schedule, self.config.p)
 
     def _rates(self, layout: Layout) -> tuple[Fraction, ...]:
@@ -55,7 +50,6 @@ class WashOpt(Wash):
     """WASH+Opt: the optimizer's state for the same scalars travels along."""
 
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-        """See Strategy."""
         return optimizer_slots(optimizer)
 
 
@@ -65,12 +59,11 @@ class Sparta(Wash):
     lockstep: ClassVar[bool] = True
 
     def consensus(self, layout: Layout) -> None:
-        """See Strategy: what is received is no other member's value."""
+        """What is received is no other member's value."""
 
     def plan(self, seed: int) -> Plan:
-        """See Strategy."""
         return self._deriver.derive_mean(seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """See Strategy: each selected scalar once to be reduced, once to be shared."""
+        """Each selected scalar once to be reduced, once to be shared."""
         return 2 * super().expected_payload(layout, n)

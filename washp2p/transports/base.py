@@ -167,7 +167,6 @@ class Wire(Transport):
         *,
         expected: int = 0,
     ) -> None:
-        """See Transport."""
         with self._sending:
             sent = self._put(peer, header, buffers)
             if sent is not None:

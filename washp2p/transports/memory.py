@@ -46,29 +46,27 @@ class MemoryTransport(Wire):
     def connect(
         self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
     ) -> None:
-        """See Transport."""
         if not endpoint.startswith("memory://"):
             raise UsageError(f"{endpoint!r} is not an address of this transport: memory://NAME")
         self._peers[peer] = endpoint
 
     def disconnect(self, peer: MemberId) -> None:
-        """See Transport."""
         self._peers.pop(peer, None)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """See Transport: whoever is in this process is trusted, only the way there is closed."""
+        """Whoever is in this process is trusted, only the way there is closed."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:
-        """See Transport: a link holds as long as its other end is there."""
+        """A link holds as long as its other end is there."""
         return self._peers.get(peer) not in self._inboxes
 
     def mended(self) -> list[MemberId]:
-        """See Transport: nothing breaks here."""
+        """Nothing breaks here."""
         return []
 
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """See Transport. A message to a peer that is not there is lost, as on a network."""
+        """A message to a peer that is not there is lost, as on a network."""
         payload = b"".join(buffers)  # type: ignore[arg-type]
         if peer not in self._peers:
             return None
@@ -78,7 +76,6 @@ class MemoryTransport(Wire):
         return "memory", len(payload)
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """See Transport."""
         try:
             message = self._inbox.get(timeout != 0, timeout or None)
             while message is None and timeout == 0:  # an interrupt that came too late
@@ -88,11 +85,10 @@ class MemoryTransport(Wire):
         return message
 
     def interrupt(self) -> None:
-        """See Transport."""
         self._inbox.put(None)
 
     def close(self, linger: float = 0.0) -> None:
-        """See Transport. Nothing lingers: a message is delivered when it is sent."""
+        """Nothing lingers: a message is delivered when it is sent."""
         with self._lock:
             if self._inboxes.get(self.endpoint) is self._inbox:
                 del self._inboxes[self.endpoint]

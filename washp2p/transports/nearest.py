@@ -54,7 +54,6 @@ class NearestTransport(Transport):
     def connect(
         self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
     ) -> None:
-        """See Transport."""
         if endpoint.startswith("torch://"):
             self._near.connect(peer, endpoint)
             self._nearby[peer] = _Near(key, otherwise)
@@ -62,23 +61,20 @@ class NearestTransport(Transport):
             self._wide.connect(peer, endpoint, key, otherwise)
 
     def disconnect(self, peer: MemberId) -> None:
-        """See Transport."""
         self._nearby.pop(peer, None)
         self._near.disconnect(peer)
         self._wide.disconnect(peer)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """See Transport."""
         self._nearby.pop(peer, None)
         self._near.cut(peer, key)
         self._wide.cut(peer, key)
 
     def broken(self, peer: MemberId) -> bool:
-        """See Transport."""
         return self._to(peer).broken(peer)
 
     def mended(self) -> list[MemberId]:
-        """See Transport. Who cannot be reached by the near wire for long, is by another one."""
+        """Who cannot be reached by the near wire for long, is by another one."""
         mended = self._near.mended() + self._wide.mended()
         for peer, near in list(self._nearby.items()):
             if self._near.down_for(peer) > self._patience.seconds and near.otherwise:
@@ -89,7 +85,6 @@ class NearestTransport(Transport):
         return mended
 
     def direct(self, peer: MemberId) -> bool:
-        """See Transport."""
         return peer in self._nearby and self._near.direct(peer)
 
     def send(
@@ -101,25 +96,19 @@ class NearestTransport(Transport):
         *,
         expected: int = 0,
     ) -> None:
-        """See Transport.
-
-        What was picked on the device for a peer that has been given another way since, is lost.
-        """
+        """Values picked on the device are lost if the peer has been given another way since."""
         to = self._to(peer)
         if to is self._near or all(isinstance(buffer, memoryview) for buffer in buffers):
             to.send(peer, kind, header, buffers, expected=expected)
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """See Transport."""
         return self._near.receive(0) or self._wide.receive(timeout) or self._near.receive(0)
 
     def interrupt(self) -> None:
-        """See Transport."""
         with self._interrupting:
             self._wide.interrupt()
 
     def close(self, linger: float = 0.0) -> None:
-        """See Transport."""
         self._near.close(linger)
         self._wide.close(linger)
 

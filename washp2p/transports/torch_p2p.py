@@ -100,13 +100,11 @@ class TorchTransport(Wire):
     def connect(
         self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
     ) -> None:
-        """See Transport."""
         port, _ = _split(endpoint)
         self.disconnect(peer)
         self._links[peer] = Link(partial(self._call, port), self._patience, self._to_send)
 
     def disconnect(self, peer: MemberId) -> None:
-        """See Transport."""
         with self._sending:
             link = self._links.pop(peer, None)
         if link is not None:
@@ -114,16 +112,14 @@ class TorchTransport(Wire):
             self._old = [old for old in self._old if old.alive] + [link]
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """See Transport: who is on this machine is trusted, only the way there is closed."""
+        """Who is on this machine is trusted, only the way there is closed."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:
-        """See Transport."""
         link = self._links.get(peer)
         return link is None or not link.up
 
     def mended(self) -> list[MemberId]:
-        """See Transport."""
         return [peer for peer, link in self._links.items() if link.has_mended()]
 
     def down_for(self, peer: MemberId) -> float:
@@ -132,11 +128,9 @@ class TorchTransport(Wire):
         return 0.0 if link is None else link.down_for
 
     def direct(self, peer: MemberId) -> bool:
-        """See Transport."""
         return peer in self._links
 
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """See Transport."""
         link = self._links.get(peer)
         if link is None:
             return None
@@ -148,7 +142,6 @@ class TorchTransport(Wire):
         return self._wire if values else "gloo", size
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """See Transport."""
         with self._arrived:
             self._arrived.wait_for(lambda: self._backlog or self._interrupted, timeout)
             if self._backlog:
@@ -157,13 +150,12 @@ class TorchTransport(Wire):
             return None
 
     def interrupt(self) -> None:
-        """See Transport."""
         with self._arrived:
             self._interrupted = True
             self._arrived.notify()
 
     def close(self, linger: float = 0.0) -> None:
-        """See Transport. Returns when its threads have ended, or are late."""
+        """Returns when its threads have ended, or are late."""
         if self._closing.is_set():
             return
         self._closing.set()

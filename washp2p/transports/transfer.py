@@ -16,7 +16,7 @@ from washp2p.protocol.refusals import Reason
 
 if TYPE_CHECKING:
     from washp2p.protocol.ledger import Kind
-    from washp2p.protocol.refusals import Conduct
+    from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId
     from washp2p.transports.base import Buffer, Transport
 
@@ -57,9 +57,9 @@ class Transfer:
     """Both ends of state transfer for one member. Never blocks."""
 
     def __init__(
-        self, transport: Transport, run: bytes, me: MemberId, conduct: Conduct[MemberId]
+        self, transport: Transport, run: bytes, me: MemberId, refusals: Refusals[MemberId]
     ) -> None:
-        self.conduct = conduct
+        self.refusals = refusals
         """What was refused."""
         self._transport = transport
         self._run = run
@@ -184,7 +184,7 @@ class Transfer:
     def _refuse(self, header: Fetch | Chunk, reason: Reason, detail: str) -> None:
         kind, at = type(header).__name__, f"{header.name} at {header.offset}"
         what = f"{kind} of {at} from member {header.sender}: {detail}"
-        self.conduct.refuse(header.sender, reason, what)
+        self.refusals.refuse(header.sender, reason, what)
 
     def _ask(self, download: Download) -> None:
         left = CHUNK_BYTES if download.into is None else download.into.nbytes - download.asked

@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from washp2p.errors import UsageError
 from washp2p.protocol.patience import Patience
-from washp2p.sockets.curve_auth import Gate, guard, hang_up, present
+from washp2p.sockets.curve_auth import Authenticator, guard, hang_up, present
 from washp2p.sockets.heartbeats import close_dead_links
 from washp2p.transports.backlog import Backlog
 from washp2p.transports.base import Message, Wire
@@ -75,14 +75,14 @@ class ZeromqTransport(Wire):
         self._cut_off: set[bytes] = set()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
-        self._gate: Gate | None = None
+        self._gate: Authenticator | None = None
         self._backlog = Backlog(largest)
         self._receiving = Lock()
         self._closing = Event()
         self._looking = Thread(target=self._look, name="washp2p intake", daemon=True)
         self._incoming = self._context.socket(zmq.DEALER)
         if credentials is not None:
-            self._gate = Gate(self._context, self._admits, self._patience)
+            self._gate = Authenticator(self._context, self._admits, self._patience)
             guard(self._incoming, credentials.own)
         close_dead_links(self._incoming, self._patience)
         self._incoming.set(zmq.MAXMSGSIZE, largest)
@@ -108,7 +108,6 @@ class ZeromqTransport(Wire):
     def connect(
         self, peer: MemberId, endpoint: str, key: bytes = b"", otherwise: Sequence[str] = ()
     ) -> None:
-        """See Transport."""
         try:
             link = self._link(endpoint, key)
             link.otherwise = list(otherwise)
@@ -121,26 +120,22 @@ class ZeromqTransport(Wire):
         self._links[peer] = link
 
     def disconnect(self, peer: MemberId) -> None:
-        """See Transport."""
         with self._sending:
             link = self._links.pop(peer, None)
             if link is not None:
                 let_go(link)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """See Transport."""
         self.disconnect(peer)
         self._cut_off.add(key)
         with self._receiving:
             self._backlog.forget(peer)
 
     def broken(self, peer: MemberId) -> bool:
-        """See Transport."""
         link = self._links.get(peer)
         return link is None or not link.up
 
     def mended(self) -> list[MemberId]:
-        """See Transport."""
         mended = []
         now = time.monotonic()
         for peer, link in self._links.items():
@@ -166,7 +161,6 @@ class ZeromqTransport(Wire):
         return mended
 
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """See Transport."""
         link = self._links.get(peer)
         if link is None or link.broken:
             return None
@@ -178,7 +172,6 @@ class ZeromqTransport(Wire):
         return link.endpoint.partition("://")[0], len(message) - len(header) - 1
 
     def receive(self, timeout: float | None = None) -> Message | None:
-        """See Transport."""
         with self._receiving:
             while True:
                 if self._backlog:
@@ -194,11 +187,9 @@ class ZeromqTransport(Wire):
                     return message
 
     def interrupt(self) -> None:
-        """See Transport."""
         self._interrupt.send(b"")
 
     def close(self, linger: float = 0.0) -> None:
-        """See Transport."""
         if self._context.closed:
             return
         self._closing.set()

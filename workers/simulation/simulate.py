@@ -115,7 +115,7 @@ def simulate(
 def everyone(config: RunConfig) -> list[Roster]:
     """The rosters of a run in which nobody comes or goes."""
     peers = tuple(Peer(member=member, endpoint="", host="") for member in range(config.n))
-    return [Roster(epoch=0, peers=peers)]
+    return [Roster(generation=0, peers=peers)]
 
 
 class Population:

@@ -159,7 +159,7 @@ def _whole(run: FinishedRun) -> bool:
 
 def _counted(run: FinishedRun) -> bool:
     """Whether a run's bytes were counted, all of them: of one that is resumed, some are not."""
-    return not run.simulated and len(run.summary["epochs"]) == 1
+    return not run.simulated and len(run.summary["rosters"]) == 1
 
 
 def _finish(command: list[str], place: Path) -> None:

@@ -45,7 +45,7 @@ function showFigures(view) {
     [figure(view.rounds_per_second, 1), "rounds a second"],
     [view.seconds_left === null || view.state !== "training" ? "–" : duration(view.seconds_left), "left"],
     [`${view.members.length} of ${view.n}`, "members"],
-    [view.epoch < 0 ? "–" : view.epoch, "epoch of the roster"],
+    [view.generation < 0 ? "–" : view.generation, "generation of the roster"],
     [amount(Object.values(view.totals.sent).reduce((a, b) => a + b, 0)), "sent in all"],
     [lost, "lost values"],
     [view.distance === null ? "–" : view.distance.toPrecision(3), "distance to consensus"],

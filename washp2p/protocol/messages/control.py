@@ -58,7 +58,7 @@ from washp2p.protocol.messages.from_worker import (
 )
 from washp2p.protocol.messages.records import Codec
 
-PROTOCOL = 10
+PROTOCOL = 11
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
 """Bytes of a worker's message: layouts have at most about so much."""

@@ -37,7 +37,7 @@ class Frame:
     run: bytes
     sender: int
     receiver: int
-    epoch: int
+    generation: int
     round: int
     slots: int
     waits: int
@@ -50,7 +50,7 @@ class Frame:
             self.run,
             self.sender,
             receiver,
-            self.epoch,
+            self.generation,
             self.round,
             self.slots,
             self.waits,
@@ -99,7 +99,7 @@ class End:
     run: bytes
     sender: int
     receiver: int
-    epoch: int
+    generation: int
     last: int
     number: int
 

@@ -51,7 +51,7 @@ class NewRoster:
     `averages` have been taken.
     """
 
-    epoch: int
+    generation: int
     first: int
     averages: int
     peers: list[PeerRow]
@@ -75,7 +75,7 @@ class Donor:
 class Seeds:
     """Coordinator: the seeds of consecutive rounds from `first` on, 8 bytes each."""
 
-    epoch: int
+    generation: int
     roster: bytes
     first: int
     seeds: bytes
@@ -104,12 +104,12 @@ class Discard:
 
 @dataclass(frozen=True)
 class Settled:
-    """Coordinator: all of this epoch hold average `number`, which stands whoever goes from now on.
+    """Coordinator: all members of this generation hold average `number`. It stands from now on.
 
     They took it after these `rounds`, in the roster's order.
     """
 
-    epoch: int
+    generation: int
     number: int
     rounds: list[int]
 

@@ -54,9 +54,9 @@ class Attach:
 
 @dataclass(frozen=True)
 class Synced:
-    """Worker: I hold the initial state of the first member of this epoch."""
+    """Worker: I hold the initial state of the first member of this generation."""
 
-    epoch: int
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Averaged:
-    """Worker: I hold average `number` over the members of this epoch."""
+    """Worker: I hold average `number` over the members of this generation."""
 
-    epoch: int
+    generation: int
     number: int
 
 
@@ -174,11 +174,11 @@ class CutOff:
 class Back:
     """Worker: the connection was lost and is here again.
 
-    I hold rosters of epochs below `epochs` and seeds up to round `seeds`. What I have said since
-    Welcome, I say again.
+    I hold rosters of generations below `generations`, and seeds up to round `seeds`. I say again
+    what I have said since Welcome.
     """
 
-    epochs: int
+    generations: int
     seeds: int
 
 
@@ -238,7 +238,7 @@ class Vitals:
     seconds: float
     waited: float
     planning: float
-    epoch: int
+    generation: int
     applied: int
     max_delay: Name
     late: float
