@@ -14,8 +14,8 @@ from pathlib import Path
 
 import zmq
 
-from benchmarks.population import coordinator_process, in_processes
 from benchmarks.record import record
+from tests.support.population import coordinator_process, in_processes
 from washp2p.protocol.layout import Entry, Layout, Slot
 from washp2p.protocol.messages.control import PROTOCOL, Message, messages
 from washp2p.protocol.messages.from_coordinator import NewRoster, Seeds, Welcome

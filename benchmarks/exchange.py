@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
-from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
+from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates
 from workers.training.models import build_model

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 import zmq
 
-from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.security import MODEL, Found, P, bare
+from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.protocol.messages.control import messages
 from washp2p.protocol.messages.from_worker import Metrics
 from washp2p.sockets import keys

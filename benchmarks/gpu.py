@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 import washp2p
-from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import MEMBERS
+from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.model.device_copies import copies_for
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates

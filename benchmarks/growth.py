@@ -12,9 +12,9 @@ import torch
 
 import washp2p
 from benchmarks.exchange import Nothing
-from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
 from benchmarks.throughput import mlp
+from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
 
 P = 0.001

@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import washp2p
-from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
+from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
 from washp2p.transports.listening import listen
 from workers.training.models import build_model

@@ -25,9 +25,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 import washp2p
-from benchmarks.population import coordinator_process, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import mlp, training
+from tests.support.population import coordinator_process, gather, in_processes, rendezvous
 from washp2p.metrics import Exporter
 
 if TYPE_CHECKING:

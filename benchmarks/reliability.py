@@ -25,8 +25,8 @@ import torch
 
 import washp2p
 import workers.__main__
-from benchmarks.population import start_coordinator
 from benchmarks.record import record, spread
+from tests.support.population import start_coordinator
 from washp2p.errors import DroppedError
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.exchange import Nothing, timed
-from benchmarks.population import coordinator, gather, in_processes, rendezvous
 from benchmarks.record import record
 from benchmarks.throughput import mlp, training
+from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.sockets import keys
 from workers.training.models import build_model
 

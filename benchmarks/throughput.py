@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import nn
 
 import washp2p
-from benchmarks.hosts import DEVICE, enter, far_apart, missing
-from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
+from tests.support.hosts import DEVICE, enter, far_apart, missing
+from tests.support.population import coordinator, in_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

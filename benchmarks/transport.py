@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.exchange import timed
-from benchmarks.population import gather, in_processes, rendezvous
 from benchmarks.record import record
+from tests.support.population import gather, in_processes, rendezvous
 from washp2p.protocol.ledger import Kind
 from washp2p.transports.listening import listen
 from washp2p.transports.locality import near_address

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import washp2p
-from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record, spread
+from tests.support.population import coordinator, in_processes
 from workers.training.data import load_data
 from workers.training.evaluate import evaluate_population
 from workers.training.trainer import Trainer

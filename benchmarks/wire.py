@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.exchange import Nothing
-from benchmarks.hosts import DEVICE, enter, missing, on_a_switch, sent_bytes
-from benchmarks.population import coordinator, in_processes
 from benchmarks.record import record
+from tests.support.hosts import DEVICE, enter, missing, on_a_switch, sent_bytes
+from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
 from workers.training.models import build_model
 

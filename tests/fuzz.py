@@ -57,7 +57,7 @@ def seeds(name, folder):
     """One example of each kind, so that the fuzzer need not invent msgpack."""
     from hypothesis import HealthCheck, Phase, given, settings
 
-    from tests.messages import control_messages, data_headers
+    from tests.support.messages import control_messages, data_headers
     from washp2p.protocol.messages import control, frames
 
     codec, records = {

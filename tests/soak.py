@@ -22,7 +22,7 @@ import torch
 
 import washp2p
 from benchmarks.record import record
-from tests.integration.conftest import FORKSERVER, Coordinator
+from tests.support.processes import FORKSERVER, Coordinator
 from washp2p.errors import DroppedError
 
 MOST, FEWEST = 5, 2

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from tests.faults.conftest import Story
-from tests.integration.conftest import replay
+from tests.support.faults import Story
+from tests.support.processes import replay
 from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Jump, Record
 from workers.simulation.simulate import differences, simulate

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from tests.faults.conftest import Story
-from tests.integration.conftest import replay
+from tests.support.faults import Story
+from tests.support.processes import replay
 from washp2p.errors import UsageError
 from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Record

@@ -8,8 +8,8 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from tests.faults.conftest import Story
-from tests.integration.conftest import replay
+from tests.support.faults import Story
+from tests.support.processes import replay
 from washp2p.rounds import hold_points
 from washp2p.runfolder import rundir
 from workers.simulation.simulate import differences, simulate

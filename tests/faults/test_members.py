@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 import pytest
 from safetensors.torch import load_file
 
-from tests.faults.conftest import Story
-from tests.integration.conftest import linked_by, replay
+from tests.support.faults import Story
+from tests.support.processes import linked_by, replay
 from washp2p.protocol.layout import Layout
 from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Jump, Record

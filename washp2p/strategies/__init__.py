@@ -1,6 +1,6 @@
-"""Strategies: what a population does with a round. One module each, chosen by `--method`.
+"""What a population does with a round: one module for each method, chosen by `--method`.
 
-May import plan and store; never transports or sockets.
+Everything that a method of your own needs can be imported from here (docs/new-strategy.md).
 """
 
 from __future__ import annotations
@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 
 from washp2p.config.config import plugins
 from washp2p.errors import UsageError
+from washp2p.plan.consensus import Consensus
+from washp2p.plan.philox import PhiloxStreams
+from washp2p.plan.plan import Mean, Plan, Route, everything, pairs, reduce_and_share
+from washp2p.plan.selection import Selection
+from washp2p.protocol.layout import Layout
+from washp2p.protocol.rates import expected_payload, expected_selected, layer_rates
 from washp2p.strategies.base import Strategy
 from washp2p.strategies.papa import Papa, Papa2, PapaAll
 from washp2p.strategies.separate import Separate
@@ -17,7 +23,24 @@ from washp2p.strategies.wash import Sparta, Wash, WashOpt
 if TYPE_CHECKING:
     from washp2p.config.config import RunConfig
 
-__all__ = ["STRATEGIES", "Strategy", "strategy_for"]
+__all__ = [
+    "STRATEGIES",
+    "Consensus",
+    "Layout",
+    "Mean",
+    "PhiloxStreams",
+    "Plan",
+    "Route",
+    "Selection",
+    "Strategy",
+    "everything",
+    "expected_payload",
+    "expected_selected",
+    "layer_rates",
+    "pairs",
+    "reduce_and_share",
+    "strategy_for",
+]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "wash": Wash,
