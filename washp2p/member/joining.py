@@ -134,7 +134,7 @@ def join(
         except BaseException as error:
             connection.leave(error)
             raise
-        member = Member(life)
+        life.face = member = Member(life)
         with _or_leave(life):
             life.begin()
     _open.append((connection.address, threading.get_ident(), weakref.ref(member)))

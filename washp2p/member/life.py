@@ -41,6 +41,8 @@ class Life:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.face: object = None
+        """The Member that the loop holds. The optimizer's hook keeps it alive, and so this."""
         self.closed = False
         """Whether its part in the run is over."""
         self.vitals: Vitals | None = None
