@@ -1,4 +1,4 @@
-"""What all command lines here share: one clear line and the right exit code, never a traceback."""
+"""What all command lines share: errors are one clear line and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ HTTP = "127.0.0.1:8080"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are UsageErrors; it takes no abbreviated flags."""
+    """An argument parser that raises UsageError. It accepts no abbreviated flags."""
 
     def __init__(self, *, prog: str, description: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print with the whole usage."""
+        """Raise a UsageError where argparse would print its usage and exit."""
         raise UsageError(f"{message}; {self.prog} --help lists what is expected")
 
 
 def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
-    """How links that leave this machine are kept safe; this program's keys are in `file`."""
+    """Flags for encryption; this program's keys are in `file`."""
     parser.add_argument(
         "--keys",
         type=Path,
@@ -46,7 +46,7 @@ def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
 
 
 def add_observation_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """How a run's coordinator shows it."""
+    """Flags for showing a run: status page, metrics, TensorBoard."""
     group = parser.add_argument_group("to be looked at")
     add_log_option(group)
     group.add_argument(
@@ -69,10 +69,10 @@ def add_observation_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 @contextmanager
 def report_errors(program: str) -> Iterator[None]:
-    """Turn this project's errors and an interrupt into one line and an exit.
+    """Turn this project's errors and interrupts into one line and an exit code.
 
-    SIGTERM counts as an interrupt from here on, and as many connections may be open as the system
-    allows: strangers that only connect must not use them up. Raises SystemExit.
+    From here on SIGTERM counts as an interrupt. As many connections may be open as the system
+    allows, so that strangers who only connect cannot use them up. Raises SystemExit.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

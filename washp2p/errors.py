@@ -1,8 +1,8 @@
-"""Every error this project raises on purpose.
+"""The errors that this project raises on purpose.
 
-Rules: each message is one line that says what was wrong, what was got, what was expected and the
-remedy. `exit_code` is what a command line returns for it: 2 when the user's input is at fault,
-1 when the run failed. Nothing is caught or printed here.
+Each message is one line that says what was wrong, what was given, what was expected, and the
+remedy. `exit_code` is what a command line returns: 2 if the user's input is at fault, 1 if the run
+failed. Nothing is caught or printed here.
 """
 
 INTERRUPTED = 130
@@ -19,23 +19,23 @@ class WashError(Exception):
 
 
 class UsageError(WashError, ValueError):
-    """The user's input cannot work: a flag, a path, an address, a model."""
+    """The user's input cannot work: a flag, a path, an address, or a model."""
 
     exit_code = 2
 
 
 class JoinRefusedError(UsageError):
-    """The coordinator refused this worker; the message names both sides and the cure."""
+    """The coordinator refused this worker. The message names both sides and the remedy."""
 
 
 class UnreachableError(UsageError):
-    """Nobody answered at the coordinator's address within the stated wait."""
+    """The coordinator did not answer within the stated time."""
 
 
 class RunStoppedError(WashError):
-    """The run ended before this member was done; the message says who ended it and why.
+    """The run ended before this member was done. The message says who ended it, and why.
 
-    `exit_code` is the coordinator's verdict: 2 where some member's input was at fault, else 1.
+    `exit_code` is the coordinator's: 2 if some member's input was at fault, else 1.
     """
 
     def __init__(self, reason: str, exit_code: int = 1) -> None:
@@ -44,7 +44,7 @@ class RunStoppedError(WashError):
 
 
 class DroppedError(RunStoppedError):
-    """The coordinator counts this process as a member no more: it hung, or was cut off.
+    """The coordinator has dropped this member: it hung, or was cut off.
 
     The run goes on. A fresh `join` takes part in it again, with the state of a live member.
     """

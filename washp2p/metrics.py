@@ -1,7 +1,7 @@
-"""A member in Prometheus's format. Needs prometheus-client, the extra `metrics`.
+"""A member's metrics in Prometheus's format. Needs prometheus-client, the extra `metrics`.
 
-An `Exporter` tells what its member last said of itself, once a second, so a scrape costs training
-nothing. What all members have together is the coordinator's to tell (its --http).
+An `Exporter` shows the member's last progress report, about a second old, so a scrape costs
+training nothing. The coordinator serves the population's metrics (its --http).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Exporter:
     """
 
     def __init__(self, address: str, *, public: bool = False) -> None:
-        """Listen at `address`, HOST:PORT, port `*` being any that is free.
+        """Listen at `address`, HOST:PORT; port `*` takes a free one.
 
-        Off loopback only if it is `public`: whoever comes may look. Raises UsageError if it cannot
-        listen, or prometheus-client is not installed.
+        Off loopback only if it is `public`: then anybody can read it. Raises UsageError if it
+        cannot listen, or prometheus-client is not installed.
         """
         self._member: weakref.ref[Member] | None = None
         self._run = ""
@@ -52,11 +52,11 @@ class Exporter:
         """Where it is served."""
 
     def watch(self, member: Member, run: str) -> None:
-        """From now on tell of this `member` of the run named `run`, as long as it is there."""
+        """Show this `member` of the run named `run` from now on, as long as it exists."""
         self._member, self._run = weakref.ref(member), run
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._service.close()
 
     def _answer(self, _: object) -> tuple[str, bytes]:
@@ -65,7 +65,7 @@ class Exporter:
 
 
 def _families(member: Member, run: str) -> Iterator[Metric]:
-    """All there is to tell of a member; only who it is, before its first second is over."""
+    """A member's metric families; before its first report only its version."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

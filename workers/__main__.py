@@ -36,7 +36,7 @@ AGAIN_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker; return its exit code."""
+    """Run a worker. Returns its exit code."""
     parser = Parser(prog="python -m workers", description=__doc__)
     parser.add_argument("--coordinator", required=True, help="its address, tcp://HOST:PORT")
     parser.add_argument(
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace, log: Log) -> int:
-    """Be a member, and another one whenever the population has gone on without this process."""
+    """Train one member; train another one whenever the population has dropped this process."""
     import torch
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # it carries values within a machine only
@@ -105,10 +105,10 @@ def take_part(
     *,
     wait: float,
 ) -> None:
-    """Join, train, average, and write what belongs to this member. Raises WashError.
+    """Join, train, average, and write this member's files. Raises WashError.
 
-    `rank` is the MemberId to have if it is still to be had; `exporter` is told of it. The
-    coordinator is waited for `wait` seconds.
+    `rank` asks for this MemberId, if no member has it. `exporter` serves the member's metrics. The
+    coordinator may take `wait` seconds to answer.
     """
     import washp2p
     from washp2p.runfolder import rundir
@@ -185,7 +185,7 @@ def train(member: Member, trainer: Trainer, log: Log) -> State:
 def evaluate(
     member: Member, trainer: Trainer, averaged: State, data: Data, device: torch.device
 ) -> None:
-    """Judge the population, and tell the coordinator. Raises RunStoppedError."""
+    """Evaluate the population, and report the result. Raises RunStoppedError."""
     from workers.training.evaluate import evaluate_population
 
     states = member.models()
@@ -194,7 +194,7 @@ def evaluate(
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`, or the best there is. Raises UsageError if it cannot be used."""
+    """The device called `name`, or the best one. Raises UsageError if it cannot be used."""
     import torch
 
     try:

@@ -1,7 +1,6 @@
-"""What `torchrun`, `srun` and Kubernetes tell the processes they start: their rank, and that on
-their host.
+"""A process's rank, and its rank on its host, as `torchrun`, `srun` and Kubernetes set them.
 
-These variables are all that is read of the environment.
+No other environment variables are read.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ class Launched:
     world: int
 
     def device(self, count: int) -> str:
-        """Which of `count` GPUs of its host is this process's; empty if there are none."""
+        """The GPU of the process, of `count` on its host; "" if there are none."""
         return f"cuda:{self.local % count}" if count else ""
 
 
 def launched(environment: Mapping[str, str]) -> Launched | None:
-    """What a launcher says; None if this process was started by none.
+    """The launcher's rank for this process; None without a launcher.
 
-    Raises UsageError if it makes no sense.
+    Raises UsageError if its variables make no sense.
     """
     for launcher, names in LAUNCHERS.items():
         if all(name in environment for name in names):

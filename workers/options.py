@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
-    """Where data come from and, with `results`, where they go."""
+    """Flags for where data come from and, with `results`, where results go."""
     group = parser.add_argument_group("this machine's files")
     group.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="data sets (default: %(default)s)"
@@ -26,7 +26,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, results: bool = True) -
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """What one worker computes on."""
+    """The flag for one worker's device."""
     parser.add_argument(
         "--device",
         default="",
@@ -36,7 +36,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_devices_option(parser: argparse.ArgumentParser) -> None:
-    """What several workers compute on."""
+    """The flag for several workers' devices."""
     parser.add_argument(
         "--devices",
         default="",
@@ -47,7 +47,7 @@ def add_devices_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:
-    """How many threads a worker computes with."""
+    """The flag for a worker's number of threads."""
     parser.add_argument(
         "--threads", type=_threads, default=0, help="torch threads of a worker (default: its share)"
     )

@@ -1,4 +1,4 @@
-"""Where workers become members, at the start, in mid-run, or from a checkpoint. Pure."""
+"""How workers become members: at the start, in mid-run, or from a checkpoint. No I/O."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Admission:
         self._said_missing: set[MemberId] = set()
 
     def resume(self, past: Past) -> Iterator[Command]:
-        """Wait for those that hold its members' checkpoints."""
+        """Wait for the workers that hold the checkpoints of the run in `past`."""
         self._resumption = resumption = Resumption(past)
         population = self._population
         population.given = set(past.given)
@@ -84,7 +84,7 @@ class Admission:
         yield Event(text, What.WAITING)
 
     def knock(self, identity: bytes, message: Hello | Claim, now: float) -> Iterator[Command]:
-        """A worker would like to join, or says which checkpoints it has."""
+        """A worker asks to join, or says which checkpoints it holds."""
         known = self._population.members.get(identity)
         if known is not None:  # the answer was lost with the connection
             known.away_until = None
@@ -105,13 +105,13 @@ class Admission:
             yield from self._take_in(member, now)
 
     def wish(self, identity: bytes, rank: MemberId) -> None:
-        """A worker that is about to say hello would like this id."""
+        """Remember that a worker asks for the id `rank`. It says hello next."""
         self._wishes[identity] = rank
         if len(self._wishes) > WISHES:
             self._wishes.pop(next(iter(self._wishes)))
 
     def _number(self, identity: bytes) -> MemberId:
-        """The id that a worker wishes for, if nobody has trained under it; or a new one."""
+        """The id that a worker asked for, unless a member has trained under it; else a new id."""
         population = self._population
         taken = {member.id for member in population.members.values()}
         taken |= population.given if population.started else set()
@@ -121,7 +121,7 @@ class Admission:
         return max(population.given, default=-1) + 1
 
     def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
-        """It becomes the first member whose checkpoints it has and that nobody is yet."""
+        """Give the worker the first free member id whose checkpoint it holds."""
         resumption = self._resumption
         if resumption is None:
             yield Send(identity, Dropped("the run went on without it"))
@@ -141,7 +141,7 @@ class Admission:
         yield from self._take_in(member, now)
 
     def attach(self, member: Member, attach: Attach, now: float) -> Iterator[Command]:
-        """A member shows its model, and where its data plane listens."""
+        """A member presents its model and the addresses of its data plane."""
         population = self._population
         if member.phase is not Phase.WELCOMED:
             return  # said again after a lost connection
@@ -184,7 +184,7 @@ class Admission:
         member.ready = True  # what follows is `enter`, once no average is being taken
 
     def enter(self, member: Member) -> Iterator[Command]:
-        """A newcomer with a snapshot gets its place in the roster."""
+        """Put a newcomer that holds a snapshot into the next roster."""
         population = self._population
         member.ready = False
         if population.ending:
@@ -196,7 +196,7 @@ class Admission:
         yield Event(text, What.ENTERED, member.id)
 
     def tick(self, now: float, patience: float) -> Iterator[Command]:
-        """Go on with `min_n` members once nobody has come for a while."""
+        """Start with `min_n` members when no other worker has come for a while."""
         population = self._population
         fewest = population.config.min_n
         if population.started or population.ended:
@@ -211,7 +211,7 @@ class Admission:
             yield from self._start()
 
     def _say_who_is_missing(self) -> Iterator[Command]:
-        """Once nobody has come for a while: whose checkpoints nobody has."""
+        """Name the checkpoints that no worker has brought, once nobody has come for a while."""
         population, resumption = self._population, self._resumption
         here = {member.id for member in population.members.values()}
         if resumption is None or not here or self._said_missing == here:
@@ -221,7 +221,7 @@ class Admission:
             yield Event(text, What.WAITING)
 
     def find_donors(self) -> Iterator[Command]:
-        """One for each newcomer that has none, or whose donor is lost."""
+        """Find a donor for each newcomer that has none, or whose donor is lost."""
         population = self._population
         if not population.started or population.ended:
             return
@@ -232,14 +232,14 @@ class Admission:
                 yield from self.find_donor(newcomer)
 
     def turn_newcomers_away(self) -> Iterator[Command]:
-        """No member's state can be given to others."""
+        """Refuse all newcomers: no member can give its state to others."""
         for newcomer in self._population.attached() if self._population.started else ():
             yield from self.turn_away(newcomer, too_late(self._population))
 
     def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
-        """Have a newcomer fetch a snapshot from the member that has come furthest.
+        """Have a newcomer fetch a snapshot from the member that has done the most rounds.
 
-        None that it has refused, nor the one it is to do `without`.
+        Skipped are members whose snapshot the newcomer could not use, and the member `without`.
         """
         refused = newcomer.useless | {without}
         able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]
@@ -280,7 +280,7 @@ class Admission:
         return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
 
     def turn_away(self, member: Member, reason: str) -> Iterator[Command]:
-        """One that was welcome cannot be a member after all."""
+        """Refuse a worker that was welcomed, for this `reason`."""
         del self._population.members[member.identity]
         yield Keep(Departed(member.id, member.host, reason, 0))
         yield Send(member.identity, Refuse(reason))
@@ -308,7 +308,7 @@ class Admission:
             yield Event(text, What.LAYERS)
 
     def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
-        """All that come are here: go on from the newest checkpoint that all of them hold."""
+        """Go on from the newest checkpoint that all present members hold."""
         population = self._population
         number = resumption.most_hold(present)
         without = [member for member in present if number not in member.saved]

@@ -1,4 +1,4 @@
-"""Averages of a run: members begin one together, and it stands once all hold it. No I/O."""
+"""Averages of a run. Members begin one together; it stands once all of them hold it. No I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def begin_average(
     population: Population, member: Member, number: int, after: int
 ) -> Iterator[Command]:
-    """A member begins an average: all others are to take part in it."""
+    """A member has begun an average. All others have to take part in it."""
     member.averaging = max(member.averaging, (number, after))
     member.rounds = max(member.rounds, after)
     yield Keep(member)
@@ -38,7 +38,7 @@ def begin_average(
 
 
 def settle(population: Population, number: int, enrolled: list[Member]) -> Iterator[Command]:
-    """All hold the average: it stands."""
+    """All members hold average `number`: it stands."""
     population.settled, population.averages = population.roster, number
     after = {m.id: m.averaging[1] for m in enrolled}
     population.averaged_after = [after[m] for m in population.roster.members]

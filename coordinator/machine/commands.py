@@ -1,6 +1,7 @@
-"""What the membership state machine may order; `server.py` carries it out, in order.
+"""The commands of the membership state machine. `service/server.py` carries them out, in order.
 
-What is to be kept comes before what is sent because of it: on disk before it is published.
+A command to keep something comes before each message that depends on it, so that it is on disk
+before others hear of it.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Keep:
-    """Put this into the journal: a member as it is now, one dropped, a new roster, or a fact."""
+    """Write this into the journal: a member's state, a departed member, a roster, or a fact."""
 
     what: Member | Departed | Roster | tuple[str, Any]
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """The run goes on from this round: journal and metrics forget what came after it.
+    """The run goes on from this round. The journal and the metrics drop all later entries.
 
-    The journal does so together with what is kept next.
+    The journal does so in one transaction with what is kept next.
     """
 
     round: int
@@ -56,26 +57,26 @@ class Rewind:
 
 @dataclass(frozen=True)
 class Started:
-    """The population is complete: keep in config.json who it is."""
+    """The population is complete. Write its members into config.json."""
 
     members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """All have finished: have room for the summary, or set the machine's `has_room` to False."""
+    """All members have finished. Reserve disk space for the summary, or set `has_room` to False."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A worker claims what cannot be: count it."""
+    """Count a claim of a worker that cannot be true."""
 
     identity: bytes
     what: str
 
 
 class What(StrEnum):
-    """What has happened, for programs that read logs."""
+    """The kinds of events, for programs that read logs."""
 
     LISTENING = "listening"
     WAITING = "waiting"
@@ -100,7 +101,7 @@ class What(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """Tell whoever looks: `text` for people, the rest for programs."""
+    """Show an event: `text` is for people, the other fields are for programs."""
 
     text: str
     what: What
@@ -109,7 +110,7 @@ class Event:
 
 @dataclass(frozen=True)
 class End:
-    """The run is over. Exit code 0: all finished, write the summary."""
+    """The run is over. Exit code 0 means that all members finished; then the summary is written."""
 
     reason: str
     code: int

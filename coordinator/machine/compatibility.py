@@ -1,4 +1,4 @@
-"""Who may join: why a worker does not fit; empty if it does. Pure."""
+"""Why a worker does not fit a run: each function returns a reason, or "". No I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOME = 4
 
 
 def objection(hello: Hello, version: str, derivation: int) -> str:
-    """Why a worker of this version cannot be in a run of the coordinator's."""
+    """Why a worker of this version cannot join a run of the coordinator's version."""
     for what, theirs, ours in (
         ("protocol version", hello.protocol, PROTOCOL),
         ("version of washp2p", hello.version, version),
@@ -38,7 +38,7 @@ def objection(hello: Hello, version: str, derivation: int) -> str:
 def mismatch(
     member: Member, layout: Layout, rounds: int, others: Sequence[Member], total_rounds: int
 ) -> str:
-    """Why a member's model or number of rounds is not that of `others`, who have attached."""
+    """How a member's model or number of rounds differs from that of `others`, who have attached."""
     if not others or others[0].layout is None:
         return ""
     difference = layout.difference(others[0].layout)
@@ -56,7 +56,7 @@ def mismatch(
 
 
 def same_endpoint(member: Member, others: Sequence[Member]) -> str:
-    """Why a member cannot listen where it says: another one does."""
+    """Why a member cannot listen at its address: another member listens there."""
     for other in others:
         if other is not member and other.endpoint == member.endpoint:
             return (
@@ -67,7 +67,7 @@ def same_endpoint(member: Member, others: Sequence[Member]) -> str:
 
 
 def layers_in_words(layout: Layout, schedule: str) -> str:
-    """Which layer is the first and which the last one, and how often each is shuffled."""
+    """The names of the first and the last layer, and how often each is shuffled."""
     first, last = (
         ", ".join(entry.name for entry in layout.entries if entry.layer == number)
         for number in (0, layout.layers - 1)
@@ -86,7 +86,7 @@ def layers_in_words(layout: Layout, schedule: str) -> str:
 
 
 def buffers_in_words(layout: Layout) -> str:
-    """How the model's buffers are averaged; empty if it has none."""
+    """How the model's buffers are averaged; "" if it has none."""
     by_rule: dict[str, list[str]] = {}
     for buffer in layout.buffers:
         by_rule.setdefault(buffer.rule, []).append(buffer.name)
@@ -114,7 +114,7 @@ def unreachable(members: Sequence[Member]) -> str:
 def misfit(
     population: Population, member: Member, layout: Layout, rounds: int, *, resumes: bool
 ) -> str:
-    """Why a member cannot be one of this population; empty if it can."""
+    """Why a member does not fit this population. `resumes`: the run goes on from a checkpoint."""
     others = [m for m in population.members.values() if m.layout is not None]
     reason = mismatch(member, layout, rounds, others, population.total_rounds)
     reason = reason or same_endpoint(member, others)
@@ -128,7 +128,7 @@ def misfit(
 
 
 def check_key(population: Population, key: bytes, *, encrypted: bool) -> None:
-    """Raise ValueError unless a key can be a new member's data plane's."""
+    """Raise ValueError unless `key` can be the public key of a new member's data plane."""
     if len(key) != (KEY_BYTES if encrypted else 0):
         expected = "one" if encrypted else "none: links are in plain text"
         raise ValueError(f"its data plane has a key of {len(key)} bytes; expected {expected}")
@@ -137,7 +137,7 @@ def check_key(population: Population, key: bytes, *, encrypted: bool) -> None:
 
 
 def closed(population: Population) -> str:
-    """Why nobody more can join; empty if one can."""
+    """Why no further worker can join."""
     n = population.config.n
     if population.ended:
         return "the run has ended; start a new coordinator"
@@ -149,7 +149,7 @@ def closed(population: Population) -> str:
 
 
 def too_late(population: Population) -> str:
-    """Why nobody can join once the run has begun; empty if one can."""
+    """Why no worker can join after the start."""
     if not (why := population.no_snapshots):
         return ""
     return f"nobody can join late: the optimizer's state cannot be given to others ({why})"

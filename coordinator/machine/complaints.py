@@ -1,4 +1,4 @@
-"""What members say against each other, and what the coordinator makes of it. No I/O."""
+"""Complaints of members about each other, and what follows from them. No I/O."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 
 class Votes:
-    """Complaints of one kind; a new roster makes those of the last one void."""
+    """Counts complaints of one kind. A new roster resets the count."""
 
     def __init__(self) -> None:
         self._generation = -1
         self._said: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
     def cast(self, voter: MemberId, of: MemberId, roster: Roster) -> bool:
-        """`voter` complains of another; whether by now most others in the roster do."""
+        """Count a complaint of `voter` about `of`.
+
+        Returns whether most of the other members complain of it by now.
+        """
         if self._generation != roster.generation:
             self._generation = roster.generation
             self._said.clear()
@@ -36,12 +39,12 @@ class Votes:
         return 2 * len(self._said[of]) > len(roster.members) - 1
 
     def has(self, voter: MemberId, of: MemberId) -> bool:
-        """Whether `voter` has complained of another."""
+        """Whether `voter` has complained about `of`."""
         return voter in self._said[of]
 
 
 class Complaints:
-    """Drops members that do the others no good; most of the others have to say so."""
+    """Drops members that harm the others, once most of the others have complained."""
 
     def __init__(self, population: Population, admission: Admission) -> None:
         self._population = population
@@ -53,7 +56,7 @@ class Complaints:
     def stalled(
         self, member: Member, slow: MemberId, *, broken: bool, now: float
     ) -> Iterator[Command]:
-        """A member waits for another, which is too slow or to which its link is `broken`."""
+        """A member waits too long for `slow`, or its connection to it is `broken`."""
         if broken or not self._lives(slow, now) or member.fetches_from(slow):
             reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
             cure = "twelve times --patience; raise it, or use member.busy() around long work"
@@ -62,7 +65,10 @@ class Complaints:
     def report(
         self, member: Member, slow: MemberId, reason: str, *, for_good: bool = False
     ) -> Iterator[Command]:
-        """Drop whom most of the others complain of; of two who do of each other: the later."""
+        """Drop the member that most of the others complain of.
+
+        If two members complain of each other, drop the one with the larger id.
+        """
         population = self._population
         if member.fetches_from(slow):
             yield from self._admission.find_donor(member, without=slow)
@@ -78,7 +84,10 @@ class Complaints:
         yield from population.expel(offender, reason, answer)
 
     def diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
-        """Most have been sent values that are not finite: `--on-divergence` says what to do."""
+        """A member reports that `sick` sends values that are not finite.
+
+        Once most members report it, do what `--on-divergence` says.
+        """
         population = self._population
         if reporter.fetches_from(sick):
             reporter.useless.add(sick)
@@ -107,7 +116,7 @@ class Complaints:
                 yield from population.expel(member, what)
 
     def refuse_donor(self, newcomer: Member, donor: MemberId, what: str) -> Iterator[Command]:
-        """A newcomer cannot use a snapshot: it gets another member's, or none."""
+        """A newcomer cannot use a snapshot. Find it another donor, or turn it away."""
         if newcomer.fetches_from(donor):
             newcomer.useless.add(donor)
             yield from self._admission.find_donor(newcomer)
@@ -116,7 +125,7 @@ class Complaints:
                 yield from self._admission.turn_away(newcomer, reason)
 
     def _lives(self, member_id: MemberId, now: float) -> bool:
-        """Whether a member's loop is known to live: it has said so of late, or that it is busy."""
+        """Whether a member's training loop has reported lately, or has said that it is busy."""
         for member in self._population.enrolled():
             if member.id == member_id:
                 recent = now - member.heard_at < self._patience.stalled / 2

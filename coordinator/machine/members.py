@@ -1,4 +1,4 @@
-"""What the coordinator knows of each worker. Pure values; `journal.py` keeps them."""
+"""What the coordinator knows of each worker. Values only; `service/journal.py` stores them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Phase(IntEnum):
-    """How far a member has come; each phase includes those before it."""
+    """How far a member has come. Each phase includes those before it."""
 
     WELCOMED = 0
     ATTACHED = 1
@@ -28,7 +28,7 @@ class Phase(IntEnum):
 
 @dataclass
 class Member:
-    """One worker that is in the run."""
+    """One worker of the run."""
 
     id: MemberId
     identity: bytes
@@ -71,26 +71,26 @@ class Member:
 
     @property
     def connected(self) -> bool:
-        """Whether messages can reach it, as far as is known."""
+        """Whether messages can reach this worker, as far as is known."""
         return self.away_until is None
 
     @property
     def peer(self) -> Peer:
-        """It, as its peers see it."""
+        """The member as its peers see it."""
         return Peer(self.id, self.endpoint, self.host, self.key, self.near, self.place)
 
     def fetches_from(self, other: MemberId) -> bool:
-        """Whether it is a newcomer that waits for a snapshot of `other`."""
+        """Whether the member is a newcomer that waits for a snapshot of `other`."""
         return self.phase is Phase.ATTACHED and self.donor == other
 
     def __str__(self) -> str:
-        """How messages to people name it."""
+        """The member's name in messages to people."""
         return f"member {self.id} ({self.host}, process {self.pid})"
 
 
 @dataclass(frozen=True)
 class Departed:
-    """One that was a member and was dropped."""
+    """A former member that was dropped."""
 
     member: MemberId
     host: str
@@ -103,7 +103,7 @@ class Departed:
 
 @dataclass(frozen=True)
 class Past:
-    """What a journal says of a run: enough to go on with it."""
+    """The content of a journal: enough to go on with its run."""
 
     members: tuple[Member, ...]
     departed: tuple[Departed, ...]

@@ -1,8 +1,8 @@
-"""Membership: who is in the run and how far it has come. A pure state machine.
+"""Who is in a run, and how far the run has come: a state machine without I/O.
 
-Events and the clock go in, commands come out; no sockets, no files, no printing. `server.py`
-carries the commands out. How workers become members is in `admission.py`, how they are lost in
-`population.py`; here is the course of the run.
+Events and the clock go in, commands come out. `service/server.py` carries the commands out.
+`admission.py` says how workers become members, `population.py` how they are lost; here is the
+course of the run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 
 class Membership:
-    """A run, from the first hello to the last goodbye."""
+    """A run, from the first Hello to the last Accounts."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Membership:
         """Whether the summary can be written."""
 
     def go_on(self, past: Past, now: float) -> Iterator[Command]:
-        """Be the coordinator of a run that had one before: wait for its members to come back."""
+        """Take over a run from another coordinator, and wait for its members to come back."""
         self._now = now
         self.population.recall(past)
         rosters = self.population.rosters
@@ -124,11 +124,11 @@ class Membership:
         yield from self._end_if_all_have()
 
     def resume(self, past: Past) -> Iterator[Command]:
-        """Be the coordinator of a run whose members are gone: wait for their checkpoints."""
+        """Take over a run whose members are gone, and wait for their checkpoints."""
         yield from self._admission.resume(past)
 
     def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
-        """A worker's message. `now` is in seconds, of any steady clock."""
+        """Handle a message of the worker `identity`. `now` is in seconds, of any steady clock."""
         self._now = now
         population = self.population
         if isinstance(message, Hello | Claim):
@@ -161,7 +161,7 @@ class Membership:
                 yield from self._move_on()
 
     def _observe(self, member: Member, message: Metrics | Vitals | Surveyed) -> Iterator[Command]:
-        """What a member tells of how it goes: nothing hangs on it."""
+        """Handle a progress report. It is shown, and changes nothing else."""
         match message:
             case Metrics(values):
                 self.observation.metrics(member.id, values)
@@ -190,7 +190,7 @@ class Membership:
             yield from self._move_on()
 
     def cut_off(self, identity: bytes, what: str) -> Iterator[Command]:
-        """A worker has sent too much that was refused, or too much: it is heard no more."""
+        """A worker exceeded its allowance of messages: drop it. `what` says how."""
         member = self.population.members.get(identity)
         if member is not None and not self.population.ended:
             answer = Refuse(f"{member} was cut off: {what}")
@@ -198,7 +198,7 @@ class Membership:
             yield from self._move_on()
 
     def tick(self, now: float) -> Iterator[Command]:
-        """Time has passed. To be called every now and then."""
+        """Handle the passing of time. Call it regularly."""
         self._now = now
         population = self.population
         for member in list(population.members.values()):
@@ -211,7 +211,7 @@ class Membership:
     def _hear(  # noqa: PLR0912 - a case a message
         self, member: Member, message: Message
     ) -> Iterator[Command]:
-        """What a member says, but for what it says all the time."""
+        """Handle all messages that are not sent all the time."""
         population = self.population
         match message:
             case Back(generations, seeds):
@@ -263,7 +263,7 @@ class Membership:
                 yield from population.dismiss(member, what)
 
     def _move_on(self) -> Iterator[Command]:
-        """Do what all members together have come far enough for."""
+        """Do whatever all members together have now come far enough for."""
         population = self.population
         enrolled = population.enrolled()
         if population.ended or not enrolled:
@@ -305,7 +305,7 @@ class Membership:
             yield Keep(member)
 
     def _back(self, member: Member, generations: int, seeds: int) -> Iterator[Command]:
-        """A member is connected again: it gets what it missed."""
+        """A member is connected again: send it all that it missed."""
         population = self.population
         member.away_until = None
         yield Event(f"{member} is back", What.BACK, member.id)

@@ -1,6 +1,6 @@
-"""What a run looks like from outside: who is where, how fast, what goes from whom to whom. Pure.
+"""What a run looks like from outside: where members are, how fast, what they send. No I/O.
 
-Made of what members say of themselves; every display of a run, on whatever wire, shows this.
+It is made from the members' own reports. Every display of a run shows this.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WEIGHT = 0.3
 
 @dataclass
 class _Pace:
-    """A total that grows, and how fast."""
+    """A growing total, and the speed at which it grows."""
 
     total: float = 0.0
     at: float | None = None
@@ -52,7 +52,7 @@ class _Pace:
 
 @dataclass
 class _Seen:
-    """One member."""
+    """What was last heard of one member."""
 
     vitals: Vitals | None = None
     rounds: _Pace = field(default_factory=_Pace)
@@ -63,7 +63,7 @@ class _Seen:
 
 
 class Observation:
-    """Remembers what was last heard of each member, and what has happened."""
+    """Remembers the last report of each member, and the latest events."""
 
     def __init__(self) -> None:
         self._seen: dict[MemberId, _Seen] = {}
@@ -71,19 +71,19 @@ class Observation:
         self._measured: float | None = None
 
     def measured(self, values: dict[str, Any]) -> None:
-        """What a survey has found: it counts for more than what members estimate by the way."""
+        """A survey's result. It replaces the members' own estimates of the distance."""
         self._measured = float(values["distance"])
 
     def event(self, event: Event, when: float) -> None:
-        """Something has happened; `when` in seconds since 1970."""
+        """Remember an event; `when` is in seconds since 1970."""
         self._events.append((when, event))
 
     def metrics(self, member: MemberId, values: dict[str, Any]) -> None:
-        """A member's line of metrics."""
+        """Remember a member's line of metrics."""
         self._of(member).metrics = values
 
     def vitals(self, member: Member, vitals: Vitals, now: float) -> None:
-        """A member says how it goes. `now` in seconds, of any steady clock."""
+        """Remember a member's progress report. `now` is in seconds, of any steady clock."""
         seen = self._of(member.id)
         seen.vitals = vitals
         seen.rounds.reach(vitals.steps, now)
@@ -93,7 +93,7 @@ class Observation:
         seen.sent.reach(seen.by_kind.total(), now)
 
     def distance(self, members: Iterable[MemberId]) -> float | None:
-        """How far members are from their mean, as a Euclidean distance; None if nobody knows."""
+        """The members' Euclidean distance from their mean; None if no member knows."""
         if self._measured is not None:
             return self._measured
         told = [
@@ -104,10 +104,10 @@ class Observation:
         return sqrt(sum(one / len(told) for one in told)) if told else None
 
     def point(self, population: Population) -> dict[str, Any]:
-        """Where the population is now, in a few plain values: a point of its curves.
+        """A point of the population's curves, as plain values.
 
-        `round` is the slowest member's. What members report of themselves, as `loss` and
-        `held_out`, is a mean over those that do.
+        `round` is the slowest member's. `loss`, `held_out` and the like are means over the members
+        that report them.
         """
         enrolled = population.enrolled()
         seen = [self._of(member.id) for member in enrolled]
@@ -127,7 +127,7 @@ class Observation:
         }
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Of all members that there ever were: bytes sent, values lost, messages refused.
+        """Bytes sent, values lost and messages refused, of all members including departed ones.
 
         By kind, and by reason.
         """
@@ -145,9 +145,9 @@ class Observation:
         }
 
     def view(self, population: Population, *, links: bool = True) -> dict[str, Any]:
-        """All of it, as plain values; docs/protocol.md says what they are.
+        """The whole observation as plain values; docs/protocol.md lists them.
 
-        Without `links` it does not say who has sent what to whom.
+        Without `links` it leaves out how much each member sent to each other member.
         """
         members = sorted(population.members.values(), key=lambda member: member.id)
         point = self.point(population)
@@ -215,7 +215,7 @@ class Observation:
         return row
 
     def _matrix(self, members: Iterable[Member]) -> list[dict[str, Any]]:
-        """Who has sent whom how much, by what and for what; of ROWS at most."""
+        """Bytes sent by each member to each other, by kind and wire; at most ROWS rows."""
         rows = (
             {"member": member.id, "peer": peer, "kind": Kind(kind).value, "wire": wire, "bytes": n}
             for member in members
@@ -230,7 +230,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _figure(value: Any) -> float | None:
-    """A member may report anything under any name, and loss may be NaN."""
+    """The number under a name; None if it is not a finite number."""
     if isinstance(value, float) and isfinite(value):
         return value
     return float(value) if isinstance(value, int) and abs(value) < MOST else None

@@ -1,4 +1,4 @@
-"""What a member can be telling: why it is not the truth; empty if it may be. Pure."""
+"""Whether a member's message can be true. No I/O."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONGEST = 1e7
 def implausible(  # noqa: PLR0911, PLR0912 - a case a message
     population: Population, member: Member, message: Message
 ) -> str:
-    """Why a member cannot be telling the truth."""
+    """Why a member's message cannot be true; "" if it can."""
     match message:
         case Progress(rounds) | Finished(rounds=rounds) if rounds > population.published:
             return f"has finished round {rounds}, seeds are out up to {population.published}"
@@ -85,7 +85,7 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
 
 
 def _may_have_found(population: Population, member: Member, part: Surveyed) -> bool:
-    """Whether there was such a survey, with this member, and it can have found that."""
+    """Whether there was such a survey with this member, and the result is possible."""
     rosters = population.rosters
     if not rosters or not rosters[0].first <= part.round <= population.published:
         return False

@@ -1,7 +1,7 @@
-"""The population: members, rosters, and the steps by which both change. Pure.
+"""The members, the rosters, and the steps by which both change. No I/O.
 
-Who is lost after the start is dropped: a new roster, without it, holds from the first round whose
-seed is not out yet, so that all change at the same round.
+A member that is lost after the start is dropped: a new roster without it holds from the first round
+whose seed is not published yet. So all members change to it at the same round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTICES = 100
 
 
 class Population:
-    """All that a run's coordinator has to know of it."""
+    """All that a run's coordinator has to know of its members."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -68,7 +68,7 @@ class Population:
         self.ended = False
 
     def recall(self, past: Past) -> None:
-        """Be what a journal says."""
+        """Take over the state that a journal has."""
         self.members = {member.identity: member for member in past.members}
         self.departed = list(past.departed)
         self.history = [roster for roster in past.rosters if roster.generation < past.life]
@@ -91,12 +91,12 @@ class Population:
 
     @property
     def roster(self) -> Roster:
-        """The newest; of nobody before the start."""
+        """The newest roster; before the start an empty one."""
         return self.rosters[-1] if self.rosters else Roster(generation=-1, peers=())
 
     @property
     def published(self) -> int:
-        """The last round whose seed is out."""
+        """The last round whose seed is published."""
         return self.publication.published
 
     @property
@@ -106,7 +106,7 @@ class Population:
 
     @property
     def ending(self) -> bool:
-        """Whether the seeds of all rounds are out, or some member has finished."""
+        """Whether the seeds of all rounds are published, or some member has finished."""
         over = self.total_rounds and self.published >= self.total_rounds
         return bool(over) or any(m.phase >= Phase.FINISHED for m in self.members.values())
 
@@ -117,25 +117,25 @@ class Population:
 
     @property
     def no_snapshots(self) -> str:
-        """Why nobody can come late, or go on from a checkpoint; empty if one can."""
+        """Why no worker can join late or go on from a checkpoint; "" if one can."""
         return next((m.no_snapshots for m in self.members.values() if m.no_snapshots), "")
 
     def enrolled(self) -> list[Member]:
-        """Those in the newest roster."""
+        """The members in the newest roster."""
         return [m for m in self.members.values() if m.phase >= Phase.ENROLLED]
 
     def attached(self) -> list[Member]:
-        """Those who wait for a roster with them."""
+        """The members that wait to be put into a roster."""
         return [m for m in self.members.values() if m.phase is Phase.ATTACHED]
 
     def tell(self, message: Message, members: Iterable[Member] | None = None) -> Iterator[Command]:
-        """Send a message to `members`, or to all that are connected."""
+        """Send a message to `members`; by default to all that are connected."""
         for member in self.members.values() if members is None else members:
             if member.connected:
                 yield Send(member.identity, message)
 
     def enrol(self, members: Iterable[Member]) -> Iterator[Command]:
-        """The next generation has these members."""
+        """Begin the next generation with these members."""
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
             generation=self.next_generation,
@@ -152,11 +152,11 @@ class Population:
         yield from self.tell(self.announcement(roster), ordered)
 
     def announcement(self, roster: Roster) -> NewRoster:
-        """How members hear of a roster."""
+        """The message that announces a roster."""
         return NewRoster(roster.generation, roster.first, self.averages, roster.rows)
 
     def drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
-        """A member is lost: the others go on without it."""
+        """A member is lost. The others go on without it."""
         del self.members[member.identity]
         first = self.published + 1 if self.started else 0
         departed = Departed(member.id, member.host, what, first, member.pid)
@@ -182,9 +182,9 @@ class Population:
     def expel(
         self, member: Member, what: str, answer: Refuse | Dropped | None = None
     ) -> Iterator[Command]:
-        """Drop a member that is still there, and tell it so: by default, that it may come again.
+        """Drop a member that is still connected, and tell it so; by default it may join again.
 
-        Unless it is the last one: then the run is over.
+        If it is the last member, the run ends.
         """
         last = self.started and self.enrolled() == [member]
         end = Stop(f"{member} {what}; no member is left", 1)
@@ -192,7 +192,7 @@ class Population:
         yield from self.drop(member, what)
 
     def dismiss(self, member: Member, what: str) -> Iterator[Command]:
-        """A member that does not keep to the protocol is told so, and lost."""
+        """Drop a member that breaks the protocol, and tell it so."""
         answer = Refuse(f"{member} {what}; run the same version everywhere")
         yield from self.expel(member, what, answer)
 
@@ -205,7 +205,10 @@ class Population:
         yield End(reason, code)
 
     def saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
-        """A member holds a checkpoint, or could not keep it: then nobody need."""
+        """A member holds checkpoint `number`, or could not write it due to `error`.
+
+        If it could not, all members discard theirs.
+        """
         if not error:
             if number in self.publication.planned:
                 member.saved.add(number)
@@ -218,7 +221,7 @@ class Population:
             yield from self.tell(Discard(number), self.enrolled())
 
     def complete_checkpoint(self) -> Iterator[Command]:
-        """Let older checkpoints go once all have a newer one."""
+        """Delete older checkpoints once all members hold a newer one."""
         planned = self.publication.planned
         for number in reversed(planned):
             there = set(roster_at(self.rosters, number).members)
@@ -232,7 +235,7 @@ class Population:
                 return
 
     def note(self, member: Member, topic: str, text: str) -> Iterator[Command]:
-        """Keep what a member says that people should know, once."""
+        """Keep a notice of a member for people to read, once."""
         notice = {"member": member.id, "topic": topic, "text": text}
         if notice not in self.notices and len(self.notices) < NOTICES:
             self.notices.append(notice)
@@ -240,6 +243,6 @@ class Population:
             yield Event(f"{member}: {text}", What.NOTICE, member.id)
 
     def waiting(self) -> Event:
-        """Who is missing before the start."""
+        """An event that says how many members are missing before the start."""
         missing = self.expected - len(self.members)
         return Event(f"waiting for {missing} of {self.expected} members", What.WAITING)

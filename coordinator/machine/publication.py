@@ -1,8 +1,8 @@
 """What the coordinator has published of a run's course: seeds, and the rounds of checkpoints.
 
-Seeds go out in windows, ahead of the fastest member, so that nobody waits for one. A window is
-about a second of rounds, at least 8, at most 256, and at most 5 % of the run where that is more
-than 8. No I/O; the clock is handed in.
+Seeds are published in windows, ahead of the fastest member, so that no member waits for one. A
+window holds about a second of rounds, at least 8, at most 256, and at most 5 % of the run where
+that is more than 8. No I/O; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ AHEAD = 2
 
 
 class SeedWindows:
-    """What has been published so far. `rounds` is the length of the run, 0 if not known."""
+    """The windows published so far. `rounds` is the length of the run, 0 if not known."""
 
     def __init__(self, rounds: int, published: int = 0) -> None:
         self._rounds = rounds
         self.published = published
 
     def due(self, fastest: int, rounds_per_second: float) -> range:
-        """Rounds to publish now: one window, or nothing. Call again until it is empty."""
+        """The rounds to publish now: one window, or nothing. Call again until it is empty."""
         window = min(max(SMALLEST, round(rounds_per_second)), LARGEST)
         if self._rounds:
             window = min(window, max(SMALLEST, self._rounds // SHARE))
@@ -47,10 +47,10 @@ class SeedWindows:
 
 
 class Publication:
-    """Seeds and checkpoints of a run of `rounds` rounds, 0 if not known.
+    """The seeds and checkpoints of a run of `rounds` rounds, 0 if not known.
 
-    Seeds are out up to round `published`; `planned` are the rounds of checkpoints that not all
-    members hold yet.
+    Seeds are published up to round `published`. `planned` are the rounds of checkpoints that not
+    all members hold yet.
     """
 
     def __init__(
@@ -75,17 +75,17 @@ class Publication:
 
     @property
     def published(self) -> int:
-        """The last round whose seed is out."""
+        """The last round whose seed is published."""
         return self._windows.published
 
     def begin(self, now: float) -> None:
-        """Seeds may go out from now on. `now` is in seconds, of any steady clock."""
+        """Allow seeds to be published from now on. `now` is in seconds, of any steady clock."""
         self.begun = True
         self._pace = (self._fastest, now)
         self._kept_at = now
 
     def reach(self, rounds: int, now: float) -> bool:
-        """Some member has done so many rounds; whether that is further than any was."""
+        """Note that a member has done so many rounds. Return whether no member had done as many."""
         if not self.begun or rounds <= self._fastest:
             return False
         if not self._fastest:
@@ -94,7 +94,7 @@ class Publication:
         return True
 
     def due(self, now: float) -> range:
-        """Rounds whose seeds are to go out now; call again until it is empty."""
+        """The rounds whose seeds have to be published now. Call again until it is empty."""
         rounds, since = self._pace
         elapsed = now - since
         rate = (self._fastest - rounds) / elapsed if elapsed > 0 else 0.0
@@ -104,14 +104,14 @@ class Publication:
         return window
 
     def messages(self, rosters: Sequence[Roster], rounds: range) -> Iterator[Checkpoint | Seeds]:
-        """What members are told of `rounds`: a message for each generation, and each checkpoint."""
+        """The messages that publish `rounds`, by generation, and those for checkpoints."""
         yield from (Checkpoint(number) for number in self.planned if number in rounds)
         for roster, numbers in by_roster(rosters, rounds):
             seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
             yield Seeds(roster.generation, roster.digest(), numbers.start, seeds)
 
     def _plan(self, window: range, now: float) -> None:
-        """Have checkpoints kept after some of the window's rounds."""
+        """Choose the rounds of the window after which a checkpoint is kept."""
         config, due = self._config, set()
         if config.checkpoint_epochs and self._rounds:
             pace = self._rounds * config.checkpoint_epochs / config.epochs

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: who may be which member, and from which round all can. Pure."""
+"""Going on from a checkpoint: which worker becomes which member, and from which round. No I/O."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Resumption:
-    """A run as its journal had it, and the checkpoints that may be there.
+    """A run as its journal describes it, and the checkpoints that may exist.
 
-    One round's checkpoint all members had; another, of the last round whose seed was out, they may
-    have kept when no coordinator came back.
+    All members had the checkpoint of one round. They may also have one of the last published round,
+    which members write when no coordinator comes back.
     """
 
     def __init__(self, past: Past) -> None:
@@ -31,24 +31,25 @@ class Resumption:
 
     @property
     def rounds(self) -> list[int]:
-        """Rounds whose checkpoints are asked for, the newest first."""
+        """The rounds whose checkpoints are asked for, the newest first."""
         return sorted(self._places, reverse=True)
 
     def expected(self, here: Iterable[Member]) -> int:
-        """How many are waited for: all of the newest round, unless some here hold older ones only.
+        """How many members to wait for.
 
-        Then all with the checkpoint that was complete.
+        All that hold the newest checkpoint, if each present member holds it; otherwise all that
+        hold the checkpoint which every member had.
         """
         newest = all(max(self._places) in member.saved for member in here)
         return len(self._places[max(self._places) if newest else min(self._places)])
 
     @property
     def members(self) -> list[MemberId]:
-        """All that may come."""
+        """All members that may come."""
         return sorted({member for members in self._places.values() for member in members})
 
     def missing(self, here: Collection[MemberId]) -> str:
-        """Whose checkpoints nobody has brought, and what to do; empty if all are `here`."""
+        """Names the checkpoints that no member of `here` has, and a remedy; "" if all are here."""
         missing = [member for member in self.members if member not in here]
         if not missing:
             return ""
@@ -61,33 +62,33 @@ class Resumption:
 
     @property
     def next_generation(self) -> int:
-        """A number that no generation has had."""
+        """A generation that the run has not used."""
         return self._past.rosters[-1].generation + 1
 
     def place(
         self, held: Iterable[tuple[int, MemberId]], taken: Collection[MemberId]
     ) -> MemberId | None:
-        """Whom a worker with these checkpoints can be: the first that nobody is yet.
+        """The member that a worker with these checkpoints becomes; None if all are `taken`.
 
-        Those with the newest checkpoint come first.
+        Newer checkpoints come first, then smaller ids.
         """
         free = [(-number, member) for number, member in self._known(held) if member not in taken]
         return min(free)[1] if free else None
 
     def rounds_of(self, member: MemberId, held: Iterable[tuple[int, MemberId]]) -> set[int]:
-        """Of which rounds a worker holds this member's checkpoint."""
+        """The rounds of which a worker holds this member's checkpoint."""
         return {number for number, its in self._known(held) if its == member}
 
     def most_hold(self, present: Sequence[Member]) -> int:
-        """The round of which the most of them hold a checkpoint; of several, the newest."""
+        """The round whose checkpoint most members hold; of several, the newest."""
         return max(self.rounds, key=lambda n: (sum(n in m.saved for m in present), n))
 
     def rosters_until(self, round_number: int) -> list[Roster]:
-        """Those that hold up to a round."""
+        """The rosters that hold up to a round."""
         return [roster for roster in self._past.rosters if roster.first <= round_number]
 
     def departed_at(self, round_number: int, present: Iterable[Member]) -> list[Departed]:
-        """Who was lost before a round, and who is not there to go on from it."""
+        """The members lost before a round, and those that are not there to go on from it."""
         there = {member.id for member in present}
         peers = roster_at(self._past.rosters, round_number).peers
         what = "did not come back when the run went on from a checkpoint"
@@ -98,5 +99,5 @@ class Resumption:
         ]
 
     def _known(self, held: Iterable[tuple[int, MemberId]]) -> Iterator[tuple[int, MemberId]]:
-        """Those of a worker's checkpoints that are of use."""
+        """Those of a worker's checkpoints that the run can go on from."""
         return (pair for pair in held if pair[1] in self._places.get(pair[0], ()))

@@ -1,4 +1,4 @@
-"""Surveys of how far members are apart: members' parts of one, put together. Pure."""
+"""Puts the members' parts of a survey together. No I/O."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ OPEN = 64
 
 
 class Surveys:
-    """Of one run."""
+    """The surveys of one run."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, bool], dict[MemberId, Surveyed]] = {}
 
     def add(self, member: MemberId, part: Surveyed) -> dict[str, Any] | None:
-        """A member's part; a line of consensus.jsonl, if it is the last one of its round."""
+        """Add a member's part.
+
+        Returns a line of consensus.jsonl once all parts of the round are there, else None.
+        """
         which = part.round, part.exact
         parts = self._open.setdefault(which, {})
         parts[member] = part

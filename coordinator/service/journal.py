@@ -1,7 +1,7 @@
 """The journal: what a coordinator must remember to be replaced, in SQLite in the run folder.
 
-Written before it is acted upon. `Journal.read` gives it back as a `Past`; `read_rosters` is all
-that a replay needs. No sockets, no decisions.
+An entry is committed before anything follows from it. `Journal.read` returns all of it as a `Past`;
+a replay needs `read_rosters` only. No sockets, no decisions.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ CREATE TABLE IF NOT EXISTS departed (member INTEGER PRIMARY KEY, value BLOB NOT 
 
 
 class Journal:
-    """One run's journal. What cannot be written (the disk is full) is tried again next time.
+    """One run's journal. What cannot be written, because the disk is full, is tried again later.
 
     `tell` gets a line for people when writing fails, and when it works again.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
-        """Open or make it. Raises UsageError if it cannot be written."""
+        """Open or create the file. Raises UsageError if it cannot be written."""
         self._path = path
         self._tell = tell
         self._waiting: dict[tuple[str, Any], Entry] = {}
@@ -66,7 +66,7 @@ class Journal:
         self._database.close()
 
     def commit(self) -> None:
-        """Have on disk what was kept since the last time: all of it or, after a crash, nothing."""
+        """Write all that was kept since the last commit: all of it or, after a crash, nothing."""
         if not self._waiting:
             return
         try:
@@ -90,7 +90,7 @@ class Journal:
             self._tell(f"{self._path} is written again")
 
     def keep(self, what: Entry) -> None:
-        """Note one thing, in place of what was said of it before. `commit` makes it last."""
+        """Keep an entry in place of the former one for the same thing. `commit` writes it."""
         match what:
             case Member(id=member) | Departed(member=member):
                 place: tuple[str, Any] = ("member", member)
@@ -104,7 +104,7 @@ class Journal:
         self._waiting[place] = what
 
     def forget_members(self) -> None:
-        """Forget who the members are and how the run ended, to go on from a checkpoint.
+        """Delete the members and how the run ended, to go on from a checkpoint.
 
         Raises UsageError.
         """
@@ -139,7 +139,7 @@ class Journal:
                 self._put_fact(name, value)
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """What was kept under a name. Raises UsageError if that is not of the default's kind."""
+        """The value kept under a name. Raises UsageError if it is not of the default's type."""
         try:
             rows = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,))
             found = rows.fetchone()
@@ -156,7 +156,7 @@ class Journal:
         )
 
     def read(self) -> Past:
-        """All of it. Raises UsageError if it is not a journal of this version."""
+        """The whole journal. Raises UsageError if it is not a journal of this version."""
         try:
             members = [_unpack_member(value) for value in self._values("members")]
             rosters = tuple(rosters_in(self._database))

@@ -1,7 +1,6 @@
-"""Who may connect to the coordinator, how much each worker may say, and the end
-of those who say too much.
+"""Who may connect to the coordinator, and how much each worker may send.
 
-It closes connections; what the membership makes of that is not its matter.
+This closes connections. What follows for the run is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ COST = 100
 
 
 class RateLimits:
-    """Allowances by identity; of hosts, by address, whether they are let in at all."""
+    """An allowance for each worker, and a list of hosts that may not connect for a while."""
 
     def __init__(
         self, keys: CoordinatorKeys | None, patience: Patience, tell: Callable[[str], None]
@@ -46,17 +45,17 @@ class RateLimits:
 
     @property
     def refused(self) -> Counter[Reason]:
-        """Messages, by reason."""
+        """The number of refused messages, by reason."""
         return self._refusals.refused
 
     def admits(self, key: bytes, address: str) -> bool | None:
-        """For a gate, on its thread. In plain text nobody is asked."""
+        """Whether a key may connect. Called on the authenticator's thread; never in plain text."""
         if self._keys is None or key != self._keys.join:
             return False
         return None if time.monotonic() < self._disgraced.get(address, 0.0) else True
 
     def hears(self, identity: bytes, frame: zmq.Frame) -> bool:
-        """Whether a message is to be read: not if its sender was cut off."""
+        """Whether to read a message: not if its sender was cut off."""
         since = self._cut_off.get(identity)
         if since is None:
             return True
@@ -65,32 +64,32 @@ class RateLimits:
         return False
 
     def charge(self, identity: bytes, size: int) -> None:
-        """A worker has said something, of `size` bytes."""
+        """Charge a worker for a message of `size` bytes."""
         self._refusals.charge(identity, 1 + size // PAGE, "it said too much")
 
     def charge_knock(self, identity: bytes) -> None:
-        """Somebody would like to join, or says that it is back."""
+        """Charge a worker for asking to join, or saying that it is back."""
         self._refusals.charge(identity, COST, "it knocked too often")
 
     def refuse(self, identity: bytes, reason: Reason, what: str) -> None:
-        """A worker's message was dropped."""
+        """Count a refused message of a worker, and charge the worker for it."""
         self._refusals.refuse(identity, reason, what, cost=COST)
 
     def take_offenders(self) -> dict[bytes, str]:
-        """Who has said too much since the last time, and why that is; each is to be cut off."""
+        """Workers that have used up their allowance since the last call, each with the reason."""
         return self._refusals.take_offenders()
 
     def cut_off(self, identity: bytes, what: str, frame: zmq.Frame) -> None:
-        """Close the connection by which `frame` has come, and hear its sender no more.
+        """Close the connection that `frame` came by, and ignore its sender from now on.
 
-        For one patience its host gets no other connection.
+        Its host cannot connect for one patience.
         """
         if len(self._cut_off) < TOLD:
             self._tell(f"cut off a worker: {what}")
         self._hang_up(identity, frame)
 
     def forget_idle(self) -> None:
-        """To be called now and then."""
+        """Forget workers whose allowance is whole again. Call it regularly."""
         self._refusals.forget_idle()
 
     def _hang_up(self, identity: bytes, frame: zmq.Frame) -> None:

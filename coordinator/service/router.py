@@ -28,7 +28,7 @@ class Router:
     def __init__(
         self, patience: Patience, own: KeyPair | None, admits: Callable[[bytes, str], bool | None]
     ) -> None:
-        """Encrypted if there is a key pair of its `own`; then `admits` says who may connect."""
+        """Encrypt connections if `own` is a key pair; then `admits` decides who may connect."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
         """To be polled; to be read by `receive` only."""
@@ -43,7 +43,7 @@ class Router:
             guard(self.socket, own)
 
     def listen(self, bind: str) -> str:
-        """Listen at `bind`; the address that workers connect to. Raises UsageError."""
+        """Listen at `bind`. Return the address that workers connect to. Raises UsageError."""
         try:
             self.socket.set(zmq.IPV6, "[" in bind)
             self.socket.bind(bind)
@@ -60,13 +60,16 @@ class Router:
         return bool(int(self.socket.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def receive(self) -> tuple[bytes, zmq.Frame, bool]:
-        """A worker's identity, the message, and whether more parts followed, which none should."""
+        """The next message: the worker's identity, the frame, and whether more frames followed.
+
+        A message has one frame; more of them are an error.
+        """
         identity = self.socket.recv()
         frame, *more = self.socket.recv_multipart(copy=False)
         return identity, frame, bool(more)
 
     def send(self, identity: bytes, data: bytes) -> bool:
-        """Send to a worker, if it is connected and takes what it is sent; whether it is."""
+        """Send to a worker. Return whether it is connected and takes messages."""
         try:
             self.socket.send_multipart((identity, data), zmq.NOBLOCK)
         except zmq.Again:
@@ -78,7 +81,7 @@ class Router:
         return True
 
     def close(self) -> None:
-        """Close it; what was sent still leaves, for a second."""
+        """Close the socket. Messages already sent have a second to leave."""
         self.socket.close(linger=FAREWELL_MS)
         self._context.term()
         if self._gate is not None:

@@ -1,7 +1,6 @@
-"""The coordinator's sockets, clock and files around the pure `Membership`.
+"""The coordinator's event loop: the socket, the clock and the files around `Membership`.
 
-One ROUTER socket is the whole control plane. A worker whose connection has closed shows when the
-next message to it, at the latest a ping, finds nobody.
+A closed connection shows when the next message to its worker, at the latest a ping, reaches nobody.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ LINK_BYTES = 400
 
 
 class Server:
-    """Runs one population from the first hello to the summary.
+    """Runs one population from the first Hello to the summary.
 
-    Where the run folder has the journal of a run that has not finished, it goes on with that.
+    If the run folder has the journal of an unfinished run, the server goes on with that run.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Server:
         resume: bool = False,
         hand_over: bool = False,
     ) -> None:
-        """With `hand_over` SIGTERM leaves the run to another coordinator instead of ending it."""
+        """With `hand_over`, SIGTERM leaves the run to another coordinator instead of ending it."""
         self._hands_over = hand_over
         self._keys = keys
         self._folder = folder
@@ -123,13 +122,13 @@ class Server:
     async def serve(
         self, bind: str | None, *, ready_fd: int | None = None, stay: bool = False
     ) -> int:
-        """Listen at `bind` until the run is over; return the exit code.
+        """Listen at `bind` until the run is over. Return the exit code.
 
-        With `stay` the observers are served on after it, until interrupted. `bind` None is where
-        the run's coordinator listened before, else loopback's port 5555.
+        With `stay`, keep serving the status page after the run until interrupted. If `bind` is
+        None, listen where the run's coordinator listened before, or at port 5555 of loopback.
 
-        Writes the address and a newline to `ready_fd`, if given, once workers may join. Raises
-        UsageError if it cannot listen.
+        Writes the address and a newline to the file descriptor `ready_fd`, if given, once workers
+        may join. Raises UsageError if it cannot listen.
         """
         try:
             self._catch_signals()  # before anybody is told that it is ready
@@ -226,7 +225,7 @@ class Server:
         interrupted.cancel()
 
     def _bury(self) -> None:
-        """Give up workers whose connection is closed, after hearing out their last words."""
+        """Give up workers whose connection is closed, after reading their last messages."""
         for _ in range(AT_ONCE):
             if not self._unreachable or not self._router.arrived:
                 break
@@ -342,7 +341,7 @@ class Server:
         )
 
     def _reserve_summary(self) -> None:
-        """Have room for the summary before workers are let go."""
+        """Reserve disk space for the summary before workers may leave."""
         links = len(self._population.members) ** 2
         if not self._summary_file.reserve(self._summary(), LINK_BYTES * links):
             self._membership.has_room = False

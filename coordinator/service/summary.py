@@ -1,4 +1,4 @@
-"""summary.json: what the members reported, on disk before workers are let go."""
+"""summary.json: what the members reported. Its space is reserved before workers may leave."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def summarise(
     seed_bytes: Mapping[bytes, int],
     refused: Mapping[Reason, int],
 ) -> dict[str, Any]:
-    """The contract's summary.
+    """The content of summary.json.
 
-    By identity, `control_bytes` is what each worker sent on the control plane and `seed_bytes`
-    what it was sent in seed windows. `refused` counts what the coordinator has refused.
+    `control_bytes` has the bytes each worker sent to the coordinator, `seed_bytes` those it
+    received in seed windows, both by identity. `refused` counts the messages that the coordinator
+    refused.
     """
     config = run.config
     members = sorted(run.members.values(), key=lambda m: m.id)
@@ -78,9 +79,9 @@ def summarise(
 
 
 class SummaryFile:
-    """summary.json on a disk that may be full: room is reserved, writing is tried again.
+    """Writes summary.json to a disk that may be full: it reserves space, and tries again.
 
-    `tell` is told once that there is no room.
+    `tell` is called once when there is no space.
     """
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
@@ -91,7 +92,10 @@ class SummaryFile:
         """Whether it was to be written and could not be."""
 
     def reserve(self, summary: dict[str, Any], more: int) -> bool:
-        """Have room for twice such a `summary` and `more` bytes; whether there is."""
+        """Reserve space for twice this `summary` and `more` bytes.
+
+        Returns whether there is enough.
+        """
         try:
             rundir.reserve(self._path, 2 * len(rundir.to_json(summary)) + more)
         except UsageError as error:
@@ -100,7 +104,7 @@ class SummaryFile:
         return True
 
     def write(self, summary: dict[str, Any]) -> None:
-        """Write it; if there is no room, it is `unwritten` and to be written again."""
+        """Write the file. If there is no space, set `unwritten`; then call it again later."""
         try:
             rundir.write_reserved(self._path, summary)
             self.unwritten = False

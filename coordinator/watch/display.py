@@ -1,6 +1,4 @@
-"""What the coordinator prints while a run goes on: a table on a terminal, plain lines elsewhere,
-or JSON for programs.
-"""
+"""The coordinator's output: a table on a terminal, plain lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Shows events, and how the run goes. A context manager."""
+    """Shows events and the state of the run. A context manager."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -36,22 +34,22 @@ class Display:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is somebody to `show` a view to."""
+        """Whether `show` has a terminal to draw on."""
         return self.console.is_terminal and not self._log.for_programs
 
     def event(self, event: Event) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
         if self._log.for_programs:
             self._log.event(event.text, event.what, member=event.member)
         else:
             self._say(event.text)
 
     def show(self, view: dict[str, Any]) -> None:
-        """How the run goes now, in the place of what was shown before."""
+        """Draw the state of the run in place of the former one."""
         self._live.update(render(view, last=0), refresh=True)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """One member's epoch, where no table shows it."""
+        """Print a member's line of metrics, unless a table shows it."""
         if self.is_live:
             return
         text = "  ".join(
@@ -66,7 +64,7 @@ class Display:
             self._say(line)
 
     def end(self, summary: dict[str, Any]) -> None:
-        """What a run ends with."""
+        """Print the report of a finished run."""
         self._live.stop()
         if self._log.for_programs:
             told = {key: summary[key] for key in ("rounds", "seconds", "accuracy", "lost_values")}

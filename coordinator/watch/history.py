@@ -1,4 +1,4 @@
-"""How a population has come along: points over time, more of them at first than later. Pure."""
+"""The population's curves: points over time, denser at first than later. No I/O."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ thousand however long it takes: FRACTION, and FRACTION more whenever that grows 
 
 
 class History:
-    """Points of one run, each a dict with `seconds` since its beginning."""
+    """The points of one run; each is a dict with `seconds` since the run began."""
 
     def __init__(self, points: list[dict[str, Any]]) -> None:
-        """Go on after `points`."""
+        """Continue after `points`."""
         self.points = points
         self._began: float | None = None
         self._before = points[-1]["seconds"] if points else 0.0
 
     def rewind(self, round_number: int) -> None:
-        """The run goes on from a round: forget what came after it."""
+        """The run goes on from a round: delete later points."""
         self.points = [point for point in self.points if point["round"] < round_number]
 
     def due(self, now: float) -> bool:
-        """Whether it is time for another. `now` is in seconds, of any steady clock."""
+        """Whether the next point is due. `now` is in seconds, of any steady clock."""
         if self._began is None:
             self._began = now
             return True
@@ -33,7 +33,7 @@ class History:
         return seconds - last >= max(EVERY_SECONDS, seconds / FRACTION)
 
     def add(self, point: dict[str, Any], now: float) -> dict[str, Any]:
-        """Remember a point; it, with its `seconds`."""
+        """Add a point. Return it with its `seconds`."""
         point = {"seconds": round(self._seconds(now), 3), **point}
         self.points.append(point)
         return point

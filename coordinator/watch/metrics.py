@@ -1,6 +1,6 @@
-"""The population in Prometheus's format, of a view of it. Needs the extra `metrics`.
+"""A population's metrics in Prometheus's format. Needs the extra `metrics`.
 
-What one member does is its own to tell (`washp2p.metrics`); here is what only all together have.
+Each member serves its own metrics (`washp2p.metrics`). These are of the population as a whole.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def exposition(view: dict[str, Any]) -> tuple[str, bytes]:
 
 
 def families(view: dict[str, Any]) -> Iterator[Metric]:
-    """What there is to tell, each with the run's name as a label."""
+    """The metric families of a `view`, each labelled with the run's name."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     run = view["run"]
@@ -54,7 +54,7 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
         values: Mapping[str, float | None],
         label: str = "",
     ) -> Metric:
-        """By the values of a `label`; or without one, and then there is one value. None: none."""
+        """One family: `values` by `label`, or a single value without one. None is left out."""
         made = kind(f"washp2p_{name}", text, labels=["run", label] if label else ["run"])
         for key, value in values.items():
             if value is not None:

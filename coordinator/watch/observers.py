@@ -1,7 +1,6 @@
-"""Who looks at a run while it goes on, all told in one place: the terminal or log, the curves in
-the run folder, TensorBoard, and whoever asks over HTTP.
+"""All that shows a run while it goes on: terminal or log, curves, TensorBoard, HTTP.
 
-They look; none of them can hold up or end a run.
+An observer cannot delay or end a run.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ T = TypeVar("T")
 
 
 class Look(Protocol):
-    """How the run goes now, with who has sent what to whom or without."""
+    """Returns a view of the run; with `links`, including the bytes between each pair of members."""
 
     def __call__(self, *, links: bool) -> dict[str, Any]:
-        """A view."""
+        """The view."""
 
 
 ANSWER_SECONDS = 5.0
@@ -44,7 +43,7 @@ FRESH_SECONDS = 0.4
 
 
 class Observers:
-    """Of one run in one folder. All but what the page's threads call belongs to one thread."""
+    """The observers of one run. Methods belong to one thread, except those that the page calls."""
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Observers:
         self._seen_by_all = threading.Lock()
 
     def open(self, look: Look, observation: Observation) -> None:
-        """Begin; in a running event loop. Raises UsageError."""
+        """Begin, in a running event loop. Raises UsageError."""
         self._look, self._observation = look, observation
         self._loop = asyncio.get_running_loop()
         if self._damaged:
@@ -84,30 +83,30 @@ class Observers:
             self.event(Event(f"status page at {self._page.address}/", What.LISTENING))
 
     def close(self) -> None:
-        """No more will happen."""
+        """End all observers."""
         if self._page is not None:
             self._page.close()
         self._plot(lambda scalars: scalars.close())
 
     def event(self, event: Event) -> None:
-        """Something has happened."""
+        """Show an event."""
         if self._observation is not None:
             self._observation.event(event, time.time())
         self._display.event(event)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A member's line of metrics."""
+        """Show a member's line of metrics."""
         self._display.metrics(values)
         self._append(rundir.METRICS, values)
         self._plot(lambda scalars: scalars.metrics(values))
 
     def measured(self, values: dict[str, Any]) -> None:
-        """A survey of how far members are apart."""
+        """Show a survey's result."""
         self._append(rundir.CONSENSUS, values)
         self._plot(lambda scalars: scalars.measured(values))
 
     def rewind(self, round_number: int) -> None:
-        """The run goes on from a round: what came after it will be told again."""
+        """The run goes on from a round: delete what was shown of later rounds."""
         self._history.rewind(round_number)
         try:
             rundir.trim_lines(self._folder, round_number)
@@ -115,7 +114,7 @@ class Observers:
             self.event(Event(f"some lines of metrics will be there twice: {error}", What.DISK))
 
     def tick(self, population: Population) -> None:
-        """Some time has passed. What fails to look is said once, and looks no more."""
+        """Update what is shown. An observer that fails says so once and is switched off."""
         assert self._observation is not None
         try:
             self._look_on(self._observation, population)
@@ -136,13 +135,13 @@ class Observers:
             self._display.show(self._look(links=False))
 
     def end(self, summary: dict[str, Any]) -> None:
-        """The run has come to its end."""
+        """Show the summary of the finished run."""
         self._display.end(summary)
 
     # On the page's threads
 
     def view(self) -> dict[str, Any]:
-        """How the run goes now, or went FRESH_SECONDS ago. Raises TimeoutError."""
+        """The run's view, at most FRESH_SECONDS old. Raises TimeoutError."""
         with self._seen_by_all:
             if time.monotonic() - self._seen_at > FRESH_SECONDS:
                 self._seen = self._ask(lambda: self._look(links=True))
@@ -165,7 +164,7 @@ class Observers:
             raise
 
     def _plot(self, what: Callable[[Scalars], None]) -> None:
-        """Tell TensorBoard, as long as its files can be written."""
+        """Write to TensorBoard's files as long as they can be written."""
         if self._scalars is not None:
             try:
                 what(self._scalars)
@@ -175,7 +174,7 @@ class Observers:
                 self.event(Event(text, What.DISK))
 
     def _append(self, name: str, values: dict[str, Any]) -> None:
-        """A line more; what cannot be written is said once, and lost."""
+        """Append a line to a file. A line that cannot be written is lost, which is said once."""
         try:
             rundir.append_line(self._folder / name, values)
         except OSError as error:

@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run: a series for each member, and one for the population.
+"""TensorBoard's scalars: a series for each member, and one for the population, by round.
 
-Needs the extra `tensorboard`, and NumPy with it; neither torch nor TensorFlow. By round.
+Needs the extra `tensorboard`, which brings NumPy; needs neither torch nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Scalars:
         self._writers: dict[str, Any] = {}
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A line that a member has reported: all figures in it."""
+        """Write all numbers of a line that a member reported."""
         values = dict(values)
         member, number = values.pop("member"), values.pop("round", None)
         if type(number) is int and 0 <= number < LAST_STEP:
             self._add(f"member-{member}", "training", values, number)
 
     def measured(self, values: dict[str, Any]) -> None:
-        """What a survey has found."""
+        """Write a survey's result."""
         found = {"distance": values["distance"]}
         found |= {f"quarter {k}": each for k, each in enumerate(values["quarters"], 1)}
         self._add(POPULATION, "consensus", found, values["round"])
 
     def point(self, point: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """A point of the population's curves, and each member's row then."""
+        """Write a point of the population's curves, and each member's row."""
         values = dict(point)
         self._add(POPULATION, "population", values, values.pop("round"))
         here = {POPULATION, *(f"member-{row['member']}" for row in rows)}
@@ -68,7 +68,7 @@ class Scalars:
             self._add(f"member-{row['member']}", "exchange", told, row["round"])
 
     def close(self) -> None:
-        """Have all of it on disk."""
+        """Flush all files."""
         for writer in self._writers.values():
             writer.close()
 

@@ -30,13 +30,13 @@ FILES = {
 
 
 class Source(Protocol):
-    """What can be looked at. Its methods are called on the page's threads."""
+    """What the page shows. Its methods are called on the page's threads."""
 
     def view(self) -> dict[str, Any]:
-        """How the run goes now, or a moment ago. Raises TimeoutError."""
+        """The run's view, at most a moment old. Raises TimeoutError."""
 
     def points(self) -> list[dict[str, Any]]:
-        """How it has come along. Raises TimeoutError."""
+        """The points of the curves. Raises TimeoutError."""
 
 
 class Page(Service):

@@ -1,7 +1,7 @@
 """`washp2p run`: a coordinator and its workers as processes of this machine.
 
-Starts `python -m coordinator` and `python -m workers` just as a user would on separate hosts, and
-sees to it that none of them outlives the run.
+Starts `python -m coordinator` and `python -m workers` as a user would on separate hosts, and leaves
+no process behind.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started
 class Launch:
     """One population on this machine; `coordinator` and `worker` are flags for each program.
 
-    Its processes have groups of their own: a terminal's interrupt is for the launch to pass on.
-
-    Workers take turns on `devices`. With `resume` it goes on with the run in the folder.
+    Its processes have process groups of their own, so that the launch passes a terminal's interrupt
+    on. Workers take turns on `devices`. With `resume` it goes on with the run in the folder.
     """
 
     def __init__(
@@ -61,10 +60,10 @@ class Launch:
         self._processes: list[Process] = []
 
     async def run(self) -> int:
-        """Run the population to its end; return the coordinator's exit code.
+        """Run the population to its end. Returns the coordinator's exit code.
 
-        The workers' output goes to log files in the run folder. Raises UsageError if that holds a
-        run already, RunStoppedError if a worker fails before the coordinator can tell why.
+        The workers' output goes to log files in the run folder. Raises UsageError if the folder has
+        a run, RunStoppedError if a worker fails before the coordinator can tell why.
         """
         create(self._folder, go_on=self._resume)
         interrupted = asyncio.Event()
@@ -78,7 +77,7 @@ class Launch:
             await self._end()
 
     async def _start_coordinator(self) -> tuple[Process, str]:
-        """The coordinator and its address; no address if it could not listen."""
+        """Start the coordinator. Returns it and its address; "" if it could not listen."""
         ready, ready_fd = os.pipe()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -148,20 +147,21 @@ class Launch:
 
     @staticmethod
     async def _explain(code: int, log: Path, end: asyncio.Task[int]) -> int:
-        """A worker ended badly: leave the last word to the coordinator, if it has one."""
+        """A worker failed: let the coordinator say why if it can."""
         done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
         if done:
             return end.result()
         raise RunStoppedError(f"{_last_line(code, log)} (log: {log})", code if code > 0 else 1)
 
     def _started(self) -> bool:
-        """Whether the population was complete once: then it does not need all of its workers."""
+        """Whether the population was complete once. From then on some workers may fail."""
         return bool(json.loads((self._folder / CONFIG).read_text())["members"])
 
     async def _end(self) -> None:
-        """Leave no process behind: ask the coordinator, which tells its workers, ask all, insist.
+        """Leave no process behind: ask the coordinator, then ask all, then kill.
 
-        Were all asked at once, workers would leave the run one by one.
+        The coordinator tells its workers. If all were asked at once, workers would leave one by
+        one.
         """
         await _ask_to_end(self._processes[:1], LAST_WORD_SECONDS)
         await _ask_to_end(self._processes, END_SECONDS)
@@ -181,7 +181,7 @@ async def _ask_to_end(processes: list[Process], seconds: float) -> None:
 
 
 def _last_line(code: int, log: Path) -> str:
-    """What a worker that ended badly had to say."""
+    """The last line of a failed worker's output."""
     if code < 0:
         return f"worker: killed by {signal.Signals(-code).name}"
     lines = log.read_text(errors="replace").strip().splitlines()

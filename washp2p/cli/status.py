@@ -1,4 +1,4 @@
-"""`washp2p status`: look at a run from elsewhere. Takes no part in it."""
+"""`washp2p status`: shows a run from elsewhere. It takes no part in the run."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ EVERY_SECONDS = 1.0
 
 
 class Observer:
-    """A way to a coordinator, for looking only. A context manager."""
+    """A connection to a coordinator, for looking only. A context manager."""
 
     def __init__(self, address: str, keys: JoinKey | None, *, insecure: bool, wait: float) -> None:
-        """`wait` is how many seconds an answer may take. Raises UsageError."""
+        """An answer may take `wait` seconds. Raises UsageError."""
         split_tcp(address)
         require_loopback(address, encrypted=keys is not None, insecure=insecure)
         self._address = address
@@ -56,7 +56,7 @@ class Observer:
         self._context.term()
 
     def look(self) -> dict[str, Any]:
-        """How the run goes now. Blocks. Raises UnreachableError, ProtocolError."""
+        """The view of the run. Blocks. Raises UnreachableError, ProtocolError."""
         self._socket.send(messages.encode(Look()))
         until = time.monotonic() + self._wait
         while self._socket.poll(max(0, round(1000 * (until - time.monotonic())))):
@@ -72,7 +72,10 @@ class Observer:
 
 
 def show(observer: Observer, *, as_json: bool, once: bool) -> int:
-    """Print how a run goes: as long as it does on a terminal, else once. The exit code."""
+    """Print the state of a run, as long as it runs on a terminal, else once.
+
+    Returns the exit code.
+    """
     if as_json:
         print(json.dumps(observer.look(), indent=1))
         return 0

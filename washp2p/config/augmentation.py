@@ -1,7 +1,4 @@
-"""Which augmentation and regularisation each member trains with (PAPA, section 4.1).
-
-Pure: draws and words. What they do to a batch is the trainer's.
-"""
+"""Which augmentation and regularisation each member trains with (PAPA, section 4.1). No I/O."""
 
 from __future__ import annotations
 
@@ -38,12 +35,12 @@ EXPECTED = "none, hetero, or NAME=VALUE:VALUE...,... of mixup, smoothing, cutmix
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What one member does to its batches; 0 leaves a thing out.
+    """What one member does to its batches; 0 turns a part off.
 
     `mixup` and `cutmix` are alphas of a beta distribution (with both, each batch gets one of the
-    two), `smoothing` is the share of the target that goes to all classes, `erasing` the probability
-    of erasing a block of an image, `crop` the pixels of padding before a random crop back to size,
-    with which goes a random horizontal flip.
+    two). `smoothing` is the share of the target that goes to all classes. `erasing` is the
+    probability of erasing a block of an image. `crop` is the padding in pixels before a random crop
+    back to size, which comes with a random horizontal flip.
     """
 
     mixup: float = 0.0
@@ -58,11 +55,11 @@ class Augmentation:
 
 
 def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmentation:
-    """What `--augment` means for one member. Raises UsageError if it means nothing.
+    """The augmentation of one member under `--augment`. Raises UsageError if it cannot be read.
 
-    `none`; `hetero`: each of the papers' sets is drawn from, by run `seed` and `member` alone; or
-    lists, of which members take a value in turn. CIFAR's images are cropped and flipped unless a
-    list says otherwise: the accuracies of the papers' homogeneous populations presuppose it.
+    The flag is `none`; or `hetero`, which draws from the paper's sets by run `seed` and `member`
+    alone; or lists of values that members take in turn. CIFAR's images are cropped and flipped
+    unless a list says otherwise, as in the papers' homogeneous populations.
 
     >>> augmentation_of("mixup=0:0.5,crop=4", "digits", seed=0, member=3)
     Augmentation(mixup=0.5, smoothing=0.0, cutmix=0.0, erasing=0.0, crop=4.0)

@@ -1,6 +1,6 @@
-"""A run's whole configuration: one frozen value, held by the coordinator, handed out at join.
+"""A run's whole configuration: one frozen value that the coordinator holds and sends at join.
 
-Validated once, here; whoever holds a RunConfig may rely on it. The command lines of the
+It is validated once, here, so whoever holds a RunConfig may rely on it. The command lines of the
 coordinator, `washp2p run` and `washp2p simulate` are made from its fields (`config.flags`).
 """
 
@@ -45,7 +45,7 @@ def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Every choice that all members share. Build it with `resolve`, which knows the presets."""
+    """All choices that members share. Make it with `resolve`, which knows the presets."""
 
     n: int = field(metadata={"help": "members of the population, at least 2", "choices": None})
     min_n: int = _option(0, "members with which the run may start, others coming later; 0: all n")
@@ -207,7 +207,7 @@ class RunConfig:
         self._check_method()
 
     def _check_method(self) -> None:
-        """What goes with which method: the single values are in range."""
+        """Raise UsageError for values that do not go together with the method."""
         if self.method in MEANS and self.max_delay != "0":
             raise UsageError(
                 f"--max-delay is {self.max_delay}; --method {self.method} takes means, for which "
@@ -254,10 +254,10 @@ class RunConfig:
 
     @classmethod
     def from_file(cls, wire: dict[str, Any]) -> Self:
-        """Inverse of `to_wire` for `wire` read from a file, of an earlier version perhaps.
+        """Inverse of `to_wire` for `wire` from a file, which an earlier version may have written.
 
-        Raises UsageError if a field is missing that all versions have: a file that lost one must
-        not mean its default.
+        Raises UsageError if a field is missing that all versions have: a damaged file must not get
+        default values.
         """
         names = {field_.name for field_ in fields(cls)}
         if missing := sorted(names - wire.keys() - LATER.keys()):
@@ -278,15 +278,15 @@ class RunConfig:
             raise UsageError(f"not a configuration of this version: {error}") from None
 
     def steps_until(self, when: str, steps: int) -> int:
-        """How many of a run's `steps` are over at a moment, `when` being as for `--until`."""
+        """How many of a run's `steps` are done at a moment; `when` is as for `--until`."""
         return floor(moment(when, self.epochs) * steps)
 
     def augmentation(self, member: int) -> Augmentation:
-        """What member number `member` does to its batches. Never raises: it is validated."""
+        """The augmentation of the member with number `member`. Never raises: it was validated."""
         return augmentation_of(self.augment, self.data, self.seed, member)
 
     def flags(self) -> list[str]:
-        """It, as flags of a coordinator, `washp2p run` or `washp2p simulate`."""
+        """The configuration as flags for a coordinator, `washp2p run` or `washp2p simulate`."""
         return [f"--{flag(name)}={value}" for name, value in self.to_wire().items()]
 
     def to_wire(self) -> dict[str, Any]:
@@ -304,12 +304,12 @@ def moment(when: str, epochs: int) -> Fraction:
 
 
 def plugins() -> EntryPoints:
-    """Strategies that installed packages bring along: entry points of this group."""
+    """The strategies that other installed packages register as entry points."""
     return entry_points(group="washp2p.strategies")
 
 
 def flag(name: str) -> str:
-    """A field's flag, without dashes before it."""
+    """The name of a field's flag, without dashes before it."""
     return name.rstrip("_").replace("_", "-")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every field; what is not given is left to `RunConfig.resolve`."""
+    """Add a flag for every field. Flags that are not given are left to `RunConfig.resolve`."""
     group = parser.add_argument_group("the run")
     for option in fields(RunConfig):
         needed = option.name == "n"
@@ -47,9 +47,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def config_from(
     options: argparse.Namespace, known: RunConfig | None = None, *, free: Sequence[str] = ()
 ) -> RunConfig:
-    """The configuration that parsed flags describe, or the one `known` if they agree with it.
+    """The configuration from parsed flags; or `known`, if the given flags agree with it.
 
-    What is named in `free` may differ. Raises UsageError.
+    Fields named in `free` may differ from it. Raises UsageError.
     """
     given = {f.name: getattr(options, f.name) for f in fields(RunConfig)}
     if known is None:

@@ -1,4 +1,4 @@
-"""What differs from the configuration's own defaults, by method, optimizer and data set."""
+"""Defaults that depend on the method, the optimizer or the data set."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A worker's end of the control plane: what it says, and what it has learnt.
+"""A worker's connection to the coordinator: what it tells, and what it has heard.
 
-Seeds, rosters, and word that the run has ended, arrive on the control socket's thread while the
-member computes. A coordinator that takes the place of another is told what it may have missed.
-Nothing here touches a parameter.
+Messages arrive on the control socket's thread while the member computes. If another coordinator
+takes over the run, it is told what it may have missed. Nothing here touches a parameter.
 """
 
 from __future__ import annotations
@@ -77,10 +76,10 @@ MILESTONES = (
 
 
 class Connection:
-    """A place in a run: who this member is, and the run's configuration.
+    """A place in a run: the member's id, and the run's configuration.
 
-    Made by `washp2p.connect`; hand it to `washp2p.join` together with a model built from `config`.
-    Methods belong to one thread; none but `attach` blocks.
+    Made by `washp2p.connect`. Pass it to `washp2p.join` together with a model built from `config`.
+    Methods belong to one thread; only `attach` blocks.
     """
 
     address: str
@@ -123,7 +122,7 @@ class Connection:
         keys: JoinKey | None = None,
         rank: int | None = None,
     ) -> None:
-        """Say hello and wait for the answer. See `washp2p.connect`."""
+        """Say hello and wait for the answer; arguments are as in `washp2p.connect`."""
         host, port = split_tcp(address)
         if host == "*" or port in {"*", "0"}:
             raise UsageError(f"{address} is not one coordinator's address; name its host and port")
@@ -174,14 +173,15 @@ class Connection:
         self.patience = self._socket.patience = Patience(self.config.patience)
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, on the control thread, whenever anything was learnt."""
+        """Call `callback`, on the control thread, whenever something was heard."""
         with self._changed:
             self._on_change = callback
 
     def on_stop(self, callback: Callable[[WashError], None]) -> None:
-        """Have `callback` called when the run ends before its time.
+        """Call `callback` when the run ends before its time.
 
-        On the control thread and at once; the training thread learns of it in its next round.
+        It is called at once, on the control thread. The training thread learns of it in its next
+        round.
         """
         with self._changed:
             self._on_stop = callback
@@ -197,10 +197,10 @@ class Connection:
         rounds: int,
         no_snapshots: str = "",
     ) -> None:
-        """Present the model and wait until there is a roster with this member, or a `donor`.
+        """Present the model, and wait until a roster has this member, or it has a `donor`.
 
         `layout` is the model's. The data plane listens at `endpoint`, and at `near`, the nearest
-        first; it is known by the public `key` (32 bytes, none without encryption). `rounds` is how
+        address first. `key` is its public key (32 bytes, none without encryption). `rounds` is how
         many rounds the run has, 0 if not known. `no_snapshots` says why the optimizer's state
         cannot be given to others. Blocks. Raises JoinRefusedError if the model does not fit the
         population's, RunStoppedError.
@@ -216,14 +216,14 @@ class Connection:
         self.check()
 
     def check(self) -> None:
-        """Raise RunStoppedError (or why the coordinator refused) if this member's run is over."""
+        """Raise RunStoppedError, or the coordinator's refusal, if this member's run is over."""
         if self._failure is not None:
             raise self._failure
 
     def tell(self, message: Message) -> None:
         """Send a control `message` to the coordinator.
 
-        A milestone is said again to a coordinator that comes back after one was lost.
+        If another coordinator takes over, milestones are sent to it again.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):
@@ -231,11 +231,11 @@ class Connection:
         self._socket.send(data)
 
     def order_of(self, round_number: int) -> Order | None:
-        """What the plan of round `round_number` is derived from; None if its seed is not here."""
+        """The seed and roster of round `round_number`; None if the seed has not arrived."""
         return self.state.seeds.order_of(round_number, self.state.rosters)
 
     def reached(self, round_number: int) -> None:
-        """Say that `round_number` begins: older seeds are let go, and more are asked for."""
+        """Note that `round_number` begins. Older seeds are deleted, and more are asked for."""
         if self.state.seeds.reach(round_number):
             self.progress(round_number - 1)
 
@@ -245,13 +245,13 @@ class Connection:
         self.tell(self._last_progress)
 
     def saved(self, round_number: int, error: str) -> None:
-        """Report that this member holds a checkpoint of `round_number`; or not, due to `error`."""
+        """Report that this member holds a checkpoint of `round_number`, or why not, in `error`."""
         self.state.saved(round_number)
         self._last_saved = Saved(round_number, shortened(error))
         self.tell(self._last_saved)
 
     def leave(self, error: BaseException) -> None:
-        """Go before the end because of `error`. The run's other members learn why."""
+        """Leave the run early because of `error`. The other members are told."""
         if isinstance(error, KeyboardInterrupt):
             self.tell(Leave("it was interrupted", INTERRUPTED))
         else:
@@ -261,11 +261,11 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Let go of the control plane; what was sent still leaves. Harmless when called twice."""
+        """Close the connection. Sent messages still leave. Harmless when called twice."""
         self._socket.close()
 
     def _returned(self) -> Iterator[bytes]:
-        """There is a coordinator again: say what it may not know, ask for what it has said."""
+        """The messages for a coordinator that is back: what it may have missed."""
         if self._welcome is None:
             yield from self._greeting
             return
@@ -280,7 +280,7 @@ class Connection:
         return self._run_dir or Path("runs") / rundir.check_name(name)
 
     def _claim(self, offer: Resume) -> None:
-        """The run goes on from a checkpoint: say which of them are here."""
+        """Answer a coordinator that goes on from a checkpoint: which of them are on this host."""
         try:
             held = checkpoints.held(self._folder_of(offer.name), offer.rounds)
         except UsageError as error:

@@ -1,7 +1,7 @@
-"""The control plane's socket of a worker, and the thread that owns it.
+"""The worker's socket to the coordinator, and the thread that owns it.
 
-Bytes out, bytes in, and word when a coordinator is there again after one was lost. What the bytes
-mean is `connection.py`'s.
+It passes bytes in both directions, and says when a coordinator is back after one was lost.
+`connection.py` knows what the bytes mean.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _EVENTS = (
 
 
 class ControlSocket:
-    """A connection to the coordinator at `address` that outlives it; encrypted, if with `keys`.
+    """A connection to the coordinator's `address` that survives the coordinator.
 
-    The callbacks come on the socket's thread: `receive` with each message, `returned` for what a
-    coordinator must hear that is there again, `failed` when there is no more hope.
+    It is encrypted with `keys`. Callbacks run on the socket's thread: `receive` gets each message,
+    `returned` gives the messages for a coordinator that is back, `failed` gets the error that ends
+    the connection.
     """
 
     patience: Patience
@@ -85,11 +86,11 @@ class ControlSocket:
         self._thread.start()
 
     def send(self, data: bytes) -> None:
-        """Send a message; on one thread only. Does not block."""
+        """Send a message. Does not block. Belongs to one thread."""
         self._outbox.send(data)
 
     def close(self) -> None:
-        """Let go; what was sent still leaves. Harmless when called twice."""
+        """Close the socket. Sent messages still leave. Harmless when called twice."""
         if self._closing:
             return
         self._closing = True
@@ -99,7 +100,7 @@ class ControlSocket:
         self._context.term()
 
     def answer(self, data: bytes) -> None:
-        """Send a message on the socket's own thread, from within a callback."""
+        """Send a message from within a callback, on the socket's own thread."""
         with suppress(zmq.Again):  # ZeroMQ has given up the connection; what matters is said again
             self._dealer.send(data, zmq.NOBLOCK)
 
@@ -121,7 +122,7 @@ class ControlSocket:
             inner.close(linger=0)
 
     def _connect(self) -> None:
-        """A new socket, under the same identity."""
+        """Open a new socket under the same identity."""
         self._dealer = dealer = self._context.socket(zmq.DEALER)
         self._monitor = dealer.get_monitor_socket(_EVENTS)
         dealer.set(zmq.IDENTITY, self._identity)
@@ -138,7 +139,7 @@ class ControlSocket:
         self._dealer.close(linger=linger)
 
     def _relay(self, inner: zmq.Socket[bytes]) -> None:
-        """Pass messages on in both directions until this member closes."""
+        """Pass messages in both directions until the member closes."""
         while True:
             ping = round(1000 * self.patience.ping)
             sockets = [(socket, zmq.POLLIN) for socket in (inner, self._dealer, self._monitor)]
@@ -157,7 +158,7 @@ class ControlSocket:
                 self._wait_for_another(self._lost_at)
 
     def _heed(self, event: int) -> None:
-        """The connection has changed."""
+        """Handle an event of the connection."""
         self.unlike |= bool(event & _FAILED)
         self._tried_at = time.monotonic()
         if event == _REFUSED and not self._greeted:
@@ -204,7 +205,7 @@ class ControlSocket:
 def unanswered(
     address: str, wait: float, keys: JoinKey | None, *, unlike: bool
 ) -> UnreachableError:
-    """Why a coordinator may have kept silent."""
+    """Why a coordinator may not have answered, with a remedy."""
     if not unlike:
         remedy = "start one there (python -m coordinator --n N) or correct the address"
     elif keys is None:

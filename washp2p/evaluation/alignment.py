@@ -1,8 +1,8 @@
-"""Permutation alignment by matching features (Ainsworth et al. 2023; PAPA, A.4).
+"""Permutation alignment by matching features (Ainsworth et al. 2023; PAPA, A.4). No files.
 
 The hidden units of a network may be permuted without changing what it computes. Aligning permutes
-one network's so that its features are most like another's. Which units must be permuted together
-(those that a residual connection adds, say) is found by tracing the network. No files.
+one network's units so that its features are most like another's. The network is traced to find the
+units that have to be permuted together, such as those that a residual connection adds.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ EPSILON = 1e-12
 
 @dataclass
 class Space:
-    """Units that are permuted together: of which parameters they are a dimension.
+    """Units that are permuted together, and the parameters that have them as a dimension.
 
-    Each of `out` and `norms` has them as dimension 0. Each of `into` as dimension 1, every unit
-    being so many consecutive columns. `nodes` are places in the traced network where they show.
+    They are dimension 0 of each of `out` and `norms`, and dimension 1 of each of `into`, where
+    every unit is so many consecutive columns. `nodes` are the places in the traced network where
+    they appear.
     """
 
     out: list[str] = field(default_factory=list)
@@ -52,7 +53,7 @@ class Space:
 
 
 def spaces_of(model: nn.Module) -> tuple[fx.GraphModule, list[Space]]:
-    """The traced `model`, and its free spaces. Raises UsageError if some part is not understood."""
+    """The traced `model` and its spaces. Raises UsageError if some part is not understood."""
     try:
         traced = fx.symbolic_trace(model)
     except Exception as error:  # whatever tracing makes of somebody's forward
@@ -64,7 +65,7 @@ def spaces_of(model: nn.Module) -> tuple[fx.GraphModule, list[Space]]:
 
 
 class _Tracer:
-    """Follows channels through a graph: union-find over what must be permuted alike."""
+    """Follows channels through a graph, by union-find over what must be permuted alike."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules())
@@ -168,12 +169,12 @@ def permute(state: State, space: Space, order: torch.Tensor) -> State:
 def align(
     model: nn.Module, state: State, reference: State, batches: Iterable[torch.Tensor]
 ) -> State:
-    """`state`, its hidden units permuted to match those of `reference`; it computes the same.
+    """`state` with its hidden units permuted to match those of `reference`.
 
-    `model` is the architecture of both, and is not changed. Features are compared on the inputs in
-    `batches`, on the device of `model`: each space's units are matched by the sum over its places
-    of their correlations, by the assignment that makes that largest. Raises UsageError if the
-    architecture is not understood.
+    It computes the same function. `model` is the architecture of both, and is not changed. Features
+    are compared on the inputs in `batches`, on the device of `model`: in each space, units are
+    matched by the assignment with the largest sum of correlations over its places. Raises
+    UsageError if the architecture is not understood.
     """
     first, second = deepcopy(model), deepcopy(model)
     first.load_state_dict(reference)
@@ -199,7 +200,7 @@ def align(
 
 
 class _Correlation:
-    """Of every unit of one network with every unit of another, over all that was added."""
+    """The correlation of every unit of one network with every unit of another."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -220,14 +221,14 @@ class _Correlation:
 
 
 def _by_unit(likeness: torch.Tensor, units: int) -> torch.Tensor:
-    """Where each unit is several columns (after flattening), their mean likeness."""
+    """The mean likeness of a unit's columns, where flattening made several of each unit."""
     each = len(likeness) // units
     blocks = likeness.reshape(units, each, units, each)
     return blocks.diagonal(dim1=1, dim2=3).mean(-1)
 
 
 def _features(traced: fx.GraphModule, inputs: torch.Tensor, wanted: set[str]) -> State:
-    """What each of the wanted nodes gives."""
+    """The outputs of each of the wanted nodes."""
     found: State = {}
 
     class Checkpointing(fx.Interpreter):

@@ -1,4 +1,4 @@
-"""Predictions of one model and of several together."""
+"""Predictions of one model, and of several together."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 def probabilities(
     model: torch.nn.Module, batches: Batches, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of the `logits` (float32, samples x classes), and labels; takes what that takes:
-    `model`, `batches`, `device`.
+    """The softmax of the `logits` (float32, samples x classes), and the labels.
+
+    `model`, `batches` and `device` are as in `logits`.
     """
     outputs, labels = logits(model, batches, device)
     return outputs.softmax(dim=1), labels

@@ -1,7 +1,7 @@
-"""REPAIR, generalised to p networks (PAPA, Algorithms 4 and 5; Jordan et al. 2023).
+"""REPAIR for p networks (PAPA, Algorithms 4 and 5; Jordan et al. 2023). No files.
 
 Averaging networks shrinks the variance of their features. After REPAIR every preactivation of the
-averaged network has the mean and the standard deviation that its members have on average. No files.
+averaged network has the mean and the standard deviation that its members have on average.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ EPSILON = 1e-12
 
 
 class _Moments:
-    """What a temporary batch norm behind a layer counts: running moments of its channels.
+    """Counts the running moments of a layer's channels (dimension 1), as a batch norm would.
 
-    Each batch counts alike. Channels are dimension 1.
+    Each batch has the same weight.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class _Moments:
         return (self.variance + EPSILON).sqrt()
 
     def count(self, features: torch.Tensor) -> None:
-        """A batch of them."""
+        """Add a batch."""
         others = [d for d in range(features.dim()) if d != 1]
         mean = features.mean(dim=others)
         variance = features.var(dim=others, correction=0)
@@ -96,7 +96,7 @@ def moments(model: nn.Module, inputs: Inputs) -> torch.Tensor:
 def mean_moments(
     counted: Sequence[torch.Tensor], weights: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """What several networks' `moments` are on average, by equal `weights` if none are given."""
+    """The mean of several networks' `moments`; `weights` are equal if not given."""
     shares = weights or [1 / len(counted)] * len(counted)
     total = torch.zeros_like(counted[0])
     for each, share in zip(counted, shares, strict=True):
@@ -107,9 +107,9 @@ def mean_moments(
 def restore_mean(
     model: nn.Module, counted: Sequence[torch.Tensor], inputs: Callable[[], Inputs]
 ) -> None:
-    """`restore` what several networks' `moments` are on average, leaving out what is not finite.
+    """`restore` the mean of several networks' `moments`, without those that are not finite.
 
-    Where none are left nothing happens, and `inputs` are not asked for.
+    If none are finite nothing happens, and `inputs` are not asked for.
     """
     usable = [each for each in counted if each.isfinite().all()]
     if usable:
@@ -135,20 +135,21 @@ def restore(model: nn.Module, targets: torch.Tensor, inputs: Inputs) -> None:
 
 
 def reset_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
-    """Compute running statistics of the `model`'s batch norms anew, from `inputs` (Algorithm 5).
+    """Compute the running statistics of the `model`'s batch norms anew from `inputs` (Algorithm 5).
 
-    Each batch counts alike. The model is left in the mode it was in. Without batch norms nothing
-    happens.
+    Each batch has the same weight. The model keeps its train or eval mode. Without batch norms
+    nothing happens.
     """
     if any(isinstance(module, NORMS) for module in model.modules()):
         _forward(model, inputs)
 
 
 def preactivations(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    """The `model`'s linear and convolution layers but the last one, whose outputs are the logits.
+    """The linear and convolution layers of `model`, without the last one, whose outputs are the
+    logits.
 
-    In the order of registration, in which no layer comes before one that it takes its inputs from
-    (as in all models that are made of blocks).
+    They are in the order of registration. A layer must not come before one that it takes its inputs
+    from, as in all models that are made of blocks.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[:-1]
@@ -157,7 +158,7 @@ def preactivations(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 def _moments(
     model: nn.Module, layers: Sequence[nn.Module], inputs: Iterable[torch.Tensor]
 ) -> list[_Moments]:
-    """Of what each of the `layers` gives, batch norms normalising each batch by itself."""
+    """The moments of each layer's outputs; batch norms normalise each batch by itself."""
     counted = [_Moments() for _ in layers]
     handles = [
         layer.register_forward_hook(lambda _, __, output, each=each: each.count(output))
@@ -171,7 +172,7 @@ def _moments(
 
 @torch.no_grad()
 def _forward(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
-    """Pass `inputs` through, batch norms counting their statistics anew."""
+    """Run `inputs` through the model; batch norms compute their statistics anew."""
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
     momenta = [norm.momentum for norm in norms]
     training = model.training

@@ -1,4 +1,4 @@
-"""How alike the features of several models are, layer by layer (PAPA, table 5). No files."""
+"""The similarity of several models' features, layer by layer (PAPA, table 5). No files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Similarity(NamedTuple):
-    """Mean cosine similarity at one layer, in per cent: over images, and over models."""
+    """The mean cosine similarity at one layer, over images and models, in per cent."""
 
     layer: str
     between: float
@@ -32,10 +32,10 @@ class Similarity(NamedTuple):
 def similarities(
     model: nn.Module, states: Sequence[State], averaged: State, inputs: Iterable[torch.Tensor]
 ) -> list[Similarity]:
-    """How alike the features of `states` are, and those of each and `averaged`, by hidden layer.
+    """The similarity of the features of `states`, and of each with `averaged`, by hidden layer.
 
-    `model` is their architecture, on the device of the `inputs`, batches of images.
-    An image's features at a layer are all that the layer gives for it, as one vector; in eval mode.
+    `model` is their architecture, on the device of the `inputs`, batches of images. An image's
+    features at a layer are all of the layer's outputs for it, as one vector, in eval mode.
     """
     networks = [deepcopy(model).eval() for _ in (*states, averaged)]
     for network, state in zip(networks, (*states, averaged), strict=True):
@@ -62,10 +62,10 @@ def similarities(
 
 
 def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The `model`'s layers and blocks that own parameters, by name, but batch norms and the last.
+    """The layers and blocks of `model` that own parameters, by name, without batch norms and the
+    last.
 
-    Of a `Sequential` its parts count, down to what is none: blocks of a ResNet, convolutions of a
-    VGG.
+    The parts of a `Sequential` count one by one: blocks of a ResNet, convolutions of a VGG.
     """
     found = dict(_parts("", model))
     return dict(list(found.items())[:-1])
@@ -80,7 +80,7 @@ def _parts(prefix: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _features(model: nn.Module, batch: torch.Tensor) -> State:
-    """What each hidden layer gives for a batch: images x features."""
+    """The outputs of each hidden layer for a batch: images x features."""
     found = {}
     handles = []
     for name, layer in hidden_layers(model).items():

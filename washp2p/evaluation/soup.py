@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def greedy_soup(states: Sequence[State], accuracy: Callable[[State], float]) -> State:
-    """The soup of `states` (state dicts) by held-out `accuracy`, and nothing of the test set.
+    """The soup of `states` (state dicts), chosen by held-out `accuracy`, without the test set.
 
-    Members are tried from best to worst (ties in the order given); each stays in if the mean with
-    it is no less accurate than the mean without.
+    Members are tried from best to worst, ties in the order given. Each stays in if the mean with it
+    is no less accurate than the mean without.
     """
     return average_state(greedy_choice(states, accuracy))
 
@@ -28,10 +28,10 @@ def greedy_choice(
     accuracy: Callable[[State], float],
     fit: Callable[[State, State], State] | None = None,
 ) -> list[State]:
-    """Those of `states` (state dicts) whose mean is the GreedySoup by held-out `accuracy`.
+    """The members of the GreedySoup of `states` (state dicts) by held-out `accuracy`.
 
-    `fit` makes of a member, given the soup so far, what is to be added instead: aligned with it,
-    say.
+    `fit` takes a member and the soup so far, and returns what to add instead, such as the member
+    aligned with the soup.
     """
     ranked = sorted(states, key=accuracy, reverse=True)
     chosen = [ranked[0]]

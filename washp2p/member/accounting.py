@@ -1,4 +1,4 @@
-"""What a member says of itself: how it goes, every second or so, and what it did, at the end."""
+"""A member's reports to the coordinator: progress every second or so, and totals at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def vitals_of(
     refusals: Refusals[MemberId],
     planning: float,
 ) -> Vitals:
-    """How it goes: totals since it joined; `planning` in seconds."""
+    """The progress report: totals since the member joined. `planning` is in seconds of CPU time."""
     return Vitals(
         steps=timeline.steps,
         seconds=timeline.seconds,
@@ -51,7 +51,10 @@ def finished(
     strategy: Strategy,
     refusals: Refusals[MemberId],
 ) -> Finished:
-    """What it did, beside what theory, the paper and PAPA say of the payload."""
+    """The final report: what the member did, and the payload expected of it.
+
+    The expected payloads are those of the theory, of the paper's rule, and of PAPA.
+    """
     generations = [(n, range(first, stop)) for n, first, stop in timeline.generations]
     exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]
     return Finished(

@@ -1,7 +1,8 @@
-"""What people should know of a member: said once a topic, in its log and at the coordinator.
+"""Warnings about a member, logged and sent to the coordinator once each.
 
-Steps without rounds, members that are one model, an optimizer whose state cannot be kept or that
-keeps copies of the parameters: training goes on, and the average is worth less than it seems.
+They are about steps without rounds, members that hold the same model, and optimizers whose state
+cannot be kept or that keep copies of the parameters. Training goes on, but the average is worth
+less than it seems.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _log = logging.getLogger("washp2p")
 
 
 class Advice:
-    """Of one member, on the training thread but for `tell`. Nothing is watched before `begin`."""
+    """The warnings of one member. Nothing is watched before `begin`.
+
+    Methods belong to the training thread; `tell` may be called on any.
+    """
 
     def __init__(
         self,
@@ -51,14 +55,14 @@ class Advice:
         """Why the optimizer's state cannot be given to others, or kept; empty if it can."""
 
     def tell(self, topic: str, text: str) -> None:
-        """Tell people `text`, unless `topic` was told of before. Any thread may."""
+        """Warn people with `text`, once for each `topic`. Any thread may call this."""
         if topic not in self._topics:
             self._topics.add(topic)
             _log.warning("member %d: %s", self._me, text)
             self._connection.tell(Notice(topic, shortened(text)))
 
     def begin(self, slots: tuple[str, ...]) -> None:
-        """Training begins; `slots` are the optimizer's state that is exchanged."""
+        """Begin to watch. `slots` names the optimizer state that is exchanged."""
         kind = type(self._optimizer).__name__
         if self._connection.config.method == "wash-opt" and not slots:
             self.tell(
@@ -78,7 +82,7 @@ class Advice:
         self._watch = MissedSteps(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
-        """The optimizer has taken a step; after the first one model and state are looked at.
+        """Check model and optimizer state before the first round. Call it after each step.
 
         Raises UsageError as `Store.check_model`.
         """
@@ -102,7 +106,7 @@ class Advice:
             )
 
     def after_round(self, number: int, members: tuple[int, ...]) -> None:
-        """A round is over, in which these were the members."""
+        """Call this after a round. `members` took part in it."""
         assert self._watch is not None
         self._watch.stepped()
         likeness = self._merger.likeness
@@ -120,12 +124,15 @@ class Advice:
             self._merger.likeness = None
 
     def before_average(self) -> None:
-        """Raises UsageError if the model has trained and no round has followed."""
+        """Check that a round followed each step.
+
+        Raises UsageError if the model trained without rounds.
+        """
         if self._watch is not None:
             self._watch.check()
 
     def close(self) -> None:
-        """Watch no more. Harmless when called twice."""
+        """Stop watching. Harmless when called twice."""
         if self._watch is not None:
             self._watch.close()
 

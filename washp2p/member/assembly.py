@@ -1,4 +1,4 @@
-"""The parts of one member, each made once and handed what it needs."""
+"""Makes the parts of one member, and gives each the parts that it needs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _log = logging.getLogger("washp2p")
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What `join` was told besides the run, the model and the optimizer."""
+    """The arguments of `join` other than the run, the model and the optimizer."""
 
     rounds: int
     bind: str
@@ -73,7 +73,7 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """All that one member is made of."""
+    """All parts of one member."""
 
     connection: Connection
     choices: Choices
@@ -108,9 +108,10 @@ def assemble(
     optimizer: torch.optim.Optimizer,
     choices: Choices,
 ) -> Parts:
-    """Make a member's parts: its model moves into flat memory, its data plane listens.
+    """Make a member's parts.
 
-    Raises UsageError.
+    The model's parameters move into flat memory, and the data plane begins to listen. Raises
+    UsageError.
     """
     config, me = connection.config, connection.member
     strategy = strategy_for(config)
@@ -234,14 +235,14 @@ def _transport(connection: Connection, bind: str, pair: KeyPair, store: Store) -
 
 
 def _room_for_means(strategy: Strategy, store: Store, n: int) -> int:
-    """Bytes that frames of an exchange may take that is not in the very next round."""
+    """The bytes that may be buffered of frames that arrive before their round."""
     return AT_ONCE * int(strategy.expected_payload(store.layout, n)) if strategy.lockstep else 0
 
 
 def _repairer(
     batches: int, model: torch.nn.Module, me: MemberId, inputs: Inputs | None
 ) -> Repairer | None:
-    """What `--repair` asks for. Raises UsageError if it lacks inputs."""
+    """The part that `--repair` asks for; None without it. Raises UsageError if it lacks inputs."""
     if not batches:
         return None
     if inputs is None:

@@ -1,7 +1,8 @@
-"""All averages that one member takes part in: at the end, and whenever its loop wants one before.
+"""All averages that one member takes part in: the last one, and any that its loop takes before.
 
-Each member's k-th average belongs together. Training may go on after one that all took after the
-same round; the last one is the run's. What the average may be wrong about is said.
+The k-th averages of all members belong together. Training may go on after an average that all
+members took after the same round. The last average is the run's. A warning names what the average
+may be wrong about.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Averages:
-    """Of one member. `tell(topic, text)` is loud."""
+    """The averages of one member. `tell(topic, text)` warns people."""
 
     def __init__(
         self,
@@ -49,18 +50,18 @@ class Averages:
 
     @property
     def stands(self) -> bool:
-        """Whether the last average is of what this member has now."""
+        """Whether the last average is of the values that this member has now."""
         return self.current is not None and self.current.over is not None and not self._trained
 
     @property
     def begun(self) -> bool:
-        """Whether an average of what this member has now was begun."""
+        """Whether an average of the values that this member has now was begun."""
         return self.current is not None and not self._trained
 
     def step(self) -> bool:
-        """The loop has taken a step; whether it is the first one after an average.
+        """Note that the loop took a step. Returns whether it is the first one after an average.
 
-        Raises UsageError if that average was not taken by all after the same round.
+        Raises UsageError if members took that average after different rounds.
         """
         if self._trained:
             return False
@@ -85,14 +86,17 @@ class Averages:
         return True
 
     def is_of(self, state: State) -> bool:
-        """Whether the last average, if there is one, was of these very values."""
+        """Whether the last average was of exactly these values."""
         if not self.stands:
             return False
         assert self.current is not None
         return digests_of(state) == digests_of(self.current.state)
 
     def begin(self, state: State, round_number: int, *, by_hand: bool) -> None:
-        """The next average is of `state`, after `round_number`; `by_hand` if not of the model."""
+        """Begin the next average, of `state`, after `round_number`.
+
+        `by_hand` says that the caller gave `state`, instead of the model.
+        """
         number = self.taken + 1
         self._connection.progress(round_number)
         self._connection.tell(Averaging(number, round_number))
@@ -110,7 +114,10 @@ class Averages:
         )
 
     def take(self) -> PeerAverage:
-        """The average that was begun. Collective; blocks. Raises RunStoppedError."""
+        """Take the average that was begun, together with all members.
+
+        Blocks. Raises RunStoppedError.
+        """
         assert self.current is not None
         if self.current.over is None:
             self.current.average()
@@ -122,7 +129,7 @@ class Averages:
         return self.current
 
     def _mend(self, average: PeerAverage) -> None:
-        """Recompute what follows from the averaged parameters, and say what may be wrong."""
+        """Recompute buffers that follow from averaged parameters; warn about doubtful tensors."""
         wrong = average.doubtful(self._store.unknown_buffers)
         if average.recomputes:
             wrong += self._store.recompute_buffers(average.averaged)

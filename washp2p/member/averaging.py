@@ -1,8 +1,8 @@
-"""One average over all that live, and what each member had when it was taken.
+"""One average over all members that are alive, and each member's values at that moment.
 
-Members first tell each other digests of their tensors: what is equal everywhere is kept, only what
-differs is sent. Whenever a member is lost before all have the average, the others begin anew
-without it; once the coordinator says that it stands, it does. Nothing here trains or writes files.
+Members first exchange digests of their tensors. Equal tensors are kept; only tensors that differ
+are sent. If a member is lost before all have the average, the others start again without it. The
+coordinator says when the average stands. Nothing here trains or writes files.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
 
 
 class _RosterChangedError(Exception):
-    """A member was lost: begin anew."""
+    """A member was lost; the average has to be started again."""
 
 
 class PeerAverage:
-    """The member's `number`-th average: of `state`, which must not change until it is taken.
+    """The part of this member in average `number`.
 
-    Its `frozen` tensors must not change afterwards, either. `by_hand`: it is not the model's own.
+    `state` has the values to average; the caller must not change them before the average is taken,
+    nor the `frozen` tensors afterwards. `by_hand` says that they are not the model's own.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class PeerAverage:
         self._transfer = transfer
 
     def average(self) -> None:
-        """Take it. Collective; blocks until all have it; may be called again when interrupted.
+        """Take the average, together with all members. After an interrupt it may be called again.
 
-        Raises RunStoppedError, also if this member alone has a buffer that is not finite; and
-        UsageError if some members average their models, and others something else.
+        Blocks until all members have it. Raises RunStoppedError, also if only this member has a
+        buffer that is not finite. Raises UsageError if some members average their models and others
+        something else.
         """
         while self.over is None:
             self._transfer.cancel()
@@ -93,7 +95,10 @@ class PeerAverage:
                 continue
 
     def leads(self) -> bool:
-        """Whether this member is to evaluate; blocks until some other has, or it falls to it."""
+        """Whether this member has to evaluate the average.
+
+        Blocks until another member has evaluated it, or this member has to.
+        """
         connection = self._connection
 
         def known() -> bool:
@@ -108,7 +113,7 @@ class PeerAverage:
         return falls_to_me
 
     def of(self, member: MemberId) -> State | None:
-        """What a member had, fetched from it; None if it is gone or out of reach. Blocks."""
+        """The values that `member` brought to the average; None if it is gone. Blocks."""
         if member == self._connection.member:
             return self.state
 
@@ -123,7 +128,7 @@ class PeerAverage:
         return self._filled(vectors)
 
     def withdraw(self) -> None:
-        """Serve nothing of it any longer."""
+        """Stop serving the values of this average."""
         for blob in ("digests", "final", "mean"):
             self._transfer.withdraw(f"{blob}{self.number}.")
 
@@ -199,7 +204,7 @@ class PeerAverage:
     def _exchange_digests(
         self, roster: Roster, wait_until: Callable[[Callable[[], bool]], None]
     ) -> dict[MemberId, bytes]:
-        """Everyone's digests, by member."""
+        """The digests of all members."""
         blob = f"digests{self._label}"
         me = self._connection.member
         self._transfer.offer(blob, memoryview(self._digests), Kind.AVERAGE)
@@ -213,7 +218,7 @@ class PeerAverage:
         return {member: bytes(row) for member, row in rows.items()}
 
     def _group(self, names: tuple[str, ...]) -> list[torch.Tensor]:
-        """What differs, joined by rule and dtype: first what a mean, or a maximum, is taken of."""
+        """The names of tensors that differ, by rule and dtype, means and maxima first."""
         groups: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
         for name in names:
             rule = self._rules.get(name, "mean")
@@ -223,12 +228,12 @@ class PeerAverage:
         return [self._joined(group) for group in self._groups]
 
     def _joined(self, names: list[str]) -> torch.Tensor:
-        """Their values in one new vector."""
+        """The values of these tensors in one new vector."""
         parts = [self.state[name] for name in names]
         return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
 
     def _filled(self, vectors: list[torch.Tensor]) -> State:
-        """The state with these values where members differ."""
+        """The state with these values in place of those that differed."""
         state = dict(self.state)
         for names, vector in zip(self._groups, vectors, strict=True):
             sizes = [len(self.state[name]) for name in names]
@@ -237,14 +242,15 @@ class PeerAverage:
 
     @property
     def identical(self) -> bool:
-        """Whether all members, if there are several, had the very same parameters."""
+        """Whether there are several members and all had exactly the same parameters."""
         names = {entry.name for entry in self._layout.entries}
         alone = self.over is None or len(self.over.members) < 2
         return not alone and names.isdisjoint(self.differing)
 
     def doubtful(self, unknown: list[str]) -> list[str]:
-        """Tensors that differed and that the average may be wrong about; `unknown` are buffers of
-        unknown kind.
+        """The names of tensors that differed and that the average may be wrong about.
+
+        `unknown` names buffers of a kind without a known rule.
         """
         rules = self._rules
         return [
@@ -255,7 +261,7 @@ class PeerAverage:
 
     @property
     def recomputes(self) -> bool:
-        """Whether some of it follows from its parameters."""
+        """Whether some buffer has to be recomputed from the averaged parameters."""
         return any(self._rules.get(name) == RECOMPUTED for name in self.state)
 
 
@@ -268,12 +274,13 @@ def average_peer_to_peer(
     attempt: str,
     wait_until: Callable[[Callable[[], bool]], None],
 ) -> list[torch.Tensor]:
-    """The mean over `members` (in their order) of everyone's `vectors`; collective.
+    """The mean of all members' `vectors`. Every member of `members` must call this.
 
-    They are one-dimensional contiguous CPU tensors, as many and as long on all members, offered by
-    each as the blobs `final<attempt>:<number>`. `attempt` differs whenever `members` do, so that
-    nothing late of one is taken for another's. Blocks through `wait_until`; an exception from it
-    leaves. The result is the caller's.
+    `vectors` are one-dimensional contiguous CPU tensors. All members have the same number of them,
+    with the same lengths, and offer them as the blobs `final<attempt>:<number>`. Values are added
+    in the order of `members`. Use another `attempt` for other `members`, so that no late message is
+    taken for one of this attempt. Blocks by calling `wait_until`, and passes its exceptions on. The
+    caller owns the result.
     """
     results = []
     for number, vector in enumerate(vectors):
@@ -311,5 +318,5 @@ def average_peer_to_peer(
 
 
 def all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
-    """Whether all of them have come: a condition to wait for."""
+    """A function that returns whether all `downloads` have arrived, for `wait_until`."""
     return lambda: all(download.done for download in downloads)

@@ -1,8 +1,8 @@
-"""Keeping a member's checkpoints, and going on from one.
+"""Writes a member's checkpoints, and goes on from one.
 
-A checkpoint is a snapshot, what the accounts say so far, and what the caller adds. It is taken
-after a round of which nothing is outstanding, so in lockstep a population that goes on from one
-ends with the bits of one that was never interrupted.
+A checkpoint has a snapshot of the member, its totals so far, and what the training loop adds. It is
+taken after a round with nothing outstanding. So a population in lockstep that goes on from
+checkpoints ends with the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _log = logging.getLogger("washp2p")
 
 
 class Stateful(Protocol):
-    """What a training loop has besides model and optimizer: random streams, place in the data."""
+    """The state of a training loop besides model and optimizer, such as random streams."""
 
     def state_dict(self) -> dict[str, Any]:
-        """It, as plain values (JSON's) and tensors. Called within `optimizer.step()`, after its
-        round.
+        """The state as plain values (JSON's) and tensors.
+
+        Called within `optimizer.step()`, after its round.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be where `state_dict` was; tensors are on the CPU."""
+        """Restore what `state_dict` returned; tensors are on the CPU."""
 
 
 class Checkpointing:
@@ -66,9 +67,9 @@ class Checkpointing:
         self._state = state
 
     def after_round(self, timeline: Timeline) -> None:
-        """Keep a checkpoint if one is due, or if there is no coordinator to say what comes next.
+        """Write a checkpoint if one is due, or if there is no coordinator to say what comes next.
 
-        Blocks then until nothing is outstanding, and it is on disk. Raises RunStoppedError.
+        Then it blocks until nothing is outstanding and the file is on disk. Raises RunStoppedError.
         """
         if timeline.round == self._connection.state.checkpoint_from(timeline.round):
             self._connection.saved(timeline.round, self._save(timeline))
@@ -78,7 +79,7 @@ class Checkpointing:
                 self._save(timeline)
 
     def go_on(self) -> Start:
-        """Be what this member's checkpoint says. Raises UsageError if it cannot be read."""
+        """Restore this member from its checkpoint. Raises UsageError if it cannot be read."""
         kept = self._connection.state.rosters[0].first - 1
         data = checkpoints.read(self._connection.folder, kept, self._connection.member)
         try:
@@ -119,7 +120,7 @@ class Checkpointing:
         return start
 
     def forget_what_was_to_come(self, start: Start) -> None:
-        """Training goes on: checkpoints of rounds after `start` are of a life that is over."""
+        """Delete checkpoints of rounds after `start`: the run goes on from an earlier one."""
         checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
 
     def _seed_comes(self, number: int) -> bool:
@@ -129,7 +130,7 @@ class Checkpointing:
         return number in connection.state.seeds
 
     def _save(self, timeline: Timeline) -> str:
-        """Keep the state of now; why it failed, if it did."""
+        """Write a checkpoint of the present state. Returns why it failed, or ""."""
         timeline.settle()
         self._exchange.flush()
         me, merger = self._connection.member, self._exchange.merger

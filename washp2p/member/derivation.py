@@ -1,4 +1,4 @@
-"""A round's plan, where the store can use it."""
+"""Derives a round's plan, with its indices where the store can use them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Derivation:
         """What plans have cost so far; read by the training thread."""
 
     def __call__(self, order: Order) -> Staged | None:
-        """The plan that `order` asks for, None if nothing is exchanged. Raises UsageError."""
+        """The plan for `order`; None if nothing is exchanged in that round. Raises UsageError."""
         number, seed, roster = order
         if len(roster.members) < 2 or not self._strategy.due(number):
             return None

@@ -1,7 +1,7 @@
-"""Gradient scaling: a step that `torch.amp.GradScaler` skips is a step all the same.
+"""Gradient scaling: a step that `torch.amp.GradScaler` skips counts as a step.
 
-Rounds count attempted steps, so that members stay in agreement: where the scaler has found
-gradients that are not finite and left the optimizer alone, the round follows without it.
+Rounds count attempted steps, so that members stay in agreement. When the scaler finds gradients
+that are not finite it does not step the optimizer; the round then follows without a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Attempts:
-    """Calls `skipped` after each `scaler.step(optimizer)` that has not stepped the optimizer."""
+    """Calls `skipped` after each `scaler.step(optimizer)` that did not step the optimizer."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Attempts:
         scaler.step = self._step  # type: ignore[method-assign]  # until `remove`
 
     def remove(self) -> None:
-        """Leave scaler and optimizer as they were. Harmless when called twice."""
+        """Restore scaler and optimizer. Harmless when called twice."""
         self._hook.remove()
         if vars(self._scaler).get("step") == self._step:
             del self._scaler.step

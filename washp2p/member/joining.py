@@ -46,16 +46,16 @@ def connect(
 ) -> Connection:
     """Find a run and take a place in it, before there is a model.
 
-    `address` is the coordinator's (`tcp://HOST:PORT`); blocks until it answers, at most `wait`
-    seconds. `keys` is the folder with `join.key`, or that file: links are encrypted then. Plain
-    text off loopback needs `insecure`. `run_dir` is where this host keeps its checkpoints (default:
-    `runs/<the run's name>`). `rank` is the MemberId to have if it is nobody's yet (default: the
-    next one). With `seed` Python's, NumPy's and torch's random numbers are seeded by the run's seed
-    and the MemberId: members that share a script then differ in what they draw. The connection's
-    `config` says what to train.
+    `address` is the coordinator's (`tcp://HOST:PORT`). The call blocks until it answers, for at
+    most `wait` seconds. `keys` is the folder with `join.key`, or that file; then connections are
+    encrypted. Plain text off loopback needs `insecure`. `run_dir` is where this host keeps its
+    checkpoints (default: `runs/<the run's name>`). `rank` asks for this MemberId, if no member has
+    it (default: the next free one). With `seed`, the random numbers of Python, NumPy and torch are
+    seeded by the run's seed and the MemberId, so that members that run the same script draw
+    different numbers. The connection's `config` says what to train.
 
-    A member of the same run that this thread has left open is left first: a notebook's cell that
-    failed holds its place no longer. Raises UnreachableError, JoinRefusedError, UsageError.
+    If this thread has left a member of the same run open, as a failed cell of a notebook does, that
+    member leaves first. Raises UnreachableError, JoinRefusedError, UsageError.
     """
     join_key = None if keys is None else read_join(keys)
     require_loopback(address, encrypted=join_key is not None, insecure=insecure)
@@ -85,31 +85,35 @@ def join(
 ) -> Member:
     """Make `model` a member of a run and wait until the population is complete.
 
-    `run` is the coordinator's address or what `connect` returned. On return all members hold
-    the first member's parameters and buffers (or each its own, as `config.init` says); from then on
-    each `optimizer.step()` ends with a round. In a run that has begun this member takes a live
-    one's whole state, optimizer included, and goes on from `Member.round`.
-    The model's trainable parameters move into one vector (same `Parameter` objects, same values,
-    each with a storage of its own) until the member closes; move the model to its device and dtype
-    before.
+    `run` is the coordinator's address, or what `connect` returned. On return all members hold the
+    first member's parameters and buffers (or each its own, as `config.init` says). From then on
+    each `optimizer.step()` ends with a round. In a run that has begun, this member takes the whole
+    state of a live member, optimizer included, and goes on from `Member.round`.
+
+    The model's trainable parameters move into one vector until the member closes. The `Parameter`
+    objects and their values stay the same, and each has a storage of its own. Move the model to its
+    device and dtype before.
 
     `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
-    listens (default: a free port on loopback, or on the address facing a coordinator elsewhere),
-    `advertise` what peers are told instead (`tcp://HOST[:PORT]`). `keys` is the folder with
-    `join.key`, if `run` is an address: links are encrypted then. Plain text off loopback needs
-    `insecure`. `log` is a file for the run log. `state` is what a checkpoint must have besides
-    model and optimizer (`state_dict` and `load_state_dict`); in a run that goes on from one it has
-    been loaded on return, and `Member.round` is the checkpoint's. `scaler` is the one whose `step`
-    steps the optimizer (a GradScaler, or timm's NativeScaler), if there is one: a step that it
-    skips is followed by a round all the same. `repair_inputs` gives, under `--repair`, batches for
-    the model as it trains on them, of the same images in all members. `last` names the module whose
-    parameters are the last layer, never shuffled under the decreasing schedule (default:
-    `--last`, or the last one registered). `buffers` says by name how a buffer is averaged: "mean",
-    "max", "first" (the first member's) or "equal" (which is checked); the others have a rule by
-    their kind.
+    listens (default: a free port on loopback, or on the address facing a coordinator elsewhere).
+    `advertise` is what peers are told instead (`tcp://HOST[:PORT]`). `keys` is the folder with
+    `join.key`, if `run` is an address; then connections are encrypted. Plain text off loopback
+    needs `insecure`. `log` is a file for the run log.
 
-    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError; the optimizer's step raises
-    DroppedError once the population goes on without this member, who may join anew.
+    `state` is what a checkpoint must have besides model and optimizer (an object with `state_dict`
+    and `load_state_dict`). In a run that goes on from a checkpoint, it has been loaded on return,
+    and `Member.round` is the checkpoint's. `scaler` is the object whose `step` steps the optimizer,
+    if there is one: a GradScaler, or timm's NativeScaler. A round follows a step that it skips,
+    too. `repair_inputs` gives batches for `--repair`, of the same images in all members, for the
+    model as it trains on them.
+
+    `last` names the module whose parameters are the last layer, which the decreasing schedule never
+    shuffles (default: `--last`, or the last one registered). `buffers` says by name how a buffer is
+    averaged: "mean", "max", "first" (the first member's) or "equal" (which is checked). Other
+    buffers have a rule by their kind.
+
+    Blocks. Raises UsageError, JoinRefusedError, RunStoppedError. The optimizer's step raises
+    DroppedError once the population goes on without this member; it may then join again.
     """
     optimizer, scaler = plain_optimizer(optimizer), plain_scaler(scaler)
     replicas = Replicas.of(model)
@@ -146,7 +150,7 @@ def join(
 
 @contextmanager
 def _or_leave(life: Life) -> Iterator[None]:
-    """A member that cannot begin leaves, and says why."""
+    """If this block raises, the member leaves, and the coordinator learns why."""
     try:
         yield
     except BaseException as error:
@@ -167,13 +171,13 @@ def attach(
     last: str = "",
     buffers: Mapping[str, str] | None = None,
 ) -> Member:
-    """`join`, for a loop that is no block: call `Member.close` after it.
+    """Like `join`, for a loop that is not a block: call `Member.close` after it.
 
     `model`, `optimizer`, `run`, `rounds`, `keys`, `state`, `scaler`, `repair_inputs`, `last` and
-    `buffers` as there; for what else `join` can be told, hand it over by `connect`. Where a
-    DistributedDataParallel holds the model, rank 0 of its group joins and the others `follow`: call
-    it on all ranks. A process that ends without `close` is as one that leaves its block by an
-    exception, and the others go on; after an average it has finished.
+    `buffers` are as in `join`. Pass a connection from `connect` to set anything else. If the model
+    is in DistributedDataParallel, call this on all ranks: rank 0 of the group joins, and the others
+    `follow`. If the process ends without `close`, the member leaves and the others go on; if it has
+    averaged, it has finished.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """
@@ -205,14 +209,15 @@ def follow(
     *,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Replica:
-    """Take part in a member that others train, too, in one DistributedDataParallel group.
+    """Take part in a member that is trained by a DistributedDataParallel group.
 
-    `model` is in DistributedDataParallel. Rank 0 of its group joins the run, and is the member; all
-    others call this. On return the model, and the optimizer's state, are what rank 0's are; from
-    then on each `optimizer.step()` ends with what its round has written. `scaler` as in `join`.
+    `model` is in DistributedDataParallel. Rank 0 of its group joins the run and is the member; all
+    other ranks call this. On return the model and the optimizer's state equal those of rank 0. From
+    then on each `optimizer.step()` ends with the values that its round has written. `scaler` is as
+    in `join`.
 
-    Blocks until rank 0 has joined. Raises UsageError, RunStoppedError; the optimizer's step raises
-    RunStoppedError once the member's part is over.
+    Blocks until rank 0 has joined. Raises UsageError, RunStoppedError. The optimizer's step raises
+    RunStoppedError once the member has left the run.
     """
     return Replica(wrapped(model), plain_optimizer(optimizer), plain_scaler(scaler))
 
@@ -222,7 +227,7 @@ _open: list[tuple[str, int, weakref.ref[Member]]] = []
 
 
 def _leave_former(address: str) -> None:
-    """Leave whatever member of the same run this thread has not closed."""
+    """Leave any member of the same run that this thread has not closed."""
     for entry in list(_open):
         where, thread, reference = entry
         member = reference()
@@ -240,7 +245,7 @@ def _leave_former(address: str) -> None:
 
 
 def _seed(seed: int, member: int) -> None:
-    """Python's, NumPy's and torch's random numbers, of this member alone."""
+    """Seed Python, NumPy and torch for this member alone."""
     import random
 
     import numpy as np
@@ -254,7 +259,7 @@ def _seed(seed: int, member: int) -> None:
 
 
 def _abandon(reference: weakref.ref[Member]) -> None:
-    """The process ends; the member may be closed, or forgotten."""
+    """End a member whose process ends, unless it is closed."""
     member = reference()
     if member is None or member.closed:
         return

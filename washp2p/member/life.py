@@ -1,6 +1,6 @@
 """The life of a member: it begins, takes part in rounds and averages, and ends.
 
-All of it on the training thread.
+All of this runs on the training thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FEW = 32
 
 
 class Life:
-    """One member's, made of its `parts`."""
+    """The life of one member, made of `parts`."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -56,7 +56,7 @@ class Life:
 
     @property
     def members(self) -> tuple[MemberId, ...]:
-        """All members of the roster, in order; once averaged, all that the average is of."""
+        """The members of the newest roster, in order; after an average, those averaged over."""
         averages = self.parts.averages
         over = averages.current.over if averages.current is not None and averages.stands else None
         return (over or self.parts.connection.state.roster).members
@@ -98,9 +98,9 @@ class Life:
             self._attempts = Attempts(scaler, parts.optimizer, self._round)
 
     def replicate(self, replicas: Replicas) -> None:
-        """Have others follow: `replicas` of this model in its own group. Before the first step.
+        """Let `replicas` in the model's DistributedDataParallel group follow.
 
-        Raises UsageError under `--repair`.
+        To be called before the first step. Raises UsageError under `--repair`.
         """
         parts = self.parts
         if parts.repairer is not None:
@@ -117,7 +117,7 @@ class Life:
             replicas.start(told, parts.store, self._snapshot)
 
     def average(self, final: Final | None) -> PeerAverage:
-        """The average of now: a new one is taken unless the last one stands and is of the same."""
+        """The average of the present values, taken anew unless the last one is of them."""
         self.require_open()
         averages = self.parts.averages
         if not averages.begun or averages.stands:
@@ -125,7 +125,7 @@ class Life:
         return self._take_average()
 
     def final(self) -> PeerAverage:
-        """The last average; the first one is taken if need be. Raises UsageError."""
+        """The last average. The first one is taken here if there is none. Raises UsageError."""
         self.require_open()
         averages = self.parts.averages
         if not averages.begun:
@@ -164,7 +164,7 @@ class Life:
         averages.begin(values, timeline.round, by_hand=state is not None)
 
     def _values_for(self, final: Final | None) -> tuple[Any, dict[str, torch.Tensor]]:
-        """What `final` gives, if anything, and what is to be averaged because of it."""
+        """The state dict that `final` gives, None if it gives none, and the values to average."""
         store = self.parts.store
         store.look()
         store.check_model()
@@ -194,14 +194,14 @@ class Life:
         parts.connection.tell(Accounts(parts.transport.ledger.to_wire()))
 
     def finish_alone(self) -> None:
-        """The process ends after an average, without `close`: that is a finished run, too."""
+        """Finish after an average, without `close`, because the process ends."""
         if self.parts.averages.stands and not self.closed:
             self._account()
             self.parts.connection.tell(Accounts(self.parts.transport.ledger.to_wire()))
             self.end(None)
 
     def end(self, error: BaseException | None) -> None:
-        """Be over: because of `error`, if there is one, which others are told."""
+        """End this member's part in the run. The others are told `error`, if there is one."""
         if self.closed:
             return
         self.closed, self._why = True, error
@@ -222,7 +222,7 @@ class Life:
         parts.store.release()
 
     def require_open(self) -> None:
-        """Raise why this member's part in the run is over, if it is."""
+        """Raise the reason why this member has left the run, if it has."""
         if not self.closed:
             return
         if isinstance(self._why, WashError):
@@ -234,7 +234,7 @@ class Life:
 
     @property
     def _snapshot(self) -> Snapshot:
-        """Where this member is."""
+        """The run, id, step and round of this member."""
         connection, timeline = self.parts.connection, self.parts.timeline
         return Snapshot(
             run=connection.origin,
@@ -244,7 +244,10 @@ class Life:
         )
 
     def _round(self) -> None:
-        """What follows an optimizer step. An error ends this member's part: it may join anew."""
+        """Run the round that follows an optimizer step.
+
+        After an error this member's part in the run is over; it may join again.
+        """
         parts, timeline = self.parts, self.parts.timeline
         try:
             with self._replicas_told():
@@ -268,7 +271,7 @@ class Life:
             raise
 
     def _tell(self) -> None:
-        """Say how it goes; the more members there are, the less often."""
+        """Report progress to the coordinator."""
         parts = self.parts
         self._told_at = parts.timeline.ended
         parts.exchange.measure()
@@ -288,7 +291,7 @@ class Life:
             self.parts.surveyor.found.clear()
 
     def _account(self) -> None:
-        """Say what this member did, once."""
+        """Send the final report, once."""
         if not self._accounted:
             self._accounted = True
             parts = self.parts

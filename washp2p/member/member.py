@@ -1,6 +1,6 @@
-"""A member of a population: what a training loop sees of it.
+"""A member of a population, as a training loop sees it.
 
-From `join` on the round runs in the optimizer's post-step hook. The built-in trainer uses nothing
+From `join` on, rounds run in the optimizer's post-step hook. The built-in trainer uses nothing
 else.
 """
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 class Member:
     """One member of a population, from the initial state to the average. Use `join` to make one.
 
-    A context manager: leaving the block finishes the run together with all others, leaving it by
-    an exception tells them why. All methods belong to the training thread.
+    A context manager. Leaving the block finishes the run together with all other members. Leaving
+    it by an exception ends this member, and tells the others why. All methods belong to the
+    training thread.
     """
 
     def __init__(self, life: Life) -> None:
@@ -38,22 +39,22 @@ class Member:
 
     @property
     def closed(self) -> bool:
-        """Whether its part in the run is over."""
+        """Whether this member has left the run."""
         return self._life.closed
 
     @property
     def vitals(self) -> Vitals | None:
-        """What it last said of how it goes, as it does every second; not to be changed."""
+        """The last progress report, made about every second; do not change it."""
         return self._life.vitals
 
     @property
     def id(self) -> MemberId:
-        """Its MemberId."""
+        """The member's MemberId."""
         return self._parts.connection.member
 
     @property
     def members(self) -> tuple[MemberId, ...]:
-        """All members of the roster, in order; once averaged, all that the average is of."""
+        """The members of the newest roster, in order; after an average, those averaged over."""
         return self._life.members
 
     @property
@@ -63,56 +64,63 @@ class Member:
 
     @property
     def round(self) -> int:
-        """The last round this member took part in: the population's clock.
+        """The last round that this member took part in.
 
-        As many as the steps taken, unless `--max-delay none` let this member fall so far behind
-        that it jumped. A loop that ends, and sets its learning rate, by it keeps with its peers.
+        It equals the number of steps, unless `--max-delay none` let this member fall so far behind
+        that it skipped rounds. A loop that ends by this number, and sets its learning rate by it,
+        keeps pace with its peers.
         """
         return self._parts.timeline.round
 
     @property
     def ledger(self) -> Ledger:
-        """What this member has sent so far, by peer and kind; to be read only."""
+        """What this member has sent so far, by peer and kind, in bytes; read it only."""
         return self._parts.transport.ledger
 
     @property
     def max_delay(self) -> str:
-        """By how many rounds values may be late now: what `auto` has settled on, or "none"."""
+        """By how many rounds values may be late now; "none" if there is no bound.
+
+        Under `--max-delay auto` the number changes.
+        """
         return self._parts.timeline.max_delay
 
     def average(self, final: Final | None = None, *, trainable_only: bool = False) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
-        Collective: every member takes part, here or when it leaves its block; each one's k-th call
-        belongs together. Floating-point tensors are the mean in MemberId order, accumulated in
-        float64; buffers by the rules of `join`. What is equal on all members is not sent. Over the
-        members that are alive: whenever one is lost before all have the mean, they begin anew.
-        Training may go on, with rounds, after an average that all took after the same round; the
-        last one is the run's. `final` is a state dict that is averaged in the model's place, or a
-        function that gives one once nothing changes the model any more, as `ema.module.state_dict`
-        does; the model stays as it is. With `trainable_only` the trainable parameters alone are
-        returned. What is averaged stands until the next step, or until other values are averaged:
-        later calls return it, and one that was interrupted goes on. Blocks.
+        All members take part, here or when they leave their block; the k-th calls of all members
+        belong together. Floating-point tensors become the mean in MemberId order, accumulated in
+        float64. Buffers follow the rules of `join`. Tensors that are equal on all members are not
+        sent. The average is over the members that are alive: if one is lost before all have the
+        mean, the others start again without it.
 
-        Raises RunStoppedError, also if this member has diverged: the average is of the others; and
-        UsageError if `final` is the state dict of another model, or the model has trained and no
-        round followed.
+        Training may go on after an average that all members took after the same round. The last
+        average is the run's. Until the next step, later calls return the same average, unless
+        `final` gives other values. A call that was interrupted can be repeated.
+
+        `final` is a state dict to average in place of the model's, or a function that returns one
+        once nothing changes the model any more, as `ema.module.state_dict`. The model keeps its
+        values. With `trainable_only`, only the trainable parameters are returned. Blocks.
+
+        Raises RunStoppedError, also if this member has diverged; then the others average without
+        it. Raises UsageError if `final` is the state dict of another model, or if the model trained
+        without rounds.
         """
         averaged = self._life.average(final).averaged
         return self._parts.store.state_dict(averaged, trainable_only=trainable_only)
 
     def leads(self) -> bool:
-        """Whether it falls to this member to evaluate the population, and call `result`.
+        """Whether this member has to evaluate the population, and to call `result`.
 
-        One does, by custom the first that lives; the others wait until it has, or has died. After
-        `average`, which it does if need be; blocks. Raises RunStoppedError.
+        One member does: the first one that is alive. The others block until it has, or has died. If
+        no average was taken yet, this takes one. Blocks. Raises RunStoppedError.
         """
         return self._life.final().leads()
 
     def models(self) -> dict[MemberId, State]:
-        """The final state dicts of all averaged members, by id; of those that live still.
+        """The final state dicts of all averaged members that are still alive, by MemberId.
 
-        Fetched from them; after `average`, which it does if need be. Blocks.
+        They are fetched from those members. If no average was taken yet, this takes one. Blocks.
         """
         return {peer: state for peer in self.members if (state := self.model_of(peer)) is not None}
 
@@ -122,9 +130,10 @@ class Member:
         return None if values is None else self._parts.store.state_dict(values)
 
     def report(self, **values: Any) -> None:
-        """Add a line to the run's metrics.jsonl: plain `values`, besides member and round.
+        """Add a line to the run's metrics.jsonl.
 
-        Raises RunStoppedError if this member's part in the run is over.
+        The line has the member, the round and these `values`, which must be plain (JSON's). Raises
+        RunStoppedError if this member has left the run.
         """
         self._life.require_open()
         self._parts.connection.tell(Metrics({"member": self.id, "round": self.round, **values}))
@@ -138,12 +147,12 @@ class Member:
         greedy_soup: float,
         over: Sequence[MemberId] | None = None,
     ) -> None:
-        """Tell the coordinator what evaluation found, in per cent; it enters summary.json.
+        """Report what evaluation found, in per cent; it goes into summary.json.
 
-        `members` are the members' own accuracies in the order of `over`, which is all averaged
-        members if not given; `ensemble`, `averaged` and `greedy_soup` are those of what they make
-        together. One member does this: the one that `leads`. Raises RunStoppedError if this
-        member's part in the run is over.
+        `members` has the accuracy of each member, in the order of `over` (default: all averaged
+        members). `ensemble`, `averaged` and `greedy_soup` are the accuracies of the ensemble, the
+        averaged model and the soup. One member calls this: the one that `leads`. Raises
+        RunStoppedError if this member has left the run.
         """
         self._life.require_open()
         self._parts.connection.tell(
@@ -159,11 +168,11 @@ class Member:
 
     @contextmanager
     def busy(self, limit: float) -> Iterator[None]:
-        """Be waited for while this block runs, for `limit` seconds at most.
+        """Let the others wait while this block runs, for at most `limit` seconds.
 
-        `with member.busy(600): validate()`. For what takes longer than twelve times `--patience`
-        between two steps. Beyond `limit` this member is dropped as one that hangs. Raises
-        RunStoppedError if its part in the run is over.
+        `with member.busy(600): validate()`. Use it for work between two steps that takes longer
+        than twelve times `--patience`. After `limit` seconds this member counts as one that hangs
+        and is dropped. Raises RunStoppedError if this member has left the run.
         """
         self._life.require_open()
         self._parts.connection.tell(Busy(float(limit)))
@@ -176,8 +185,9 @@ class Member:
     def persist(self, write: Callable[[], None]) -> None:
         """Call `write` until it succeeds: once a second, while peers are served.
 
-        For what must not be lost, as the averaged model: a full disk raises OSError, or UsageError,
-        which is said once. Blocks until there is room, or until it is interrupted.
+        For data that must not be lost, as the averaged model. `write` raises OSError or UsageError
+        if the disk is full; this is logged once. Blocks until there is room, or until it is
+        interrupted.
         """
         told = False
         while True:
@@ -197,22 +207,22 @@ class Member:
             time.sleep(max(0.0, end - time.monotonic()))
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Leave the run alone: the others go on without this member, the model stays as it is.
+        """Leave the run alone. The others go on without this member; the model keeps its values.
 
-        They are told that `error` is why, if it is given. Does not wait for them. Harmless when
-        this member's part in the run is over.
+        The others are told that `error` is why, if it is given. Does not block. Harmless if this
+        member has left already.
         """
         self._life.end(error or RunStoppedError("it has left by itself"))
 
     def finish_alone(self) -> None:
-        """The process ends after an average, without `close`: that is a finished run, too."""
+        """Finish after an average without waiting for the others, because the process ends."""
         self._life.finish_alone()
 
     def close(self) -> None:
         """Finish the run together with all others, as leaving the block does. Blocks.
 
-        Afterwards the model's parameters have memory of their own again. When interrupted it may
-        be called again. Harmless when called twice. Raises RunStoppedError.
+        Afterwards the model's parameters have memory of their own again. If interrupted, it may be
+        called again. Harmless when called twice. Raises RunStoppedError.
         """
         if not self.closed:
             try:

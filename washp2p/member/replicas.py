@@ -1,8 +1,8 @@
-"""One member on several devices: the replicas of a `DistributedDataParallel` group.
+"""One member on several devices: the ranks of a `DistributedDataParallel` group.
 
-Rank 0 of the group is the member and exchanges; the others are its replicas, and take over what a
-round has written. All that passes between them is broadcast in the model's own group, within the
-optimizer's step: an order (three int64), and what it announces.
+Rank 0 of the group is the member and exchanges values. The other ranks are its replicas: they take
+over what each round has written. Rank 0 broadcasts in the model's own group, within the optimizer's
+step: an order (three int64), and the tensors that the order announces.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ WAIT_SECONDS = 60.0
 
 
 def wrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The live DistributedDataParallel that holds `model`, if one does; else `model`.
+    """The live DistributedDataParallel that holds `model`; `model` itself if there is none.
 
-    Callbacks of trainers are given the model inside.
+    Callbacks of trainers are given the inner model.
     """
     if not (dist.is_available() and dist.is_initialized()) or group_of(model) is not None:
         return model
@@ -55,7 +55,7 @@ def wrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def group_of(model: torch.nn.Module) -> dist.ProcessGroup | None:
-    """The group over which a model is replicated, if it is; compiled or not."""
+    """The process group over which a model is replicated, compiled or not; None without one."""
     while isinstance(inner := getattr(model, "_orig_mod", None), torch.nn.Module):
         model = inner
     if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
@@ -74,11 +74,11 @@ class _Channel:
         """Where tensors are to be."""
 
     def give_order(self, *numbers: int) -> None:
-        """Rank 0: three numbers."""
+        """Broadcast an order of three numbers. Rank 0 calls this."""
         self.share(torch.tensor(numbers, dtype=torch.int64, device=self.device))
 
     def take_order(self) -> tuple[int, int, int]:
-        """Other ranks: the next order that is not to wait for another one."""
+        """The next order that does not ask to wait for another. Ranks other than 0 call this."""
         order = torch.tensor([_WAIT, 0, 0], dtype=torch.int64, device=self.device)
         while order[0] == _WAIT:
             self.share(order)
@@ -86,7 +86,7 @@ class _Channel:
         return kind, first, second
 
     def share(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Rank 0's values, in everybody's tensor."""
+        """Copy rank 0's values into the tensor of every rank."""
         dist.broadcast(tensor, self._first, group=self._group)
         return tensor
 
@@ -99,13 +99,13 @@ class _Channel:
 
 
 class Replicas:
-    """The member's end. Nothing is sent after `end`."""
+    """Rank 0's end. It sends nothing after `end`."""
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:
-        """Those of a model, if it is replicated.
+        """The replicas of a model; None if it is not replicated.
 
-        Raises UsageError where another process is to be the member.
+        Raises UsageError on ranks other than 0, which have to `follow`.
         """
         group = group_of(model)
         if group is None:
@@ -123,9 +123,9 @@ class Replicas:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Have the others wait while this block does, however long: a group gives up in the end.
+        """Keep the other ranks waiting while this block runs: collectives would time out.
 
-        Should it raise, it was in vain, and they are told so.
+        If the block raises, they are told so.
         """
         done = Event()
 
@@ -146,7 +146,7 @@ class Replicas:
         thread.join()
 
     def start(self, told: dict[str, Any], store: Store, where: Snapshot) -> None:
-        """Give the others the run's configuration, what else `told` has, and the whole state."""
+        """Broadcast the configuration, what else `told` has, and the whole state."""
         packed, state = msgpack.packb(told), take(store, where)
         store.keep_track()
         self._channel.give_order(_START, len(packed), len(state))
@@ -154,12 +154,15 @@ class Replicas:
         self._channel.send_bytes(state)
 
     def pause(self, number: int, store: Store) -> None:
-        """Before an average: give the others what was written last; they may close, or go on."""
+        """Broadcast what was written last, before an average.
+
+        The replicas may close afterwards, or go on.
+        """
         self.after_round(number, store, _PAUSE)
         self._paused = True
 
     def after_round(self, number: int, store: Store, order: int = _ROUND) -> None:
-        """Give the others what was written since last time: every slot's values."""
+        """Broadcast what was written since the last call, in all slots."""
         if self._ended or (self._paused and order == _PAUSE):
             return
         self._paused = False
@@ -174,7 +177,7 @@ class Replicas:
             self._channel.share(vector)
 
     def share_average(self, averaged: State, members: tuple[int, ...]) -> None:
-        """Give the others the average, by name, and whose it is; after `pause`."""
+        """Broadcast the average and the members it is over. To be called after `pause`."""
         if not self._ended:
             data = save({name: vector.clone() for name, vector in averaged.items()})
             packed = msgpack.packb(members)
@@ -183,7 +186,7 @@ class Replicas:
             self._channel.send_bytes(data)
 
     def end(self, *, early: bool) -> None:
-        """Tell the others that no round follows. Harmless when called twice."""
+        """Tell the other ranks that no round follows. Harmless when called twice."""
         if not self._ended:
             self._ended = True
             if early or not self._paused:
@@ -191,7 +194,7 @@ class Replicas:
 
 
 class Replica:
-    """A process that trains a member with others, and is not the one that joins. By `follow`."""
+    """A rank that trains a member and is not the one that joined the run. `follow` makes it."""
 
     config: RunConfig
     """The run's configuration."""
@@ -235,25 +238,25 @@ class Replica:
 
     @property
     def round(self) -> int:
-        """The last of the rounds that its member took part in: the population's clock."""
+        """The last of the rounds that the member took part in."""
         return self._round
 
     def average(self, final: object = None, *, trainable_only: bool = False) -> dict[str, Any]:
-        """The state dict of the averaged model, as the member's own `average` returns it.
+        """The state dict of the averaged model, equal to what rank 0's `average` returns.
 
-        To be called on all ranks where rank 0 calls it, once after a step; `final` is rank 0's to
-        say, and not looked at here. With `trainable_only` the trainable parameters alone are
-        returned. Blocks. Raises RunStoppedError.
+        Call it on all ranks where rank 0 calls it, once after a step. `final` is taken from rank 0
+        and ignored here. With `trainable_only`, only the trainable parameters are returned. Blocks.
+        Raises RunStoppedError.
         """
         while self._averaged is None:
             self._take_any()
         return self._store.state_dict(self._averaged, trainable_only=trainable_only)
 
     def close(self) -> None:
-        """End with the member, which averages or calls its own `close`: with its last values.
+        """End together with the member, which averages or calls its own `close`.
 
-        Blocks. Harmless when called twice. Raises RunStoppedError if the member's part was over
-        before.
+        Blocks. The model then has the member's last values. Harmless when called twice. Raises
+        RunStoppedError if the member left the run before.
         """
         while not self.closed and self._averaged is None:
             self._take_any()
@@ -274,12 +277,12 @@ class Replica:
             self._unhook()
 
     def _follow(self) -> None:
-        """What follows an optimizer step: the member's round."""
+        """Take over the round that follows an optimizer step."""
         if not self._average_comes_first():
             self._gone()
 
     def _average_comes_first(self) -> bool:
-        """Take orders up to a round's, those of an average included; whether there is one."""
+        """Take orders up to the next round's. Returns whether one of them was an average."""
         self._averaged = None
         while True:
             kind = self._take_any()
@@ -287,7 +290,7 @@ class Replica:
                 return kind == _ROUND
 
     def _take_any(self) -> int:
-        """Take the next order, whatever it is; which one."""
+        """Take the next order, whatever it is. Returns its kind."""
         kind, first, second = self._channel.take_order()
         if kind in {_ROUND, _PAUSE}:
             self._take(first, second)
@@ -301,7 +304,7 @@ class Replica:
         return kind
 
     def _take(self, number: int, count: int) -> None:
-        """Take over what the member has written."""
+        """Write the values that the member's round has written."""
         self._round = number
         self._store.look()
         if count:

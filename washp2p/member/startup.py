@@ -1,7 +1,8 @@
-"""How a member comes by the state it begins with, and gives its own to those who come later.
+"""How a member gets its initial state, and gives its own to newcomers.
 
-At the start all take over the parameters of the roster's first member; in mid-run a newcomer takes
-over the whole state of one that lives. Both by state transfer, on the training thread.
+At the start all members take over the parameters of the roster's first member. In mid-run a
+newcomer takes over the whole state of a live member. Both use state transfer, on the training
+thread.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _log = logging.getLogger("washp2p")
 
 
 class Startup:
-    """One member's entry into the population, and that of its guests."""
+    """One member's entry into the population, and that of the newcomers it serves."""
 
     def __init__(
         self, *, connection: Connection, inbox: Inbox, transfer: Transfer, store: Store
@@ -54,9 +55,9 @@ class Startup:
     def start_together(self) -> None:
         """Take over the parameters and buffers of the roster's first member, as all others do.
 
-        Or keep one's own, if each is to begin so. Should that one be lost before training begins,
-        the next one's, and so on. A member that cannot reach it gets them from others that have
-        them. Blocks until training begins. Raises RunStoppedError.
+        Or keep one's own, if the configuration says so. If the first member is lost before training
+        begins, the next one takes its place. A member that cannot reach it fetches from others that
+        have its values. Blocks until training begins. Raises RunStoppedError.
         """
         own = self._store.values()
         taken = own
@@ -89,9 +90,9 @@ class Startup:
         self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
 
     def _fetch_start(self, roster: Roster, own: State) -> State | None:
-        """The first member's state, of which only what differs from `own` is fetched.
+        """The first member's state; None if there is a new roster.
 
-        From it, or from who has it already; None if there is a new roster.
+        Tensors equal to `own` are not fetched.
         """
         changed = self._changed(roster.generation)
         others = [member for member in roster.members if member != self._connection.member]
@@ -124,7 +125,7 @@ class Startup:
         return None
 
     def go_on_together(self, start: Start, *, rounds: int) -> None:
-        """Each has its own state again; the round after `start` is the first, if there is one.
+        """Go on from checkpoints: each member has its own state, and rounds follow after `start`.
 
         Blocks until training begins. Raises RunStoppedError.
         """
@@ -141,7 +142,7 @@ class Startup:
         connection.state.seeds.reached = start.round
 
     def come_in(self) -> Joined:
-        """Take over the state of a live member of a run that has begun, and a place in its roster.
+        """Take over the state of a live member of a run that has begun, and enter its roster.
 
         Blocks until this member's first round can follow. Raises RunStoppedError.
         """
@@ -181,7 +182,10 @@ class Startup:
         return bool(self._served)
 
     def serve_guests(self, where: Snapshot) -> None:
-        """Give newcomers that ask for it the state of now, just after a step: `where` it is."""
+        """Offer this member's state to newcomers that asked for it, just after a step.
+
+        `where` says which step it is.
+        """
         guests = {guest.member for guest in self._inbox.guests}
         for guest in guests - self._served:
             self._served.add(guest)
@@ -201,7 +205,7 @@ class Startup:
             self._transfer.withdraw(f"snapshot:{guest}")
 
     def _fetch_snapshot(self) -> tuple[Peer, bytes]:
-        """A whole snapshot, from whichever donor lives to give it."""
+        """A whole snapshot, from the present donor. If the donor is lost, from the next one."""
         limit = self._store.largest_snapshot
         while True:
             donor = self._connection.state.donor
@@ -222,7 +226,7 @@ class Startup:
         return opened
 
     def _fetch_frozen(self, donor: Peer, names: list[str]) -> State | None:
-        """Frozen parameters that this member has otherwise; None if there is another donor."""
+        """The frozen parameters that differ from this member's; None if the donor has changed."""
         if not names:
             return {}
         own, numbers = self._store.values(), {n: k for k, n in enumerate(self._store.frozen)}
@@ -235,9 +239,10 @@ class Startup:
         return fresh if self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone) else None
 
     def _is_reached(self, first: int) -> bool:
-        """Whether an older member has come to the round `first`, or none is left that could.
+        """Whether an older member has reached round `first`, or no older member is left.
 
-        Where nobody waits, one that began windows ahead of the others would make them jump.
+        Under `--max-delay none` a newcomer that began rounds ahead of the others would make them
+        skip.
         """
         me, arrivals = self._connection.member, self._inbox.arrivals
         members = self._connection.state.roster.members
@@ -248,7 +253,10 @@ class Startup:
         return self._connection.state.donor is not donor
 
     def _wait_for_the_seed_of(self, first: int, generation: int) -> bool:
-        """Block until training begins, or there is another roster; whether it has begun."""
+        """Block until the seed of round `first` is here, or the roster changes.
+
+        Returns whether training has begun.
+        """
         connection = self._connection
         changed = self._changed(generation)
         self._inbox.wait_until(lambda: first in connection.state.seeds or changed())

@@ -35,7 +35,7 @@ UNIT = 1e-4
 
 
 class Kept(NamedTuple):
-    """A tensor of the model that is not shuffled, and what it is; `known` if its kind is."""
+    """A tensor of the model that is not shuffled; `known` says whether its kind has a rule."""
 
     buffer: Buffer
     tensor: torch.Tensor
@@ -55,8 +55,8 @@ class Kept(NamedTuple):
 def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]:
     """All buffers and frozen parameters of `model`, each once, in the order of its modules.
 
-    `rules` are those set by hand, by name. Raises UsageError for a name or rule that is not known,
-    and for buffers that cannot be averaged or compared.
+    `rules` has rules set by hand, by name. Raises UsageError for an unknown name or rule, and for
+    buffers that cannot be averaged or compared.
     """
     found = [
         _kept(name, tensor, persistent, rules.get(name) or rule, known or name in rules)
@@ -81,7 +81,9 @@ def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]
 
 
 def _walk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool, str, bool]]:
-    """Name, tensor, persistent, rule, and whether the rule follows from the kind of the module."""
+    """Yields name, tensor, persistent, rule, and whether the rule follows from the module's
+    kind.
+    """
     seen = {id(p) for p in model.parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
@@ -132,7 +134,7 @@ def _refuse_odd(name: str, tensor: torch.Tensor, *, persistent: bool) -> None:
 
 
 def _rule(module: torch.nn.Module, name: str, full: str, tensor: torch.Tensor) -> tuple[str, bool]:
-    """How a buffer is averaged, and whether its kind is known."""
+    """The rule of a buffer, and whether its kind is known."""
     if isinstance(module, _SpectralNorm) or hasattr(module, f"{name[:-2]}_orig"):
         return (RECOMPUTED, True) if name.endswith(("_u", "_v")) else ("first", True)
     if isinstance(module, _NormBase):
@@ -148,7 +150,7 @@ def _rule(module: torch.nn.Module, name: str, full: str, tensor: torch.Tensor) -
 
 
 def _is_order(tensor: torch.Tensor) -> bool:
-    """Whether it has whole numbers from 0 on, each once."""
+    """Whether the values are the whole numbers from 0 on, each once."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dim() != 1 or len(tensor) < 2:
         return False
     return torch.equal(tensor.sort().values, torch.arange(len(tensor), device=tensor.device))
@@ -165,10 +167,10 @@ def _has_unit_vectors(tensor: torch.Tensor) -> bool:
 
 
 def recompute(model: torch.nn.Module, averaged: dict[str, torch.Tensor]) -> list[str]:
-    """Give the vectors of spectral norm in `averaged` the values that its weights call for.
+    """Recompute the vectors of spectral norm in `averaged` from its weights, in place.
 
-    `averaged` has plain names and tensors of the model's shapes, changed in place: afterwards each
-    such layer has spectral norm 1. Returns the names of vectors that cannot be recomputed.
+    `averaged` has plain names, and tensors of the model's shapes. Afterwards each such layer has
+    spectral norm 1. Returns the names of vectors that cannot be recomputed.
     """
     left = []
     for prefix, module in model.named_modules():
@@ -184,7 +186,9 @@ def recompute(model: torch.nn.Module, averaged: dict[str, torch.Tensor]) -> list
 
 
 def _spectral_vectors(prefix: str, module: torch.nn.Module) -> Iterator[Vectors]:
-    """Of each spectral norm in `module`: names of weight, u and v, and what makes it a matrix."""
+    """For each spectral norm in `module`: the names of weight, u and v, and a function to a
+    matrix.
+    """
     begin = f"{prefix}." if prefix else ""
     if parametrize.is_parametrized(module):
         chains: Any = module.parametrizations

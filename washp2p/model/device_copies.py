@@ -1,7 +1,8 @@
 """Copies between a model's flat vectors and host memory, made beside training.
 
-On the CPU at once. On CUDA in a stream of its own and through pinned memory, ordered against the
-training stream by events: the host never waits for the device unless it asks to. No sockets.
+On the CPU they are made at once. On CUDA they run in a stream of their own and through pinned
+memory, ordered against the training stream by events. The host never waits for the device unless it
+asks to. No sockets.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Vectors = list[torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The same indices (int64) on the host and where the store's vectors are."""
+    """The same indices (int64) on the host, and on the device of the store's vectors."""
 
     host: npt.NDArray[np.int64]
     device: torch.Tensor
@@ -36,7 +37,7 @@ class Places:
         return len(self.host)
 
     def part(self, begin: int, end: int) -> Places:
-        """Some of them, memory shared."""
+        """A part of the indices; memory is shared."""
         return Places(self.host[begin:end], self.device[begin:end], self.ready)
 
 
@@ -47,14 +48,14 @@ class Mark(Protocol):
         """Whether all copies up to here are done. Does not block."""
 
     def wait(self) -> None:
-        """Block until it has."""
+        """Block until all copies up to here are done."""
 
 
 class Staging:
-    """Host memory for the values of one direction, a vector a dtype.
+    """Host memory for the values of one direction: a vector for each dtype.
 
-    Reused by the next `take` where `reuse` says that copies are over when they return.
-    `memory` are the vectors' bytes, as long as they are.
+    If `reuse` says that copies are over when they return, the next `take` uses the same memory.
+    `memory` has the vectors' bytes, as long as they are.
     """
 
     def __init__(self, dtypes: Sequence[torch.dtype], *, reuse: bool, pin: bool) -> None:
@@ -66,7 +67,7 @@ class Staging:
         self.memory: list[memoryview] = []
 
     def take(self, count: int) -> Vectors:
-        """`count` values of every slot."""
+        """Memory for `count` values of every slot."""
         if not self._reuse or not self._vectors or self._room < count:
             self._room = count + count // 4 if self._reuse else count
             self._vectors = [
@@ -78,19 +79,19 @@ class Staging:
 
 
 def as_bytes(values: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, shared, whatever its dtype."""
+    """The memory of a contiguous CPU tensor of any dtype, as bytes; it is shared."""
     return values.view(torch.uint8).numpy().data
 
 
 def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
-    """Values in an array (float32, or float64 where they are); waits for the device."""
+    """The values as a NumPy array in float32, or float64 if they are. Waits for the device."""
     wide = values if values.dtype is torch.float64 else values.float()
     array: npt.NDArray[np.floating] = wide.cpu().numpy()
     return array
 
 
 class DeviceCopies(ABC):
-    """Gathers and scatters. `vectors` are a store's slots, `values` as many, from anywhere."""
+    """Gathers and scatters. `vectors` are a store's slots; `values` are as many, on any device."""
 
     @abstractmethod
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
@@ -98,48 +99,52 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
-        """Bring indices to where the vectors are. Any thread may."""
+        """Copy indices to the device of the vectors. Any thread may call this."""
 
     @abstractmethod
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
-        """Copy the values at `places`, as training has left them, to `out` until the mark."""
+        """Copy the values at `places` to `out`, after all that training has queued.
+
+        `out` holds them once the mark is done.
+        """
 
     @abstractmethod
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
-        """A copy of the values at `places`, as training has left them, for `add`."""
+        """A copy of the values at `places`, after all that training has queued, for `add`."""
 
     @abstractmethod
     def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
-        """New vectors, beside those of training, that hold the values at `places` from the mark on.
+        """New vectors on the device with the values at `places`, after all that training has
+        queued.
 
-        The values are those that training has left.
+        They hold the values once the mark is done.
         """
 
     @abstractmethod
     def settle(self) -> None:
-        """Block until what training has been asked for so far is done."""
+        """Block until all that training has queued is done."""
 
     @abstractmethod
     def finite(self, values: Vectors) -> bool:
-        """Whether all that `assign` would take are numbers. Waits for no training."""
+        """Whether all values for `assign` are finite. Does not wait for training."""
 
     @abstractmethod
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """Some of the values that `assign` would take, in memory that it can use."""
+        """A selection of the values for `assign`, in memory that it can use."""
 
     @abstractmethod
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
-        """vector[places] = values, before what training does next."""
+        """vector[places] = values, before whatever training queues next."""
 
     @abstractmethod
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
-        """vector[places] += values - own, before what training does next."""
+        """vector[places] += values - own, before whatever training queues next."""
 
     @abstractmethod
     def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
-        """vector[places] *= 1 - weight, += weight * values, before what training does next.
+        """vector[places] = (1 - weight) * vector[places] + weight * values.
 
-        Computed in float32 at least, rounded once.
+        Before whatever training queues next. Computed in float32 at least, and rounded once.
         """
 
 
@@ -155,13 +160,13 @@ DONE = _Done()
 
 
 class HostCopies(DeviceCopies):
-    """Vectors in host memory: everything is done on return."""
+    """Copies for vectors in host memory. Everything is done on return."""
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
         return Staging(dtypes, reuse=True, pin=False)
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
-        """Memory is shared."""
+        """Return the indices; memory is shared."""
         return Places(indices, torch.from_numpy(indices))
 
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
@@ -176,7 +181,7 @@ class HostCopies(DeviceCopies):
         return self.keep(vectors, places), DONE
 
     def settle(self) -> None:
-        """It always is."""
+        """Nothing to wait for."""
 
     def finite(self, values: Vectors) -> bool:
         return all(isfinite(vector.sum()) for vector in values)
@@ -202,10 +207,11 @@ class HostCopies(DeviceCopies):
 
 
 class CudaCopies(HostCopies):
-    """Vectors on a GPU: the same operations, in a stream beside the training stream.
+    """Copies for vectors on a GPU, in streams beside the training stream.
 
-    The training stream waits for gathers and scatters to be over, never for values that go to the
-    host or indices that come from it: those have a stream of their own.
+    Gathers and scatters run in one stream, and the training stream waits for them. Values that go
+    to the host, and indices that come from it, use another stream, and training never waits for
+    those.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -215,7 +221,7 @@ class CudaCopies(HostCopies):
         self._checks = torch.cuda.Stream(device)
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
-        """Pinned; torch's allocator hands it out again when the copy is over."""
+        """Pinned memory; torch's allocator reuses it when its copies are over."""
         return Staging(dtypes, reuse=False, pin=True)
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
@@ -256,7 +262,7 @@ class CudaCopies(HostCopies):
             return super().finite(values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """Pinned, too, for copies from other memory make the host wait."""
+        """The selection in pinned memory: copies from other memory make the host wait."""
         if values[0].is_cuda:
             with torch.cuda.stream(self._stream):
                 indices = torch.from_numpy(kept).to(self._device)
@@ -293,7 +299,7 @@ class CudaCopies(HostCopies):
 
     @contextmanager
     def _beside_training(self, places: Places) -> Iterator[None]:
-        """What is queued inside follows what training has queued, and training follows it."""
+        """Queue what is inside after training's queue, and let training follow it."""
         training = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(training)
         if places.ready is not None:
@@ -315,5 +321,5 @@ class _Event:
 
 
 def copies_for(device: torch.device) -> DeviceCopies:
-    """How values are copied to and from vectors on `device`."""
+    """The object that copies values to and from vectors on `device`."""
     return CudaCopies(device) if device.type == "cuda" else HostCopies()

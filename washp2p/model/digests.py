@@ -1,6 +1,6 @@
-"""Digests of a member's tensors: what is equal on two members need not be sent.
+"""Digests of a member's tensors. Tensors that are equal on two members need not be sent.
 
-By name, each tensor's BLAKE2b-128 and whether all of its values are finite; 17 bytes a tensor.
+A digest is the tensor's BLAKE2b-128 and whether all of its values are finite: 17 bytes.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ROW_BYTES = DIGEST_BYTES + 1
 
 
 def digests_of(state: State) -> bytes:
-    """A row for each tensor of `state` (one-dimensional, contiguous, on the CPU), in its order."""
+    """A digest for each tensor of `state`, in its order. Tensors are contiguous CPU vectors."""
     return b"".join(digest(vector) + bytes([all_finite(vector)]) for vector in state.values())
 
 
 def digest(vector: torch.Tensor) -> bytes:
-    """That of one tensor."""
+    """The digest of one tensor."""
     return hashlib.blake2b(as_bytes(vector), digest_size=DIGEST_BYTES).digest()
 
 
 def all_finite(vector: torch.Tensor) -> bool:
-    """Whether every value is a number."""
+    """Whether every value is finite."""
     if not (vector.is_floating_point() or vector.is_complex()):
         return True
     wide = vector.float() if vector.element_size() == 1 else vector
@@ -40,7 +40,7 @@ def all_finite(vector: torch.Tensor) -> bool:
 
 
 def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
-    """Of which tensors the digests in `rows`, one for each member, are not all the same."""
+    """The indices of tensors whose digests differ. `rows` has the digests of one member each."""
     every = [_split(row) for row in rows]
     return [
         name
@@ -50,7 +50,7 @@ def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
 
 
 def not_finite_alone(names: Iterable[str], rows: Mapping[int, bytes]) -> dict[int, str]:
-    """Members with a tensor that is not finite, though on some other member it is: which one."""
+    """Members with a tensor that is not finite though another member's is: the tensor's index."""
     found: dict[int, str] = {}
     every = {member: _split(row) for member, row in rows.items()}
     for place, name in enumerate(names):

@@ -1,9 +1,9 @@
-"""The flat memory: one vector with a place for every trainable parameter.
+"""Flat memory: one vector with a place for every trainable parameter.
 
-A round is then one gather and one scatter, whatever the number of parameters. A parameter in the
-vector has a storage of its own there, which begins and ends where it does, so that whoever saves,
-copies or shares it sees an ordinary tensor. Parameters whose memory other processes share stay
-where they are: they are copied in and out, and so cost O(model) a round.
+A round is then one gather and one scatter, whatever the number of parameters. Each parameter has a
+storage of its own within the vector, of exactly its size, so that whoever saves, copies or shares
+it sees an ordinary tensor. Parameters in memory shared with other processes stay where they are:
+they are copied in and out, which costs O(model) a round.
 
 No plans, no sockets, no optimizer.
 """
@@ -29,7 +29,7 @@ _pointer, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class FlatParameters:
-    """`parameters` in one vector, where `entries` say. Values and `Parameter` objects stay.
+    """`parameters` in one vector, at the offsets of `entries`. Values and objects stay the same.
 
     Raises UsageError for parameters that share their memory with each other.
     """
@@ -41,7 +41,9 @@ class FlatParameters:
         size: int,
         owners: Sequence[tuple[Owner, str]],
     ) -> None:
-        """`owners` says where the model has each of them, as `parameters.owners`."""
+        """`owners` has the module's dict and name of each parameter, as from
+        `parameters.owners`.
+        """
         first = parameters[0]
         self._owners = owners
         self._owned = [where[name] for where, name in owners]
@@ -66,13 +68,13 @@ class FlatParameters:
 
     @property
     def copies(self) -> bool:
-        """Whether some parameters live outside the vector."""
+        """Whether some parameters live outside of the vector."""
         return bool(self._apart)
 
     def look(self) -> None:
-        """Have the vector hold what the parameters hold now, wherever they are.
+        """Make the vector hold what the parameters hold now.
 
-        One that was given other memory (`p.data = ...`) is taken in again with its new values.
+        A parameter that was given other memory (`p.data = ...`) moves back in with its new values.
         Raises UsageError if it has another shape, dtype or device, or is another object.
         """
         try:
@@ -92,7 +94,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def wrote(self, numbers: Iterable[int]) -> None:
-        """The vector has new values for these parameters: those outside of it get them."""
+        """The vector has new values for these parameters: copy them to those that live outside."""
         for number in self._apart.intersection(numbers):
             self._parameters[number].detach().copy_(view_of(self.vector, self._entries[number]))
 
@@ -132,7 +134,9 @@ class FlatParameters:
         self._note()
 
     def _is_at_home(self, number: int) -> bool:
-        """Whether a parameter is where it belongs. Raises UsageError if it is of another kind."""
+        """Whether a parameter lies at its place. Raises UsageError if its shape or dtype
+        changed.
+        """
         parameter, entry, vector = self._parameters[number], self._entries[number], self.vector
         kind = (tuple(parameter.shape), parameter.dtype, parameter.device)
         if kind != (entry.shape, vector.dtype, vector.device):
@@ -162,7 +166,7 @@ class FlatParameters:
                 )
 
     def _note(self) -> None:
-        """Remember where everything is."""
+        """Remember where each parameter lies."""
         owned: Any = self._owned
         self._pointers = list(map(_pointer, owned))
         self._stride = list(map(_strides, owned))
@@ -174,18 +178,18 @@ class FlatParameters:
 
 
 def own_storage(vector: torch.Tensor, entry: Entry) -> torch.Tensor:
-    """The part of `vector` that `entry` says, memory shared, in a storage of exactly its size."""
+    """The part of `vector` for `entry`, as a tensor whose storage is exactly that part."""
     part = from_dlpack(vector[entry.offset : entry.offset + entry.size])
     return part.as_strided(entry.shape, entry.stride)
 
 
 def view_of(vector: torch.Tensor, entry: Entry) -> torch.Tensor:
-    """The part of `vector` that `entry` says, as a view in the parameter's shape."""
+    """The part of `vector` for `entry`, as a view in the parameter's shape."""
     return vector.as_strided(entry.shape, entry.stride, vector.storage_offset() + entry.offset)
 
 
 def _is_shared(parameter: torch.Tensor) -> bool:
-    """Whether other processes may see this memory; on CUDA torch says so of all."""
+    """Whether other processes may see this memory. For CUDA torch says so of all memory."""
     return parameter.device.type == "cpu" and parameter.is_shared()
 
 
@@ -199,7 +203,7 @@ def refuse_overlaps(
 ) -> None:
     """Raise UsageError for two Parameters in the same memory, or one and another tensor.
 
-    A round would part them. `others` may overlap each other.
+    A round would separate them. `others` may overlap each other.
     """
     spans = [(*_span(t), name, True) for name, t in parameters if t.numel()]
     spans += [
@@ -220,6 +224,6 @@ def refuse_overlaps(
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first byte's address, and that of the byte after the last."""
+    """The address of the first byte, and of the byte after the last."""
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
-    """The elementwise mean of `tensors` (one shape, one dtype), in the order given.
+    """The elementwise mean of `tensors` (one shape, one dtype), added in the order given.
 
-    Accumulated in float64, a new tensor in the dtype of the first. Integer and boolean tensors
-    (counters, masks) take the maximum instead; complex ones are averaged part by part. `weights`,
-    if given, are each one's share, 1 in all.
+    Accumulated in float64; a new tensor in the dtype of the first. Integer and boolean tensors,
+    such as counters and masks, take the maximum instead. Complex tensors are averaged part by part.
+    `weights` are each tensor's share and add up to 1.
 
     >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
     tensor([2., 4.])
@@ -48,10 +48,10 @@ def mean_of_finite(
 ) -> tuple[list[torch.Tensor], dict[MemberId, int]]:
     """The mean of each scalar over the contributions in which it is finite, in the order given.
 
-    A contribution is a member and its values: `count` scalars, a vector of each of the `dtypes`, on
-    any device; it is done with before the next one is asked for. Accumulated in float64 on
-    `device`, where new vectors are returned; NaN where nobody's is finite. Also returns of whom how
-    many scalars were not.
+    A contribution is a member and its values: for each of the `dtypes` a vector of `count` scalars,
+    on any device. The next contribution is asked for when one has been used. Accumulated in float64
+    on `device`, where new vectors are returned; a scalar that is finite in none is NaN. Also
+    returns how many scalars of each member were not finite.
     """
     totals = [torch.zeros(count, dtype=torch.float64, device=device) for _ in dtypes]
     number: torch.Tensor | int = 0
@@ -74,9 +74,9 @@ def mean_of_finite(
 def average_state(
     states: Sequence[dict[str, torch.Tensor]], weights: Sequence[float] | None = None
 ) -> dict[str, torch.Tensor]:
-    """The `mean` of `states`, state dicts with the same keys, tensor by tensor, in the order given.
+    """The `mean` of `states`, state dicts with the same keys, tensor by tensor.
 
-    By equal shares, or `weights`, 1 in all.
+    `weights` are each one's share and add up to 1; equal shares if not given.
 
     >>> import torch
     >>> states = [{"w": torch.tensor([1.0, 2.0]), "steps": torch.tensor(k)} for k in (3, 5)]

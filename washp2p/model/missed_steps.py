@@ -1,8 +1,9 @@
-"""Steps without rounds: whether the model trains on while no round follows.
+"""Detects a model that trains while no round follows.
 
-A round follows a step of the optimizer that joined. A new optimizer, SAM's two steps, a step of
-one's own: the hook never fires. Three signs tell: other optimizers of the process step the same
-parameters; the parameters' version counters; and, on a CPU, a few of their values.
+A round follows a step of the optimizer that joined. With a new optimizer, SAM's two steps, or a
+step written by hand, its hook does not fire. Three signs show that: other optimizers of the process
+step the same parameters; the parameters' version counters change; and, on a CPU, a few of their
+values change.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ CURE = (
 
 
 class MissedSteps:
-    """Of one member, whose `parameters` and `optimizer` these are; `tell(topic, text)` is loud."""
+    """Watches `parameters` and `optimizer` of one member; `tell(topic, text)` warns people."""
 
     def __init__(
         self,
@@ -61,13 +62,13 @@ class MissedSteps:
         self._thread.start()
 
     def stepped(self) -> None:
-        """A round has followed a step."""
+        """Note that a round has followed a step."""
         self._rounds += 1
         self._in_a_row = self._beside = 0
         self._versions = self._look()
 
     def check(self) -> None:
-        """Say if the model has trained on since the last round; before an average.
+        """Warn if the model has trained since the last round. To be called before an average.
 
         Raises UsageError if it has trained and no round has followed at all.
         """
@@ -80,7 +81,7 @@ class MissedSteps:
             self._say(f"the model has changed {grown} times since its last round; {CURE}")
 
     def close(self) -> None:
-        """Look no more. Harmless when called twice."""
+        """Stop watching. Harmless when called twice."""
         self._stopped.set()
         self._hook.remove()
 
@@ -88,7 +89,7 @@ class MissedSteps:
         return [parameter._version for parameter in self._few]
 
     def _another_stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Some optimizer of this process has stepped."""
+        """An optimizer of this process has stepped."""
         if optimizer is self._optimizer:
             return
         kind = self._others.get(optimizer)
@@ -118,7 +119,7 @@ class MissedSteps:
             self._tell(TOPIC, text)
 
     def _keep_looking(self) -> None:
-        """Once a second: on a thread of its own, since nothing is called if nothing is hooked."""
+        """Look once a second, on a thread of its own: without a hook nothing else is called."""
         rounds, last, strikes = self._rounds, self._signs(), 0
         live: set[int] = set()
         while not self._stopped.wait(SECONDS):
@@ -134,7 +135,7 @@ class MissedSteps:
             rounds, last = self._rounds, signs
 
     def _signs(self) -> list[tuple[int, float]]:
-        """What changes when a parameter does: the counter and, on a CPU, its first value."""
+        """What changes with a parameter: its version counter and, on a CPU, its first value."""
         return [
             (p._version, float(p.detach().reshape(-1)[0]) if p.numel() and p.is_cpu else 0.0)
             for p in self._few

@@ -1,4 +1,4 @@
-"""Optimizer state that travels with the parameters, in flat vectors like theirs.
+"""Optimizer state that is exchanged with the parameters, in flat vectors like theirs.
 
 An optimizer makes its state when it first steps; from then on each state tensor lies in its slot's
 vector. `load_state_dict` and the like give it other memory, which is noticed and undone.
@@ -22,11 +22,11 @@ KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The state that WASH+Opt shuffles along with the parameters: all tensors shaped like them.
+    """The names of the state that WASH+Opt shuffles: all tensors shaped like their parameter.
 
-    SGD: `momentum_buffer` (none without momentum); Adam and AdamW: `exp_avg`, `exp_avg_sq`, and
-    `max_exp_avg_sq` under AMSGrad; of others, what one of their kind has after a step. Raises
-    UsageError if that cannot be found out.
+    SGD: `momentum_buffer` (none without momentum). Adam and AdamW: `exp_avg`, `exp_avg_sq`, and
+    `max_exp_avg_sq` under AMSGrad. For other optimizers, a small one of the same kind takes a step
+    to find out. Raises UsageError if that fails.
     """
     names: dict[str, None] = {}
     like: Any = type(optimizer)
@@ -52,7 +52,7 @@ def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 class OptimizerSlots:
     """The `slots` of `optimizer`'s state, each a flat vector in the parameters' order.
 
-    `parameters` and `entries` belong together; a vector is as long and of the dtype of `like`.
+    `parameters` and `entries` belong together. Vectors are as long as `like`, of its dtype.
     """
 
     def __init__(
@@ -77,22 +77,22 @@ class OptimizerSlots:
         self._pointers: list[int] = []
 
     def __bool__(self) -> bool:
-        """Whether any state travels."""
+        """Whether any state is exchanged."""
         return bool(self._slots)
 
     @property
     def incomplete(self) -> bool:
-        """Whether some state that is to lie in the vectors does not exist yet."""
+        """Whether some state does not exist yet."""
         return bool(self._missing)
 
     def look(self) -> None:
-        """Have all state that exists lie in the vectors, its values kept. Once a round."""
+        """Move all existing state into the vectors, values kept. Once a round."""
         if self._slots:
             self._check()
             self._adopt()
 
     def forget(self) -> None:
-        """The optimizer's state was replaced: the vectors are zeros until it is adopted."""
+        """The optimizer's state was replaced: clear the vectors, then move the new state in."""
         if self._slots:
             self._missing = set(self._stateful)
             for vector in self.vectors:
@@ -100,9 +100,9 @@ class OptimizerSlots:
             self._adopt()
 
     def create(self, numbers: Iterable[int]) -> None:
-        """Create the state of these parameters, if it does not exist and its kind is known.
+        """Create the state of these parameters, if it does not exist and the optimizer is known.
 
-        Others make it themselves, at their first step.
+        Other optimizers create it themselves, at their first step.
         """
         before = len(self._missing)
         for number in self._missing.intersection(numbers):
@@ -111,7 +111,7 @@ class OptimizerSlots:
             self._watch()
 
     def release(self) -> None:
-        """Leave the optimizer's state as its own: nothing shares memory any more."""
+        """Give the optimizer's state memory of its own again."""
         for slot in self._slots:
             for parameter in self._parameters:
                 state = self._optimizer.state.get(parameter, {})
@@ -120,7 +120,7 @@ class OptimizerSlots:
                     state[slot.name] = torch.empty_like(own).copy_(own)
 
     def _check(self) -> None:
-        """Notice state that was given other memory, as optimizer.load_state_dict does."""
+        """Notice state that was given other memory, as by optimizer.load_state_dict."""
         try:
             if (
                 list(map(id, self._optimizer.state.values())) == self._states
@@ -138,7 +138,7 @@ class OptimizerSlots:
         self._watch()
 
     def _watch(self) -> None:
-        """Remember where the state is that lies in the vectors."""
+        """Remember where the state in the vectors lies."""
         self._states = list(map(id, self._optimizer.state.values()))
         self._watched = [
             (self._optimizer.state[self._parameters[number]], slot.name)

@@ -1,7 +1,7 @@
-"""The optimizer of a member: what it really is, its state as plain values and tensors, and back.
+"""A member's optimizer: unwrapping it, and saving and restoring its state.
 
 State is taken and given by the optimizer's own `state_dict` and `load_state_dict`, whatever is in
-it. Whether that works is tried when the model joins, on a small twin.
+it. Whether that works is tried on a small twin when the model joins.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ Plain = Any
 
 
 def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
-    """The optimizer whose steps change the parameters: inside Accelerate's wrapper, or itself.
+    """The optimizer whose steps change the parameters: the one inside Accelerate's wrapper, or
+    itself.
 
-    Raises UsageError for anything else, with what to pass.
+    Raises UsageError for anything else, and says what to pass.
     """
     inner = optimizer
     while type(inner).__name__ == "AcceleratedOptimizer" and hasattr(inner, "optimizer"):
@@ -66,7 +67,7 @@ def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
 
 
 def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
-    """The GradScaler itself: inside timm's NativeScaler, or as it is. Raises UsageError."""
+    """The GradScaler itself, or the one inside timm's NativeScaler. Raises UsageError."""
     inner = getattr(scaler, "_scaler", None) if type(scaler).__name__ == "NativeScaler" else scaler
     if inner is None or isinstance(inner, torch.amp.GradScaler):
         return inner
@@ -77,9 +78,9 @@ def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
 
 
 def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
-    """`value` as plain values alone; its tensors are added to `tensors`.
+    """`value` as plain values only; its tensors are appended to `tensors`.
 
-    Raises TypeError for what is neither: it could not be given back.
+    Raises TypeError for anything else, which could not be restored.
     """
     if isinstance(value, torch.Tensor):
         if type(value) not in {torch.Tensor, torch.nn.Parameter}:
@@ -99,7 +100,7 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
 
 
 def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
-    """Inverse of `take_apart`; `tensors` are by their numbers."""
+    """Inverse of `take_apart`; `tensors` are by number."""
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[str(value[_TENSOR])]
@@ -116,8 +117,8 @@ def state_of(
 ) -> tuple[list[torch.Tensor], Plain]:
     """The optimizer's state: its tensors as they are, and the rest as plain values.
 
-    That of `parameters` is by their number in there, so that groups may be in any order. Raises
-    TypeError if some of it is neither tensor nor plain.
+    State of `parameters` is named by their number there, so parameter groups may be in any order.
+    Raises TypeError if some state is neither tensor nor plain value.
     """
     tensors: list[torch.Tensor] = []
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
@@ -142,10 +143,10 @@ def give_state(
     tensors: dict[str, torch.Tensor],
     plain: Plain,
 ) -> None:
-    """Make the optimizer's state what `state_of` said of an equal one.
+    """Set the optimizer's state to what `state_of` returned for an equal one.
 
-    State shaped like its parameter gets the parameter's memory format. Raises one of NATURAL if
-    it does not fit.
+    State shaped like its parameter gets the parameter's memory format. Raises one of NATURAL if it
+    does not fit.
     """
     given = put_together(plain, tensors)
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
@@ -171,7 +172,7 @@ def give_state(
 
 
 def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
-    """Why the state of such an optimizer cannot be kept and given back; empty if it can.
+    """Why the state of such an optimizer cannot be saved and restored; "" if it can.
 
     Tried on a twin with parameters of its own, which takes a step: state, bytes, state again.
     """
@@ -196,9 +197,9 @@ def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
 
 
 def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of state that equals its parameter after a step: copies, as of master weights.
+    """Names of state that equals its parameter after a step, as master weights do.
 
-    torch.optim's own write no parameter from such state.
+    torch.optim's own optimizers write no parameter from such state.
     """
     if type(optimizer).__module__.startswith("torch.optim"):
         return []
@@ -219,7 +220,9 @@ def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
 def _twin(
     optimizer: torch.optim.Optimizer, steps: int = 1
 ) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
-    """One of the same kind and options, with small parameters of its own, after `steps`."""
+    """An optimizer of the same kind and options, with small parameters of its own, after
+    `steps`.
+    """
     group = optimizer.param_groups[0]
     first = group["params"][0]
     probes = [
@@ -244,7 +247,7 @@ def _twin(
 
 
 def _is_kept(value: Any) -> bool:
-    """Whether an option of a parameter group can be written: others stay as the loop set them."""
+    """Whether an option of a parameter group can be saved; others stay as the loop set them."""
     try:
         take_apart(value, [])
     except TypeError:
@@ -263,7 +266,7 @@ class LearningRate:
         """That of the last step, as a share of the highest; 1 without any."""
 
     def sample(self) -> None:
-        """Look at the learning rate of now."""
+        """Read the present learning rate. Once a step."""
         group = self._optimizer.param_groups[0]
         now, first = (float(group.get(name) or 0.0) for name in ("lr", "initial_lr"))
         self.highest = max(self.highest, now, first)

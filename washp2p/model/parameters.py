@@ -1,6 +1,6 @@
-"""The parameters of a model that members shuffle: which, in what order; and which cannot be.
+"""Which parameters of a model are shuffled, in what order, and which models cannot take part.
 
-Looks at a model and its optimizer, changes neither.
+Reads a model and its optimizer, and changes neither.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def plain_model(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
-    """The module itself, if `model` is one that is compiled or replicated; parameters shared.
+    """The module inside a compiled or replicated `model`, or `model` itself.
 
-    And what its names begin with in the state dict of `model`.
+    Also returns the prefix of its names in the state dict of `model`.
     """
     prefix = ""
     while True:
@@ -69,7 +69,7 @@ def refuse_what_cannot_be_shuffled(
 def owners(
     model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
 ) -> list[tuple[dict[str, torch.nn.Parameter | None], str]]:
-    """Where the model has each of `parameters`: the dict of a module, and the name in there."""
+    """The module's dict and the name under which each of `parameters` lies in the model."""
     wanted = {id(parameter) for parameter in parameters}
     return [
         (module._parameters, name)
@@ -82,11 +82,12 @@ def owners(
 def in_flat_order(
     model: torch.nn.Module, last: str = ""
 ) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
-    """Trainable parameters in flat order, each once, where each one lies, and their dtype.
+    """Trainable parameters in flat order, each once, with their entries and dtype.
 
     A layer is a module that owns trainable parameters, those of its parametrizations included, in
-    the order of registration; what owns the parameters of the module, or the parameter, named
-    `last` is the last layer. Raises UsageError if there are none, or they are not alike.
+    the order of registration. The owner of the parameters of the module, or the parameter, named
+    `last` is the last layer. Raises UsageError if there are none, or their dtypes or devices
+    differ.
     """
     parameters: list[torch.nn.Parameter] = []
     entries: list[Entry] = []
@@ -146,7 +147,7 @@ def _with_last(
     entries: Sequence[Entry],
     last: str,
 ) -> list[Entry]:
-    """The entries, with what owns the parameters named `last` as the last layer."""
+    """The entries, with the owner of the parameters named `last` as the last layer."""
     meant = {
         id(parameter)
         for name, parameter in model.named_parameters(remove_duplicate=False)

@@ -1,8 +1,8 @@
 """A snapshot: one member's whole state after one of its steps, as bytes.
 
-Parameters and buffers, the optimizer's state, the round and how many steps it took. What a
-newcomer begins with, and what a checkpoint keeps: safetensors, so nothing in it can be code. It
-says whose it is, and of which run and round; a checksum tells whether a byte of it has changed.
+It has parameters and buffers, the optimizer's state, the round and the number of steps. Newcomers
+begin with it, and checkpoints contain it. The format is safetensors, so nothing in it can be code.
+It names its member, run and round, and has a checksum.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CHECKSUM_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Whose it is, where its member was (own steps, last round), and what else was put in.
+    """The member, its steps and last round, and what else was put in.
 
-    That is plain values (JSON's) and tensors, on any device, which come back on the CPU.
+    That is plain values (JSON's) and tensors on any device; read back, they are on the CPU.
     """
 
     run: bytes
@@ -54,7 +54,9 @@ class Opened:
     """Digests of tensors that are left out: whoever has others must get them elsewhere."""
 
     def lacks(self, store: Store) -> list[str]:
-        """Which of the tensors that are left out `store`'s member has otherwise, or not at all."""
+        """Which of the tensors that were left out differ from those of `store`'s member, or are
+        missing.
+        """
         if not self.frozen:
             return []
         own = store.values()
@@ -64,7 +66,7 @@ class Opened:
 
 
 def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
-    """The state of `store`'s member now; with digests in place of its `frozen` parameters if not.
+    """The present state of `store`'s member; without `frozen`, digests replace frozen parameters.
 
     Raises TypeError if some of it cannot be written to a file.
     """
@@ -91,7 +93,7 @@ def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
 
 
 def open_snapshot(data: bytes) -> Opened:
-    """What a snapshot holds. Raises ProtocolError if it is none, or damaged."""
+    """Read a snapshot. Raises ProtocolError if it is none, or damaged."""
     whole, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if _checksum(whole) != checksum:
         raise ProtocolError(
@@ -114,7 +116,7 @@ def open_snapshot(data: bytes) -> Opened:
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:
-    """Make `store`'s member what a snapshot of an equal one says; `more` are tensors it lacks.
+    """Set the state of `store`'s member to a snapshot of an equal one. `more` has tensors it lacks.
 
     Raises ProtocolError if it does not fit.
     """

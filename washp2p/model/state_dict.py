@@ -1,7 +1,8 @@
-"""The state dict of a model, filled with other values: by its own names, whatever it makes of them.
+"""Fills a model's state dict with other values, under the names that the model uses.
 
-Usually an entry is one of the model's tensors. Some modules add what is no tensor (extra state), or
-make a state dict of their own: then the model itself is asked, with the values in it.
+Usually an entry is one of the model's tensors. Some modules add other objects (extra state), or
+make a state dict of their own. Then the values are put into the model, and the model makes its
+state dict.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class StateDict:
-    """Of `model`, whose names in the given model begin with `prefix`; `tensors` by plain name."""
+    """The state dict of `model`, whose names begin with `prefix`; `tensors` are by plain name."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class StateDict:
         tensors: dict[str, torch.Tensor],
         now: Callable[[str], torch.Tensor],
     ) -> None:
-        """`now` gives the tensor that the model has under a plain name now."""
+        """`now` returns the tensor that the model has under a plain name now."""
         self._model = model
         self._prefix = prefix
         self._tensors = tensors
@@ -36,7 +37,7 @@ class StateDict:
         self._names = self._look()
 
     def check(self) -> None:
-        """Raise UsageError if two modules had one tensor when joining and have two now."""
+        """Raise UsageError if two modules shared a tensor when joining and do so no longer."""
         if self._names is None:
             return
         own = self._model.state_dict(keep_vars=True)
@@ -50,7 +51,7 @@ class StateDict:
                 )
 
     def _look(self) -> dict[str, str] | None:
-        """Plain names by the state dict's; None if it is none of the usual kind."""
+        """The plain name of each key; None if the model makes a state dict of its own."""
         plain = {id(tensor): name for name, tensor in self._tensors.items()}
         try:
             own = self._model.state_dict(keep_vars=True)
@@ -62,9 +63,9 @@ class StateDict:
     def filled(
         self, values: Mapping[str, torch.Tensor], *, trainable_only: bool = False
     ) -> dict[str, Any]:
-        """It, with `values` by plain name instead of the model's own: fresh contiguous CPU tensors.
+        """The state dict with `values`, by plain name: fresh contiguous CPU tensors.
 
-        With `trainable_only` nothing but these.
+        With `trainable_only`, only these values.
         """
         if self._names is None and not trainable_only:
             return self._asked(values)
@@ -84,7 +85,7 @@ class StateDict:
         return state
 
     def tensors_in(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The tensors of such a `state`, by plain name. Raises UsageError if it is another's."""
+        """The tensors of `state`, by plain name. Raises UsageError if it is of another model."""
         found = {}
         if not isinstance(state, dict) and not hasattr(state, "items"):
             raise UsageError(
@@ -113,7 +114,7 @@ class StateDict:
 
     @torch.no_grad()
     def _asked(self, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """What the model itself says with `values` in it; they are taken out again."""
+        """The state dict that the model makes with `values` in it. Its own values are put back."""
         before = {name: self._now(name).detach().clone() for name in values}
         try:
             for name, value in values.items():
@@ -141,9 +142,9 @@ def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def refuse_added_tensors(
     model: torch.nn.Module, expected: Collection[int], names: Collection[str]
 ) -> None:
-    """Raise UsageError for a tensor of the model that is neither `expected` nor has such a name.
+    """Raise UsageError for a tensor that was added to the model.
 
-    `expected` are the ids of tensors, `names` those of buffers.
+    `expected` has the ids of known tensors, `names` the names of known buffers.
     """
     for name, tensor in named_tensors(model):
         if id(tensor) not in expected and name not in names:
@@ -155,7 +156,7 @@ def refuse_added_tensors(
 
 
 def _copy(value: Any) -> Any:
-    """A copy that shares nothing."""
+    """A copy that shares no memory."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     return copy.deepcopy(value)

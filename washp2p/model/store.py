@@ -1,9 +1,9 @@
-"""The store: the only place that touches a member's model and optimizer.
+"""The store: the only code that changes a member's model and optimizer.
 
-When it is made, every trainable parameter moves into one flat vector, in the layout's order, so
-that a round is one gather and one scatter whatever the number of parameters. Values, dtypes,
-strides and the identity of the `Parameter` objects stay as they were. Optimizer state follows when
-it first exists. `release` undoes all of it. No sockets, no plans.
+When it is made, every trainable parameter moves into one flat vector in the layout's order, so that
+a round is one gather and one scatter, whatever the number of parameters. Values, dtypes, strides
+and the identity of the `Parameter` objects stay the same. Optimizer state moves in when it first
+exists. `release` undoes all of it. No sockets, no plans.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ State = dict[str, torch.Tensor]
 class Store:
     """Flat access to a model's trainable parameters, its optimizer state and its buffers.
 
-    `slots` names the optimizer state to exchange besides the parameters; `copies` is how values
-    come and go (default: what the parameters' device calls for). `last` names the module whose
-    layer is the last one, `buffers` sets rules by hand: as in `join`.
+    `slots` names the optimizer state that is exchanged. `copies` copies values (default: by the
+    device of the parameters). `last` and `buffers` are as in `join`.
     """
 
     def __init__(
@@ -100,27 +99,27 @@ class Store:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self._memory.vector.device
 
     @property
     def dtypes(self) -> list[torch.dtype]:
-        """Those of the slots."""
+        """The dtypes of the slots."""
         return [vector.dtype for vector in self._vectors]
 
     @property
     def vector(self) -> torch.Tensor:
-        """All parameters, flat; not to be changed."""
+        """All parameters, flat; do not change it."""
         return self._memory.vector
 
     @property
     def parameters(self) -> Sequence[torch.nn.Parameter]:
-        """The trainable ones, in the layout's order; not to be changed."""
+        """The trainable parameters, in the layout's order; do not change the list."""
         return self._parameters
 
     @property
     def unknown_buffers(self) -> list[str]:
-        """Names of buffers that a mean is taken of for want of a better rule."""
+        """Names of buffers that are averaged because no better rule is known."""
         return [kept.buffer.name for kept in self._kept if not kept.known]
 
     def staging(self) -> Staging:
@@ -128,10 +127,10 @@ class Store:
         return self.copies.staging(self.dtypes)
 
     def look(self) -> None:
-        """See what training has done: what has other memory now is taken in again.
+        """Notice what training has done to the model's memory, and move it back into the vectors.
 
-        Once a round, before anything is read or written. Raises UsageError if the model's
-        parameters are no longer the ones that were attached.
+        Once a round, before values are read or written. Raises UsageError if the model's parameters
+        are no longer the ones that joined.
         """
         self._memory.look()
         if _count(self._optimizer) != self._optimized:
@@ -142,15 +141,15 @@ class Store:
         self._optimizer_slots.look()
 
     def gather(self, places: Places, out: Vectors) -> Mark:
-        """Copy the values of slot k at `places` into `out[k]`, which holds them from the mark on.
+        """Copy the values of slot k at `places` into `out[k]`, complete once the mark is done.
 
         `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
-        reads as zeros. After `look`.
+        reads as zeros. Call `look` before.
         """
         return self.copies.gather(self._vectors, places, out)
 
     def pick(self, places: Places) -> tuple[Vectors, Mark]:
-        """As `gather`, into new vectors where the model is."""
+        """Like `gather`, into new vectors on the model's device."""
         return self.copies.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
@@ -158,17 +157,17 @@ class Store:
         return self.copies.keep(self._vectors, places)
 
     def scatter(self, places: Places, values: Vectors) -> None:
-        """Assign `values[k]` to slot k at `places`; state that did not exist is created."""
+        """Assign `values[k]` to slot k at `places`. State that does not exist is created."""
         self.copies.assign(self._vectors, places, values)
         self._wrote(places)
 
     def add(self, places: Places, values: Vectors, own: Vectors) -> None:
-        """Add `values[k] - own[k]` to slot k at `places`; state that did not exist is created."""
+        """Add `values[k] - own[k]` to slot k at `places`. State that does not exist is created."""
         self.copies.add(self._vectors, places, values, own)
         self._wrote(places)
 
     def pull(self, places: Places, values: Vectors, weight: float) -> None:
-        """Move slot k at `places` towards `values[k]`: all the way if `weight` is 1."""
+        """Move slot k at `places` towards `values[k]`; `weight` 1 replaces the values."""
         if weight == 1:
             self.copies.assign(self._vectors, places, values)
         else:
@@ -176,20 +175,20 @@ class Store:
         self._wrote(places)
 
     def keep_track(self) -> None:
-        """From now on note what is written, for `take_written`."""
+        """From now on remember what is written, for `take_written`."""
         self._written = []
 
     def take_written(self) -> npt.NDArray[np.int64]:
-        """All indices that were written since last time, each once, in order."""
+        """All indices written since the last call, each once, in order."""
         assert self._written is not None
         written, self._written = self._written, []
         return np.unique(np.concatenate(written)) if written else np.empty(0, dtype=np.int64)
 
     def values(self, *, frozen: bool = True) -> State:
-        """The member's model: by name, one-dimensional contiguous CPU tensors.
+        """The model's values by name: one-dimensional contiguous CPU tensors.
 
-        Parameters in memory order, views into the flat vector (copies where it is not on the CPU),
-        then buffers and, unless not `frozen` ones, frozen parameters.
+        Parameters come first, in memory order, as views of the flat vector (copies if it is not on
+        the CPU). Buffers follow, and frozen parameters if `frozen`.
         """
         flat = self._memory.vector.detach().cpu()
         state = {e.name: flat[e.offset : e.offset + e.size] for e in self.layout.entries}
@@ -207,15 +206,15 @@ class Store:
 
     @property
     def largest_snapshot(self) -> int:
-        """More bytes than any state of such a member has: SLOTS slots, and plain values."""
+        """An upper bound on the bytes of a snapshot of such a member."""
         buffers = sum(kept.tensor.nbytes for kept in self._persistent())
         return (1 + SLOTS) * self._memory.vector.nbytes + buffers + PLAIN_BYTES
 
     @torch.no_grad()
     def load_values(self, state: State) -> None:
-        """Overwrite the model with what `values` of an equal model returned, or a part of it.
+        """Overwrite the model with `values` of an equal model, or a part of them.
 
-        Raises ValueError or KeyError, nothing being overwritten, if it was not equal.
+        Raises ValueError or KeyError, nothing being overwritten, if they do not fit.
         """
         targets = self._targets()
         for name, value in state.items():
@@ -235,7 +234,7 @@ class Store:
                 target.copy_(state[kept.buffer.name].view(target.shape))
 
     def values_of(self, given: Mapping[str, Any]) -> State:
-        """The `values` of a model like this one whose state dict is `given`: new tensors.
+        """The `values` of a model like this one, from its state dict `given`: new tensors.
 
         Names are those of the model as it was given, compiled or not, or of the plain one. Raises
         UsageError if it is no state dict of such a model.
@@ -255,7 +254,7 @@ class Store:
         return {name: state[name] for name in self._targets()}
 
     def is_finite(self) -> bool:
-        """Whether every parameter that trains is a number."""
+        """Whether every trainable parameter is finite."""
         return bool(self._memory.vector.isfinite().all())
 
     def optimizer_state(self) -> tuple[list[torch.Tensor], Plain]:
@@ -263,19 +262,19 @@ class Store:
         return state_of(self._optimizer, self._parameters)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: Plain) -> None:
-        """Make the optimizer's state what `optimizer_state` of an equal member returned.
+        """Restore what `optimizer_state` of an equal member returned.
 
-        Raises one of `optimizers.NATURAL` if it was not equal.
+        Raises one of `optimizers.NATURAL` if it does not fit.
         """
         give_state(self._optimizer, self._parameters, tensors, plain)
         self._optimizer_slots.forget()
 
     def state_dict(self, state: State, *, trainable_only: bool = False) -> dict[str, Any]:
-        """The state dict of the model that `state` describes: fresh contiguous CPU tensors.
+        """The model's state dict with the values in `state`: fresh contiguous CPU tensors.
 
-        Names are those of the model as it was given, compiled or not. What the model's own has
-        besides tensors (extra state) is this member's. With `trainable_only` it has the trainable
-        parameters alone.
+        Names are those of the model as it was given, compiled or not. Entries that are no tensors
+        (extra state) are this member's. With `trainable_only`, it has only the trainable
+        parameters.
         """
         if trainable_only:
             trained = {entry.name for entry in self.layout.entries}
@@ -283,11 +282,14 @@ class Store:
         return self._dict.filled(self._shaped(state), trainable_only=trainable_only)
 
     def recompute_buffers(self, state: State) -> list[str]:
-        """Recompute in `state`, in place, what follows from its parameters; what could not be."""
+        """Recompute buffers in `state` that follow from parameters, in place.
+
+        Returns the names of those that could not be recomputed.
+        """
         return recompute(self._model, self._shaped(state))
 
     def _shaped(self, state: State) -> State:
-        """The tensors of `state`, memory shared, in the model's shapes."""
+        """The tensors of `state` in the model's shapes; memory is shared."""
         entries = {entry.name: entry for entry in self.layout.entries}
         return {
             name: value.as_strided(entries[name].shape, entries[name].stride)
@@ -297,7 +299,7 @@ class Store:
         }
 
     def release(self) -> None:
-        """Leave the model and the optimizer as their own: nothing shares memory any more."""
+        """Give model and optimizer memory of their own again."""
         self._memory.release()
         self._optimizer_slots.release()
 
@@ -305,12 +307,12 @@ class Store:
         return [kept for kept in self._kept if kept.buffer.rule != OWN]
 
     def _targets(self) -> State:
-        """The tensors of which `values` are, by name."""
+        """The tensors that `values` reads, by name."""
         named = dict(zip((e.name for e in self.layout.entries), self._parameters, strict=True))
         return named | {k.buffer.name: self._now(k.buffer.name) for k in self._persistent()}
 
     def _now(self, name: str) -> torch.Tensor:
-        """The buffer of that name as the model has it now. Raises UsageError if it has none."""
+        """The buffer that the model has under a name now. Raises UsageError if there is none."""
         prefix, _, own = name.rpartition(".")
         module = self._model.get_submodule(prefix)
         held: dict[str, torch.Tensor | None] = {**module._parameters, **module._buffers}
@@ -323,10 +325,10 @@ class Store:
         return tensor
 
     def check_model(self) -> None:
-        """Raise UsageError for what the average would get wrong: by name.
+        """Raise UsageError for anything that would make the average wrong, by name.
 
-        A tensor that was added since joining, a buffer that has another shape or dtype, or one that
-        two modules had and have no longer.
+        That is a tensor added since joining, a buffer with another shape or dtype, or a tensor that
+        two modules shared and share no longer.
         """
         self._dict.check()
         expected = {id(tensor) for tensor in self._targets().values()}
@@ -335,7 +337,7 @@ class Store:
             kept.refuse_change(self._now(kept.buffer.name))
 
     def _wrote(self, places: Places) -> None:
-        """Have model and optimizer find what `places` have just been given."""
+        """Let model and optimizer see the values just written at `places`."""
         if self._written is not None:
             self._written.append(places.host)
         if (self._optimizer_slots.incomplete or self._memory.copies) and len(places):

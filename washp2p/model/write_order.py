@@ -1,6 +1,6 @@
-"""Which scalars were written by a newer round than one that is still to come.
+"""Which scalars were written by a newer round than one that is still outstanding.
 
-Kept over the outstanding rounds only: its size is what they touched, never the model's.
+It remembers outstanding rounds only: its size depends on what they touched, not on the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class WriteOrder:
         return len(self._indices)
 
     def note(self, indices: Indices, number: int) -> None:
-        """Round `number` has written the scalars at `indices` (each once, in any order)."""
+        """Note that round `number` has written the scalars at `indices` (each once, in any
+        order).
+        """
         new = np.sort(indices)
         at = np.searchsorted(self._indices, new)
         known = np.zeros(len(new), dtype=bool)
@@ -49,6 +51,6 @@ class WriteOrder:
         return result
 
     def forget(self, number: int) -> None:
-        """No round before `number` is outstanding: writes of `number` and older bind nobody."""
+        """Forget writes of `number` and older: no round before `number` is outstanding."""
         kept = self._rounds > number
         self._indices, self._rounds = self._indices[kept], self._rounds[kept]

@@ -1,4 +1,4 @@
-"""How far the members are apart, from what they exchange anyway. Pure.
+"""An estimate of how far members are apart, from the values they exchange anyway. No I/O.
 
 A scalar that member n receives comes from a uniformly random other member, and layer l's are
 selected with probability p_l. So with s_n what n held and r_n what it received,
@@ -53,16 +53,16 @@ class Consensus:
         held: npt.NDArray[np.floating],
         received: npt.NDArray[np.floating],
     ) -> None:
-        """Some of a round's values, at `indices` of the flat vector: `held`, and `received`."""
+        """Add values at `indices` of the flat vector: those `held` before, and those `received`."""
         weights = self._weights[np.searchsorted(self._ends, indices, side="right")]
         self._sample += float(weights @ np.square(received - held, dtype=np.float64))
 
     def discard(self) -> None:
-        """Some of the round's values will not come: it tells nothing."""
+        """Discard the estimate: some of the round's values will not arrive."""
         self._sample = 0.0
 
     def finish(self, n: int) -> None:
-        """That was all of a round of `n` members: in groups fewer values are received."""
+        """Conclude the estimate after all values of a round of `n` members."""
         groups = -(-n // self._group) if self._group else 1
         sample = self._sample * (n - 1) / (n - groups)
         first = self.distance < 0

@@ -1,7 +1,7 @@
-"""Permutations: for each selected scalar one of its own, uniform, independent of all others.
+"""Permutations: each selected scalar has its own, uniform and independent of all others.
 
-A member needs only two images of each: whom it takes a value from, and whom it gives its own to.
-Integer arithmetic alone, so that all machines agree. Knows neither parameters nor rounds.
+A member needs only two images of each: the member it takes a value from, and the member it gives
+its own to. Integer arithmetic only, so that all machines agree.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def source_and_target(draws: Words, n: int, position: int) -> tuple[Positions, P
 
 @lru_cache(maxsize=64)
 def _table(n: int, position: int) -> npt.NDArray[np.uint8]:
-    """Where all permutations, lexicographic, and their inverses take `position`: shape (2, n!)."""
+    """The images of `position` under all permutations, and under their inverses: shape (2, n!).
+
+    Permutations are in lexicographic order.
+    """
     forward = np.array(list(permutations(range(n))), dtype=np.uint8)
     return np.stack((forward[:, position], np.argmax(forward == position, axis=1).astype(np.uint8)))
 

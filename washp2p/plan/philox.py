@@ -1,7 +1,7 @@
 """Random words: the raw output of Philox4x64-10, keyed by a round's seed.
 
-The only source of randomness in a plan. NumPy promises these words to all its builds, and nothing
-that its `Generator` makes of them.
+The only source of randomness in a plan. NumPy guarantees these words in all its builds; it does not
+guarantee the methods of its `Generator`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = 1 << 14
 
 
 class PhiloxStreams:
-    """The streams of one round after another; one stream at a time.
+    """The random streams of a round. One stream is read at a time.
 
     >>> words = PhiloxStreams()
     >>> words.begin(seed=5, stream=0)
@@ -30,7 +30,7 @@ class PhiloxStreams:
         self._philox = np.random.Philox(key=0)
 
     def begin(self, seed: int, stream: int, substream: int = 0) -> None:
-        """Go on with the stream of key (seed, 0) and counter (0, 0, substream, stream)."""
+        """Begin the stream of key (seed, 0) and counter (0, 0, substream, stream)."""
         self._philox.state = {
             "bit_generator": "Philox",
             "state": {
@@ -49,13 +49,13 @@ class PhiloxStreams:
         return words
 
     def fill(self, out: Words) -> None:
-        """The next words, a block at a time: no large memory but the caller's."""
+        """Fill an array with the next words, block by block, without other large memory."""
         for begin in range(0, len(out), BLOCK):
             part = out[begin : begin + BLOCK]
             part[:] = self.take(len(part))
 
     def fill_halves(self, out: Words) -> None:
-        """The next words in halves of 32 bits, the low half first."""
+        """Fill an array with the next words in halves of 32 bits, the low half first."""
         for begin in range(0, len(out), 2 * BLOCK):
             part = out[begin : begin + 2 * BLOCK]
             words = self.take((len(part) + 1) // 2).astype("<u8", copy=False)

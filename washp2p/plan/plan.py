@@ -1,8 +1,8 @@
 """The plan: from one 64-bit seed to who sends which values to whom (section 3, Algorithm 1).
 
-Pure and deterministic to the bit on every machine: raw words of Philox4x64-10, integer mapping,
-exact tables. No NumPy `Generator` method and no floating-point transcendental may be used here;
-docs/protocol.md states the derivation so that it can be written again from the text alone, and
+Deterministic to the bit on every machine: raw words of Philox4x64-10, integer mapping, exact
+tables. No method of a NumPy `Generator` and no floating-point transcendental may be used here.
+docs/protocol.md states the derivation, so that it can be written again from the text alone.
 `version.DERIVATION` changes whenever a single bit of any plan does.
 """
 
@@ -33,11 +33,12 @@ _WORD = 1 << 64
 
 @dataclass(frozen=True)
 class Route:
-    """One direction of a plan: the values that go to, or come from, each peer.
+    """One direction of a plan: the values that go to each peer, or come from it.
 
-    `indices` (int64) are places in the flat vector, grouped by peer and ascending within each
-    group; `parts` are the groups as (peer's position, begin, end) into `indices`. Peers without a
-    value have no part, nor has the member itself. Where a mean is taken, groups may be the same.
+    `indices` (int64) are positions in the flat vector, grouped by peer and ascending within a
+    group. `parts` has the groups as (peer's position, begin, end) into `indices`. A peer without
+    values has no part, and neither has the member itself. Where a mean is taken, groups may share
+    indices.
     """
 
     indices: Indices
@@ -46,11 +47,11 @@ class Route:
 
 @dataclass(frozen=True)
 class Mean:
-    """That what a member receives are contributions to a mean.
+    """Marks a plan whose received values are contributions to a mean.
 
-    `own`: its own values are one, too. `shared`: it is the mean of all, of this member's shard of
-    the values; in a second leg it goes to whom the contributions came from, and the means of the
-    other shards come from whom the first leg's values went to.
+    With `own`, the member's own values contribute, too. With `shared`, each member takes the mean
+    of its shard; in a second leg that mean goes to the members whose contributions it is of, and
+    the means of other shards come from the members that got this member's first values.
     """
 
     own: bool
@@ -59,10 +60,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one member does in one round: received values take the place of its own, or a `mean`.
+    """What one member does in one round: received values replace its own, or make a `mean`.
 
-    Both ends of every pair derive their own plan, and what one sends is, in the same order, what
-    the other expects. `fingerprint` is 64 bits that all members who exchange in the round share.
+    Both members of a pair derive their own plan: what one sends is what the other expects, in the
+    same order. `fingerprint` is 64 bits that all members of the exchange share.
     """
 
     send: Route
@@ -73,11 +74,11 @@ class Plan:
 
 
 class Deriver:
-    """Derives one member's plans. Holds small tables made once for layout, rates and roster size.
+    """Derives one member's plans, from small tables made once for layout, rates and roster size.
 
     `position` is the member's own among `n`; `rates` are p_l by layer. With `group` > 0 each seed
-    also deals the roster into random groups of at most that many, which permute among themselves.
-    For one thread at a time: scratch memory, proportional to what is selected, is reused.
+    also deals the roster into random groups of at most that many members, which permute among
+    themselves. For one thread at a time: it reuses scratch memory proportional to what is selected.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Deriver:
         )
 
     def derive_mean(self, seed: int) -> Plan:
-        """As `derive`, of the same selection and groups: the group's mean of each scalar."""
+        """The plan of the mean over each group, with the selection and groups of `derive`."""
         group = self._deal(seed) if self._group else self._everyone
         self._words.begin(seed, _DARTS)
         indices = self._selection.select(self._words).copy()
@@ -125,7 +126,7 @@ class Deriver:
         return reduce_and_share(indices, group.positions, group.own, fingerprint)
 
     def _deal(self, seed: int) -> _Group:
-        """The member's group: the roster in the order of one raw word each, cut evenly."""
+        """The member's group: the roster sorted by a raw word for each member, and cut evenly."""
         self._words.begin(seed, _GROUPS)
         order = np.argsort(self._words.take(self._n), kind="stable")
         count = -(-self._n // self._group)
@@ -136,10 +137,10 @@ class Deriver:
 
 
 def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint: int) -> Plan:
-    """The mean over the members at `positions` (in this order) of their values at `indices`.
+    """The plan of a mean over the members at `positions`, in this order, of values at `indices`.
 
-    The member at place `own` among them reduces its shard, the others reduce theirs. So it sends
-    2 (n-1)/n of the values, as in a ring all-reduce.
+    The member at place `own` among them reduces its shard, and the others reduce theirs. So each
+    sends 2 (n-1)/n of the values, as in a ring all-reduce.
     """
     bounds = shard_bounds(len(indices), len(positions))
     begin, end = bounds[own], bounds[own + 1]
@@ -160,12 +161,12 @@ def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint
 
 
 def shard_bounds(count: int, n: int) -> list[int]:
-    """Where each of `n` shards of `count` values begins, and, last, where they end."""
+    """The n + 1 bounds of `n` shards of `count` values."""
     return [count * place // n for place in range(n + 1)]
 
 
 def everything(layout: Layout) -> Indices:
-    """Every scalar's place in the flat vector, ascending."""
+    """The index of every scalar in the flat vector, ascending."""
     places = [np.arange(e.offset, e.offset + e.size, dtype=np.int64) for e in layout.entries]
     return np.concatenate(places)
 
@@ -184,7 +185,7 @@ def pairs(seed: int, n: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Who permutes among themselves: their positions in the roster, in the order dealt.
+    """Members that permute among themselves: their positions in the roster, in the order dealt.
 
     `own` is the member's place in `positions`; `number` tells the round's groups apart.
     """
@@ -197,7 +198,7 @@ class _Group:
 def _route(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """Group `indices` by peer, the member's own left out."""
+    """The route that groups `indices` by peer, without the member's own."""
     if len(group.positions) <= LARGEST_TABLE:
         return _route_among_few(indices, peers, group, scratch)
     size = len(group.positions)
@@ -215,9 +216,9 @@ def _route(
 def _route_among_few(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """The same: a pass a peer costs less than to sort.
+    """The same for few peers: one pass for each costs less than sorting.
 
-    Block by block, because large memory that is new costs more than the work on it.
+    It works block by block, because allocating large memory costs more than the work on it.
     """
     others = [peer for peer in range(len(group.positions)) if peer != group.own]
     pieces: list[list[Indices]] = [[] for _ in others]

@@ -33,7 +33,7 @@ _FEW = 512  # darts a stretch, below which one division of arrays beats many by 
 
 
 class Selection:
-    """Small tables made once for a layout and its rates p_l by layer; scratch memory is reused."""
+    """Selects scalars. Small tables are made once for a layout and its rates p_l by layer."""
 
     def __init__(self, layout: Layout, rates: Sequence[Fraction]) -> None:
         self._stretches, mean = _stretches(layout, rates)
@@ -46,9 +46,9 @@ class Selection:
         self._scratch = tuple(np.empty(0, dtype=np.uint64) for _ in range(2))
 
     def select(self, words: PhiloxStreams) -> Indices:
-        """The places of the flat vector that `words` select, ascending: scratch memory.
+        """The indices of the flat vector that `words` select, ascending.
 
-        It holds until the next `select`.
+        They are scratch memory, overwritten by the next `select`.
         """
         word = words.take(1)[0]
         count = self._fewest + int(np.searchsorted(self._thresholds, word, side="right"))
@@ -75,7 +75,7 @@ class Selection:
         return hits[:size]
 
     def _place_at_once(self, darts: Words, cuts: npt.NDArray[np.intp], out: Words) -> int:
-        """Which scalars sorted darts hit: for few darts on many stretches."""
+        """The scalars that sorted darts hit, for few darts on many stretches."""
         counts = np.diff(cuts, prepend=0)
         hit = darts[: cuts[-1] if len(cuts) else 0]
         hits = out[: len(hit)]
@@ -85,7 +85,7 @@ class Selection:
         return len(hits)
 
     def _place_by_stretch(self, darts: Words, cuts: list[int], out: Words) -> int:
-        """The same, stretch by stretch, those with p_l = 1 filled: for many darts."""
+        """The same, stretch by stretch, for many darts. Stretches with p_l = 1 are filled."""
         begin = at = 0
         for stretch, end in zip(self._stretches, cuts, strict=True):
             size = stretch.size if stretch.certain else end - begin
@@ -103,7 +103,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A parameter's place on the line of darts: each of its `size` scalars owns `width` words."""
+    """A parameter's interval on the line of darts: each scalar owns `width` words of it."""
 
     offset: np.uint64
     size: int
@@ -114,7 +114,7 @@ class _Stretch:
 
 
 def _stretches(layout: Layout, rates: Sequence[Fraction]) -> tuple[list[_Stretch], Decimal]:
-    """Places on the line for all parameters that can be selected, and the mean count of darts."""
+    """The intervals of all parameters that can be selected, and the mean number of darts."""
     entries = [e for e in layout.entries if e.size and rates[e.layer]]
     with localcontext(prec=50):
         hazard = {

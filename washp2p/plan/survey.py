@@ -1,8 +1,8 @@
-"""Surveys: how far members are apart, measured now and then (WASH, figures 2 and 4). Pure.
+"""Surveys: how far members are apart, measured now and then (WASH, figures 2 and 4). No I/O.
 
-At a fixed random sample of scalars, or at all of them, each member compares what all hold in its
-shard; what the members find adds up to the population's mean squared distance from its mean, by
-quarter of the parameters in their flat order. A member sends (N-1)/N of the sample for it.
+At a fixed random sample of scalars, or at all of them, each member compares the values of all
+members in its shard. The members' results add up to the population's mean squared distance from its
+mean, by quarter of the parameters in flat order. A member sends (N-1)/N of the sample for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STREAM = 4
 
 
 class Survey:
-    """What one member, at `position` among `n`, does in it; of all scalars if `exact`.
+    """The part in a survey of the member at `position` among `n`; of all scalars if `exact`.
 
     The sample is drawn from the run's `seed`, and is the same in all of its surveys.
     """
@@ -48,9 +48,9 @@ class Survey:
         )
 
     def squares(self, held: Sequence[npt.NDArray[np.floating]]) -> list[float]:
-        """By quarter, this shard's part of 1/N sum_n |theta_n - mean|^2.
+        """The part of this shard in 1/N sum_n |theta_n - mean|^2, by quarter.
 
-        `held` is what each member has in the shard.
+        `held` has each member's values in the shard.
         """
         total = np.zeros(len(self._quarters))
         for values in held:
@@ -64,7 +64,7 @@ class Survey:
 
 
 def sample(values: int, seed: int) -> Indices:
-    """Which of so many scalars are looked at, in order: as many of each quarter."""
+    """The indices of the scalars that are compared, in order: equally many of each quarter."""
     words = PhiloxStreams()
     words.begin(seed, _STREAM)
     ends = np.cumsum(_sizes(values)).tolist()

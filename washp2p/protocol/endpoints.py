@@ -1,4 +1,4 @@
-"""Addresses as they are written: what they say, and what is allowed in plain text. No I/O."""
+"""The syntax of addresses, and which may be used in plain text. No I/O."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_reachable(endpoint: str) -> None:
 
 
 def check_near(address: str) -> None:
-    """Raise UsageError unless `address` can be a member's for those at its place."""
+    """Raise UsageError unless `address` can be a member's address for peers on its machine."""
     if _NEAR.fullmatch(address) is None:
         raise UsageError(
             f"{address!r:.100} is not a member's address; expected ipc://@washp2p-... or "
@@ -55,7 +55,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def require_loopback(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
-    """Refuse plain text that leaves the machine, unless `insecure` says it may.
+    """Refuse plain text that leaves the machine, unless `insecure` allows it.
 
     Raises UsageError.
     """

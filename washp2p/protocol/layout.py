@@ -1,11 +1,11 @@
-"""The layout: the flat order of all trainable parameters, the slots beside them, and the buffers.
+"""The layout: the flat order of all trainable parameters, the slots, and the buffers.
 
-A description without tensors: `store.py` makes a layout from a model, a member sends it when it
-attaches, the coordinator compares. Two members whose layouts differ never exchange a value, nor
-average a buffer.
+A description without tensors. `model/store.py` makes it from a model, a member sends it when it
+attaches, and the coordinator compares. Members with different layouts never exchange a value, and
+never average a buffer.
 
-Every parameter begins at a multiple of 64 bytes of its slot, so that a view into the flat vector
-is aligned just as a tensor of its own would be (kernels, and so results, may depend on it). The
+Every parameter begins at a multiple of 64 bytes of its slot. So a view into the flat vector is
+aligned as a tensor of its own would be; kernels, and so results, may depend on alignment. The
 padding belongs to no parameter and is never selected.
 """
 
@@ -72,9 +72,9 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """A buffer, or a frozen parameter: never shuffled, averaged at the end by its `rule`.
+    """A buffer or a frozen parameter. It is never shuffled; the average treats it by its `rule`.
 
-    One that is not `persistent` is not in the state dict: it stays each member's own.
+    If it is not `persistent`, it is not in the state dict, and each member keeps its own.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Buffer:
     rule: str
 
     def __str__(self) -> str:
-        """How messages to people describe it."""
+        """The buffer's description in messages to people."""
         kept = "" if self.persistent else ", not persistent"
         return f"buffer {self.name}{list(self.shape)} ({self.dtype}, rule {self.rule}{kept})"
 
@@ -105,7 +105,7 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """What all slots take in bytes, padding included."""
+        """The size of all slots in bytes, padding included."""
         return self.size * self.scalar_bytes
 
     @cached_property
@@ -120,7 +120,7 @@ class Layout:
 
     @cached_property
     def scalar_bytes(self) -> int:
-        """What one selected scalar costs, over all slots, in bytes."""
+        """The bytes of one selected scalar, over all slots."""
         return sum(slot.item_bytes for slot in self.slots)
 
     def to_wire(self) -> LayoutWire:
@@ -177,7 +177,7 @@ class Layout:
         return layout
 
     def difference(self, other: Layout) -> str:
-        """The first thing in which it and the `other` differ, in words; empty if nothing does."""
+        """The first difference from `other`, in words; "" if there is none."""
         if self.slots != other.slots:
             here, there = (
                 ", ".join(f"{s.name} {s.dtype}" for s in layout.slots) for layout in (self, other)

@@ -1,7 +1,7 @@
-"""The ledger: every byte a member puts on its data plane, by peer, kind and wire.
+"""The ledger: every byte that a member sends on its data plane, by peer, kind and wire.
 
-Transports count here and nowhere else; reports, assertions and tests read it. Payload is values,
-header is this project's own framing around them; what ZeroMQ and TCP add is not in it.
+Only transports count here. Reports and tests read it. Payload is values, header is this project's
+framing around them; what ZeroMQ and TCP add is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIRES = ("tcp", "ipc", "gloo", "nccl", "memory")
 
 
 class Kind(StrEnum):
-    """What a message is for."""
+    """The purpose of a message."""
 
     EXCHANGE = "exchange"
     REPAIR = "repair"
@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
 
 class Loss(StrEnum):
-    """Why values never come, or come in vain."""
+    """Why values never arrived, or were useless when they did."""
 
     GONE = "sender dropped"
     LINK = "link broken"
@@ -42,7 +42,7 @@ class Loss(StrEnum):
 
 
 class Link(NamedTuple):
-    """To whom, what for, and by what: the scheme of the transport's address."""
+    """A receiver, a purpose, and the scheme of the transport's address."""
 
     peer: MemberId
     kind: Kind
@@ -51,7 +51,7 @@ class Link(NamedTuple):
 
 @dataclass
 class Count:
-    """Bytes and messages sent over one link; `expected` payload is the plan's."""
+    """Bytes and messages sent over one link. `expected` is the payload that plans foresaw."""
 
     payload: int = 0
     header: int = 0
@@ -72,7 +72,9 @@ class Ledger:
         self.counts: defaultdict[Link, Count] = defaultdict(Count)
 
     def sent(self, link: Link, header: int, payload: int, *, expected: int = 0) -> None:
-        """Count one message over `link`: `header` + `payload` bytes, by the plan `expected`."""
+        """Count one message over `link`: `header` + `payload` bytes; its plan foresaw
+        `expected`.
+        """
         count = self.counts[link]
         count.header += header
         count.payload += payload
@@ -80,14 +82,14 @@ class Ledger:
         count.expected += expected
 
     def total(self, kind: Kind) -> Count:
-        """The sum over peers of what was sent for one `kind` of purpose."""
+        """The sum of all messages of one `kind`, over all peers."""
         counts = [count for link, count in self.counts.items() if link.kind is kind]
         return Count(
             *(sum(getattr(c, field) for c in counts) for field in Count.__dataclass_fields__)
         )
 
     def load(self, rows: list[dict[str, Any]]) -> None:
-        """Go on from the `rows` that `to_wire` returned. Raises KeyError, TypeError, ValueError."""
+        """Continue from the `rows` of `to_wire`. Raises KeyError, TypeError, ValueError."""
         for row in rows:
             count = dict(row)
             link = Link(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
@@ -102,7 +104,7 @@ class Ledger:
             self.counts[link] = Count(**count)
 
     def to_wire(self) -> list[dict[str, Any]]:
-        """One row a link, plain values, ordered."""
+        """One row of plain values for each link, ordered."""
         return [
             {"peer": link.peer, "kind": link.kind.value, "wire": link.wire, **vars(count)}
             for link, count in sorted(self.counts.items())

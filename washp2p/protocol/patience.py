@@ -1,6 +1,6 @@
-"""How long to wait for whom: every time of the fault model, derived from `--patience` alone.
+"""How long each part waits for another. All times follow from `--patience`.
 
-Used by both planes. docs/reliability.md has the same table for people.
+Both planes use it. docs/reliability.md has the same table for people.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ FAREWELL_MS = 1000
 
 @dataclass(frozen=True)
 class Patience:
-    """Times in seconds; `seconds` is what `--patience` says."""
+    """Times in seconds; `seconds` is the value of `--patience`."""
 
     seconds: float = 5.0
 
     @property
     def ping(self) -> float:
-        """Between two looks whether a link still holds."""
+        """The time between two checks of a connection."""
         return self.seconds / 10
 
     @property
     def dead(self) -> float:
-        """A link silent for so long is closed, and a worker behind it dropped."""
+        """A connection silent for this long is closed, and the worker behind it is dropped."""
         return self.seconds / 2
 
     @property
     def mute(self) -> float:
-        """So long a member waits for a peer to which its link is broken, once."""
+        """How long a member waits, once, for a peer whose connection is broken."""
         return self.seconds
 
     @property
     def back(self) -> float:
-        """So long a coordinator that has come back waits for each of its members."""
+        """How long a coordinator that is back waits for each of its members."""
         return 2 * self.seconds
 
     @property
     def stalled(self) -> float:
-        """So long a member waits for a peer that lives and is slow before it reports it."""
+        """How long a member waits for a peer that is alive and slow before it reports it."""
         return 12 * self.seconds
 
     @property
     def asleep(self) -> float:
-        """A process that heard nothing for so long has been dropped: it was stopped, or cut off."""
+        """A process that heard nothing for this long has been dropped.
+
+        It was stopped, or cut off.
+        """
         return 2 * self.seconds
 
     @property
     def away(self) -> float:
-        """So long members wait for a coordinator that is gone before they stop."""
+        """How long members wait for a coordinator that is gone before they stop."""
         return 60 * self.seconds

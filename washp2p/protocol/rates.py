@@ -1,7 +1,7 @@
-"""Selection rates by layer (equation 6), and what they cost in expectation.
+"""Selection rates by layer (equation 6), and the payload expected from them.
 
-Exact rational arithmetic: the plan is derived from these numbers and must not depend on a
-machine's rounding. Pure Python, so that the coordinator can report without NumPy.
+Exact rational arithmetic: plans are derived from these numbers and must not depend on a machine's
+rounding. No NumPy, so that the coordinator can use it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Refusals: what was refused of whom, by reason, and who keeps at it.
+"""Refused messages, by reason, and the peers that keep sending them. No sockets.
 
-A message that cannot be is dropped and counted here, on both planes. A peer has an allowance that
-fills up again with time; one that has used it up is an offender, and is to be cut off. No sockets.
+Both planes drop and count messages that cannot be valid. Each peer has an allowance, which refills
+with time. A peer that has used it up is an offender, and the caller cuts it off.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Reason(StrEnum):
 
 
 class Refusals(Generic[P]):
-    """Peers' allowances: `burst` at first and at most, `rate` more each second.
+    """The allowances of peers: at most `burst`, refilled by `rate` a second.
 
-    `tell` is told of the first message of a peer that is refused for a reason, of TOLD peers.
+    `tell` gets a line for a peer's first message refused for each reason, for at most TOLD peers.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Refusals(Generic[P]):
         self._offenders: dict[P, str] = {}
 
     def refuse(self, peer: P | None, reason: Reason, detail: str, *, cost: float = 1) -> None:
-        """A message of `peer` was dropped; None where nobody can tell whose it was."""
+        """Count a dropped message of `peer`, which is None if its sender is not known."""
         self.refused[reason] += 1
         if (peer, reason) not in self._seen and self._told[reason] < TOLD:
             self._seen.add((peer, reason))
@@ -74,7 +74,7 @@ class Refusals(Generic[P]):
             self.charge(peer, cost, f"messages {reason}, as {detail}")
 
     def charge(self, peer: P, cost: float, what: str) -> None:
-        """Take `cost` from a peer's allowance because of `what`."""
+        """Take `cost` from a peer's allowance; `what` says why."""
         now = self._clock()
         used, since = self._used.get(peer, (0.0, now))
         used = max(0.0, used - self._rate * (now - since)) + cost
@@ -83,14 +83,14 @@ class Refusals(Generic[P]):
             self._offenders.setdefault(peer, what)
 
     def take_offenders(self) -> dict[P, str]:
-        """Who has used up its allowance since the last time, and by what."""
+        """The peers that used up their allowance since the last call, each with the reason."""
         if not self._offenders:
             return {}
         offenders, self._offenders = self._offenders, {}
         return offenders
 
     def forget_idle(self) -> None:
-        """Let go of peers whose allowance is whole again. To be called now and then."""
+        """Forget peers whose allowance is whole again. Call it regularly."""
         now = self._clock()
         self._used = {
             peer: (used, since)

@@ -1,7 +1,7 @@
 """Rounds, their seeds, and the roster of a generation.
 
-Pure values and arithmetic, shared by the coordinator (which must not import NumPy or torch) and
-the members. Rounds count from 1; round t follows each member's own optimizer step t.
+Values and arithmetic that the coordinator and the members share; no NumPy, no torch. Rounds count
+from 1. Round t follows each member's own optimizer step t.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEED_BYTES = 8
 def run_key(seed: int) -> bytes:
     """The 32-byte key from which all round seeds of a run are derived.
 
-    It stays with the coordinator: members get seeds, window by window, never the key.
+    Only the coordinator has it. Members get seeds, window by window.
     """
     return hashlib.blake2b(
         seed.to_bytes(8, "little"), digest_size=32, person=b"washp2p.runkey"
@@ -42,7 +42,7 @@ def round_seed(key: bytes, round_number: int) -> int:
 
 
 def pack_seeds(seeds: list[int]) -> bytes:
-    """Seeds of consecutive rounds as they travel: 8 bytes each, little-endian."""
+    """The seeds of consecutive rounds as bytes: 8 each, little-endian."""
     return b"".join(seed.to_bytes(SEED_BYTES, "little") for seed in seeds)
 
 
@@ -56,10 +56,10 @@ def unpack_seeds(data: bytes) -> list[int]:
 
 @dataclass(frozen=True)
 class Peer:
-    """One member as its peers see it: its id, where its data plane listens, its host's name.
+    """One member as its peers see it: its id, its data plane's address, its host's name.
 
-    `key` is its data plane's public key, empty where links are in plain text. `near` are other
-    addresses for those at the same `place`, the nearest first.
+    `key` is its data plane's public key, empty in plain text. `near` are other addresses for peers
+    at the same `place`, the nearest first.
     """
 
     member: MemberId
@@ -77,11 +77,11 @@ class Peer:
 
     @property
     def row(self) -> tuple[MemberId, str, str, bytes, list[str], str]:
-        """It, as it travels and is kept: its fields in order."""
+        """The fields in order, as they are sent and stored."""
         return self.member, self.endpoint, self.host, self.key, list(self.near), self.place
 
     def shares(self, place: str, device: str) -> bool:
-        """Whether its values are on the very `device` at that `place`; False if it does not say."""
+        """Whether the peer's values are on the same `device` at the same `place`."""
         return bool(device) and place == self.place and device in map(_device_of, self.near)
 
     def ways(self, place: str, device: str) -> list[str]:
@@ -120,7 +120,7 @@ class Roster:
 
     @property
     def rows(self) -> list[Any]:
-        """Its peers as they travel and are kept."""
+        """The peers as they are sent and stored."""
         return [list(peer.row) for peer in self.peers]
 
     @cached_property
@@ -139,7 +139,7 @@ class Roster:
 
 
 class Order(NamedTuple):
-    """What a round's plan is derived from."""
+    """The inputs of a round's plan."""
 
     round: int
     seed: int
@@ -147,7 +147,7 @@ class Order(NamedTuple):
 
 
 def _fits(way: str, device: str) -> bool:
-    """Whether values can go from one device to the other: two GPUs, or the CPU on both sides."""
+    """Whether values can go between two devices: two different GPUs, or CPU and CPU."""
     other = _device_of(way)
     if not way.startswith("torch://") or other == device == "cpu":
         return True
@@ -159,12 +159,12 @@ def _device_of(way: str) -> str:
 
 
 def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:
-    """The roster of a round: the newest that begins no later."""
+    """The roster of a round: the newest one that begins no later."""
     return next(roster for roster in reversed(rosters) if roster.first <= round_number)
 
 
 def by_roster(rosters: Sequence[Roster], rounds: range) -> Iterator[tuple[Roster, range]]:
-    """Those of `rounds` in which each roster holds, as `roster_at` says; none are left out."""
+    """Each roster with those of `rounds` in which it holds, in order."""
     for roster, following in zip_longest(rosters, rosters[1:]):
         stop = rounds.stop if following is None else min(following.first, rounds.stop)
         its = range(max(rounds.start, roster.first), stop)

@@ -81,7 +81,7 @@ class RunState:
                 self._checkpoints.discard(due)
 
     def take(self, message: Message) -> range:  # noqa: PLR0912 - a case a message
-        """Learn what `message` says; the rounds whose checkpoints are to be deleted.
+        """Learn what `message` says. Returns the rounds whose checkpoints are to be deleted.
 
         Raises ProtocolError for seeds of a roster that is not known.
         """
@@ -124,7 +124,7 @@ class RunState:
         self.changes += 1
 
     def _admit(self, visitor: Peer) -> Peer:
-        """A guest or a donor, who is not in the newest roster that is known here."""
+        """Accept the key of a guest or a donor, which is not in the newest roster known here."""
         self._visitors = {**self._visitors, visitor.key: visitor.member}
         self._keys = {**self._keys, visitor.key: visitor.member}
         return visitor

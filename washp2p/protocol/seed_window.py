@@ -1,4 +1,4 @@
-"""The seeds that a member has received and not used yet. Pure; `connection.py` fills it."""
+"""The seeds that a member has received and not used yet. No I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SeedWindow:
-    """Written on the control thread, read and let go of on the training thread."""
+    """Seeds by round. The control thread adds them, the training thread reads and deletes them."""
 
     def __init__(self) -> None:
         self._seeds: dict[int, int] = {}
@@ -30,7 +30,7 @@ class SeedWindow:
         return round_number in self._seeds
 
     def take(self, message: Seeds, rosters: Sequence[Roster]) -> None:
-        """Keep what has come. Raises ProtocolError unless it is of one of `rosters`."""
+        """Keep the seeds of `message`. Raises ProtocolError if its roster is not in `rosters`."""
         roster = next((r for r in reversed(rosters) if r.generation == message.generation), None)
         if (
             roster is None
@@ -47,7 +47,7 @@ class SeedWindow:
         self.until = max(self.until, message.first + len(seeds) - 1)
 
     def reach(self, round_number: int) -> bool:
-        """A round begins: older seeds are let go. Whether it is time to ask for more."""
+        """Note that a round begins, and delete older seeds. Returns whether to ask for more."""
         for number in range(self.reached + 1, round_number + 1):
             self._seeds.pop(number, None)
         self.reached = round_number
@@ -57,6 +57,6 @@ class SeedWindow:
         return True
 
     def order_of(self, round_number: int, rosters: Sequence[Roster]) -> Order | None:
-        """What the round's plan is derived from, or None if its seed has not arrived."""
+        """The inputs of a round's plan; None if its seed has not arrived."""
         seed = self._seeds.get(round_number)
         return None if seed is None else Order(round_number, seed, roster_at(rosters, round_number))

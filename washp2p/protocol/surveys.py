@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 def consensus_line(
     round_number: int, members: int, squares: Sequence[float], *, exact: bool
 ) -> dict[str, Any]:
-    """A line of consensus.jsonl, plain values.
+    """A line of consensus.jsonl, as plain values.
 
-    `squares` are the members' mean squared Euclidean distances from their mean, by quarter of the
-    parameters; `distance` is the root of their sum, `quarters` are those of each; `exact` if not of
-    a sample.
+    `squares` has the members' mean squared Euclidean distance from their mean, for each quarter of
+    the parameters. `distance` is the root of the sum, `quarters` the roots of each. `exact` is
+    False if only a sample of scalars was compared.
     """
     return {
         "round": round_number,

@@ -1,4 +1,4 @@
-"""What workers and coordinator compare before they work together."""
+"""The versions that the coordinator and the workers compare before they work together."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +13,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 
 
 def installed() -> dict[str, str | int]:
-    """Versions that a run depends on, as its config.json keeps them. Imports nothing."""
+    """The versions of installed packages that a run depends on. Imports none of them."""
     found: dict[str, str | int] = {
         "washp2p": VERSION,
         "derivation": DERIVATION,

@@ -1,7 +1,7 @@
-"""Pictures of finished runs, as SVG that can go into a paper. Needs matplotlib (extra `report`).
+"""Figures of finished runs, as SVG for a paper. Needs matplotlib (extra `report`).
 
-Each function draws one figure of one run or several, and returns it as text; None where the runs
-have nothing to show in it. No files, no HTML.
+Each function draws one figure of one or several runs, and returns its text; None if the runs have
+nothing to show in it. No files, no HTML.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ R = TypeVar("R")
 
 
 def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """All of a figure is made in our style, whatever the caller's is."""
+    """Draw in this module's style, whatever the caller's is."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -65,7 +65,7 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @_styled
 def accuracy(runs: Sequence[FinishedRun]) -> str | None:
-    """Held-out accuracy over rounds: of one run every member's, of several the members' mean."""
+    """Held-out accuracy over rounds: of every member of one run, or the mean of each of several."""
     curves = [(run.name, run.curves("held_out")) for run in runs]
     if not any(members for _, members in curves):
         return None
@@ -100,7 +100,7 @@ def distance(runs: Sequence[FinishedRun]) -> str | None:
 
 @_styled
 def volume(runs: Sequence[FinishedRun]) -> str:
-    """Bytes that one worker sent in its exchanges, against the theory and PAPA."""
+    """Bytes that one worker sent in its exchanges, beside the theory's and PAPA's."""
     bars = []
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
@@ -131,7 +131,7 @@ def volume(runs: Sequence[FinishedRun]) -> str:
 
 @_styled
 def matrix(run: FinishedRun) -> str | None:
-    """Who has sent whom how many bytes, for all purposes."""
+    """Bytes sent by each member to each other, for all purposes."""
     sent: dict[tuple[int, int], int] = {}
     for row in run.summary["bytes"]:
         for link in row["links"]:
@@ -166,7 +166,7 @@ def matrix(run: FinishedRun) -> str | None:
 
 @_styled
 def kinds(run: FinishedRun) -> str:
-    """For what each member has sent bytes."""
+    """Bytes sent by each member, by purpose."""
     rows = run.summary["bytes"]
     figure, axes = _figure(height=2.4)
     bottom = [0] * len(rows)
@@ -185,7 +185,7 @@ def kinds(run: FinishedRun) -> str:
 
 @_styled
 def lives(run: FinishedRun) -> str | None:
-    """In which rounds each member was in the roster; None if nobody came or went."""
+    """The rounds in which each member was in the roster; None if the roster never changed."""
     rosters = run.summary.get("rosters", [])
     if len(rosters) < 2:
         return None
@@ -206,7 +206,7 @@ def lives(run: FinishedRun) -> str | None:
 
 @_styled
 def lost(runs: Sequence[FinishedRun]) -> str | None:
-    """Values that never came, or in vain, by reason; None if there are none."""
+    """Lost values, by reason; None if there are none."""
     found = {run.name: losses(run.summary["bytes"]) for run in runs}
     reasons = sorted({reason for counts in found.values() for reason in counts})
     if not reasons:
@@ -227,7 +227,7 @@ def lost(runs: Sequence[FinishedRun]) -> str | None:
 
 
 def _figure(width: float = 6.5, height: float = 3.0) -> tuple[Figure, Axes]:
-    """Inches."""
+    """A figure of this size, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -252,7 +252,7 @@ def _defined(points: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 
 def _mean_curve(members: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """The mean at each round at which any reported, over those that had begun and not ended."""
+    """The mean at each reported round, over the curves that had begun and not ended by then."""
     rounds = sorted({at for points in members for at, _ in points})
     found = []
     for number in rounds:

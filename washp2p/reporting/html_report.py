@@ -1,6 +1,6 @@
-"""`washp2p report --html`: one file that says all of a run, or compares several.
+"""`washp2p report --html`: one HTML file that reports a run, or compares several.
 
-It needs nothing from elsewhere: pictures and style are in it. Needs the extra `report`.
+Pictures and style are inside. Needs the extra `report`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Table:
-    """Columns from the one numbered `names` on are figures."""
+    """A table; columns from `names` on hold numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -61,7 +61,7 @@ class _Section:
 
 
 def page(runs: Sequence[FinishedRun]) -> str:
-    """The HTML of one run or several. Raises UsageError if the extra is not installed."""
+    """The HTML for one or several runs. Raises UsageError if the extra is not installed."""
     try:
         from jinja2 import Environment, StrictUndefined
 
@@ -176,7 +176,7 @@ DISTANCE = "Distance of members from their mean, all shuffled layers"
 
 
 def results(runs: Sequence[FinishedRun]) -> _Table:
-    """The papers' columns, a row a run."""
+    """The papers' columns, one row for each run."""
     rows = []
     for run in runs:
         accuracy = run.summary["accuracy"]
@@ -197,7 +197,7 @@ def results(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def volumes(runs: Sequence[FinishedRun]) -> _Table:
-    """What one worker's exchanges took, against plan, theory and PAPA; a row a run."""
+    """One worker's bytes, beside plan, theory and PAPA; one row for each run."""
     rows = []
     for run in runs:
         keys = ("payload", "expected_payload", "theory", "papa", "papa_all_reduce")
@@ -278,7 +278,7 @@ def _differing(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def _environment(runs: Sequence[FinishedRun]) -> _Table:
-    """Who ran on what, as the runs began; members that are alike in one row."""
+    """The members' hosts and versions at the start; equal members share a row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
         told = [("coordinator", "", run.versions)]

@@ -1,7 +1,7 @@
-"""Pages to be looked at, over HTTP: threads of their own, few at a time, none for long.
+"""A small HTTP server for status pages and metrics: few threads, short requests, GET only.
 
-What is served is somebody else's matter (`coordinator.web`, `washp2p.metrics`); here is who may ask
-and for how long. Read-only: there is GET and nothing else.
+`coordinator.watch.web` and `washp2p.metrics` say what is served. This module says who may ask, and
+for how long.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ HEADERS = {
 
 
 class Service:
-    """Answers at (host, port), port 0 being any that is free, until closed.
+    """Answers at (host, port) until closed; port 0 takes a free one.
 
-    `answers` has for each path what takes the query and gives content type and body; on a thread of
-    the connection's. It may raise TimeoutError (the answer is: try again) and UsageError (this
-    cannot be had here). Raises UsageError if it cannot listen; `flag` is what chose the address.
+    `answers` has a function for each path: it takes the query and returns content type and body, on
+    a thread of the connection's. It may raise TimeoutError (the client should try again) and
+    UsageError (not available here). Raises UsageError if it cannot listen; `flag` is what chose the
+    address.
     """
 
     def __init__(self, address: tuple[str, int], answers: dict[str, Answer], *, flag: str) -> None:
@@ -58,17 +59,17 @@ class Service:
         self._thread.start()
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def is_ours(host: str) -> bool:
-    """Whether a request for this `Host` may be answered.
+    """Whether to answer a request with this `Host`.
 
-    A web page that somebody opens here could have its own name resolve to this machine, and so look
-    at what is served here. Numbers, names without a dot and this machine's own are no such names.
+    A web page opened here could let its own name resolve to this machine, and so read what is
+    served here. IP addresses, names without a dot and this machine's own name are allowed.
 
     >>> is_ours("127.0.0.1:8080"), is_ours("coordinator:8080"), is_ours("evil.example")
     (True, True, False)
@@ -96,18 +97,18 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Listen; without asking anybody for this host's name, as http.server does."""
+        """Bind without resolving this host's name, as http.server would."""
         super(ThreadingHTTPServer, self).server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Have a thread answer, if there is one to be had."""
+        """Give the request to a thread, if one is free."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """On that thread, and not for long: whoever trickles is hung up on."""
+        """Handle the request on its thread; a client that sends too slowly is disconnected."""
         limit = threading.Timer(ANSWER_SECONDS, _hang_up, (request,))
         limit.daemon = True
         limit.start()
@@ -118,7 +119,7 @@ class _Server(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the midst is nobody's concern."""
+        """Ignore clients that go away in the middle of a request."""
 
 
 def _hang_up(request: socket.socket) -> None:
@@ -132,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer a GET request."""
         if not is_ours(self.headers.get("Host", "localhost")):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"ask for an address or localhost\n")
             return
@@ -151,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK, kind, body)
 
     def log_message(self, *_: object) -> None:
-        """Requests are not told of."""
+        """Log nothing."""
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

@@ -36,5 +36,5 @@ def exposition(families: Iterable[Metric]) -> tuple[str, bytes]:
 
 
 def every(reasons: Iterable[str], counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """(reason, count) for all `reasons`: what never happened is a number, too."""
+    """(reason, count) for each of `reasons`; the count is 0 where `counts` has none."""
     return [(str(reason), counts.get(reason, 0)) for reason in reasons]

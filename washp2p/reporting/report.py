@@ -1,6 +1,6 @@
-"""What a finished run has to say: accuracies, and bytes against plan, theory and PAPA.
+"""The report of a finished run: accuracies, and bytes beside plan, theory and PAPA.
 
-Reads summary.json, returns tables; torch-free, so that the coordinator can print them.
+Reads summary.json and returns tables. No torch, so that the coordinator can print them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def plain(text: str) -> str:
-    """A line that cannot steer a terminal, whoever had a hand in it."""
+    """The line without characters that control a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -103,7 +103,7 @@ def accuracy_table(summary: Summary) -> Table | None:
 
 
 def warning(summary: Summary) -> str:
-    """What to do if the averaged model is no substitute for the ensemble; empty if it is one."""
+    """A remedy if the averaged model is worse than the ensemble; "" if it is not."""
     accuracy = summary["accuracy"]
     if accuracy["averaged"] is None or accuracy["ensemble"] - accuracy["averaged"] <= SHORTFALL:
         return ""
@@ -113,7 +113,7 @@ def warning(summary: Summary) -> str:
 
 
 def notices(summary: Summary) -> list[str]:
-    """What members say that people should know of the run: each line once, with who says it."""
+    """The members' notices for people: each line once, with its members."""
     who: dict[str, list[int]] = {}
     for notice in summary.get("notices", []):
         who.setdefault(notice["text"], []).append(notice["member"])
@@ -121,22 +121,22 @@ def notices(summary: Summary) -> list[str]:
 
 
 def per_worker(summary: Summary, key: str) -> float:
-    """What the accounts of a run have under `key`, of one worker on average."""
+    """The mean over workers of the value under `key` in a run's accounts."""
     values: list[float] = [row[key] for row in summary["bytes"]]
     return mean(values)
 
 
 def sent_for(row: dict[str, Any], kinds: Sequence[Kind]) -> int:
-    """Bytes that a worker, by its `row` in the accounts, has sent for these purposes.
+    """The bytes that a worker sent in messages of these `kinds`, headers included.
 
-    Headers included.
+    `row` is the worker's row in the accounts.
     """
     rows = (link for link in row["links"] if link["kind"] in kinds)
     return sum(link["payload"] + link["header"] for link in rows)
 
 
 def sent(summary: Summary) -> Columns:
-    """Bytes sent by each worker in its exchanges, against plan and theory, and OTHER."""
+    """The table of bytes sent by each worker, beside plan and theory."""
     rows = []
     for row in summary["bytes"]:
         other = sent_for(row, [kind for kind in Kind if kind is not Kind.EXCHANGE])
@@ -149,7 +149,7 @@ def sent(summary: Summary) -> Columns:
 
 
 def comparison(summary: Summary) -> str:
-    """What PAPA would have sent instead, and how the measured payload compares."""
+    """The payload that PAPA would have sent, compared with the measured one."""
     row = summary["bytes"][0]
     sent, theory = per_worker(summary, "payload"), per_worker(summary, "theory")
     text = (
@@ -168,12 +168,12 @@ def comparison(summary: Summary) -> str:
 
 
 def surveyed(summary: Summary) -> float:
-    """Bytes that a worker has sent to measure how far members are apart, headers included."""
+    """The bytes that a worker sent for surveys, headers included."""
     return mean(sent_for(row, [Kind.CONSENSUS]) for row in summary["bytes"])
 
 
 def pace(summary: Summary) -> Columns:
-    """Each worker's pace, and what became of the values it was sent.
+    """The table of each worker's speed, and of the values it received.
 
     `late by` is the bound on lateness it ended with; `lost` are values never applied.
     """
@@ -193,7 +193,7 @@ def pace(summary: Summary) -> Columns:
 
 
 def losses(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Values lost by reason, over the `rows` of all members, most first."""
+    """Lost values by reason, over the `rows` of all members, most first."""
     total: Counter[str] = Counter()
     for row in rows:
         total.update(row.get("lost", {}))
@@ -220,12 +220,12 @@ def links(summary: Summary) -> Columns:
 
 
 def links_table(summary: Summary) -> Table:
-    """The same on a terminal."""
+    """Bytes by worker, peer, kind and wire, as a table on a terminal."""
     return filled("bytes by peer and kind", links(summary))
 
 
 def runs_table(runs: Sequence[FinishedRun]) -> Table:
-    """Several runs side by side: what differs in their settings, accuracies, bytes of a worker."""
+    """Several runs side by side: different settings, accuracies, and the bytes of one worker."""
     table = _table("runs", "", *(escape(plain(run.name)) for run in runs))
     for column in table.columns[1:]:
         column.no_wrap, column.overflow, column.min_width = False, "fold", FIGURES
@@ -253,7 +253,7 @@ def runs_table(runs: Sequence[FinishedRun]) -> Table:
 
 
 def final_tables(summary: Summary) -> Iterator[Table | str]:
-    """What a run ends with."""
+    """All tables that end a run's output."""
     table = accuracy_table(summary)
     if table is not None:
         yield table
@@ -277,7 +277,7 @@ def final_tables(summary: Summary) -> Iterator[Table | str]:
 
 
 def filled(title: str, columns: Columns) -> Table:
-    """Columns as a table on a terminal."""
+    """A terminal table with these columns."""
     header, rows = columns
     table = _table(title, *header)
     for row in rows:

@@ -1,6 +1,6 @@
-"""A running population on a terminal: a table of members, and where the run is.
+"""A running population on a terminal: a table of members, and the run's progress. No torch.
 
-Of the plain values that the coordinator gives to whoever looks (docs/protocol.md); torch-free.
+It shows the values of a view (docs/protocol.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ View = dict[str, Any]
 
 
 def headline(view: View) -> str:
-    """Where the run is, in a line."""
+    """The run's progress, in a line."""
     rounds = f"{view['round']}/{view['rounds']}" if view["rounds"] else str(view["round"])
     parts = [
         f"{view['run']}: {view['state']}",
@@ -39,7 +39,7 @@ def headline(view: View) -> str:
 
 
 def members_table(view: View) -> Table:
-    """Each member: where it is, how fast, what it sends, how well it does."""
+    """Each member's state, speed, bytes sent and accuracy."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "host", "state"):
         table.add_column(column, no_wrap=True, min_width=2)
@@ -64,12 +64,12 @@ def members_table(view: View) -> Table:
 
 
 def events(view: View, last: int) -> list[str]:
-    """The last things that happened, a line each."""
+    """The latest events, a line each."""
     return [plain(event["text"]) for event in view["events"][-last:]] if last else []
 
 
 def render(view: View, last: int = 5) -> RenderableType:
-    """All of it, with the `last` events."""
+    """The headline, the table, and the `last` events."""
     return Group(
         Text(headline(view)),
         members_table(view),

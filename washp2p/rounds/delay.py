@@ -1,6 +1,6 @@
-"""How late a round may be applied: the bound S of section 4, and how `auto` finds it.
+"""The bound S on how late a round may be applied (section 4), and how `auto` finds it.
 
-Pure: what was measured goes in, the bound comes out. No clocks, no sockets.
+Measurements go in, the bound comes out. No clocks, no sockets.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ class Delay(Protocol):
 
     @property
     def bound(self) -> int | None:
-        """S: before its next step a member waits for rounds this many behind; None: for none."""
+        """S: before its next step a member waits for rounds that are S behind; None: it never
+        waits.
+        """
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
-        """Learn what a round was like. To be called once a round.
+        """Learn from a round. To be called once a round.
 
-        Of `elapsed` seconds since the last round, `waited` went by waiting for peers; `useful`
-        says whether whom it waited for was waiting, too. `lateness` is by how many rounds the
-        latest of the values applied were late.
+        `elapsed` are the seconds since the last round, of which `waited` were spent waiting for
+        peers. `useful` says whether those peers were waiting, too. `lateness` is by how many rounds
+        the latest applied values were late.
         """
 
 
@@ -46,10 +48,9 @@ class FixedDelay:
 class AutoDelay:
     """`--max-delay auto`: the smallest S with which the training thread does not wait.
 
-    Waiting for a peer that is waiting itself means that the network holds both up: rounds may be
-    later, at once by 1, then by 2, 4, ... while that goes on. Waiting for one that is not means
-    that it computes more slowly, which no S can change: rounds may as well be less late. Once
-    nobody waits, S becomes the lateness that was seen.
+    If a peer that is waited for waits itself, the network holds both up, and S grows: by 1, then by
+    2, 4, ... while that goes on. If it does not wait, it computes more slowly, which no S can
+    change, and S shrinks. When nobody waits, S becomes the lateness that was seen.
     """
 
     def __init__(self) -> None:

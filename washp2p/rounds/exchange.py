@@ -1,10 +1,10 @@
-"""The exchange: from gather to scatter. The one meeting of a strategy's plan with a transport.
+"""The exchange: from gather to scatter. Here a strategy's plan meets a transport.
 
     plan -> gather -> post -> (frames arrive) -> merge -> scatter
 
-Rounds may be outstanding; what has arrived of them is applied in ascending order. A mean has two
-legs: members reduce, each its shard, then pass on what they made of it. The caller hands in
-arriving frames and does the waiting; nothing here touches a socket's receiving end or a clock.
+Several rounds may be outstanding; what has arrived of them is applied in ascending order. A mean
+has two legs: each member reduces its shard, then sends the result on. The caller passes arriving
+frames in and does the waiting. Nothing here reads a socket or a clock.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ AHEAD = 2
 
 
 class _Messages(NamedTuple):
-    """A leg's messages, complete when `marks` are reached: (peer, bytes planned, parts).
+    """The messages of a leg, complete once `marks` are reached: (peer, planned bytes, parts).
 
-    `header` is that of each, but for the receiver.
+    `header` is that of each message, but for the receiver.
     """
 
     marks: list[Mark]
@@ -67,7 +67,7 @@ class Exchange:
     """The rounds of one member.
 
     `add`, `consensus` and `weight` are as for a Merger, `room` as for Arrivals. A mean is taken
-    when all has come that will come.
+    when everything has arrived that will.
     """
 
     def __init__(
@@ -111,10 +111,11 @@ class Exchange:
         """Round, leg, and by sender what came beside the values, until it is taken."""
 
     def post(self, number: int, staged: Staged, share: int) -> None:
-        """Gather round `number`, and send it as soon as it has left the device.
+        """Gather the values of round `number`, and send them as soon as they have left the device.
 
-        Rounds between the last one and it are skipped. `share` is how much of its time, per mille,
-        this member waits. Does not block, unless the device lags behind by more than AHEAD rounds.
+        Rounds between the last one and this are skipped. `share` is the share of its time, per
+        mille, that this member waits. Does not block, unless the device is more than AHEAD rounds
+        behind.
         """
         plan, roster = staged.plan, staged.roster
         self._store.look()
@@ -130,9 +131,9 @@ class Exchange:
         self._expect(number, roster, plan.fingerprint, FIRST, parts)
 
     def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
-        """Send vectors beside round `number`, after its values, and expect others.
+        """Send vectors beside round `number`, after its values, and expect those of others.
 
-        What comes is in `came_beside`, when nothing more is to come.
+        They appear in `came_beside` once all have arrived that will.
         """
         fingerprint, leg, absent = beside.fingerprint, beside.leg, self.arrivals.absent
         header = self._header(number, roster, fingerprint, leg)
@@ -142,53 +143,51 @@ class Exchange:
         self._expect(number, roster, fingerprint, leg, parts)
 
     def look(self) -> None:
-        """See what training has done since the last round, before anything is applied.
+        """Notice what training has done since the last round. `post` does this, too.
 
-        `post` does it, too. Raises UsageError as `Store.look`.
+        Raises UsageError as `Store.look`.
         """
         self._store.look()
 
     def measure(self) -> None:
-        """Have the next round tell how far the members are apart."""
+        """Estimate in the next round how far members are apart."""
         self._measure = self._consensus is not None and not self.merger.measured
 
     @property
     def distance(self) -> float:
-        """As `Consensus.distance`, negative if there is none."""
+        """`Consensus.distance`; negative if there is no estimate."""
         return -1.0 if self._consensus is None else self._consensus.distance
 
     def flush(self) -> None:
-        """Block until all that was posted has left the device and is sent."""
+        """Block until everything posted has left the device and is sent."""
         while self._unsent:
             self._unsent.popleft().result()
 
     def close(self) -> None:
-        """Send nothing any more. Harmless when called twice."""
+        """Stop sending. Harmless when called twice."""
         if self._sender is not None:
             self._sender.shutdown(cancel_futures=True)
 
     def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
-        """Tell `peers` that this member takes part in no round after `last` before its average
-        `number`.
-        """
+        """Tell `peers` that no round after `last` follows before average `number`."""
         self.flush()
         self._last, self._number = last, number
         for peer in peers:
             self.greet(peer)
 
     def go_on(self) -> None:
-        """That average has been taken by all, and rounds follow again."""
+        """Rounds follow again: all members have taken the average."""
         self._last = None
         self.arrivals.go_on(self._number)
 
     def greet(self, peer: MemberId) -> None:
-        """`peer` is new, or has not been told how far this member goes, if that is known."""
+        """Tell a new `peer` the last round that this member takes part in, if it is known."""
         if self._last is not None:
             end = End(self._run, self._me, peer, self.generation, self._last, self._number)
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
-        """The link to `peer` was broken and holds again: what was lost is not to be waited for."""
+        """The connection to `peer` works again: tell it up to where messages may have been lost."""
         self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
@@ -197,7 +196,7 @@ class Exchange:
     def apply(self) -> list[Applied]:
         """Scatter what has arrived of all rounds, in ascending order.
 
-        `share` is to follow, once what was applied is in the log.
+        Call `share` once the log has what was applied.
         """
         done = []
         waiting = False
@@ -223,7 +222,7 @@ class Exchange:
         return done
 
     def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
-        """The round's values for each peer: on the device for whom they need not leave it."""
+        """The round's values for each peer; on the device for peers that take them there."""
         parts = self._parts(staged, staged.plan.send, number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
         marks: list[Mark] = []
@@ -248,7 +247,7 @@ class Exchange:
         return _Messages(marks, header, messages)
 
     def _hand_over(self, messages: _Messages) -> None:
-        """Send at once, or on a thread of its own if values are still on their way, in order."""
+        """Send at once, or on another thread if values are still being copied; in order."""
         while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
             self._unsent.popleft().result()
         if not self._unsent and all(mark.done() for mark in messages.marks):
@@ -265,7 +264,7 @@ class Exchange:
             self._transport.send(peer, messages.kind, header, parts, expected=planned)
 
     def _take_beside(self, round_: Round) -> list[Applied]:
-        """Keep what has come beside a round, once nothing more is to come."""
+        """Keep what has arrived beside a round, once nothing more will."""
         if round_.missing:
             return []
         came = {sender: self.merger.vector(data) for sender, (_, data) in round_.arrived.items()}
@@ -275,7 +274,7 @@ class Exchange:
         return [applied] if round_.leg == MOMENTS else []
 
     def _take_mean(self, round_: Round) -> list[Applied]:
-        """Pull towards a mean, or those of the other shards: once nothing more is to come of it."""
+        """Pull towards this shard's mean or the other shards', once nothing more will arrive."""
         if round_.missing:
             return []
         staged, own = self._gathered.pop(round_.turn)
@@ -293,13 +292,13 @@ class Exchange:
         return [applied]
 
     def share(self) -> None:
-        """Pass on the means that `apply` has made, now that the log says what they are of."""
+        """Send on the means that `apply` has made. The log has to name their members before."""
         unshared, self._unshared = self._unshared, []
         for pass_on in unshared:
             pass_on()
 
     def _share(self, round_: Round, staged: Staged, reduced: Vectors) -> None:
-        """Send what this member has reduced to those who contributed, and expect theirs."""
+        """Send this member's shard of the mean to its contributors, and expect theirs."""
         number, roster, fingerprint = round_.number, staged.roster, round_.fingerprint
         header = self._header(number, roster, fingerprint, SECOND)
         to = [peer for peer, _, _ in self._parts(staged, staged.plan.receive, number)]
@@ -316,13 +315,13 @@ class Exchange:
         return Frame(run, me, me, generation, number, slots, share, fingerprint, leg)
 
     def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
-        """Those of a route by member, of whoever takes part in the round."""
+        """The parts of a route by member, for members of the round."""
         members, absent = staged.roster.members, self.arrivals.absent
         parts = ((members[position], begin, end) for position, begin, end in route.parts)
         return [part for part in parts if not absent(part[0], number)]
 
     def _send_vectors(self, header: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
-        """Send what has been made where the model is; at once, after what has been posted."""
+        """Send vectors that were made on the device, after everything posted."""
         self._store.copies.settle()
         hosted: dict[int, memoryview] = {}
         parts: list[tuple[MemberId, int, Buffers]] = []
@@ -344,7 +343,7 @@ class Exchange:
         leg: int,
         parts: Iterable[tuple[MemberId, int, int]],
     ) -> None:
-        """A leg is posted: these parts are to come of it."""
+        """Expect these parts of a leg that was posted."""
         spans = {peer: (begin, end) for peer, begin, end in parts}
         self.generation, self.posted, self._leg = roster.generation, number, leg
         self.arrivals.expect(number, roster.generation, fingerprint, spans, leg)

@@ -1,6 +1,6 @@
-"""Named points in a member's life, where a test can hold it and let something happen to it.
+"""Named points in a member's life, where a test can hold the member.
 
-`hold` is nobody's but a test's: in every other process it does nothing.
+Only tests set `hold`. In every other process it does nothing.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ hold: Callable[[str, int], None] = _pass_by
 
 
 def reach(point: str, number: int = 0) -> None:
-    """The member is at `point`, of round `number` where it has one."""
+    """Note that the member is at `point`, in round `number` if it has one."""
     hold(point, number)

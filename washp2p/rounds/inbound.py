@@ -1,9 +1,9 @@
-"""Arrivals: which frames belong to which outstanding round, which are early, and which are lost.
+"""Arrivals: which frames belong to which outstanding round, which are early, which are lost.
 
-Bookkeeping of one member, over all generations: no tensors, no sockets. A value that never comes
-is counted once, here at the receiver. A frame that cannot be is refused: it changes nothing but
-that what was to come in its stead is lost. A round may have several legs, each with frames of its
-own: a *turn* is a round and a leg, and turns are in order.
+Bookkeeping of one member, over all generations: no tensors, no sockets. A value that never arrives
+is counted once, here at the receiver. An invalid frame is refused; the values that it stands for
+count as lost. A round may have several legs with frames of their own. A *turn* is a round and a
+leg, and turns are ordered.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ much is dropped and counts as expired."""
 
 
 class Arrivals:
-    """Matches frames with rounds. `item_bytes` has the size of each slot's values.
+    """Matches frames with rounds. `item_bytes` is the size of each slot's values.
 
-    `room` is what early frames may take, if that is more than HELD_BYTES: what an exchange brings
-    where the next one is not in the very next round.
+    Early frames may take HELD_BYTES, or `room` if that is more: the bytes of an exchange that is
+    not in the very next round.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Arrivals:
 
     @property
     def expired_values(self) -> int:
-        """All that are `lost`."""
+        """The number of all lost values."""
         return self.lost.total()
 
     @property
     def lost_by_reason(self) -> dict[str, int]:
-        """The same, as plain values."""
+        """The number of lost values by reason, as plain values."""
         return {str(why): count for why, count in self.lost.items()}
 
     def __iter__(self) -> Iterator[Round]:
@@ -97,25 +97,25 @@ class Arrivals:
         self._pop_early(lambda turn: turn < self._turn)
 
     def waits_for(self, upto: int) -> set[MemberId]:
-        """From whom something is missing of rounds up to `upto`."""
+        """The members that something is missing from, of rounds up to `upto`."""
         return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
 
     def silence(self, peer: MemberId) -> None:
-        """Wait for nothing from `peer` until a frame of it arrives: the link to it is broken."""
+        """Expect nothing from `peer` until a frame arrives: the connection is broken."""
         self._silent.add(peer)
         self._give_up_on(peer, self._why_silent(peer))
 
     def remove(self, peer: MemberId) -> None:
-        """`peer` is no member any more: nothing more is taken from it."""
+        """Refuse all frames of `peer` from now on: it is no member any more."""
         self._gone.add(peer)
         self.silence(peer)
 
     def is_gone(self, peer: MemberId) -> bool:
-        """Whether `peer` was a member: what it sent before may still arrive."""
+        """Whether `peer` was a member. What it sent before may still arrive."""
         return peer in self._gone
 
     def posted(self, sender: MemberId, last: Turn) -> None:
-        """What has not come of `sender`'s turns up to `last` was lost with a connection."""
+        """Count what has not arrived of `sender`'s turns up to `last` as lost."""
         if sender not in self._gone:
             number, leg = last
             self._lose_before(sender, (number, leg + 1), Loss.LINK)
@@ -128,7 +128,7 @@ class Arrivals:
         spans: dict[MemberId, Span],
         leg: int = FIRST,
     ) -> None:
-        """A leg of round `number` is gathered; rounds between the last one and it are left out."""
+        """Begin a leg of round `number`; rounds between the last one and it are skipped."""
         slots = 1 if leg >= BESIDE else len(self._item_bytes)
         round_ = Round(number, generation, fingerprint, spans, leg, slots)
         turn, (last, _) = round_.turn, self._turn
@@ -151,7 +151,7 @@ class Arrivals:
                 self._lose(round_, sender, self._why_silent(sender))
 
     def accept(self, frame: Frame, payload: Payload) -> None:
-        """Take an arriving frame, unless it cannot be one.
+        """Take an arriving frame, unless it is invalid.
 
         `payload` has every slot's values, one slot after the other; it is kept until applied.
         """
@@ -192,12 +192,14 @@ class Arrivals:
             round_.missing.pop(end.sender, None)
 
     def go_on(self, number: int) -> None:
-        """Average `number` has been taken by all: those who had ended before it take part again."""
+        """All members have taken average `number`; peers that had ended before it take part
+        again.
+        """
         self._averages = number
         self._last = {p: last for p, last in self._last.items() if self._before[p] > number}
 
     def complete(self, upto: int) -> bool:
-        """Whether nothing is to come any more of rounds up to `upto`."""
+        """Whether nothing more will arrive of rounds up to `upto`."""
         for round_ in self._outstanding.values():
             if round_.number > upto:
                 return True
@@ -206,7 +208,7 @@ class Arrivals:
         return True
 
     def give_up(self, before: int) -> None:
-        """Wait no longer for what is missing of rounds before `before`."""
+        """Stop waiting for what is missing of rounds before `before`."""
         for round_ in self._outstanding.values():
             if round_.number >= before:
                 return
@@ -214,7 +216,7 @@ class Arrivals:
                 self._lose(round_, sender, Loss.LATE)
 
     def settle(self, round_: Round) -> None:
-        """What has arrived of `round_`, and what is lost, is dealt with."""
+        """Conclude `round_`: what has arrived is dealt with, the rest is lost."""
         round_.arrived.clear()
         round_.lost.clear()
         if not round_.missing:
@@ -222,7 +224,7 @@ class Arrivals:
 
     @property
     def outstanding(self) -> bool:
-        """Whether there is a round of which something is missing, or not applied."""
+        """Whether there is a round of which something is missing or not applied."""
         return bool(self._outstanding)
 
     @property
@@ -253,7 +255,7 @@ class Arrivals:
     def _unlike(
         self, round_: Round, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
-        """In what a frame is not what its round's plan says."""
+        """How a frame differs from its round's plan."""
         if frame.generation != round_.generation:
             return (
                 Reason.ROUND,
@@ -302,7 +304,7 @@ class Arrivals:
         self._early_bytes += size
 
     def _pop_early(self, which: Callable[[Turn], bool]) -> list[tuple[Frame, Payload]]:
-        """Frames held for some turns, which are held no longer."""
+        """Take the early frames of some turns out of the buffer."""
         popped = [
             one
             for turn in tuple(self._early)
@@ -313,7 +315,7 @@ class Arrivals:
         return popped
 
     def _release(self, before: Turn) -> None:
-        """Early frames of turns that did not come to be are of no use any more."""
+        """Count early frames of turns that this member skipped as lost."""
         for frame, _ in self._pop_early(lambda turn: turn < before):
             if frame.leg < BESIDE:
                 self._refuse(frame, Reason.PLAN, "no values were expected")
@@ -321,19 +323,19 @@ class Arrivals:
             self._dropped = {pair for pair in self._dropped if pair[0] >= before}
 
     def _skip(self, rounds: range) -> None:
-        """Leave out `rounds`: what was sent to this member in them expires."""
+        """Skip `rounds`. What was sent to this member in them is lost."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
         for frame, payload in self._pop_early(lambda turn: turn[0] in rounds):
             self._count(Loss.JUMPED, frame, payload)
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
     def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
-        """What a frame has is lost: what goes beside a round is not missed."""
+        """Count a frame's values as lost. What goes beside a round is not counted."""
         if frame.leg < BESIDE:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
-        """Messages come in order: what `sender` has not sent before this turn never comes."""
+        """Messages arrive in order: what `sender` has not sent before this turn never arrives."""
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)
 

@@ -1,7 +1,7 @@
-"""A member's inbox: where arriving messages go, and waiting for what they bring.
+"""A member's inbox: distributes arriving messages, and waits for them.
 
-All waiting on peers in the data plane is done here, on the training thread; so is following the
-roster: who is gone is waited for no longer, who is new is connected to.
+All waiting for peers on the data plane is here, on the training thread. The inbox follows the
+roster, too: it stops waiting for members that are gone, and connects to new ones.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _log = logging.getLogger("washp2p")
 
 
 class Inbox:
-    """Hands arriving messages to the round they belong to, or to state transfer."""
+    """Passes each arriving message to its round, or to state transfer."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Inbox:
         """Peers that were waited for in vain, the link to them being broken."""
 
     def drain(self) -> None:
-        """Handle what has arrived. Does not block. Raises as `wait_until`."""
+        """Handle all messages that have arrived. Does not block. Raises as `wait_until`."""
         self._follow()
         for _ in range(AT_ONCE):
             if (message := self._transport.receive(0)) is None:
@@ -93,11 +93,11 @@ class Inbox:
     def wait_until(
         self, condition: Callable[[], bool], whom: Callable[[], set[MemberId]] = set
     ) -> None:
-        """Handle what arrives until `condition` holds.
+        """Handle arriving messages until `condition` holds.
 
-        `whom` tells which peers it takes: one to which the link is broken is waited for no longer
-        than patience allows, one that is too slow is reported to the coordinator, again and again.
-        Raises RunStoppedError.
+        `whom` returns the peers that it depends on. A peer whose connection is broken is waited for
+        no longer than patience allows. A peer that is too slow is reported to the coordinator,
+        repeatedly. Raises RunStoppedError.
         """
         self._follow()
         began = asked_anew = time.monotonic()
@@ -120,9 +120,9 @@ class Inbox:
                 self._say_what_is_missing(whom())
 
     def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> bool:
-        """Block until all has come, or `unless` holds; then what has not come is given up.
+        """Block until all downloads are done, or `unless` holds; then the others are given up.
 
-        Whether all has come. Raises as `wait_until`.
+        Returns whether all are done. Raises as `wait_until`.
         """
 
         def here() -> bool:
@@ -141,7 +141,7 @@ class Inbox:
         kind: Kind,
         unless: Callable[[], bool],
     ) -> bool:
-        """Fill tensors with the peer's blobs `<what>:<name>`; as `wait_for`."""
+        """Fill tensors with the peer's blobs `<what>:<name>`, as `wait_for`."""
         downloads = [
             self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
             for name, vector in into.items()
@@ -169,7 +169,7 @@ class Inbox:
                 self._exchange.greet(peer.member)
 
     def _follow(self) -> None:
-        """Take note of what the control plane has brought, and of links that broke."""
+        """Handle roster changes, newcomers, and connections that work again."""
         self._connection.check()
         if self._connection.state.changes != self._changes:
             self._changes = self._connection.state.changes
@@ -213,7 +213,7 @@ class Inbox:
         self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
-        """Deal with peers that have been waited for long; which were reported."""
+        """Deal with peers that were waited for too long. Returns those reported."""
         reported = set()
         for peer in whom:
             broken = self._transport.broken(peer)
@@ -243,7 +243,7 @@ class Inbox:
             )
 
     def _dispatch(self, message: Message) -> None:
-        """Hand a message on, or refuse it: nothing that a peer sends ends its receiver."""
+        """Pass a message on, or refuse it. No message of a peer ends its receiver."""
         me, sender = self._connection.member, message.sender
         try:
             header = headers.decode(message.header)
@@ -289,18 +289,21 @@ class Inbox:
 
     @property
     def _seeds_until(self) -> int:
-        """The last round whose seed is out, as far as is known here."""
+        """The last round whose seed is published, as far as is known here."""
         rosters = self._connection.state.rosters
         return max(self._connection.state.seeds.until, rosters[-1].first - 1 if rosters else 0)
 
     def _knows(self, sender: MemberId) -> bool:
-        """Whether a message can be of this peer, who may be newer than the last look."""
+        """Whether the sender is, or was, a member."""
         if sender not in self._linked:
             self._follow()
         return sender in self._linked or self.arrivals.is_gone(sender)
 
     def _keep(self, message: Message) -> None:
-        """The sender may have learnt of this member first. The oldest go if there are too many."""
+        """Keep a message whose sender may be a member that this one has not heard of yet.
+
+        If there are too many, the oldest are dropped.
+        """
         self._ahead.append(message)
         self._ahead_bytes += message.payload.nbytes
         while len(self._ahead) > AHEAD or (

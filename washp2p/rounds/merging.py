@@ -1,7 +1,7 @@
-"""Merging: from what has arrived of a round to what is written into the store.
+"""Merging: writes what has arrived of a round into the store.
 
-Values take the place of a member's own, or are added by difference, or make a mean that pulls.
-Here is counted what was applied and what was refused; nothing waits, and nothing is sent.
+Values replace a member's own, or are added by difference, or make a mean that pulls. Applied and
+refused values are counted here. Nothing waits, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A plan, of which roster it is, and its indices where the store can use them."""
+    """A plan, its roster, and its indices on the store's device."""
 
     plan: Plan
     roster: Roster
@@ -42,17 +42,17 @@ class Staged:
 
     @property
     def bytes(self) -> int:
-        """What the indices take."""
+        """The bytes of the indices."""
         return self.send.host.nbytes + self.receive.host.nbytes
 
     @property
     def legs(self) -> int:
-        """How many times its members send."""
+        """The number of legs: 2 for a mean, else 1."""
         return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
 
 
 def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | None:
-    """Bring a plan's indices to the device. Made to run ahead of need, on the planner's thread."""
+    """Copy a plan's indices to the device. Runs ahead of need, on the planner's thread."""
     if plan is None:
         return None
     return Staged(
@@ -61,12 +61,11 @@ def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | N
 
 
 class Merger:
-    """Of one member.
+    """Merges the rounds of one member.
 
-    With `add`, late values are applied by the difference to what this member held when it
-    gathered; otherwise they overwrite, except where a newer round has written (section 4). A mean
-    pulls by `weight()`, as `Strategy.weight`. `consensus` sees the values of the rounds that are
-    `measured`.
+    With `add`, late values are applied by the difference to what this member held when it gathered.
+    Otherwise they overwrite, except where a newer round has written (section 4). A mean pulls by
+    `weight()`, as `Strategy.weight`. `consensus` sees the values of rounds that are `measured`.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Merger:
         """Sees what comes while it watches, if there is one."""
 
     def keeps(self, plan: Plan, number: int) -> bool:
-        """Whether what this member holds where it receives is needed when values have come."""
+        """Whether this member's values at the received places are needed later."""
         own = plan.mean is not None and plan.mean.own
         return self._add or own or number == self.measured or self._watches
 
@@ -108,15 +107,15 @@ class Merger:
         return self.likeness is not None and self.likeness.watches
 
     def forget(self, oldest: int) -> None:
-        """Rounds before `oldest` are over."""
+        """Forget rounds before `oldest`."""
         if len(self._newest_writes):
             self._newest_writes.forget(oldest)
 
     def scatter(self, round_: Round, staged: Staged, own: Vectors, *, newer_matter: bool) -> None:
-        """Take over what has arrived of a round: at once if all is here, on the host; or by sender.
+        """Write what has arrived of a round: at once if all is here, on the host; else by sender.
 
-        `own` is what this member held where it receives, if that `keeps` anything.
-        `newer_matter`: an older round is outstanding and must not overwrite what is written now.
+        `own` has this member's values at the received places, if it `keeps` any. `newer_matter`
+        says that an older round is outstanding, which must not overwrite these values.
         """
         arrived = list(round_.arrived.items())
         count = sum(end - begin for _, ((begin, end), _) in arrived)
@@ -146,7 +145,7 @@ class Merger:
     def reduce(
         self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
     ) -> Vectors:
-        """The mean of what members hold at the places received, in the roster's order."""
+        """The mean of members' values at the received places, in the roster's order."""
         count, mean = len(staged.receive), staged.plan.mean
         assert mean is not None
         self.applied_values += count * len(arrived)
@@ -174,7 +173,9 @@ class Merger:
         return reduced
 
     def pull(self, places: Places, means: Vectors) -> int:
-        """Pull towards means; how many are none, of scalars of which nobody's value is finite."""
+        """Pull towards means. Returns how many scalars have none, because no member's value is
+        finite.
+        """
         finite = _finite(means)
         refused = len(places) - int(finite.sum())
         if refused:
@@ -199,7 +200,7 @@ class Merger:
         return values
 
     def follow_measurement(self, round_: Round, n: int) -> None:
-        """What there is of a measured round of `n` members has been taken over."""
+        """A measured round of `n` members has been merged: conclude the estimate."""
         assert self._consensus is not None
         if round_.lost:
             self._consensus.discard()
@@ -246,7 +247,7 @@ class Merger:
         pieces: list[tuple[MemberId, tuple[Span, Payload]]],
         offset: int,
     ) -> None:
-        """Have likeness see the parameters that came."""
+        """Compare received parameters with this member's own, to find identical members."""
         assert self.likeness is not None
         mine, theirs = as_array(own[0]), as_array(values[0])
         for sender, ((begin, end), _) in pieces:
@@ -254,7 +255,7 @@ class Merger:
             self.likeness.observe(sender, places.host[part], mine[part], theirs[part])
 
     def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
-        """Payloads as one vector a slot: of several on the host, or one on the device."""
+        """Payloads as one vector for each slot: several on the host, or one on the device."""
         payload = pieces[0][1] if pieces else None
         if isinstance(payload, torch.Tensor):
             parts = payload.split([count * size for size in self._item_bytes])
@@ -277,7 +278,9 @@ class Merger:
         pieces: list[tuple[MemberId, tuple[Span, Payload]]],
         offset: int,
     ) -> tuple[Places, Vectors, Vectors]:
-        """Leave out scalars of which some slot's value is not finite, and note who sent them."""
+        """Leave out scalars with a value that is not finite in some slot, and note their
+        senders.
+        """
         finite = _finite(values)
         for sender, ((begin, end), _) in pieces:
             if not finite[begin - offset : end - offset].all():
@@ -293,12 +296,12 @@ class Merger:
     def _only(
         self, kept: npt.NDArray[np.intp], places: Places, values: Vectors
     ) -> tuple[Places, Vectors]:
-        """Some of the places, and their values."""
+        """A selection of places and values."""
         copies = self._store.copies
         return copies.upload(places.host[kept]), copies.select(values, kept)
 
 
 def _finite(values: Vectors) -> npt.NDArray[np.bool_]:
-    """Of which scalars the values of all slots are numbers."""
+    """Which scalars are finite in all slots."""
     usable: npt.NDArray[np.bool_] = torch.stack([v.isfinite() for v in values]).all(0).cpu().numpy()
     return usable

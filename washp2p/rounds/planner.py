@@ -1,8 +1,8 @@
-"""Plans ahead of need: derived on a background thread from the seeds that have arrived.
+"""Derives plans ahead of need, on a background thread, from the seeds that have arrived.
 
-NumPy does the work in blocks and gives the GIL up in between; the training thread finds its plan
-ready. Plans are derived several at a time, because waking a thread costs about as much as a small
-plan. Touches no parameter and no socket.
+NumPy works in blocks and releases the GIL between them; the training thread finds its plan ready.
+Several plans are derived at a time, because waking a thread costs about as much as a small plan.
+Touches no parameter and no socket.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ROOM = 2 << 20
 class Planner(Generic[S, P]):
     """Keeps the next rounds' plans ready. All methods belong to the training thread.
 
-    `derive` makes a plan of a seed, on the planner's thread and in the order of rounds; `seed_of`
-    tells a round's seed (and whatever else `derive` needs), or None if it has not arrived;
-    `size_of` tells the bytes that a plan takes.
+    `derive` makes a plan from a seed, on the planner's thread and in the order of rounds. `seed_of`
+    returns a round's seed, and whatever else `derive` needs; None if it has not arrived. `size_of`
+    returns the bytes of a plan.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Planner(Generic[S, P]):
         return plan
 
     def prepare(self, number: int = 1) -> None:
-        """Begin with the plan of round `number`, the first."""
+        """Begin with the plan of round `number`, the first one."""
         self._submit(number, number + 1)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Planner(Generic[S, P]):
         self._thread.shutdown(cancel_futures=True)
 
     def _submit(self, first: int, stop: int) -> None:
-        """Have the plans of rounds from `first` on derived: as many as there are seeds for."""
+        """Derive plans from round `first` on, as far as there are seeds."""
         seeds = []
         for number in range(first, stop):
             seed = self._seed_of(number)

@@ -1,5 +1,7 @@
-"""A member's part in REPAIR after a mean (PAPA, Algorithm 1): members tell each other the moments
-of their features, and each restores in the mean what they have on average, by its own inputs.
+"""A member's part in REPAIR after a mean (PAPA, Algorithm 1).
+
+Members tell each other the moments of their features. Each member then restores the mean moments in
+its model, using its own inputs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
 
 class Repairer:
-    """Of one member. `inputs` gives batches as it trains on them, of the same images for all."""
+    """The part of one member. `inputs` gives training batches, of the same images in all
+    members.
+    """
 
     def __init__(self, model: torch.nn.Module, me: MemberId, inputs: Inputs) -> None:
         self._model = model
@@ -37,7 +41,7 @@ class Repairer:
         self._own = moments(self._model, self._inputs())
 
     def begin(self, roster: Roster, plan: Plan) -> Beside:
-        """Tell them to whoever takes a mean with this member, and expect theirs."""
+        """Send the moments to all members of the mean, and expect theirs."""
         assert plan.mean is not None
         to, of = (
             {roster.members[position] for position, _, _ in route.parts}
@@ -56,9 +60,9 @@ class Repairer:
         )
 
     def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
-        """Give the mean the moments that those whose mean it is had on average.
+        """Give the mean the mean moments of its members.
 
-        Of members that have diverged there are none.
+        Members that have diverged are left out.
         """
         if came:
             counted = {self._me: self._own, **came}

@@ -1,9 +1,9 @@
-"""The timeline of a member: what happens between its steps t and t + 1 (section 4).
+"""The rounds of a member: what happens between its steps t and t + 1 (section 4).
 
     seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
 
-All of it on the training thread, which only gathers, hands over and scatters: ZeroMQ's own thread
-sends and receives, the planner's derives plans, and both need the GIL hardly or not at all.
+All of it runs on the training thread, which only gathers, hands over and scatters. ZeroMQ's own
+thread sends and receives, the planner's thread derives plans, and both hardly need the GIL.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """After what a member's first step comes: nothing, unless it came late or goes on."""
+    """Where a member's rounds begin: at zero, or where it joined or goes on."""
 
     round: int = 0
     steps: int = 0
@@ -49,7 +49,7 @@ class Start:
 
 
 class Timeline:
-    """One member's rounds. `rounds` is the population's last one, 0 if not known."""
+    """One member's rounds. `rounds` is the run's last round, 0 if not known."""
 
     def __init__(
         self,
@@ -98,12 +98,14 @@ class Timeline:
 
     @property
     def goes_on(self) -> bool:
-        """Whether there is to be a round after this one, as far as is known."""
+        """Whether another round follows, as far as is known."""
         return not self._rounds or self.round < self._rounds
 
     @property
     def generations(self) -> list[tuple[int, int, int]]:
-        """Of each generation with this member: how many members, its first round, and its end."""
+        """Of each generation with this member: the number of members, the first round, and the
+        end.
+        """
         rounds = range(self._start.round + 1, self.round + 1)
         me = self._connection.member
         return self._start.generations + [
@@ -114,17 +116,17 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        """From the first round's beginning to the last one's end."""
+        """Seconds from the beginning of the first round to the end of the last one."""
         return self._start.seconds + self.ended - self.began
 
     def account(self) -> dict[str, Any]:
-        """What `Start` needs besides rounds and steps; plain values."""
+        """What `Start` needs besides rounds and steps, as plain values."""
         return {"seconds": self.seconds, "waited": self.waited, "generations": self.generations}
 
     def begin(self, start: Start, joined: Joined | None = None) -> None:
-        """The first step may follow: derive plans, start the clock. The first seeds are here.
+        """Derive plans and start the clock: the first step may follow. The first seeds are here.
 
-        `joined` says how the member came in, if that was in mid-run.
+        `joined` says how the member joined in mid-run.
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
@@ -134,7 +136,8 @@ class Timeline:
         self.began = self.ended = time.monotonic()
 
     def step(self) -> None:
-        """Follow one optimizer step with its round. Blocks as long as the delay's bound demands.
+        """Run the round that follows an optimizer step. Blocks as long as the bound on delay
+        demands.
 
         Raises UsageError beyond the announced number of steps, RunStoppedError.
         """
@@ -176,9 +179,9 @@ class Timeline:
         self.ended = time.monotonic()
 
     def pause(self, number: int) -> None:
-        """Take no step before average `number`: tell the peers, apply what is still to come.
+        """Stop before average `number`: tell the peers, and apply what is still to come.
 
-        Blocks. May be called again when it was interrupted.
+        Blocks. If interrupted, it may be called again.
         """
         self._exchange.end(self.round, number, self._peers)
         self._inbox.wait_until(
@@ -190,17 +193,17 @@ class Timeline:
         self._take_beside()
 
     def go_on(self) -> None:
-        """That average was taken by all after the same round; rounds follow again."""
+        """Rounds follow again: all members took that average after the same round."""
         self._averaged = True
         self._exchange.go_on()
         self.ended = time.monotonic()
 
     def finish(self) -> None:
-        """Tell the peers that no step follows any more."""
+        """Tell the peers that no step follows."""
         self._exchange.end(self.round, FOREVER, self._peers)
 
     def settle(self) -> None:
-        """Have nothing outstanding: wait for what is to come, or give it up if nothing waits."""
+        """Leave nothing outstanding: wait for it, or give it up if nobody waits."""
         if self._arrivals.outstanding:
             waited = 0.0
             if self._delay.bound is None:
@@ -211,14 +214,16 @@ class Timeline:
             self._take_beside()
 
     def _apply(self) -> list[Applied]:
-        """Apply what has come; what is made of it is sent once the log says so."""
+        """Apply what has arrived. Means made of it are sent once the log has it."""
         applied = self._exchange.apply()
         self._write(applied)
         self._exchange.share()
         return applied
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
-        """Send a round's values, wait as long as one must, apply what has come, repair a mean."""
+        """Send a round's values, wait as the bound demands, apply what has arrived, repair a
+        mean.
+        """
         means = staged is not None and staged.plan.mean is not None
         repairer = self._repairer if means else None
         if repairer is not None:
@@ -241,7 +246,7 @@ class Timeline:
             self._pass_on(number, staged.roster, beside, bound)
 
     def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
-        """Measure how far members are apart, if it is time; exactly where a checkpoint is kept."""
+        """Take part in a survey if one is due; an exact one after a round with a checkpoint."""
         exact = bound is not None and number == self._connection.state.checkpoint_from(number)
         roster = self._roster
         if len(roster.members) > 1 and (exact or surveyor.due(number)):
@@ -249,7 +254,7 @@ class Timeline:
             self._pass_on(number, roster, beside, bound)
 
     def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
-        """Send what goes beside a round, and deal with what has come."""
+        """Send what goes beside a round, and handle what has arrived beside it."""
         self._exchange.pass_on(number, roster, beside)
         self.waited += self._wait(number, bound)
         self._apply()
@@ -284,7 +289,7 @@ class Timeline:
         return time.monotonic() - began
 
     def _follow(self, applied: Sequence[Applied], waited: float) -> None:
-        """Learn from what was applied."""
+        """Update statistics from what was applied."""
         if self._exchange.merger.diverged:
             if self._reported_in is not self._roster:  # votes are of one roster
                 self._reported_in = self._roster
@@ -311,7 +316,7 @@ class Timeline:
 
     @property
     def _roster(self) -> Roster:
-        """Of the round that this member is in."""
+        """The roster of the member's present round."""
         return roster_at(self._connection.state.rosters, self.round)
 
     def _write(self, applied: Sequence[Applied]) -> None:

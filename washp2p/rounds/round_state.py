@@ -1,4 +1,4 @@
-"""What there is to know of one round: what is to come of it, what has come, what was applied."""
+"""The state of one round: what is missing, what has arrived, what was applied."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Turn = tuple[int, int]
 
 @dataclass(slots=True)
 class Round:
-    """A leg of a round that this member has gathered: what is to come of it, and what has come.
+    """A leg of a round that this member has gathered: what is missing of it, what has arrived.
 
-    Of each scalar the values of the first `slots` slots are to come.
-    A span is what a sender's values have as their part of the plan's receive route.
+    Of each scalar the values of the first `slots` slots are expected. A span is the part of the
+    plan's receive route that a sender's values fill.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Round:
 
     @property
     def turn(self) -> Turn:
-        """Its place among all."""
+        """Round and leg."""
         return self.number, self.leg
 
 
 class Applied(NamedTuple):
-    """Of one leg of a round: whose values were applied now, and whose never will be."""
+    """A leg of a round: the senders whose values were applied, and those whose never will be."""
 
     round: int
     senders: tuple[MemberId, ...]
@@ -52,10 +52,10 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Vectors of the parameters' dtype that go beside a round's values, in a leg of their own.
+    """Vectors of the parameters' dtype that are sent beside a round's values, in their own leg.
 
-    `outgoing` has them by peer, ready to be read anywhere; `incoming` says of whom how many values
-    are to come.
+    `outgoing` has them by peer; any thread may read them. `incoming` has the number of values
+    expected of each peer.
     """
 
     leg: int

@@ -1,4 +1,4 @@
-"""A member's part in surveys of how far the members are apart: `--track-consensus`."""
+"""A member's part in surveys of how far members are apart: `--track-consensus`."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Surveyor:
         """What was found, until it is told."""
 
     def due(self, number: int) -> bool:
-        """Whether there is a survey after round `number`, wherever else there is one."""
+        """Whether a survey follows round `number`, besides those at checkpoints."""
         return number % self._every == 0
 
     def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
-        """Look at what this member holds after round `number`, at all scalars if `exact`."""
+        """Read this member's values after round `number`, at all scalars if `exact`."""
         self._store.look()
         survey = self._survey(roster, exact=exact)
         plan, copies = survey.plan, self._store.copies
@@ -56,7 +56,9 @@ class Surveyor:
         )
 
     def finish(self, number: int, came: dict[MemberId, torch.Tensor]) -> None:
-        """Compare what all hold in this member's shard: if it has come of all, and is finite."""
+        """Compare all members' values in this member's shard, if all have arrived and are
+        finite.
+        """
         survey, roster, own, exact = self._open.pop(number)
         if len(came) == len(survey.plan.receive.parts):
             held = {self._me: own, **came}

@@ -1,7 +1,7 @@
-"""Whether another member is this one over again: same seed, same batches, same values.
+"""Finds members that are identical: same seed, same batches, same values.
 
-Looked at in the first rounds in which this member's own values have changed, until every peer has
-been told apart. Memory for at most MOST initial values. No sockets, no tensors.
+It compares in the first rounds in which this member's own values have changed, until every peer is
+known to differ. It remembers at most MOST initial values. No sockets, no tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOOKS = 1000
 
 
 class Likeness:
-    """Compares what comes with what this member had. `vector` is its flat vector at the start."""
+    """Compares received values with this member's. `vector` is its flat vector at the start."""
 
     def __init__(self, vector: npt.NDArray[np.floating]) -> None:
         self._every = -(-len(vector) // MOST)
@@ -38,7 +38,7 @@ class Likeness:
 
     @property
     def watches(self) -> bool:
-        """Whether it still wants to see what comes."""
+        """Whether it still has to see received values."""
         return self._initial is not None
 
     def observe(
@@ -48,7 +48,7 @@ class Likeness:
         own: npt.NDArray[np.floating],
         received: npt.NDArray[np.floating],
     ) -> None:
-        """What `sender` had at some `indices` of the flat vector, where this member had `own`."""
+        """Compare values of `sender` at `indices` of the flat vector with this member's `own`."""
         if self._initial is None or sender in self._told_apart or sender in self.same:
             return
         known = indices % self._every == 0
@@ -65,7 +65,7 @@ class Likeness:
             self.same.add(sender)
 
     def conclude(self, peers: set[MemberId]) -> None:
-        """After a round: look no longer if all `peers` are known, or after so many rounds."""
+        """Conclude a round: stop when all `peers` are known to differ, or after enough rounds."""
         self._looks += 1
         if (peers and peers <= self._told_apart | self.same) or self._looks >= LOOKS:
             self._initial = None

@@ -1,1 +1,1 @@
-"""What lies on disk in a run folder."""
+"""The files of a run folder: what lies where, reading and writing."""

@@ -1,7 +1,7 @@
 """Checkpoints on disk: members' snapshots of one round, checkpoints/<round>/<id>.safetensors.
 
-A file is there whole or not at all. Those of older rounds go only once all members have a newer
-one, so that there is always one round of which nobody's is missing.
+A file is there whole or not at all. Older rounds are deleted only once all members have a newer
+one, so there is always a round of which no member's is missing.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ FOLDER = "checkpoints"
 
 
 def checkpoint_file(run: Path, round_number: int, member: MemberId) -> Path:
-    """Where a member's checkpoint of a round is."""
+    """The path of a member's checkpoint of a round."""
     return run / FOLDER / str(round_number) / f"{member}.safetensors"
 
 
 def write(run: Path, round_number: int, member: MemberId, data: bytes) -> None:
-    """Keep a member's snapshot. Raises UsageError if it cannot be written."""
+    """Write a member's snapshot. Raises UsageError if it cannot be written."""
     write_bytes(checkpoint_file(run, round_number, member), data)
 
 
 def read(run: Path, round_number: int, member: MemberId) -> bytes:
-    """What was kept. Raises UsageError if it cannot be read."""
+    """Read a member's snapshot. Raises UsageError if it cannot be read."""
     path = checkpoint_file(run, round_number, member)
     try:
         return path.read_bytes()
@@ -43,7 +43,7 @@ def read(run: Path, round_number: int, member: MemberId) -> bytes:
 
 
 def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:
-    """Which checkpoints of these rounds this host has: each (round, member)."""
+    """The checkpoints of these rounds on this host, each as (round, member)."""
     return [
         (number, int(path.stem))
         for number in rounds
@@ -53,18 +53,18 @@ def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:
 
 
 def members_in(run: Path) -> int:
-    """Of how many members there are checkpoints of one round, at most."""
+    """The number of checkpoints of the round that has most of them."""
     folders = _folders(run).values()
     return max((len(list(folder.glob("*.safetensors"))) for folder in folders), default=0)
 
 
 def forget(run: Path, rounds: range) -> None:
-    """Remove the checkpoints of these rounds, all members'."""
+    """Delete the checkpoints of these rounds, of all members."""
     for number, folder in _folders(run).items():
         if number in rounds:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folders(run: Path) -> dict[int, Path]:
-    """By round."""
+    """The folders, by round."""
     return {int(path.name): path for path in (run / FOLDER).glob("*") if path.name.isdecimal()}

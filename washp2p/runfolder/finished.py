@@ -1,4 +1,4 @@
-"""What a run folder says of a finished run, read at once, for reports. Torch-free."""
+"""Reads a finished run's folder for reports. No torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """One run."""
+    """The content of one finished run's folder."""
 
     name: str
     config: RunConfig
@@ -41,7 +41,7 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Raises UsageError if the folder has no finished run."""
+        """Read a folder. Raises UsageError if it has no finished run."""
         summary = rundir.read_summary(folder)
         config = rundir.read_config(folder)
         try:
@@ -65,7 +65,7 @@ class FinishedRun:
         )
 
     def curves(self, key: str) -> dict[MemberId, list[tuple[int, float]]]:
-        """By member, (round, value) of what it reported under a name, where that is a number."""
+        """For each member the (round, value) pairs that it reported under a name, where finite."""
         found: dict[MemberId, list[tuple[int, float]]] = {}
         for line in self.metrics:
             value = line.get(key)
@@ -75,7 +75,10 @@ class FinishedRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Several, each by a name of its own: as much of its path as that takes. Raises UsageError."""
+    """Read several folders. Each run is named by as much of its path as tells it apart.
+
+    Raises UsageError.
+    """
     paths = [folder.resolve() for folder in folders]
     length = 1
     while len({path.parts[-length:] for path in paths}) < len(set(paths)):
@@ -87,7 +90,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
-    """Settings in which runs differ, and what each has."""
+    """The settings in which runs differ, with each run's value."""
     configs = [asdict(run.config) for run in runs]
     return {
         flag(name): [config[name] for config in configs]

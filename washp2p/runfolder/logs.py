@@ -1,7 +1,7 @@
-"""Logs: what happens in a process, a line an event, for people or, as JSON, for programs.
+"""A process's log: one line for each event, for people or, as JSON, for programs. No torch.
 
-A line of JSON has `time` (UTC), `level`, `run` and `member` (null while not known), `event` (what
-kind), `message` (for people), and whatever else belongs to the event. Torch-free.
+A JSON line has `time` (UTC), `level`, `run` and `member` (null while not known), `event` (its
+kind), `message` (for people), and the event's own fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger("washp2p")
 
 
 class JsonLines(logging.Formatter):
-    """Records as lines of JSON; `context` is on all of them."""
+    """Formats log records as JSON; `context` is added to all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class JsonLines(logging.Formatter):
 
 
 class Log:
-    """Where a process's events go: made once, at its beginning, which sets up `logging`, too."""
+    """The log of a process. Make it once, at the beginning: it also sets up `logging`."""
 
     def __init__(self, form: str = "text") -> None:
         self.for_programs = form == "json"
@@ -60,11 +60,11 @@ class Log:
             sys.excepthook = _last_words
 
     def about(self, *, run: str | None = None, member: int | None = None) -> None:
-        """From now on lines are about this member of this run."""
+        """Name the member and the run in all lines from now on."""
         self._json.context = {"run": run, "member": member}
 
     def event(self, text: str, what: str, **fields: Any) -> None:
-        """Something has happened. For people it is `text` on standard output."""
+        """Log an event. People see `text` on standard output."""
         if self.for_programs:
             _log.info("%s", text, extra={"fields": {"event": what, **fields}})
         else:
@@ -72,7 +72,7 @@ class Log:
 
 
 def add_log_option(parser: argparse._ActionsContainer) -> None:
-    """In what form a program logs."""
+    """Add the flag for the log's format."""
     parser.add_argument(
         "--log",
         default="text",
@@ -82,7 +82,7 @@ def add_log_option(parser: argparse._ActionsContainer) -> None:
 
 
 def complain(text: str, what: str = "failed") -> None:
-    """Why a program ends: one line on stderr, or in its log if that is for programs."""
+    """Log why a program ends: one line on stderr, or in a JSON log."""
     handlers = logging.getLogger().handlers
     if any(isinstance(handler.formatter, JsonLines) for handler in handlers):
         _log.error("%s", text, extra={"fields": {"event": what}})
@@ -91,7 +91,7 @@ def complain(text: str, what: str = "failed") -> None:
 
 
 def message_of(line: str) -> str:
-    """What a line of a log says to people, whatever its form."""
+    """The message for people in a line of a log of either format."""
     try:
         return str(json.loads(line)["message"])
     except (ValueError, KeyError, TypeError):

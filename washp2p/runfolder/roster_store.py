@@ -1,6 +1,6 @@
-"""The rosters of a run as its journal has them: which members from which round on.
+"""The rosters of a run, in its journal: the coordinator writes them, a replay reads them.
 
-The coordinator writes them, a replay reads them. No torch.
+No torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS rosters
 
 
 def keep_roster(database: sqlite3.Connection, roster: Roster) -> None:
-    """Write a roster down."""
+    """Write a roster."""
     database.execute(
         "INSERT OR REPLACE INTO rosters VALUES (?, ?, ?)",
         (roster.generation, roster.first, msgpack.packb(roster.rows)),

@@ -1,10 +1,9 @@
-"""The run folder: what lies where, and writing it so that a reader never sees half a file.
+"""The run folder: the names of its files, and writing them so that no reader sees half a file.
 
-config.json, metrics.jsonl, population.jsonl and consensus.jsonl (the curves), summary.json,
-averaged.safetensors, members/<id>.safetensors, rescued/<id>.safetensors (models of members whose
-run was stopped), log/<id>.msgpack (the run log),
-checkpoints/<round>/<id>.safetensors (`checkpoints.py`) and journal.sqlite (the coordinator's).
-Others rely on these names.
+config.json; metrics.jsonl, population.jsonl and consensus.jsonl (the curves); summary.json;
+averaged.safetensors; members/<id>.safetensors; rescued/<id>.safetensors (models of members whose
+run was stopped); log/<id>.msgpack (the run log); checkpoints/<round>/<id>.safetensors
+(`checkpoints.py`); journal.sqlite (the coordinator's). Other programs rely on these names.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ CONFIG, METRICS, POPULATION, CONSENSUS, SUMMARY, AVERAGED, JOURNAL = (
 
 
 def member_file(folder: Path, member: int) -> Path:
-    """Where a member's final model goes."""
+    """The path of a member's final model."""
     return folder / "members" / f"{member}.safetensors"
 
 
 def rescued_file(folder: Path, member: int) -> Path:
-    """Where the model goes of a member whose run has ended before its time."""
+    """The path of the model of a member whose run was stopped."""
     return folder / "rescued" / f"{member}.safetensors"
 
 
 def log_file(folder: Path, member: int) -> Path:
-    """Where a member's run log goes."""
+    """The path of a member's run log."""
     return folder / "log" / f"{member}.msgpack"
 
 
 def check_name(name: str) -> str:
-    """A run's name, if it is safe as a folder's. Raises UsageError."""
+    """A run's name, if it is safe as a folder's name. Raises UsageError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(
             f"run name {name!r:.80}; expected 1 to 64 letters, digits, '.', '_' or '-'"
@@ -58,7 +57,7 @@ def check_name(name: str) -> str:
 
 
 def default() -> Path:
-    """Make the folder of a run that was given none: runs/<timestamp>, which nobody else has.
+    """Make a new folder runs/<timestamp> for a run without `--run-dir`; no other process has it.
 
     Raises UsageError if it cannot be made.
     """
@@ -78,20 +77,20 @@ def default() -> Path:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether a folder holds a run that a new coordinator can go on with."""
+    """Whether a folder has an unfinished run that a new coordinator can go on with."""
     begun = (folder / JOURNAL).exists() and (folder / CONFIG).exists()
     return begun and not (folder / SUMMARY).exists()
 
 
 def require_unfinished(folder: Path) -> None:
-    """Raise UsageError unless a folder holds a run that can be gone on with."""
+    """Raise UsageError unless a folder has an unfinished run."""
     if not unfinished(folder):
         state = "a run that has finished" if (folder / SUMMARY).exists() else "no run"
         raise UsageError(f"{folder} holds {state}; expected one that was interrupted")
 
 
 def create(folder: Path, *, go_on: bool = False) -> Path:
-    """Make a run folder that holds no run yet, or with `go_on` one that has not finished.
+    """Make the folder of a new run; with `go_on` it may have an unfinished one.
 
     Raises UsageError.
     """
@@ -108,12 +107,12 @@ def create(folder: Path, *, go_on: bool = False) -> Path:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write `values` as JSON, whole or not at all."""
+    """Write `values` as JSON, the whole file or nothing."""
     write_bytes(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Write a file, whole or not at all; `lasting`: to survive a power cut, which takes time.
+    """Write the whole file or nothing. With `lasting` it survives a power cut, which is slower.
 
     Raises UsageError if it cannot be written.
     """
@@ -137,12 +136,12 @@ def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Have room on disk for `size` bytes that are to be written to `path`. Raises UsageError."""
+    """Reserve `size` bytes on disk for `path`. Raises UsageError."""
     write_bytes(_reserved(path), b" " * size)
 
 
 def write_reserved(path: Path, values: dict[str, Any]) -> None:
-    """As `write_json`, in the room that was reserved for it, if there is some."""
+    """Like `write_json`, in the reserved space if there is some."""
     pending = _reserved(path)
     data = (json.dumps(values, indent=1) + "\n").encode()
     try:
@@ -164,7 +163,7 @@ def _reserved(path: Path) -> Path:
 
 
 def _make_last(folder: Path) -> None:
-    """Have a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -173,7 +172,7 @@ def _make_last(folder: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file, each with a `round`; none if it is not there.
+    """The records of a .jsonl file, each with a `round`; none if there is no file.
 
     A line that a kill has cut short is left out.
     """
@@ -188,7 +187,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Add a record to a .jsonl file, whose last line may have been cut short. Raises OSError."""
+    """Append a record to a .jsonl file, whose last line may have been cut short.
+
+    Raises OSError.
+    """
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -199,7 +201,7 @@ def append_line(path: Path, values: dict[str, Any]) -> None:
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """One line of JSON; a number that is none, which JSON does not have, is null."""
+    """One line of JSON. JSON has no NaN and no infinities: they become null."""
     return json.dumps(_finite(values), allow_nan=False)
 
 
@@ -212,7 +214,7 @@ def _finite(value: Any) -> Any:
 
 
 def trim_lines(folder: Path, round_number: int) -> None:
-    """Leave out of the .jsonl files what is told again as members go on after a round."""
+    """Delete lines of the .jsonl files that a run which goes on from a round will write again."""
     for name, told in ((METRICS, 0), (POPULATION, 0), (CONSENSUS, 1)):
         path = folder / name
         if path.exists():
@@ -221,7 +223,7 @@ def trim_lines(folder: Path, round_number: int) -> None:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The configuration of a run. Raises UsageError if the folder has none of this version."""
+    """A run's configuration. Raises UsageError if the folder has none of this version."""
     path = folder / CONFIG
     try:
         return RunConfig.from_file(json.loads(path.read_text())["config"])
@@ -232,7 +234,9 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run. Raises UsageError if there is none."""
+    """summary.json of a finished run, in this version's form. Raises UsageError if there is
+    none.
+    """
     path = folder / SUMMARY
     try:
         summary: dict[str, Any] = json.loads(path.read_text())

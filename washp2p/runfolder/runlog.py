@@ -33,7 +33,7 @@ _log = logging.getLogger("washp2p")
 
 
 class Record(NamedTuple):
-    """One application: before own step `step` + 1, a leg of `round`, values from these senders."""
+    """An application after own step `step`: a leg of `round`, with values of these senders."""
 
     step: int
     generation: int
@@ -44,7 +44,7 @@ class Record(NamedTuple):
 
 
 class Jump(NamedTuple):
-    """Own step `step` belongs to `round`, by more than one above the step before."""
+    """The member skipped rounds: its own step `step` belongs to `round`."""
 
     step: int
     generation: int
@@ -52,8 +52,9 @@ class Jump(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """The member began with the state of `donor` after its own step `step`; `round` was the last
-    without it.
+    """The member began with the state of `donor` after the donor's own step `step`.
+
+    `round` was the last round without the member.
     """
 
     generation: int
@@ -65,11 +66,12 @@ class Joined(NamedTuple):
 class RunLog:
     """Appends records of one member to a file. Each `append` is one unbuffered write.
 
-    Once a write has failed (the disk is full) there are no more: a log with a gap says nothing.
+    Once a write has failed, as on a full disk, nothing more is written: a log with a gap is
+    useless.
     """
 
     def __init__(self, path: Path, run: bytes, member: MemberId, *, go_on: bool = False) -> None:
-        """Begin the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
+        """Create the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
         self._path = path
         self._broken = False
         self._hash = hashlib.blake2b(digest_size=16)
@@ -84,12 +86,12 @@ class RunLog:
             self._write(msgpack.packb({"run": run.hex(), "member": member}))
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
-        """Write records, all at once."""
+        """Write records in one call."""
         if records:
             self._write(b"".join(map(msgpack.packb, records)))
 
     def finish(self) -> None:
-        """The member has finished: what follows is a checksum alone."""
+        """Write the checksum: the member has finished."""
         self._write(msgpack.packb({"checksum": self._hash.hexdigest()}))
 
     def _write(self, data: bytes) -> None:
@@ -111,12 +113,15 @@ class RunLog:
             )
 
     def keep(self) -> tuple[int, bool]:
-        """Have on disk what was appended; how many bytes, and whether it is all. Raises OSError."""
+        """Flush the file to disk. Returns its length in bytes, and whether it is whole.
+
+        Raises OSError.
+        """
         os.fsync(self._file.fileno())
         return self._file.tell(), not self._broken
 
     def go_back(self, size: int, whole: bool) -> None:
-        """Be as `keep` said. Raises UsageError if there are not so many bytes."""
+        """Cut the file to what `keep` returned. Raises UsageError if it has fewer bytes."""
         self._broken = not whole
         there = self._file.seek(0, os.SEEK_END)
         if there < size:
@@ -136,12 +141,12 @@ class RunLog:
 def read_log(  # noqa: PLR0912 - a case a kind of record
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Iterator[Record | Jump | Joined]:
-    """Records in the order they were written; a last one cut short by a kill is left out.
+    """The records in the order written. A last record that a kill has cut short is left out.
 
-    So are those of rounds that the run of these `rosters` went back on: a member that did not come
-    along to a checkpoint has them still, of generations that were over by then. `member` is whose
-    log it is to be; a `whole` one ends with the checksum of a member that finished. Raises
-    UsageError if the file is damaged, another member's, or not whole; and OSError.
+    Left out, too, are records of rounds that the run of these `rosters` went back on: a member that
+    did not come along to a checkpoint has them still. `member` is whose log it must be. If `whole`,
+    it must end with a finished member's checksum. Raises UsageError if the file is damaged, another
+    member's, or not whole; and OSError.
     """
     data = path.read_bytes()
     unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)

@@ -1,4 +1,4 @@
-"""What summary.json says: the same whether a run was distributed or simulated."""
+"""The content of summary.json, the same for distributed and simulated runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run_totals(
     seconds: float,
     parameters: int,
 ) -> dict[str, Any]:
-    """What a run did as a whole; `rows` as from `member_row`."""
+    """What the run did as a whole; `rows` are from `member_row`."""
     return {
         "method": method,
         "n": n,

@@ -12,7 +12,7 @@ ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 
 
 def facing(endpoint: str) -> str:
-    """The local address from which this host would reach `endpoint`, as `tcp://HOST:*`.
+    """The local address from which this host reaches `endpoint`, as `tcp://HOST:*`.
 
     Sends nothing. Raises UsageError if there is no route or the name is unknown.
     """
@@ -30,7 +30,7 @@ def facing(endpoint: str) -> str:
 
 
 def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, insecure: bool) -> str:
-    """Where a member's data plane listens: at `bind`, or on the side facing its coordinator.
+    """The address of a member's data plane: `bind`, or the address facing its coordinator.
 
     Raises UsageError, also for plain text off loopback without `insecure`.
     """
@@ -41,10 +41,10 @@ def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, inse
 
 
 def advertised(bound: str, advertise: str | None, coordinator: str) -> str:
-    """What peers are told to connect to, given where a socket was `bound`.
+    """The address that peers are told, for a socket `bound` there.
 
-    `advertise` (`tcp://HOST` or `tcp://HOST:PORT`) wins, with the bound port where it names none; a
-    socket bound to all addresses is reached at the one facing the coordinator.
+    If `advertise` (`tcp://HOST` or `tcp://HOST:PORT`) is given, it is used, with the bound port if
+    it names none. A socket bound to all addresses is reached at the one facing the coordinator.
     """
     host, port = split_tcp(bound)
     if advertise is not None:

@@ -1,7 +1,7 @@
-"""The gate: who may connect to the sockets of a ZeroMQ context (ZAP, RFC 27), and closing it.
+"""Who may connect to the sockets of a ZeroMQ context (ZAP, RFC 27), and closing connections.
 
-Only CURVE links pass it: a peer is its public key, of which it has proved that it holds the secret
-one. Whom to admit is the caller's to say. Nothing here knows of members or messages.
+Only CURVE connections are let in: a peer is its public key, and has proved that it holds the secret
+key. The caller decides whom to admit.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _WAITING = 100
 
 
 class Authenticator:
-    """Answers for all sockets of `context` that `guard` has made it guard.
+    """Answers for all sockets of `context` to which `guard` was applied.
 
-    `admits` says of a public key, and the IP address it comes from: True, False, or None for not
-    yet, upon which the peer waits until it is admitted or its handshake times out. It is called on
-    the gate's thread.
+    `admits` gets a public key and the IP address it comes from. It returns True, False, or None for
+    "not yet"; then the peer waits until it is admitted or its handshake times out. It is called on
+    the authenticator's thread.
     """
 
     def __init__(
@@ -54,7 +54,9 @@ class Authenticator:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until the gate is gone, once its context is being terminated."""
+        """Wait for the authenticator's thread to end. Call it while the context is being
+        terminated.
+        """
         self._thread.join()
 
     def _serve(self, requests: zmq.Socket[bytes]) -> None:
@@ -75,14 +77,16 @@ class Authenticator:
             requests.close(linger=0)
 
     def _take(self, request: list[bytes]) -> None:
-        """`request`: origin, an empty part, version, id, domain, address, identity, CURVE, key."""
+        """Read a `request`: origin, an empty part, version, id, domain, address, identity,
+        CURVE, key.
+        """
         beside = sum(other[5] == request[5] for other, _ in self._waiting.values())
         if beside < _WAITING:  # else it has to knock again
             self._waiting[request[0]] = (request, time.monotonic())
 
 
 def guard(socket: zmq.Socket[Any], own: KeyPair) -> None:
-    """Let only peers in that the context's gate admits. Call it before `bind`."""
+    """Let only admitted peers connect to a socket. Call it before `bind`."""
     socket.set(zmq.CURVE_SERVER, 1)
     socket.set(zmq.CURVE_SECRETKEY, own.secret)
     socket.set(zmq.ZAP_DOMAIN, _DOMAIN)
@@ -90,7 +94,7 @@ def guard(socket: zmq.Socket[Any], own: KeyPair) -> None:
 
 
 def present(socket: zmq.Socket[Any], own: KeyPair, server: bytes) -> None:
-    """Speak only with who holds the secret key of `server`, as `own`. Call it before `connect`."""
+    """Connect only to the holder of `server`'s secret key, as `own`. Call it before `connect`."""
     socket.set(zmq.CURVE_SERVERKEY, server)
     socket.set(zmq.CURVE_PUBLICKEY, own.public)
     socket.set(zmq.CURVE_SECRETKEY, own.secret)
@@ -99,7 +103,8 @@ def present(socket: zmq.Socket[Any], own: KeyPair, server: bytes) -> None:
 def hang_up(frame: zmq.Frame) -> None:
     """Close the connection by which a frame has just come. What was read before still arrives.
 
-    Should that connection have ended, and another have its number now, that one is begun anew.
+    If that connection has ended and another one has its number now, that one is closed and made
+    again.
     """
     with (
         suppress(OSError, zmq.ZMQError),

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def close_dead_links(socket: Socket[Any], patience: Patience) -> None:
-    """Have ZeroMQ close links of a socket, at both ends, when one end is gone or hangs.
+    """Let ZeroMQ close connections of a socket, at both ends, when one end is gone or hangs.
 
-    Call it first. Whatever comes is taken in, and the caller has to bound it: ZeroMQ aborts the
-    process if it finds a ping in what is left of a link that was closed when it had stopped.
+    Call it before anything else. Incoming messages are not limited, so the caller has to bound
+    them: ZeroMQ aborts the process if it stopped reading at a limit and finds a ping in what is
+    left of a closed connection.
     """
     socket.set(zmq.RCVHWM, 0)
     socket.set(zmq.HEARTBEAT_IVL, max(1, round(1000 * patience.ping)))

@@ -1,7 +1,7 @@
-"""Keys: who the coordinator is, and who may join it. No sockets, no torch.
+"""The keys of the coordinator and of those who may join. No sockets, no torch.
 
-Two files of one folder, readable by their owner alone: `coordinator.key` stays where the
-coordinator runs, `join.key` goes to every host with workers. The keys are CURVE's (curve25519).
+A folder has two files, readable by their owner alone. `coordinator.key` stays on the coordinator's
+host; `join.key` goes to every host with workers. The keys are CURVE's (curve25519).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ COORDINATOR, JOIN = "coordinator.key", "join.key"
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A public key and its secret one, 32 bytes each."""
+    """A public key and its secret key, 32 bytes each."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
     @classmethod
     def fresh(cls) -> Self:
-        """One that nobody has had."""
+        """A new random pair."""
         return cls(*map(z85.decode, zmq.curve_keypair()))
 
     @classmethod
@@ -44,7 +44,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class CoordinatorKeys:
-    """What a coordinator proves itself with, and the public key of those who may join."""
+    """The coordinator's key pair, and the public key of those who may join."""
 
     own: KeyPair
     join: bytes
@@ -52,14 +52,14 @@ class CoordinatorKeys:
 
 @dataclass(frozen=True)
 class JoinKey:
-    """What a worker proves itself with, and the public key of its coordinator."""
+    """The workers' key pair, and the public key of their coordinator."""
 
     own: KeyPair
     coordinator: bytes
 
 
 def make(folder: Path, *, anew: bool = False) -> None:
-    """Write both files; with `anew` in the place of others. Raises UsageError."""
+    """Write both files. With `anew` they replace existing ones. Raises UsageError."""
     there = [path for path in (folder / COORDINATOR, folder / JOIN) if path.exists()]
     if there and not anew:
         raise UsageError(
@@ -99,7 +99,7 @@ def _write(path: Path, **keys: bytes) -> None:
 
 
 def _read(place: Path, name: str, other: str) -> tuple[bytes, bytes]:
-    """The secret key in a file, and the public one called `other`."""
+    """The secret key in a file, and the public key in it under the name `other`."""
     path = place / name if place.is_dir() else place
     try:
         status, text = path.stat(), path.read_text()

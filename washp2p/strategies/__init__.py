@@ -55,9 +55,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def strategy_for(config: RunConfig) -> Strategy:
-    """The strategy that `config.method` names: of this package, or of another one installed.
+    """The strategy that `config.method` names, of this package or of another installed one.
 
-    Raises UsageError if that one has none.
+    Raises UsageError if there is none.
     """
     kind = STRATEGIES.get(config.method)
     return (kind or _installed(config.method))(config)

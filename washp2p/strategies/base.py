@@ -1,4 +1,4 @@
-"""What a method must tell the exchange."""
+"""What a method tells the exchange."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Strategy(ABC):
-    """Which slots a method exchanges, in which rounds, and the plan of each.
+    """Which slots a method exchanges, in which rounds, and each round's plan.
 
-    `begin` comes first, then for each epoch `prepare`, and `plan` for those of its rounds that are
-    `due`.
+    `begin` is called first. For each generation `prepare` is called, then `plan` for each of its
+    rounds that is `due`.
     """
 
     lockstep: ClassVar[bool] = False
@@ -37,7 +37,9 @@ class Strategy(ABC):
         self._rate = Fraction(1, config.every)
 
     def begin(self, rounds: int) -> None:
-        """The run has so many rounds, 0 if not known. Raises UsageError if that must be known."""
+        """The run has so many `rounds`, 0 if not known. Raises UsageError if the method must
+        know.
+        """
         config = self.config
         if self.lockstep and config.max_delay != "0":
             raise UsageError(
@@ -82,7 +84,7 @@ class Strategy(ABC):
         return ()
 
     def consensus(self, layout: Layout) -> Consensus | None:
-        """What can tell from received values how far members are apart; None: nothing can."""
+        """The estimator of how far members are apart; None if received values do not tell."""
         return None
 
     def weight(self, lr: float) -> float:
@@ -94,16 +96,16 @@ class Strategy(ABC):
 
     @abstractmethod
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """Learn the epoch: the member is at `position` among `n`, at least 2."""
+        """A generation begins: the member is at `position` among `n`, at least 2."""
 
     @abstractmethod
     def plan(self, seed: int) -> Plan | None:
-        """What to send and receive in the round of `seed`; None: nothing."""
+        """What to send and receive in the round of `seed`; None for nothing."""
 
     @abstractmethod
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """Bytes a member sends in a round that is due, in expectation."""
+        """The expected bytes that a member sends in a round that is due."""
 
     @abstractmethod
     def paper_payload(self, layout: Layout) -> float:
-        """The same as the method's paper counts it."""
+        """The same as the method's paper counts it, in bytes."""

@@ -29,11 +29,11 @@ class PapaAll(Strategy):
         return replace(self._plan, fingerprint=seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """As a ring all-reduce."""
+        """The bytes of a ring all-reduce."""
         return all_reduce_payload(layout, n)
 
     def paper_payload(self, layout: Layout) -> float:
-        """Every parameter once."""
+        """The bytes of every parameter, once."""
         return parameter_payload(layout)
 
 

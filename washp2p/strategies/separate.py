@@ -17,7 +17,7 @@ class Separate(Strategy):
         pass
 
     def plan(self, seed: int) -> None:
-        """Never anything to exchange."""
+        """Nothing to exchange."""
 
     def expected_payload(self, layout: Layout, n: int) -> float:
         return 0.0

@@ -47,7 +47,7 @@ class Wash(Strategy):
 
 
 class WashOpt(Wash):
-    """WASH+Opt: the optimizer's state for the same scalars travels along."""
+    """WASH+Opt: the optimizer's state of the same scalars is exchanged, too."""
 
     def slots(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         return optimizer_slots(optimizer)
@@ -59,11 +59,11 @@ class Sparta(Wash):
     lockstep: ClassVar[bool] = True
 
     def consensus(self, layout: Layout) -> None:
-        """What is received is no other member's value."""
+        """None: received values are not another member's."""
 
     def plan(self, seed: int) -> Plan:
         return self._deriver.derive_mean(seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """Each selected scalar once to be reduced, once to be shared."""
+        """The bytes of each selected scalar twice: once to reduce it, once to share the mean."""
         return 2 * super().expected_payload(layout, n)

@@ -1,6 +1,6 @@
-"""The backlog: messages that have come and that nobody has asked for yet. Pure.
+"""Messages that have arrived before anybody asked for them. No I/O.
 
-Of each origin (a member, or a connection where nobody can tell whose it is) there are only so many.
+There is a limit for each origin: a member, or a connection if the member is not known.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ BYTES = 256 << 20
 
 
 class Backlog:
-    """Messages in the order in which they came; None stands for an interrupt.
+    """Messages in the order of arrival; None stands for an interrupt.
 
-    `largest` is how many bytes a message may have.
+    `largest` is the most bytes that a message may have.
     """
 
     def __init__(self, largest: int = 0) -> None:
@@ -34,7 +34,7 @@ class Backlog:
         return len(self._waiting)
 
     def put(self, origin: Hashable, message: Message | None) -> bool:
-        """Keep a message; False, and nothing is kept, if too much of its origin waits."""
+        """Keep a message. Returns False, and keeps nothing, if too much of its origin waits."""
         size = _size(message)
         waiting = self._messages[origin]
         if waiting >= MESSAGES or (waiting and self._bytes[origin] + size > self._room):
@@ -45,7 +45,7 @@ class Backlog:
         return True
 
     def pop(self) -> Message | None:
-        """The oldest."""
+        """The oldest message."""
         origin, message = self._waiting.popleft()
         self._messages[origin] -= 1
         self._bytes[origin] -= _size(message)
@@ -54,7 +54,7 @@ class Backlog:
         return message
 
     def forget(self, origin: Hashable) -> None:
-        """Nothing of an origin waits any more."""
+        """Drop all messages of an origin."""
         self._waiting = deque(pair for pair in self._waiting if pair[0] != origin)
         del self._messages[origin], self._bytes[origin]
 

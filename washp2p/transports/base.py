@@ -1,4 +1,4 @@
-"""The contract that every transport keeps; tests/transports/conformance checks it.
+"""What every transport must do; `tests/process/transports/test_conformance.py` checks it.
 
 A transport moves whole messages between members and counts what it sends. It knows nothing of
 plans, strategies or models: a message is a header and a payload.
@@ -31,9 +31,10 @@ Payload: TypeAlias = "memoryview | torch.Tensor"
 
 @dataclass(frozen=True)
 class Credentials:
-    """What encrypted links need: a member's own keys, and whom it lets in.
+    """What encrypted connections need: a member's key pair, and whom it lets in.
 
-    `member_of` says whose a public key is, None if it is nobody's now. Any thread may call it.
+    `member_of` returns the member with a public key, None if there is none now. Any thread may call
+    it.
     """
 
     own: KeyPair
@@ -42,9 +43,9 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One received message. Its memory belongs to the receiver until it lets go of it.
+    """One received message. Its memory belongs to the receiver.
 
-    `sender` is who has sent it, None on links that cannot prove it.
+    `sender` is the member that sent it; None if the connection cannot prove it.
     """
 
     header: memoryview
@@ -55,8 +56,8 @@ class Message:
 class Transport(ABC):
     """Point-to-point messages among members.
 
-    Messages from one member to another arrive whole, once and in order. `send` and `interrupt`
-    may be called by any thread, all else belongs to one.
+    Messages from one member to another arrive whole, once and in order. Any thread may call `send`
+    and `interrupt`; all other methods belong to one thread.
     """
 
     endpoint: str
@@ -77,24 +78,23 @@ class Transport(ABC):
     ) -> None:
         """Make `peer` reachable by `send`. Does not block, nor wait for the peer to exist.
 
-        `key` is the peer's public one, where links are encrypted. `otherwise` are other addresses
-        of it; each is tried once the link has not come up for one patience.
-
-        Raises UsageError if `endpoint` is not an address of this transport.
+        `key` is the peer's public key, if connections are encrypted. `otherwise` has its other
+        addresses; each is tried when the connection has not come up for one patience. Raises
+        UsageError if `endpoint` is not an address of this transport.
         """
 
     @abstractmethod
     def disconnect(self, peer: MemberId) -> None:
-        """Let go of `peer`: what is queued for it is lost, what is sent to it later, too.
+        """Drop the connection to `peer`. What is queued for it, or sent to it later, is lost.
 
-        Harmless where it is not connected.
+        Harmless if it is not connected.
         """
 
     @abstractmethod
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """Have nothing to do any more with `peer`, in either direction, nor with its `key`.
+        """Close all connections with `peer` and its `key`, in both directions, for good.
 
-        What has arrived of it already may still be received.
+        What has arrived from it may still be received.
         """
 
     @abstractmethod
@@ -103,10 +103,12 @@ class Transport(ABC):
 
     @abstractmethod
     def mended(self) -> list[MemberId]:
-        """Peers whose links were broken and hold again, each told once. Does not block."""
+        """Peers whose connections were broken and work again, each returned once. Does not
+        block.
+        """
 
     def direct(self, peer: MemberId) -> bool:
-        """Whether payloads for `peer` may be vectors on this member's device."""
+        """Whether payloads for `peer` may be tensors on this member's device."""
         return False
 
     @abstractmethod
@@ -119,33 +121,31 @@ class Transport(ABC):
         *,
         expected: int = 0,
     ) -> None:
-        """Queue one message for `peer`, whose payload is `buffers` end to end.
+        """Queue one message for `peer`; its payload is `buffers`, end to end.
 
-        Where the link to it is broken, or it was never connected, the message is lost; so it is
-        where a peer has left too many unread.
-
-        `header` has at most 255 bytes; `expected` is what the plan says of the payload's, for the
-        ledger. Does not block; memory of the host may be reused on return, tensors are the
-        transport's from now on.
+        The message is lost if the connection is broken or was never made, or if the peer has left
+        too many messages unread. `header` has at most 255 bytes. `expected` is the payload that the
+        plan foresaw, for the ledger. Does not block. Host memory may be reused on return; tensors
+        belong to the transport from now on.
         """
 
     @abstractmethod
     def receive(self, timeout: float | None = None) -> Message | None:
-        """The next message from anyone, waiting at most `timeout` seconds (None: for ever).
+        """The next message from any peer. Waits at most `timeout` seconds (None: for ever).
 
         Returns None when the time is up or `interrupt` was called.
         """
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Make a `receive` that waits now, or the next one, return None early.
+        """Make the present `receive`, or the next one, return None early.
 
         For one other thread.
         """
 
     @abstractmethod
     def close(self, linger: float = 0.0) -> None:
-        """Stop receiving, give queued messages at most `linger` seconds to leave, free all.
+        """Stop receiving, give queued messages at most `linger` seconds to leave, and free all.
 
         Harmless when called twice.
         """
@@ -175,7 +175,7 @@ class Wire(Transport):
 
     @abstractmethod
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """Queue a message, one at a time, as `send` says; by what it goes, its payload's bytes.
+        """Queue a message as `send` says, one at a time. Returns the wire and the payload's bytes.
 
-        None: there is no link.
+        Returns None if there is no connection.
         """

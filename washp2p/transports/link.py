@@ -1,4 +1,4 @@
-"""A way to a peer over `torch.distributed`: what is to be sent there, and the thread that sends it.
+"""A one-way connection to a peer over `torch.distributed`, and the thread that sends on it.
 
 A message is an announcement of fixed length and, unless that is empty, its payload.
 """
@@ -45,12 +45,12 @@ class Outgoing:
 
 
 class Link:
-    """A one-way link. It is made anew whenever it breaks, until it is let go."""
+    """A one-way connection. It is made again whenever it breaks, until it is let go."""
 
     def __init__(self, call: Callable[[], Pair], patience: Patience, turn: Lock) -> None:
-        """`call` makes a pair with the peer; what is on the device is sent when it is its `turn`.
+        """`call` makes a pair with the peer; it may block, and raise.
 
-        `call` may block, and raise.
+        Payloads on the device are sent when this connection has the `turn`.
         """
         self._call = call
         self._patience = patience
@@ -67,37 +67,39 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread has not ended."""
+        """Whether the thread has not ended."""
         return self._thread.is_alive()
 
     @property
     def down_for(self) -> float:
-        """Seconds since it was up, or begun."""
+        """Seconds since the connection was up, or since it was begun."""
         return 0.0 if self.up else time.monotonic() - self._held
 
     def has_mended(self) -> bool:
-        """Whether it was broken and holds again; told once."""
+        """Whether the connection was broken and works again; returned once."""
         mended, self._mended = self._mended, False
         return mended
 
     def put(self, message: Outgoing) -> bool:
-        """Queue a message; False if it is lost. Does not block."""
+        """Queue a message. Returns False if the connection is broken; then the message is lost.
+        Does not block.
+        """
         if self._broken or self._queue.qsize() >= QUEUED:
             return False
         self._queue.put(message)
         return True
 
     def let_go(self) -> None:
-        """What is queued is lost."""
+        """End at once; queued messages are lost."""
         self._gone.set()
         self.finish()
 
     def finish(self) -> None:
-        """End after what is queued."""
+        """End after the queued messages."""
         self._queue.put(None)
 
     def join(self, seconds: float) -> None:
-        """Wait so long for the thread to end."""
+        """Wait at most so many seconds for the thread to end."""
         self._thread.join(seconds)
 
     def _run(self) -> None:
@@ -119,7 +121,7 @@ class Link:
                     self._gone.set()
 
     def _serve(self, pair: Pair) -> None:
-        """Send what comes, until the link breaks or is to end."""
+        """Send queued messages until the connection breaks or has to end."""
         self.up = True
         if self._broken:
             self._empty()

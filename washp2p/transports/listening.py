@@ -1,4 +1,4 @@
-"""Where a member's data plane listens: by which wires its peers can reach it."""
+"""Opens a member's data plane: one transport, or several wires behind one."""
 
 from __future__ import annotations
 
@@ -80,12 +80,11 @@ def listen(
     near: str = "",
     largest: int = -1,
 ) -> Transport:
-    """A transport that listens at `address` and counts links as broken after some `patience`.
+    """A transport that listens at `address`; a connection is broken after some `patience`.
 
-    It listens at `near`, too, if that is given, where its kind can listen at two addresses.
-    Its links are encrypted, and open to its peers only, if there are `credentials`. No message that
-    it takes has more than `largest` bytes, header included (-1: of any size). Raises UsageError for
-    an unknown scheme or address.
+    If its kind can listen at two addresses, it also listens at `near`. With `credentials`,
+    connections are encrypted and open to peers only. Messages of more than `largest` bytes, header
+    included, are refused (-1: no limit). Raises UsageError for an unknown scheme or address.
     """
     scheme = address.partition("://")[0]
     if scheme not in SCHEMES:

@@ -1,8 +1,8 @@
-"""Where a process runs, as far as its peers need to know: who can be reached without a network.
+"""Which processes can reach each other without a network.
 
-Two processes are at one place if they share a kernel and a network namespace: then, and only then,
-sockets with abstract names connect them. Names of hosts say nothing of it: two containers may have
-the same one, and two names may mean the same host.
+Two processes are at one place if they share a kernel and a network namespace. Only then can sockets
+with abstract names connect them. Host names do not tell: two containers may have the same one, and
+two names may mean the same host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _NETWORK = Path("/proc/thread-self/ns/net")
 
 
 def this_place() -> str:
-    """16 hex digits, the same for all processes at this thread's place and for no others."""
+    """16 hex digits that are the same for all processes at this thread's place, and for no
+    others.
+    """
     try:
         what = f"{_BOOT.read_text().strip()} {_NETWORK.stat().st_ino}"
     except OSError:
@@ -27,8 +29,8 @@ def this_place() -> str:
 
 
 def near_address() -> str:
-    """A new `ipc://` address that only processes at this place can reach; empty if none can be.
+    """A new `ipc://` address that only processes at this place can reach; "" if there is none.
 
-    Its name is no file, and gone with the socket.
+    It is no file, and gone with its socket.
     """
     return f"ipc://@washp2p-{secrets.token_hex(8)}" if sys.platform == "linux" else ""

@@ -1,4 +1,4 @@
-"""`memory://NAME`: members of one process, for tests of what lies above a transport."""
+"""`memory://NAME`: members in one process, for tests of the layers above."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ class MemoryTransport(Wire):
         self._peers.pop(peer, None)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """Whoever is in this process is trusted, only the way there is closed."""
+        """Close the way to the peer. Peers in this process are trusted."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:
-        """A link holds as long as its other end is there."""
+        """Whether the other end is gone."""
         return self._peers.get(peer) not in self._inboxes
 
     def mended(self) -> list[MemberId]:
-        """Nothing breaks here."""
+        """Nothing: connections do not break here."""
         return []
 
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """A message to a peer that is not there is lost, as on a network."""
+        """Deliver a message. If the peer is not there, it is lost, as on a network."""
         payload = b"".join(buffers)  # type: ignore[arg-type]
         if peer not in self._peers:
             return None
@@ -88,7 +88,7 @@ class MemoryTransport(Wire):
         self._inbox.put(None)
 
     def close(self, linger: float = 0.0) -> None:
-        """Nothing lingers: a message is delivered when it is sent."""
+        """Close at once: a message is delivered when it is sent."""
         with self._lock:
             if self._inboxes.get(self.endpoint) is self._inbox:
                 del self._inboxes[self.endpoint]

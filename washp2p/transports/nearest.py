@@ -1,6 +1,6 @@
-"""Several wires as one transport: to each peer by the nearest that both ends have.
+"""Several wires behind one transport: each peer is reached by the nearest that both have.
 
-A peer at the same place may be reached by `torch.distributed`; everybody by ZeroMQ.
+A peer at the same place may be reached by `torch.distributed`, every peer by ZeroMQ.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class _Near:
 
 
 class NearestTransport(Transport):
-    """`torch.distributed` to peers whose address says so, while it holds; ZeroMQ to all others.
+    """`torch.distributed` to peers that have such an address, ZeroMQ to all others.
 
-    Owns both.
+    A peer whose near wire fails is reached by ZeroMQ. This transport owns both wires.
     """
 
     def __init__(self, wide: ZeromqTransport, near: TorchTransport, patience: Patience) -> None:
@@ -74,7 +74,9 @@ class NearestTransport(Transport):
         return self._to(peer).broken(peer)
 
     def mended(self) -> list[MemberId]:
-        """Who cannot be reached by the near wire for long, is by another one."""
+        """Peers that work again. Peers that the near wire has not reached for long change to
+        ZeroMQ.
+        """
         mended = self._near.mended() + self._wide.mended()
         for peer, near in list(self._nearby.items()):
             if self._near.down_for(peer) > self._patience.seconds and near.otherwise:
@@ -96,7 +98,9 @@ class NearestTransport(Transport):
         *,
         expected: int = 0,
     ) -> None:
-        """Values picked on the device are lost if the peer has been given another way since."""
+        """Send by the peer's wire. Tensors picked for another wire than the present one are
+        lost.
+        """
         to = self._to(peer)
         if to is self._near or all(isinstance(buffer, memoryview) for buffer in buffers):
             to.send(peer, kind, header, buffers, expected=expected)

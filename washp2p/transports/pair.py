@@ -39,7 +39,9 @@ _torch: Any = distributed
 
 
 class Pair:
-    """One of two ranks: rank 1 sends, rank 0 receives. Raises RuntimeError when it is over."""
+    """One of two ranks: rank 1 sends, rank 0 receives. Raises RuntimeError when the pair is
+    over.
+    """
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class Pair:
             self._stream = torch.cuda.Stream(device, priority=-rank)
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Send bytes (uint8), until the other end has them, or nearly so."""
+        """Send bytes (uint8). Blocks until the other end has nearly all of them."""
         for piece in tensor.split(PIECE) if len(tensor) else ():
             if tensor.device.type == "cpu":
                 self._gloo.send([piece], self._other, self._next_tag()).wait(self._wait)
@@ -78,15 +80,15 @@ class Pair:
                 self._by_nccl(self._nccl.send, piece, self._turns)
 
     def send_values(self, tensors: list[torch.Tensor]) -> None:
-        """Send the bytes of values on the device, end to end."""
+        """Send the bytes of tensors on the device, end to end."""
         with self._beside_training():
             one = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
         self.send(one)
 
     def recv(self, into: torch.Tensor, *, idle: bool = False) -> torch.Tensor:
-        """Fill a tensor (uint8) of as many bytes as the other end sends.
+        """Fill a tensor (uint8) with as many bytes as the other end sends.
 
-        It may be late if it has been `idle`: its threads are Python's, and others may hold them up.
+        After an `idle` time the other end may be late: Python's threads hold each other up.
         """
         wait = self._idle if idle else self._wait
         for piece in into.split(PIECE) if len(into) else ():
@@ -97,7 +99,7 @@ class Pair:
         return into
 
     def recv_values(self, size: int) -> torch.Tensor:
-        """So many bytes, on the device."""
+        """Receive so many bytes on the device."""
         with self._beside_training():
             into = torch.empty(size, dtype=torch.uint8, device=self._device)
         return self.recv(into)

@@ -61,10 +61,10 @@ class TorchTransport(Wire):
         near: str = "",
         largest: int = -1,
     ) -> None:
-        """Listen at `torch://127.0.0.1:PORT/DEVICE`: `*` takes a free port, values are on DEVICE.
+        """Listen at `torch://127.0.0.1:PORT/DEVICE`; port `*` takes a free one.
 
-        That is `cpu` or, say, `cuda:0`. Raises UsageError if it cannot, or links are to be
-        encrypted.
+        DEVICE is `cpu` or, for instance, `cuda:0`. Raises UsageError if it cannot listen, or if
+        connections have to be encrypted.
         """
         if credentials is not None:
             raise UsageError(f"{bind}: torch.distributed cannot encrypt; use tcp or ipc with keys")
@@ -112,7 +112,7 @@ class TorchTransport(Wire):
             self._old = [old for old in self._old if old.alive] + [link]
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """Who is on this machine is trusted, only the way there is closed."""
+        """Close the way to the peer. Processes on this machine are trusted."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:
@@ -123,7 +123,7 @@ class TorchTransport(Wire):
         return [peer for peer, link in self._links.items() if link.has_mended()]
 
     def down_for(self, peer: MemberId) -> float:
-        """Seconds since the link to `peer` was up, or begun."""
+        """Seconds since the connection to `peer` was up, or begun."""
         link = self._links.get(peer)
         return 0.0 if link is None else link.down_for
 
@@ -155,7 +155,7 @@ class TorchTransport(Wire):
             self._arrived.notify()
 
     def close(self, linger: float = 0.0) -> None:
-        """Returns when its threads have ended, or are late."""
+        """Close all connections. Returns when their threads have ended, or are late."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -177,7 +177,7 @@ class TorchTransport(Wire):
             caller.join(max(0.0, until - time.monotonic()))
 
     def _call(self, port: int) -> Pair:
-        """A new pair with who listens there. Blocks; raises OSError or RuntimeError."""
+        """Make a pair with the peer that listens there. Blocks. Raises OSError or RuntimeError."""
         name = f"{next(self._numbers)}"
         address = LOOPBACK, port
         with socket.create_connection(address, timeout=self._patience.dead) as door:
@@ -203,7 +203,7 @@ class TorchTransport(Wire):
             door.close()
 
     def _serve(self, door: socket.socket) -> None:
-        """One caller's messages, to the end of its link."""
+        """Receive one caller's messages until its connection ends."""
         self._callers.add(current_thread())
         try:
             with door:
@@ -247,13 +247,13 @@ _open: WeakSet[TorchTransport] = WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """A thread that is within torch when Python ends would abort the process."""
+    """Close all transports: a thread inside torch would abort the process when Python ends."""
     for transport in list(_open):
         transport.close()
 
 
 def _split(address: str) -> tuple[int, str]:
-    """Port (0 for `*`) and device. Raises UsageError."""
+    """The port (0 for `*`) and the device of an address. Raises UsageError."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UsageError(
@@ -263,7 +263,7 @@ def _split(address: str) -> tuple[int, str]:
 
 
 def _device(name: str) -> tuple[torch.device, str]:
-    """A device here, and what peers on this machine know it by. Raises UsageError."""
+    """A device here, and its name for peers on this machine. Raises UsageError."""
     try:
         device = torch.device(name)
         if device.type == "cpu":

@@ -1,8 +1,8 @@
-"""State transfer: named blobs of bytes, fetched from a peer in checksummed chunks.
+"""State transfer: named blobs of bytes, fetched from a peer in chunks with checksums.
 
-One protocol for the initial state, a newcomer's snapshot and the final average. A blob is served
-straight from the memory it was offered from and lands straight in the memory it is wanted in. A
-request for a blob not offered yet waits until it is.
+The initial state, a newcomer's snapshot and averages all use it. A blob is served straight from the
+memory it was offered from, and lands straight in the memory it was fetched into. A request for a
+blob that is not offered yet waits until it is.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SERVED = 8
 class Download:
     """A part of a peer's blob on its way into `into`.
 
-    The caller owns `into`; where it gave none, it is made when the blob's size is known, which may
-    be up to `limit`.
+    The caller owns `into`. If it gave none, memory is made when the blob's size is known, at most
+    `limit` bytes.
     """
 
     peer: MemberId
@@ -70,7 +70,7 @@ class Transfer:
         self._downloads: dict[tuple[MemberId, str], Download] = {}
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
-        """Serve `data` as the blob `name`; it must not change until withdrawn."""
+        """Serve `data` as the blob `name`. It must not change until withdrawn."""
         self._blobs[name] = (data, kind)
         for peer, early in list(self._early.items()):
             self._early[peer] = [fetch for fetch in early if fetch.name != name]
@@ -79,7 +79,7 @@ class Transfer:
                     self.on_fetch(fetch)
 
     def withdraw(self, prefix: str) -> None:
-        """Serve no blob whose name begins with `prefix` any longer."""
+        """Stop serving blobs whose names begin with `prefix`."""
         self._blobs = {k: v for k, v in self._blobs.items() if not k.startswith(prefix)}
         for pair in [pair for pair in self._served if pair[1].startswith(prefix)]:
             del self._served[pair]
@@ -94,9 +94,9 @@ class Transfer:
         offset: int = 0,
         limit: int = 0,
     ) -> Download:
-        """Begin to fill `into` with the peer's blob `name` from byte `offset` on.
+        """Begin to fill `into` with the peer's blob `name`, from byte `offset` on.
 
-        None takes the whole blob, which may have up to `limit` bytes.
+        None fetches the whole blob, of at most `limit` bytes.
         """
         download = Download(peer, name, offset, into, kind, limit)
         if not download.done:
@@ -106,28 +106,28 @@ class Transfer:
         return download
 
     def cancel(self) -> None:
-        """Want none of what is still being fetched any more."""
+        """Give up all downloads."""
         self._downloads.clear()
 
     def forget(self, peer: MemberId) -> None:
-        """A peer is gone, and wants nothing any more."""
+        """Drop the requests of a peer that is gone."""
         self._early.pop(peer, None)
         for pair in [pair for pair in self._served if pair[0] == peer]:
             del self._served[pair]
 
     def again(self, peer: MemberId) -> None:
-        """A link to or from `peer` was broken: ask again for what has not come."""
+        """Ask again for what has not arrived: a connection to or from `peer` was broken."""
         for download in self._downloads.values():
             if download.peer == peer:
                 for offset, length in download.awaited.items():
                     self._request(download, offset, length)
 
     def peers(self) -> set[MemberId]:
-        """From whom something is still to come."""
+        """The peers from which something is still to come."""
         return {peer for peer, _ in self._downloads}
 
     def on_fetch(self, fetch: Fetch) -> None:
-        """A peer asks: answer, or keep the request until there is such a blob."""
+        """Answer a peer's request, or keep it until there is such a blob."""
         if fetch.name not in self._blobs:
             early = self._early[fetch.sender]
             if len(early) == EARLY:
@@ -151,7 +151,7 @@ class Transfer:
         self._transport.send(to, kind, headers.encode(header), (part,))
 
     def on_chunk(self, chunk: Chunk, payload: Buffer) -> None:
-        """A peer answers, with what it was asked for or it is refused."""
+        """Take a peer's answer. An answer to no request is refused."""
         download = self._downloads.get((chunk.sender, chunk.name))
         if download is None or chunk.offset not in download.awaited:
             self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
@@ -202,7 +202,7 @@ class Transfer:
 
 
 def _fits(download: Download, chunk: Chunk) -> bool:
-    """Whether the peer's blob has what is wanted of it."""
+    """Whether the peer's blob has the part that is wanted."""
     if download.into is None:
         return chunk.size <= download.limit
     return chunk.size >= download.offset + download.into.nbytes

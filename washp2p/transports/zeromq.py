@@ -1,10 +1,10 @@
-"""`tcp://` and `ipc://` by ZeroMQ: a bound DEALER socket, and another one to each peer.
+"""`tcp://` and `ipc://` by ZeroMQ: one bound DEALER socket, and another one to each peer.
 
-Links are one-way: replies go back over the replier's own link. ZeroMQ's I/O thread does the
-sending and receiving, and the encryption if there are keys, so a message moves on while the caller
-computes. It takes in whatever comes: were it told to stop at some number, a peer that pings and
-goes while it has stopped would make it abort the process. So while the caller computes for long, a
-thread looks now and then at what has come, and hangs up on whom too much waits of.
+Connections are one-way: replies use the replier's own connection. ZeroMQ's I/O thread sends,
+receives and encrypts, so messages move while the caller computes. There is no receive limit: if a
+socket stopped reading at a limit, a peer that pings and leaves meanwhile would make ZeroMQ abort
+the process. So while the caller computes for long, a thread looks at what has arrived ten times a
+second, and closes connections of which too much waits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ AT_A_LOOK = 10_000
 
 
 class ZeromqTransport(Wire):
-    """Messages over ZeroMQ, one ZeroMQ frame each: the header's length in a byte, header, payload.
+    """Messages over ZeroMQ, one frame each: the header's length in a byte, the header, the payload.
 
-    One frame costs half of what a multipart message does, on the wire and in calls.
+    One frame costs half of a multipart message, on the wire and in calls.
     """
 
     def __init__(
@@ -59,11 +59,10 @@ class ZeromqTransport(Wire):
         near: str = "",
         largest: int = -1,
     ) -> None:
-        """Listen at `bind`, where `*` as port takes a free one, and at `near`, if given.
+        """Listen at `bind`, where port `*` takes a free one, and at `near`, if given.
 
-        Raises UsageError if it cannot.
-
-        `patience` says when a silent link counts as broken.
+        `patience` says when a silent connection counts as broken. Raises UsageError if it cannot
+        listen.
         """
         if bind.startswith("ipc://") and "@" not in bind and in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
@@ -204,7 +203,7 @@ class ZeromqTransport(Wire):
             self._gate.join()
 
     def _link(self, endpoint: str, key: bytes) -> ZeromqLink:
-        """A new socket on its way to a peer. Raises ZMQError."""
+        """Open a connection to a peer. Raises ZMQError."""
         dealer = self._context.socket(zmq.DEALER)
         dealer.set(zmq.SNDHWM, QUEUED)
         dealer.set(zmq.MAXMSGSIZE, 1024)  # handshakes; nothing else comes back
@@ -222,7 +221,7 @@ class ZeromqTransport(Wire):
         return link
 
     def _replace(self, peer: MemberId, link: ZeromqLink) -> None:
-        """Begin a link anew: after some handshakes that fail ZeroMQ tries no more."""
+        """Open a connection again: after some failed handshakes ZeroMQ stops trying."""
         link.up, link.broken, link.hopeless, link.since = False, True, False, time.monotonic()
         with suppress(zmq.ZMQError), self._sending:  # if it cannot be, the next time
             again = self._link(link.endpoint, link.key)
@@ -230,7 +229,7 @@ class ZeromqTransport(Wire):
             link.socket, link.monitor = again.socket, again.monitor
 
     def _look(self) -> None:
-        """Put by what has come, while nobody receives."""
+        """Move arrived messages into the backlog while the caller does not receive."""
         while not self._closing.wait(LOOK_SECONDS):
             if self._receiving.acquire(blocking=False):
                 refused: set[int] = set()
@@ -245,7 +244,7 @@ class ZeromqTransport(Wire):
                     self._receiving.release()
 
     def _put_by(self, refused: set[int]) -> None:
-        """The next message into the backlog. Hangs up once on connections `refused`."""
+        """Move the next message into the backlog. Connections in `refused` are closed once."""
         frame = self._incoming.recv(zmq.NOBLOCK, copy=False)
         found = self._read(frame)
         if found is None:
@@ -261,7 +260,7 @@ class ZeromqTransport(Wire):
         return bool(int(self._incoming.get(zmq.EVENTS)) & zmq.POLLIN)
 
     def _take(self, timeout: float | None) -> Message | None:
-        """The next message of somebody who may send; None for an interrupt. Raises Again."""
+        """The next message of an admitted sender; None for an interrupt. Raises Again."""
         flags = zmq.NOBLOCK if timeout == 0 else 0
         if timeout not in {0, self._timeout}:
             self._incoming.set(zmq.RCVTIMEO, -1 if timeout is None else round(timeout * 1000))
@@ -274,9 +273,9 @@ class ZeromqTransport(Wire):
                 return found[0]
 
     def _read(self, frame: zmq.Frame) -> tuple[Message | None, MemberId | None] | None:
-        """What is in a frame, and whose it is, if that is proved; None if its sender may not send.
+        """A frame's message and its proven sender; None if the sender is not admitted.
 
-        An interrupt is no message of nobody's.
+        An interrupt is a message without a sender.
         """
         if self._credentials is None:
             return self._message(frame.buffer, None), None
@@ -291,7 +290,7 @@ class ZeromqTransport(Wire):
         return message or Message(_NOTHING, _NOTHING, sender), sender
 
     def _message(self, data: memoryview, sender: MemberId | None) -> Message | None:
-        """What is in a ZeroMQ message; None if it is empty, or has several parts, as none has."""
+        """The message in a ZeroMQ frame; None if it is empty or has several parts."""
         several = False
         while self._incoming.get(zmq.RCVMORE):
             self._incoming.recv()
@@ -302,7 +301,7 @@ class ZeromqTransport(Wire):
         return Message(data[1:end], data[end:], sender)
 
     def _admits(self, key: bytes, _: str) -> bool | None:
-        """On the gate's thread."""
+        """Whether a key may connect. Called on the authenticator's thread."""
         assert self._credentials is not None
         if key in self._cut_off:
             return False

@@ -10,9 +10,9 @@ import zmq
 
 @dataclass
 class ZeromqLink:
-    """A way to a peer. `since` is when it was made, or went down.
+    """A connection to a peer. `since` is when it was made, or broke.
 
-    `otherwise` says where to try next if it does not come up.
+    `otherwise` has addresses to try if it does not come up.
     """
 
     endpoint: str
@@ -27,7 +27,7 @@ class ZeromqLink:
 
 
 def key_of(frame: zmq.Frame) -> bytes | None:
-    """The key that a message's sender has proved to hold; None for an interrupt."""
+    """The public key that a frame's sender has proved to hold; None for an interrupt."""
     try:
         return bytes.fromhex(str(frame.get("User-Id")))
     except zmq.ZMQError:
@@ -43,13 +43,13 @@ def connection_of(frame: zmq.Frame) -> int:
 
 
 def let_go(link: ZeromqLink, linger: float = 0.0) -> None:
-    """Close a link's sockets; what is queued has `linger` seconds to leave."""
+    """Close a connection's sockets. Queued messages have `linger` seconds to leave."""
     link.socket.disable_monitor()
     link.monitor.close(linger=0)
     link.socket.close(linger=round(linger * 1000))
 
 
 def in_use(path: str) -> bool:
-    """Whether somebody listens at a Unix socket; ZeroMQ itself would take it over silently."""
+    """Whether a process listens at a Unix socket. ZeroMQ itself would take it over silently."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(path) == 0

@@ -1,6 +1,7 @@
-"""A method of somebody else's in the simulation: by the plans that its strategy makes.
+"""Simulates a method of another package, by the plans that its strategy makes.
 
-The reference states the built-in methods anew; of others it can only do what their plans say.
+The reference implements the built-in methods anew. Other methods it can only simulate by their
+plans.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PlannedRounds:
-    """What the plans of `config.method` say, for a population of copies of `model`."""
+    """The plans of `config.method` for a population of copies of `model`."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""The reference: the methods on dense arrays, slow and plain; in lockstep or as late as it is told.
+"""The reference: all methods on dense arrays, slow and plain, in lockstep or late.
 
-It is the oracle that the peer-to-peer system is held against, so it shares no code with the plan,
-the store or the exchange: everything here is written again from docs/protocol.md, with Python
-integers, fractions and loops.
+It is the oracle for the peer-to-peer system. So it shares no code with the plan, the store or the
+exchange: everything is written again from docs/protocol.md, with Python integers, fractions and
+loops.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def keyed_permutation(word: int, n: int) -> list[int]:
 
 
 def deal(seed: int, n: int, group: int) -> list[list[int]]:
-    """The round's groups: all in one, or random ones of at most `group` members."""
+    """The round's groups: all members in one, or random groups of at most `group` members."""
     if not group or group >= n:
         return [list(range(n))]
     words = np.random.Philox(key=seed, counter=2 * 2**192).random_raw(n).tolist()
@@ -86,14 +86,14 @@ def deal(seed: int, n: int, group: int) -> list[list[int]]:
 
 
 def draw_pairs(seed: int, n: int) -> list[list[int]]:
-    """papa-2's two members for each of n."""
+    """The two members that papa-2 draws for each of n."""
     every = [[a, b] for a in range(n) for b in range(n) if a != b]
     words = np.random.Philox(key=seed, counter=3 * 2**192).random_raw(n).tolist()
     return [every[word * len(every) >> 64] for word in words]
 
 
 def due(config: Any, rounds: int) -> Callable[[int], bool]:
-    """In which of a run's rounds members exchange values."""
+    """The rounds of a run in which members exchange values."""
     by_epochs = config.method in {"papa-all", "dart", "papa-2"}
     period = Fraction(rounds * config.every, config.epochs) if by_epochs else config.every
     start, end = (
@@ -113,7 +113,7 @@ def splitmix(z: int) -> int:
 
 
 class Selection:
-    """Draws the scalars of a round: parameters are (size, p_l) in flat order."""
+    """Draws the scalars of a round. Parameters are (size, p_l) in flat order."""
 
     def __init__(self, parameters: Sequence[tuple[int, Fraction]]) -> None:
         self._parameters = parameters
@@ -150,7 +150,7 @@ class Selection:
 
 
 class Round:
-    """What a round's seed says, and what each member held at the selected scalars when it sent."""
+    """A round's plan, and the values that each member held at the selected scalars when it sent."""
 
     def __init__(self, selected: list[int], sources: dict[int, np.ndarray]) -> None:
         self.selected = np.array(selected, dtype=np.int64)
@@ -165,37 +165,37 @@ class Round:
         """By member, what it has made of its shard."""
 
     def group_of(self, member: int) -> list[int]:
-        """Who take the mean together with it, and it."""
+        """The members that take the mean together with a member, itself included."""
         return next(group for group in self.groups if member in group)
 
     def shard(self, member: int) -> slice:
-        """Which of the selected scalars it reduces."""
+        """The selected scalars that a member reduces."""
         group = self.group_of(member)
         place, count = group.index(member), len(self.selected)
         return slice(count * place // len(group), count * (place + 1) // len(group))
 
 
 class Planned(Protocol):
-    """A method that is known by its plans only."""
+    """A method known by its plans only."""
 
     slots: Sequence[str]
     shares: bool
     """Whether its means have two legs."""
 
     def draw(self, seed: int, roster: Sequence[int]) -> Round:
-        """What a round's plans say."""
+        """The content of a round's plans."""
 
     def weight(self, lr: float) -> float:
         """As `Strategy.weight`."""
 
 
 class Reference:
-    """Models in one process that do as a method says, at once or late (section 4).
+    """Models in one process that follow a method, at once or late (section 4).
 
-    A member's number is its place in `models`; which of them take part in a round, its roster says.
-    `due` tells in which rounds they exchange values; `planned` is the method if it is none of ours.
-    Means are taken in two legs: first each member makes that of its shard, of whose values it is
-    told, then it takes over those of others.
+    A member's number is its index in `models`; each round's roster says which members take part.
+    `due` tells in which rounds they exchange values. `planned` is a method of another package. A
+    mean has two legs: each member first computes the mean of its shard, then takes over those of
+    the others.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class Reference:
     def gather(
         self, member: int, number: int, seed: int, roster: Sequence[int] | None = None
     ) -> None:
-        """The member sends: what it holds at round `number`'s scalars is what others will get.
+        """A member sends: its values at round `number`'s scalars now are what others will get.
 
         `roster` has the members of the round, in order (default: all).
         """
@@ -287,7 +287,7 @@ class Reference:
     def apply(
         self, member: int, number: int, senders: Sequence[int] | None = None, leg: int = 0
     ) -> None:
-        """The member takes over what `senders` (all, if not given) sent it in round `number`."""
+        """A member takes over what `senders` (default: all) sent it in round `number`."""
         this = self._rounds.get(number)
         if this is None:
             return
@@ -312,11 +312,13 @@ class Reference:
             self._permute(this, member, number, senders)
 
     def give(self, donor: int, guest: int) -> None:
-        """`guest` begins with what `donor` has seen so far."""
+        """`guest` begins with the state of `donor`."""
         self._highest_lr[guest] = self._highest_lr[donor]
 
     def among(self, member: int, number: int) -> list[int]:
-        """Whose values are in the mean that a member takes in a round, if it takes one."""
+        """The members whose values are in the mean that a member takes in a round, if it takes
+        one.
+        """
         this = self._rounds.get(number)
         if this is None:
             return []
@@ -325,7 +327,7 @@ class Reference:
     def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
         """(1 - w) theta + w mean, with w = (1 - alpha) lr / highest lr so far (PAPA, section 2.3).
 
-        The highest at any step of the member's own, or of who gave it its state.
+        The highest learning rate is over the member's own steps, and those of its donor.
         """
         theta = self._flat(member, "")
         rounded = torch.from_numpy(mean).to(self._tensors(member, "")[0].dtype)
@@ -368,7 +370,7 @@ class Reference:
         self._newest[member][places] = number
 
     def ready(self, number: int, senders: Sequence[int] | None = None, leg: int = 0) -> bool:
-        """Whether `senders` (all, if not given) have sent a leg of round `number`."""
+        """Whether `senders` (default: all) have sent a leg of round `number`."""
         this = self._rounds.get(number)
         if this is None:
             return True
@@ -377,7 +379,7 @@ class Reference:
         return there.keys() >= set(members if senders is None else senders)
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """No member will send or apply these rounds again."""
+        """Forget these rounds: no member will send or apply them again."""
         for number in numbers:
             self._rounds.pop(number, None)
 
@@ -436,7 +438,7 @@ class Reference:
 def _mean(
     held: dict[int, list[np.ndarray]], part: slice, among: list[int], came: list[int], own: int
 ) -> np.ndarray:
-    """The mean of what those `among` who `came`, and the member itself, held; of numbers only."""
+    """The mean of the finite values held by the member and by those `among` that `came`."""
     values = [held[m][0][part].astype(np.float64) for m in among if m in came or m == own]
     finite = [np.isfinite(each) for each in values]
     total = np.zeros_like(values[0])
@@ -454,7 +456,7 @@ def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def plain_average(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean in order, in float64; of integers the maximum."""
+    """The mean in order, in float64; the maximum of integers."""
     result = {}
     for name, first in states[0].items():
         values = [state[name] for state in states]
@@ -471,8 +473,8 @@ def plain_average(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 def _layers(model: torch.nn.Module, last: str) -> list[tuple[torch.nn.Parameter, int]]:
     """Trainable parameters in flat order, each with the number of its layer.
 
-    A layer is a module that has some, those of its parametrizations included, by registration; what
-    owns the parameters called `last` is the last one.
+    A layer is a module that owns some, those of its parametrizations included, by registration. The
+    owner of the parameters called `last` is the last layer.
     """
     found: list[tuple[torch.nn.Parameter, str]] = []
     for name, module in model.named_modules():

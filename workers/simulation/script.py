@@ -1,6 +1,6 @@
-"""What each member of a population does after its own steps: by a rule, or as a run's logs say.
+"""What each member does after each of its steps: by a rule, or as a run's logs say.
 
-A replay is the reference following these. No tensors.
+In a replay the reference follows the logs. No tensors.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Application = tuple[int, tuple[int, ...] | None, int]
 class Script:
     """What one member does after each of its own steps, counted from 1.
 
-    `applies` tells what it applies after which step, in order; `jumps` to which round a step
-    belongs where that is not the one after the last. `joined` says with whose state it begins where
-    that is not the population's first. Its part ends after `last_step`, if it did not see the end.
+    `applies` has the rounds applied after each step, in order. `jumps` has the round of steps that
+    skipped rounds. `joined` names the donor of a member that joined late. The member's part ends
+    after `last_step`, if it did not reach the end.
     """
 
     applies: dict[int, list[Application]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Script:
     last_step: int | None = None
 
     def step_of(self, number: int) -> int:
-        """Which own step belongs to a round."""
+        """The member's own step of a round."""
         step, at = 0, self.joined.round if self.joined else 0
         for jump, to in sorted(self.jumps.items()):
             if to > number:
@@ -48,7 +48,7 @@ class Script:
 
 
 def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
-    """Every round is applied by all members `delay` steps after it; the last ones at the end."""
+    """All members apply every round exactly `delay` steps after it; the last rounds at the end."""
     script = Script()
     for number in range(1, rounds + 1):
         applies = script.applies.setdefault(min(number + delay, rounds), [])
@@ -59,7 +59,7 @@ def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
 def from_log(
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Script:
-    """What a member of a distributed run did: as `runlog.read_log`."""
+    """The script of a member of a distributed run, from `runlog.read_log`."""
     script = Script()
     for record in read_log(path, rosters, member, whole=whole):
         if isinstance(record, Jump):
@@ -73,9 +73,9 @@ def from_log(
 
 
 def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[MemberId]]:
-    """What a distributed run did: its rosters, everyone's part, and over whom it was averaged.
+    """A distributed run's rosters, the scripts of its members, and the members averaged over.
 
-    Raises UsageError if the folder has not the whole of it.
+    Raises UsageError if the folder does not have all of it.
     """
     rosters = read_rosters(run / rundir.JOURNAL)
     final = rundir.read_summary(run)["averaged_over"]

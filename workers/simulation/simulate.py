@@ -1,8 +1,8 @@
-"""A whole population in one process, one thread, no sockets: the reference for everything else.
+"""A whole population in one process and one thread, without sockets: the oracle.
 
-Members take their steps in turn, then `washp2p.reference` shuffles them: at once, every round
-exactly S late, or as the logs of a distributed run say. In lockstep, and in a replay, a distributed
-run with the same configuration ends with the same bits, on the same machine and versions.
+Members take their steps in turn, then the reference shuffles them: at once, every round exactly S
+late, or as the logs of a distributed run say. In lockstep, and in a replay, a distributed run with
+the same configuration ends with the same bits, on the same machine and versions.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def simulate(
     on_epoch: Callable[[dict[str, Any]], None],
     replay: Path | None = None,
 ) -> dict[str, Any]:
-    """Train the population on the CPU, fill the run folder, return its summary.
+    """Train the population on the CPU, fill the run folder, and return its summary.
 
-    Every round is applied exactly `max_delay` late (`auto` and `none` are 0 where there is no
-    network), or as the run in the folder `replay` did. `on_epoch` gets each line of metrics.jsonl.
-    Sets torch to one thread. Raises UsageError if `replay` has no complete log.
+    Every round is applied exactly `max_delay` late (0 under `auto` and `none`), or as in the run in
+    the folder `replay`. `on_epoch` gets each line of metrics.jsonl. Sets torch to one thread.
+    Raises UsageError if `replay` has no complete log.
     """
     torch.set_num_threads(1)
     rundir.write_json(
@@ -113,7 +113,7 @@ def simulate(
 
 
 def everyone(config: RunConfig) -> list[Roster]:
-    """The rosters of a run in which nobody comes or goes."""
+    """The roster of a run in which no member comes or goes."""
     peers = tuple(Peer(member=member, endpoint="", host="") for member in range(config.n))
     return [Roster(generation=0, peers=peers)]
 
@@ -121,8 +121,8 @@ def everyone(config: RunConfig) -> list[Roster]:
 class Population:
     """All members that a run ever had, and the reference that shuffles them.
 
-    They begin with the state of the first in the first round's roster, or each with its own;
-    `joined` ones take theirs over later.
+    They begin with the state of the first member of the first roster, or each with its own.
+    `joined` members take over a donor's state later.
     """
 
     def __init__(self, config: RunConfig, data: Data, rosters: Sequence[Roster]) -> None:
@@ -168,7 +168,7 @@ class Population:
     def train(
         self, scripts: dict[MemberId, Script], on_epoch: Callable[[dict[str, Any]], None]
     ) -> list[dict[str, Any]]:
-        """Train everyone to the end, each by its script; what surveys have found, exactly.
+        """Train all members to the end, by their scripts. Returns what surveys found.
 
         Raises UsageError if the scripts do not fit each other.
         """
@@ -204,7 +204,7 @@ class Population:
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
     ) -> Iterator[list[int] | None]:
-        """Train one member: yields rounds as they are applied, None while it must wait."""
+        """Train one member. Yields a round whenever one is applied, None while it must wait."""
         trainer = self.trainers[member]
         while member in self._waiting:
             yield None
@@ -246,7 +246,7 @@ class Population:
     def _repair(
         self, trainer: Trainer, own: int, number: int, senders: Sequence[int] | None
     ) -> None:
-        """Give a mean the moments that those whose mean it is had before."""
+        """Give a mean the moments that its members had before."""
         among = self.reference.among(own, number)
         came = [m for m in among if m != own and (senders is None or m in senders)]
         if came:
@@ -255,7 +255,7 @@ class Population:
                 restore_mean(trainer.model, counted, trainer.repair_inputs)
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
-        """Note where a member is after a round of which there is a survey; the last one measures.
+        """Note a member's values after a round with a survey. The last member measures.
 
         By quarter of the parameters: scalar i of d is in quarter 4 i // d.
         """
@@ -276,7 +276,7 @@ class Population:
             del self._seen[number]
 
     def _give(self, donor: MemberId) -> None:
-        """Copy the donor's state to those who begin with it as it is now."""
+        """Copy the donor's present state to the members that begin with it."""
         for guest in self._guests.pop((donor, self.steps[donor]), []):
             self._waiting.remove(guest)
             here, there = self.trainers[donor], self.trainers[guest]
@@ -286,7 +286,7 @@ class Population:
 
 
 def differences(folder: Path, run: Path) -> list[str]:
-    """Which models of a run folder are not equal, bit for bit, to those of the run it repeats."""
+    """The models of a run folder that differ in any bit from those of the run it repeats."""
     final = rundir.read_summary(run)["averaged_over"]
     files = [rundir.member_file(Path(), member) for member in final]
     return [

@@ -25,10 +25,10 @@ def summary_of(
     sent_by: Sequence[Sequence[int]],
     seconds: float,
 ) -> dict[str, Any]:
-    """What a population did in so many `seconds`; `trainer` is one of its members'.
+    """What a population did in so many `seconds`; `trainer` is that of one member.
 
-    `steps` has the optimizer steps of each member, in order; `sent_by` the scalars that each sent
-    to each, by position.
+    `steps` has the optimizer steps of each member, in order. `sent_by` has the scalars that each
+    member sent to each, by position.
     """
     members = list(steps)
     rounds = trainer.steps

@@ -1,9 +1,8 @@
 """Cells: runs of one configuration each, made once and kept.
 
-A cell's folder is named by all of its configuration that is not a field's default (so that versions
-with more fields find it again), a file of weights by what is in it, a folder of images by where it
-is; and what the cell holds is checked against all of it before it is used. A run that did not keep
-all of its members to the end is not used.
+A cell's folder is named by all fields that differ from their defaults, so that versions with more
+fields find it again; a file of weights by its content, a folder of images by its path. Before use,
+the folder is checked against the whole configuration. A run that lost a member is not used.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class Cells:
-    """The finished runs below `folder`, of data in `data_dir`.
+    """The finished runs below `folder`, on data in `data_dir`.
 
-    It is fetched if `download`. `machine` are flags of `washp2p run` about this machine. With
+    Data are fetched if `download`. `machine` has flags of `washp2p run` about this machine. With
     `simulated`, members are trained in one process, by `washp2p simulate`: in lockstep that gives
     the same bits.
     """
@@ -54,7 +53,7 @@ class Cells:
         self._make = ["simulate", *data] if simulated else self._measure
 
     def place(self, config: RunConfig) -> Path:
-        """Where a configuration's run is, or will be."""
+        """The path of a configuration's run."""
         plain = {field.name: field.default for field in fields(config)}
         chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
         if (file := Path(config.weights)).is_file():
@@ -66,18 +65,20 @@ class Cells:
         return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
 
     def done(self, config: RunConfig, *, measured: bool = False) -> bool:
-        """Whether it has run to its end, all members with it; with `measured`, with bytes counted
-        from its beginning: neither simulated nor gone on with.
+        """Whether its run is finished, with all members.
+
+        With `measured`, its bytes must be counted from its beginning: neither simulated nor
+        resumed.
         """
         return self._kept(config, measured=measured) is not None
 
     def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
-        """The finished run: it is made now if it is not there. Blocks, also while another study
-        makes it.
+        """The finished run; it is made now if it is missing. Blocks, also while another study makes
+        it.
 
-        A run that was interrupted goes on from its checkpoint if it has one (unless `measured`:
-        bytes are to be of one run from its beginning); what else was left of an earlier try is
-        removed. Raises RunStoppedError if it fails.
+        An interrupted run goes on from its checkpoint if it has one, unless `measured`, for which
+        the bytes must be of one run. What else an earlier try has left is removed. Raises
+        RunStoppedError if it fails.
         """
         place = self.place(config)
         with self._alone_with(place):
@@ -106,7 +107,7 @@ class Cells:
         return found if usable and (_counted(found) or not measured) else None
 
     def _resumed(self, config: RunConfig) -> bool:
-        """Go on with an interrupted run, if there is one that can be gone on with, to its end."""
+        """Go on with an interrupted run to its end, if there is one that can go on."""
         place = self.place(config)
         if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
             return False
@@ -121,7 +122,7 @@ class Cells:
 
     @contextmanager
     def _alone_with(self, place: Path) -> Iterator[None]:
-        """As the only study, of those that keep their runs here, that makes this one."""
+        """Keep other studies from making this run meanwhile."""
         locks = self._folder / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / place.name).open("w") as lock:
@@ -129,8 +130,8 @@ class Cells:
             yield
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
-        """Of a finished run: from weights of its first members to the test accuracy, in per cent,
-        of the model that is so much of each.
+        """Test accuracies, in per cent, of mixtures of a finished run's first members, by
+        weights.
         """
         from washp2p.evaluation import average_state
         from workers.__main__ import pick_device
@@ -146,24 +147,24 @@ class Cells:
 
 
 def _same(kept: RunConfig, config: RunConfig) -> bool:
-    """Whether a kept run's configuration is the one wanted, wherever its weights lay."""
+    """Whether a kept run's configuration is the wanted one, wherever its weights lie."""
     return replace(kept, weights=config.weights) == config
 
 
 def _whole(run: FinishedRun) -> bool:
-    """Whether all members of a run were in it from its beginning to its end, and were evaluated."""
+    """Whether all members took part from the beginning to the end, and were evaluated."""
     summary = run.summary
     evaluated = len(summary["accuracy"].get("members") or ()) == run.config.n
     return evaluated and not summary.get("departed") and not summary.get("lost_values")
 
 
 def _counted(run: FinishedRun) -> bool:
-    """Whether a run's bytes were counted, all of them: of one that is resumed, some are not."""
+    """Whether all bytes of a run were counted. Of a resumed run some are not."""
     return not run.simulated and len(run.summary["rosters"]) == 1
 
 
 def _finish(command: list[str], place: Path) -> None:
-    """Run it to its end; if this is interrupted, it is, too, and sees to its own processes."""
+    """Run a process to its end. An interrupt is passed on to it."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -1,4 +1,4 @@
-"""`washp2p study`: its flags, and what it prints. Imports what is heavy only when it is made."""
+"""`washp2p study`: its flags and its output. Heavy modules are imported when a study is made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WITHOUT = {"toy": ("data", "model", "n", "seeds", "preset", "simulate"), "volume
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """What a study is to be of, and where its runs and tables go."""
+    """Flags for what a study compares, and where its runs and tables go."""
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--preset", metavar="{cpu,gpu,paper}", help="its size (default: cpu)")
     for option, kind, what in (("data", str, "data set"), ("model", str, "model"), ("n", int, "N")):
@@ -70,7 +70,7 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_study(options: argparse.Namespace) -> int:
-    """Make it; the exit code. Raises UsageError, RunStoppedError."""
+    """Make a study. Returns the exit code. Raises UsageError, RunStoppedError."""
     from workers.studies import pictures
     from workers.studies.catalog import STUDIES
     from workers.studies.cells import Cells
@@ -127,7 +127,7 @@ def make_study(options: argparse.Namespace) -> int:
 
 
 def _prepare(folder: Path) -> None:
-    """Make it, and see that files can be made in it: before hours of training, not after."""
+    """Make a folder and check that it can be written to, before hours of training."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

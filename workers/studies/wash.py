@@ -1,4 +1,6 @@
-"""WASH's tables and figures: each study makes its runs in a `Lab` and returns a `Report`."""
+"""WASH's tables and figures. Each function makes a study's runs in a `Lab` and returns a
+`Report`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ TITLES = ("Ensemble", "Averaged", "GreedySoup", "best member", "worst member")
 
 
 def volume(lab: Lab) -> Report:
-    """WASH, table 1: what each method sends, measured, against PAPA."""
+    """WASH, table 1: the bytes that each method sends, compared with PAPA's."""
     report = Report("volume", "Communication volume (WASH, table 1)")
     panels: dict[str, dict[str, Value]] = {}
     for scene in lab.scenes:
@@ -222,7 +224,7 @@ def heatmap(lab: Lab) -> Report:
 
 
 def nearest_to_the_middle(found: Sequence[float], grid: Sequence[tuple[float, ...]]) -> float:
-    """Of what was found on a `grid`, that with the most equal weights."""
+    """The value on a `grid` whose weights are most equal."""
     return min(zip(grid, found, strict=True), key=lambda pair: max(pair[0]) - min(pair[0]))[1]
 
 
@@ -250,9 +252,9 @@ def example(lab: Lab) -> Report:
 
 
 def _surveys(runs: Sequence[FinishedRun], key: str) -> dict[int, np.ndarray]:
-    """What surveys have found, by their round: of each, runs x what was measured.
+    """Survey results by round: runs x quantities.
 
-    Of those made every so many rounds, and in all runs; a checkpoint is surveyed, too.
+    Only rounds with a survey in all runs; surveys at checkpoints are left out.
     """
     every = SURVEYED["track_consensus"]
     by_run = [

@@ -1,4 +1,4 @@
-"""What an `Augmentation` does to a batch, by torchvision's transforms.
+"""Applies an `Augmentation` to batches, with torchvision's transforms.
 
 They draw from torch's global generator, which is the member's own while its streams are active.
 """
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Augment:
-    """Batches of one member: `inputs` (images x channels x height x width), labels (int64)."""
+    """Augments batches of one member: `inputs` (images x channels x height x width), labels
+    (int64).
+    """
 
     def __init__(self, chosen: Augmentation, shape: Shape, classes: int) -> None:
         each: list[Any] = []
@@ -36,7 +38,7 @@ class Augment:
     def __call__(
         self, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch, varied: targets are labels, or (images x classes) shares of them if mixed."""
+        """The augmented batch. Targets are labels or, if mixed, shares (images x classes)."""
         if self._each is not None:
             inputs = torch.stack([self._each(image) for image in inputs])
         if self._mix is not None:

@@ -1,8 +1,8 @@
-"""Data sets, through torchvision's and scikit-learn's own classes, and their loaders.
+"""Data sets, through torchvision's and scikit-learn's classes, and their loaders.
 
-Small images are held as one float32 tensor, so that a batch is one indexing operation; image
-folders are read and transformed file by file. Every member has the same held-out images and its own
-order of the rest.
+Small images are held as one float32 tensor, so that a batch is one indexing operation. Image
+folders are read and transformed file by file. All members have the same held-out images, and each
+its own order of the rest.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Data:
     """How many times an image that cannot be read was skipped, where that is wanted: a Value."""
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Loader:
-        """Shuffled batches, a new order each epoch drawn from `generator`; the rest is dropped."""
+        """Shuffled batches. Each epoch's order is drawn from `generator`; an incomplete batch is
+        dropped.
+        """
         if isinstance(self.train, TensorDataset):
             order = RandomSampler(self.train, generator=generator)
             sampler = BatchSampler(order, batch_size, drop_last=True)
@@ -70,22 +72,22 @@ class Data:
 
     @staticmethod
     def evaluation_batches(dataset: Dataset[Any]) -> Loader:
-        """Batches in order; their size does not depend on the run."""
+        """Batches in order. Their size does not depend on the run."""
         if isinstance(dataset, TensorDataset):
             sampler = BatchSampler(range(len(dataset)), EVALUATION_BATCH, drop_last=False)
             return DataLoader(dataset, sampler=sampler, batch_size=None)
         return DataLoader(dataset, 64, **_readers())
 
     def first_batches(self, count: int, size: int, device: torch.device) -> list[torch.Tensor]:
-        """Inputs of the first training images, always the same: `count` batches at most."""
+        """The inputs of the first training images, always the same: at most `count` batches."""
         loader = DataLoader(Subset(self.train, range(min(count * size, _length(self.train)))), size)
         return [inputs.to(device) for inputs, _ in loader]
 
 
 def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
-    """The data set that `config` names, from `folder`, downloaded there if allowed and missing.
+    """The data set that `config` names, from `folder`; downloaded if missing and allowed.
 
-    Raises UsageError if it is not to be had, naming the ways to get it.
+    Raises UsageError if it cannot be had, and names the ways to get it.
     """
     if config.data == "imagefolder":
         return _image_folder(config, folder)
@@ -114,7 +116,7 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
 
 
 class _Images(TensorDataset):
-    """Images and labels, made `size` pixels high and wide when they are asked for; 0: not."""
+    """Images and labels; images are resized to `size` pixels when they are read, 0: not."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
         super().__init__(images, labels)
@@ -130,7 +132,7 @@ class _Images(TensorDataset):
 
 
 def _readers() -> dict[str, Any]:
-    """For a loader of files: processes that are not forks of a member, which has threads."""
+    """Options of a loader of files: its processes are not forks of a member, which has threads."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision.datasets"])
     return {"num_workers": min(4, os.cpu_count() or 1), "multiprocessing_context": context}
@@ -144,7 +146,7 @@ _Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _digits(_name: str, _folder: Path, _download: bool) -> _Arrays:
-    """1,797 handwritten digits, 8x8; a fixed stratified fifth is the test set."""
+    """1,797 handwritten digits, 8x8. A fixed stratified fifth is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -204,7 +206,7 @@ def _torchvision(
 
 
 def _image_folder(config: RunConfig, folder: Path) -> Data:
-    """ImageNet's layout: FOLDER/train/CLASS/* and FOLDER/val/CLASS/*, which is the test set."""
+    """ImageNet's layout: FOLDER/train/CLASS/*, and FOLDER/val/CLASS/* as the test set."""
     from torchvision.transforms import v2
 
     from workers.training.images import ImageFiles
@@ -253,7 +255,7 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
 
 
 def _limited(labels: Sequence[int], count: int) -> Sequence[int]:
-    """Which `count` images to take: the first, or of every class as many where they are sorted."""
+    """The indices of `count` images: the first ones, or equally many of each class if sorted."""
     if all(a <= b for a, b in pairwise(labels)):
         seen: Counter[int] = Counter()
         turns = []
@@ -265,7 +267,7 @@ def _limited(labels: Sequence[int], count: int) -> Sequence[int]:
 
 
 def _split(config: RunConfig, count: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Indices to train on, and those held out: the same on all members of a run."""
+    """The indices to train on, and those held out: the same on all members of a run."""
     generator = torch.Generator().manual_seed(key(config.seed, _SHARED_BY_ALL, "held out"))
     order = torch.randperm(count, generator=generator).tolist()
     cut = max(1, round(config.holdout * count))

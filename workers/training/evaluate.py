@@ -1,4 +1,4 @@
-"""The papers' columns from a population's final state dicts."""
+"""The accuracies that the papers report, from a population's final state dicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Accuracies(TypedDict):
-    """Per cent of the test set."""
+    """Accuracies on the test set, in per cent."""
 
     members: list[float]
     ensemble: float
@@ -33,10 +33,10 @@ def evaluate_population(
     data: Data,
     device: torch.device,
 ) -> Accuracies:
-    """Each member's accuracy, and that of Ensemble, Averaged and GreedySoup.
+    """The accuracies of each member, the Ensemble, the Averaged model and the GreedySoup.
 
-    `states` are the members' in MemberId order, `averaged` is the averaged model's. Overwrites
-    `model`.
+    `states` has the members' state dicts in MemberId order, `averaged` that of the averaged model.
+    Overwrites the parameters of `model`.
     """
 
     def outputs(state: State, dataset: Dataset[object]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Folders of image files, one for each class: what cannot be read is named, or skipped and counted.
+"""Folders of image files, one for each class. Unreadable files are named, or skipped and counted.
 
-Used in a loader's processes, which import this module.
+A loader's processes import this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = logging.getLogger("washp2p")
 
 
 class UnreadableImageError(UsageError):
-    """An image file cannot be read; raised in a loader's process, and again where it is used."""
+    """An image file cannot be read. Raised in a loader's process, and again in the member's."""
 
     def __init__(self, text: str) -> None:
         last = text.strip().splitlines()[-1]  # a loader puts its process's traceback before it
@@ -31,10 +31,10 @@ class UnreadableImageError(UsageError):
 
 
 class ImageFiles(ImageFolder):  # type: ignore[misc]  # torchvision has no types
-    """FOLDER/CLASS/*; hidden folders and files are none. `skipped` counts, if it is given.
+    """The files FOLDER/CLASS/*, without hidden folders and files.
 
-    An image that cannot be read raises UnreadableImageError, or with `skipped` (a shared Value)
-    the next one that can be takes its place.
+    An image that cannot be read raises UnreadableImageError. With `skipped` (a shared Value), it is
+    counted there, and the next readable image takes its place.
     """
 
     def __init__(self, root: Path, transform: Callable[[Any], Any], skipped: Any = None) -> None:
@@ -42,7 +42,7 @@ class ImageFiles(ImageFolder):  # type: ignore[misc]  # torchvision has no types
         self._skipped = skipped
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        """Names of classes, and their numbers. Raises FileNotFoundError if there are none."""
+        """The names of classes, and their numbers. Raises FileNotFoundError if there are none."""
         names = sorted(
             path.name
             for path in Path(directory).iterdir()

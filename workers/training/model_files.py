@@ -1,6 +1,6 @@
-"""Models on disk: safetensors, whole or not at all. Nothing here, or anywhere, unpickles.
+"""Models on disk as safetensors files. A file is there whole or not at all. Nothing unpickles.
 
-A file says of which run, member and round it is, and has a checksum of its tensors.
+A file names its run, member and round, and has a checksum of its tensors.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def save_model(
 ) -> None:
     """Write a state dict of contiguous CPU tensors that share no memory.
 
-    `about` are plain values that say what it is: run, member, round. `lasting` as in
-    `rundir.write_bytes`. Raises UsageError if it cannot be written.
+    `about` has plain values such as run, member and round. `lasting` is as in `rundir.write_bytes`.
+    Raises UsageError if it cannot be written.
     """
     meta = json.dumps({**about, "checksum": _checksum(state)})
     write_bytes(path, save(state, {_META: meta}), lasting=lasting)
 
 
 def load_model(path: Path, *, member: int | None = None) -> dict[str, torch.Tensor]:
-    """The state dict in a file, of `member` if it says whose it is.
+    """Read the state dict in a file, which must be of `member` if it names one.
 
-    Raises UsageError if it cannot be read, is damaged, or another member's.
+    Raises UsageError if it cannot be read, is damaged, or is another member's.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""Pretrained weights, from a file or from timm: all of a model but its last layer. No training."""
+"""Pretrained weights from a file or from timm, for all layers of a model but the last."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SAFETENSORS = ".safetensors"
 
 
 def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, classes: int) -> None:
-    """Give `model` the weights that `config` names; the last layer stays as it is.
+    """Load the weights that `config` names into `model`. The last layer keeps its own.
 
-    Raises UsageError if they are not to be had, or do not fit.
+    Raises UsageError if they cannot be had, or do not fit.
     """
     if config.weights == TIMM:
         state = from_timm(config.model, shape, classes, pretrained=True).state_dict()
@@ -41,7 +41,7 @@ def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, cla
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a .safetensors file, or of one that torch has saved: tensors only, no code.
+    """The tensors of a .safetensors file, or of a file that torch saved (tensors only, no code).
 
     Raises UsageError if it cannot be read.
     """
@@ -64,9 +64,9 @@ def read_state(path: Path) -> State:
 
 
 def by_position(own: State, state: State) -> State:
-    """`state`, each tensor by the name that the one in its place has in `own`.
+    """`state` with each tensor under the name that `own` has at its position.
 
-    Raises ValueError unless there are as many, and names agree in their last parts.
+    Raises ValueError unless there are equally many, and the last parts of names agree.
     """
     kinds = [[name.rpartition(".")[2] for name in names] for names in (own, state)]
     if kinds[0] != kinds[1]:
@@ -80,9 +80,9 @@ def by_position(own: State, state: State) -> State:
 def fill(model: torch.nn.Module, state: State) -> None:
     """Copy `state` into `model`, by name.
 
-    The last layer's tensors are left alone, whatever their shape. Where the model takes grey images
-    and the weights colour ones, a convolution of three channels is summed over them. Raises
-    ValueError, nothing being copied, at the first tensor that does not fit.
+    The last layer keeps its own tensors. If the model takes grey images and the weights colour
+    ones, a convolution of three channels is summed over them. Raises ValueError at the first tensor
+    that does not fit; then nothing is copied.
     """
     head = {id(parameter) for parameter in last_layer(model)}
     own = model.state_dict(keep_vars=True)

@@ -1,7 +1,7 @@
-"""A worker's model is on disk before its process ends, however it ends.
+"""Puts a worker's model on disk before its process ends, however it ends.
 
-At the end the model is written as soon as there is room; when the run stops before its time, what
-the member had by then is kept in `rescued/`.
+A final model is written as soon as there is space. If the run stops early, the member's present
+model goes into `rescued/`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GRACE_SECONDS = 0.6
 
 
 class Rescue:
-    """Of one member of the run called `run`, whose files are in `folder`."""
+    """The files of one member of the run called `run`, in `folder`."""
 
     def __init__(self, folder: Path, run: str, member: int) -> None:
         self._folder = folder
@@ -45,9 +45,9 @@ class Rescue:
         self._trainer = trainer
 
     def on_stop(self, error: WashError) -> None:
-        """End the process even if the training thread is deep in a long step; not while it writes.
+        """End the process even in the middle of a long step, but not while it writes.
 
-        To be called on any thread when the run has ended before its time.
+        Any thread may call this when the run has ended early.
         """
         if isinstance(error, DroppedError):
             return  # it will join again
@@ -65,7 +65,7 @@ class Rescue:
         timer.start()
 
     def keep(self, error: BaseException) -> None:
-        """Keep the model that the member has, if it is good and not on disk. Once."""
+        """Write the member's model if it is good and not on disk yet. Once."""
         with self._writing:
             trainer, self._trainer = self._trainer, None
             if trainer is None or self._written or not trainer.round:
@@ -87,7 +87,7 @@ class Rescue:
     def write(
         self, joined: Member, path: Path, state: dict[str, torch.Tensor], **about: Any
     ) -> None:
-        """Write a final model, however long the disk is full; `about` says what it is."""
+        """Write a final model, waiting while the disk is full; `about` describes it."""
         with self._writing:
             joined.persist(lambda: save_model(path, state, run=self._run, **about))
             self._written = True

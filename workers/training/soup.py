@@ -1,7 +1,7 @@
-"""One model out of several on disk, and what each is worth: `washp2p soup` and `washp2p evaluate`.
+"""`washp2p soup` and `washp2p evaluate`: one model out of several on disk, and their accuracies.
 
-Models are safetensors with the names and shapes of the plain PyTorch model, and so is what is
-written. Nothing here trains.
+Models are safetensors files with the names and shapes of the plain PyTorch model, and so are the
+results. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REPAIR_BATCHES, REPAIR_BATCH = 5, 256
 
 @dataclass(frozen=True)
 class Models:
-    """Models of one architecture, and the data to judge them by."""
+    """Models of one architecture, and the data to evaluate them on."""
 
     names: list[str]
     states: list[State]
@@ -54,7 +54,7 @@ class Models:
     device: torch.device
 
     def accuracy(self, state: State, dataset: Dataset[Any]) -> float:
-        """Top-1, per cent."""
+        """The top-1 accuracy in per cent."""
         return accuracy(*self.logits(state, dataset))
 
     def logits(self, state: State, dataset: Dataset[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,20 +63,20 @@ class Models:
         return logits(self.model, self.data.evaluation_batches(dataset), self.device)
 
     def first_inputs(self) -> list[torch.Tensor]:
-        """Batches of training images, by which units are matched and features repaired."""
+        """Batches of training images, for matching units and repairing features."""
         return self.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, self.device)
 
     def held_out(self, state: State) -> float:
-        """Accuracy on the held-out images: what choices are made by."""
+        """The accuracy on held-out images, by which choices are made."""
         return self.accuracy(state, self.data.held_out)
 
 
 def read_models(
     places: Sequence[Path], data_dir: Path, device: torch.device, *, download: bool
 ) -> Models:
-    """The members of a run, or the models in files of one, and its data.
+    """Read the members of a run, or the models in files of one, and its data.
 
-    Raises UsageError if they are not there, or not of the run's architecture.
+    Raises UsageError if they are missing, or not of the run's architecture.
     """
     folder = _run_of(places[0])
     files, more = list(places), []
@@ -104,11 +104,11 @@ def soup(
     repaired: bool = False,
     new_statistics: bool = False,
 ) -> State:
-    """One state dict out of all: the mean, GreedySoup, or the best by held-out accuracy.
+    """One state dict out of all: the mean, the GreedySoup, or the best by held-out accuracy.
 
-    `aligned` has each model's units permuted to match those of the soup so far, best model first
-    (PAPA, A.4). `repaired` is REPAIR, of training images. `new_statistics` computes those of batch
-    norms from all of them. New CPU tensors.
+    `aligned` permutes each model's units to match those of the soup so far, best model first (PAPA,
+    A.4). `repaired` applies REPAIR on training images. `new_statistics` computes those of batch
+    norms from all of them. Returns new CPU tensors.
     """
     states = models.states
     inputs = []
@@ -138,7 +138,7 @@ def soup(
 
 
 def evaluate(models: Models) -> dict[str, float]:
-    """Test accuracy in per cent: of each model, of ensembles of all, and of what they make."""
+    """The test accuracy in per cent of each model, of ensembles, and of averages and soups."""
     found: dict[str, float] = {}
     outputs = []
     labels = torch.empty(0)
@@ -156,9 +156,9 @@ def evaluate(models: Models) -> dict[str, float]:
 
 
 def feature_similarities(models: Models, *, aligned: bool) -> list[Similarity]:
-    """How alike the models' features are, on test images; first `aligned` to the first model's.
+    """The similarity of the models' features on test images; `aligned` permutes them first.
 
-    Their mean is the averaged model. Raises UsageError for a single one.
+    Their mean is the averaged model. Raises UsageError for a single model.
     """
     states = models.states
     if len(states) < 2:
@@ -176,7 +176,7 @@ def _fit(models: Models, inputs: Sequence[torch.Tensor], state: State, reference
 
 
 def _run_of(place: Path) -> Path:
-    """The run folder that a place is, or lies in."""
+    """The run folder that a path is, or lies in."""
     for folder in (place, *place.parents):
         if (folder / rundir.CONFIG).exists():
             return folder

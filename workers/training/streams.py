@@ -1,7 +1,7 @@
 """A member's own random streams: torch, NumPy, Python and the data loader's.
 
-Keyed by run seed and MemberId alone, so a member draws the same numbers in a process of its own
-and beside its peers in one.
+They depend on the run's seed and the MemberId alone, so a member draws the same numbers in a
+process of its own and beside its peers in one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def key(seed: int, member: int, purpose: str) -> int:
 
 
 class Streams:
-    """The global generators' states as this member has left them."""
+    """The states of the global generators as this member left them."""
 
     def __init__(self, seed: int, member: int) -> None:
         self.loader = torch.Generator().manual_seed(key(seed, member, "loader"))
@@ -37,7 +37,7 @@ class Streams:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within the block the global generators are this member's."""
+        """Within the block, the global generators are this member's."""
         outer = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._install(self._python, self._numpy, self._torch)
         self._active = True
@@ -49,7 +49,7 @@ class Streams:
             self._install(*outer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the global streams are, and those of CUDA devices in use: plain values, tensors."""
+        """The states of all generators, CUDA devices in use included: plain values and tensors."""
         if self._active:
             self._look()
         version, words, spare = self._python
@@ -62,7 +62,7 @@ class Streams:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Be where `state_dict` was. Not while active."""
+        """Restore what `state_dict` returned. Not while active."""
         version, words, spare = state["python"]
         name, keys, *position = state["numpy"]
         self._python = version, tuple(words), spare

@@ -31,7 +31,7 @@ SWA_BATCHES = 200
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the data gave."""
+    """The result of one pass over the data."""
 
     number: int
     loss: float
@@ -56,7 +56,7 @@ class Epoch:
 
 @dataclass
 class _Pass:
-    """Where a member is in one pass over the data."""
+    """A member's position in one pass over the data."""
 
     number: int
     length: int
@@ -70,10 +70,10 @@ class _Pass:
 
 
 class Trainer:
-    """One member: SGD, Adam or AdamW with weight decay, cosine learning rate by step.
+    """Trains one member: SGD, Adam or AdamW, weight decay, cosine learning rate by step.
 
-    With `swa_from` it ends with a learning rate that is constant, and a second model, the mean of
-    its own at the ends of those epochs (stochastic weight averaging; PAPA, A.11).
+    From `swa_from` on the learning rate is constant, and a second model is kept, the mean of the
+    member's own at the ends of those epochs (stochastic weight averaging; PAPA, A.11).
     """
 
     def __init__(self, config: RunConfig, data: Data, member: int, device: torch.device) -> None:
@@ -106,9 +106,9 @@ class Trainer:
         self._pass: _Pass | None = None
 
     def train(self) -> Iterator[Epoch | None]:
-        """Train to the end: yields None after each step, and the Epoch after its last.
+        """Train to the end. Yields None after each step, and an Epoch after its last step.
 
-        To be advanced while `streams` are active.
+        Advance it only while `streams` are active.
         """
         self.model.train()
         while self._pass is not None or self.round < self.steps:
@@ -143,9 +143,9 @@ class Trainer:
             yield Epoch(now.number, float(now.loss) / now.taken, now.lr, held_out, skipped)
 
     def repair_inputs(self) -> list[torch.Tensor]:
-        """What REPAIR is to see: the same images for all members, by each one's augmentation.
+        """The batches for REPAIR: the same images for all members, with each one's augmentation.
 
-        To be asked for while `streams` are active, from which it draws.
+        To be called while `streams` are active, from which it draws.
         """
         config = self._config
         batches = self._data.first_batches(config.repair, config.batch_size, torch.device("cpu"))
@@ -156,10 +156,10 @@ class Trainer:
         return [inputs.to(self._device) for inputs in varied]
 
     def final_state(self) -> dict[str, torch.Tensor] | None:
-        """What this member brings to the average in its model's place; None: its model.
+        """The state dict to average in place of the model's; None for the model's own.
 
-        Once, when nothing changes the model any more: the mean of its own, the last one included,
-        with batch norms' statistics of SWA_BATCHES batches.
+        Called once, when nothing changes the model any more. Under SWA it is the mean of the
+        member's own models, with batch norms' statistics of SWA_BATCHES batches.
         """
         if self._swa_at >= self.steps:
             return None
@@ -170,10 +170,10 @@ class Trainer:
         return swa.module.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """What model and optimizer do not tell: streams, where in the data, the mean of its own.
+        """The state besides model and optimizer: streams, position in the data, SWA's mean.
 
-        Plain values and tensors, which go on being this member's.
-        To be asked for in the midst of an optimizer step.
+        Plain values and tensors, which stay this member's. Called in the middle of an optimizer
+        step.
         """
         now = self._pass
         assert now is not None
@@ -189,7 +189,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was. Before `train`."""
+        """Restore what `state_dict` returned. Before `train`."""
         self.streams.load_state_dict(state["streams"])
         self._pass = _Pass(
             state["number"],
@@ -216,14 +216,14 @@ class Trainer:
         )
 
     def _rest_of(self, now: _Pass) -> Iterator[Any]:
-        """Its batches that have not been taken."""
+        """The batches of a pass that have not been taken."""
         self.streams.loader.set_state(now.order)
         batches = iter(self._batches)
         whole = now.length == len(self._batches)
         return islice(batches, now.taken, None if whole else now.length)
 
     def _learning_rate(self) -> float:
-        """Of the next step: a cosine from `lr` at the first to `min_lr` at the last, until SWA."""
+        """The next step's learning rate: a cosine from `lr` to `min_lr`, until SWA."""
         if self.round >= self._swa_at:
             return self._config.swa_lr
         low, high = self._config.min_lr, self._config.lr

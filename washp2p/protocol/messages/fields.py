@@ -25,5 +25,5 @@ QUARTERS = 4
 
 
 def shortened(text: str) -> str:
-    """As much of `text` as fits a field of type `Text`."""
+    """`text`, cut to what fits a field of type `Text`."""
     return text[:TEXT_LIMIT]

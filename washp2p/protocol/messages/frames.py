@@ -1,8 +1,8 @@
-"""What a data-plane message looks like: pure encoding and validation, no sockets.
+"""The headers of data-plane messages: encoding and validation, no sockets.
 
-A message is a record of at most 96 bytes, its header, and raw values. The header names sender and
-receiver: one that goes astray is refused. The dtype of a value is not repeated: it is the slot's,
-in the layout all members agreed on. docs/protocol.md has every byte.
+A message is a header of at most 96 bytes, and raw values. The header names sender and receiver, so
+a message that reaches the wrong member is refused. It does not name the values' dtype, which is the
+slot's in the layout. docs/protocol.md describes every byte.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RUN_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Values of one round from one sender; they follow, one slot after the other.
+    """Values of one round from one sender, one slot after the other.
 
-    `waits` is how much of its time, per mille, the sender spends waiting for peers; `fingerprint`
-    is the plan's: it differs if the two ends derived different plans. `leg` tells apart what a
-    member sends in a round.
+    `waits` is the share of its time, per mille, that the sender spends waiting for peers.
+    `fingerprint` differs if sender and receiver derived different plans. `leg` tells apart several
+    messages of a round.
     """
 
     run: bytes
@@ -45,7 +45,7 @@ class Frame:
     leg: int = FIRST
 
     def to(self, receiver: int) -> Frame:
-        """The same, for `receiver`."""
+        """A copy for another `receiver`."""
         return Frame(
             self.run,
             self.sender,
@@ -60,13 +60,13 @@ class Frame:
 
     @property
     def turn(self) -> tuple[int, int]:
-        """Round and leg: its place among all."""
+        """Round and leg."""
         return self.round, self.leg
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for `length` bytes at `offset` of the blob `name`, or as many as it has there."""
+    """Asks for `length` bytes at `offset` of the blob `name`, or fewer where it ends."""
 
     run: bytes
     sender: int
@@ -78,7 +78,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Answers a Fetch: the bytes follow, whose `checksum` this is; the whole blob has `size`."""
+    """Answers a Fetch. The bytes follow; `checksum` is theirs, `size` is the whole blob's."""
 
     run: bytes
     sender: int
@@ -93,7 +93,7 @@ class Chunk:
 class End:
     """The sender takes part in no round after `last` before its average `number`.
 
-    Nothing follows.
+    No values follow.
     """
 
     run: bytes
@@ -106,9 +106,9 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A broken link is whole again: the sender has posted up to this `leg` of round `last`.
+    """A broken connection works again: the sender has sent all up to this `leg` of round `last`.
 
-    What has not arrived of them never will; nothing follows.
+    Messages up to there that have not arrived are lost. No values follow.
     """
 
     run: bytes
