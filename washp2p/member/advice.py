@@ -82,9 +82,9 @@ class Advice:
         self._watch = MissedSteps(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
-        """Check model and optimizer state before the first round. Call it after each step.
+        """Call this after each step. After the first one it checks model and optimizer state.
 
-        Raises UsageError as `Store.check_model`.
+        Raises UsageError in the cases of `Store.check_model`.
         """
         if self._stepped:
             return

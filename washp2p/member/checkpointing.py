@@ -41,7 +41,7 @@ class Stateful(Protocol):
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; tensors are on the CPU."""
+        """Restore what `state_dict` returned. The tensors in it are on the CPU now."""
 
 
 class Checkpointing:

@@ -147,7 +147,10 @@ class Order(NamedTuple):
 
 
 def _fits(way: str, device: str) -> bool:
-    """Whether values can go between two devices: two different GPUs, or CPU and CPU."""
+    """Whether values on `device` can travel by the address `way`.
+
+    A `torch://` address needs two different GPUs, or the CPU at both ends.
+    """
     other = _device_of(way)
     if not way.startswith("torch://") or other == device == "cpu":
         return True

@@ -193,7 +193,7 @@ def pace(summary: Summary) -> Columns:
 
 
 def losses(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Lost values by reason, over the `rows` of all members, most first."""
+    """Lost values by reason, over the `rows` of all members, largest first."""
     total: Counter[str] = Counter()
     for row in rows:
         total.update(row.get("lost", {}))

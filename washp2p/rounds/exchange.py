@@ -169,7 +169,7 @@ class Exchange:
             self._sender.shutdown(cancel_futures=True)
 
     def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
-        """Tell `peers` that no round after `last` follows before average `number`."""
+        """Tell `peers` that round `last` is the final one before average `number`."""
         self.flush()
         self._last, self._number = last, number
         for peer in peers:
@@ -292,7 +292,7 @@ class Exchange:
         return [applied]
 
     def share(self) -> None:
-        """Send on the means that `apply` has made. The log has to name their members before."""
+        """Forward the means that `apply` made, once the log names their members."""
         unshared, self._unshared = self._unshared, []
         for pass_on in unshared:
             pass_on()
@@ -343,7 +343,7 @@ class Exchange:
         leg: int,
         parts: Iterable[tuple[MemberId, int, int]],
     ) -> None:
-        """Expect these parts of a leg that was posted."""
+        """Expect `parts`, (member, begin, end), of a leg that this member has posted."""
         spans = {peer: (begin, end) for peer, begin, end in parts}
         self.generation, self.posted, self._leg = roster.generation, number, leg
         self.arrivals.expect(number, roster.generation, fingerprint, spans, leg)

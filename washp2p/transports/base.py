@@ -175,7 +175,7 @@ class Wire(Transport):
 
     @abstractmethod
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """Queue a message as `send` says, one at a time. Returns the wire and the payload's bytes.
+        """Queue a message as `send` says. Calls are serialised by `send`.
 
-        Returns None if there is no connection.
+        Returns the name of the wire and the payload's bytes; None if there is no connection.
         """

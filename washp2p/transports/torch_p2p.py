@@ -177,7 +177,10 @@ class TorchTransport(Wire):
             caller.join(max(0.0, until - time.monotonic()))
 
     def _call(self, port: int) -> Pair:
-        """Make a pair with the peer that listens there. Blocks. Raises OSError or RuntimeError."""
+        """Connect to the peer that listens there, as a process group of two.
+
+        Blocks. Raises OSError or RuntimeError.
+        """
         name = f"{next(self._numbers)}"
         address = LOOPBACK, port
         with socket.create_connection(address, timeout=self._patience.dead) as door:

@@ -73,9 +73,9 @@ def from_log(
 
 
 def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[MemberId]]:
-    """A distributed run's rosters, the scripts of its members, and the members averaged over.
+    """The rosters, the members' scripts, and the members of the last average, of a distributed run.
 
-    Raises UsageError if the folder does not have all of it.
+    Raises UsageError if the folder lacks any of them.
     """
     rosters = read_rosters(run / rundir.JOURNAL)
     final = rundir.read_summary(run)["averaged_over"]

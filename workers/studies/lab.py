@@ -171,9 +171,9 @@ class Lab:
     def runs(
         self, scene: Scene, n: int, *, measured: bool = False, **changes: Any
     ) -> list[FinishedRun]:
-        """A run for each seed; missing ones are made. Blocks.
+        """One run for each seed. Missing runs are made first, which blocks.
 
-        With `measured`, none that was simulated.
+        With `measured`, simulated runs are not used.
         """
         made = []
         for seed in self.seeds:

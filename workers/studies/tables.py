@@ -30,7 +30,7 @@ class Value:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over samples (n - 1); 0 of a single one."""
+        """The standard deviation over samples (n - 1); 0 for a single sample."""
         return stdev(self.samples) if len(self.samples) > 1 else 0.0
 
     @property
