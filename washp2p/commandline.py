@@ -85,3 +85,7 @@ def report_errors(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         complain(f"{program}: interrupted", "interrupted")
         sys.exit(INTERRUPTED)
+
+
+if TYPE_CHECKING:
+    Subcommands = argparse._SubParsersAction[Parser]
