@@ -18,7 +18,7 @@ from washp2p.config.flags import add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.protocol.endpoints import http_address, require_loopback
 from washp2p.runfolder import rundir
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 from washp2p.sockets.keys import read_coordinator
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from washp2p.errors import INTERRUPTED, UsageError, WashError
-from washp2p.runfolder.logs import add_log_option, complain
+from washp2p.runfolder.process_log import add_log_option, complain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

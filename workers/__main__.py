@@ -14,7 +14,7 @@ from washp2p.errors import (
     UnreachableError,
     UsageError,
 )
-from washp2p.runfolder.logs import Log, add_log_option, complain
+from washp2p.runfolder.process_log import Log, add_log_option, complain
 from workers.launched import launched
 from workers.options import add_data_options, add_device_option, add_threads_option
 

@@ -42,7 +42,7 @@ from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.version import DERIVATION, VERSION, installed
 from washp2p.runfolder import rundir
-from washp2p.runfolder.logs import complain
+from washp2p.runfolder.process_log import complain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

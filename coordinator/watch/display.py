@@ -13,7 +13,7 @@ from washp2p.reporting.status_table import render
 
 if TYPE_CHECKING:
     from coordinator.machine.commands import Event
-    from washp2p.runfolder.logs import Log
+    from washp2p.runfolder.process_log import Log
 
 
 class Display:

@@ -26,7 +26,7 @@ TRAINER = (
     "launched", "training/trainer", "training/evaluate", "training/data", "training/models",
     "training/pretrained", "training/streams", "training/model_files",
 )  # fmt: skip
-COMMAND = ("washp2p.commandline", "washp2p.runfolder.logs", "washp2p.runfolder.rundir")
+COMMAND = ("washp2p.commandline", "washp2p.runfolder.process_log", "washp2p.runfolder.rundir")
 """What the commands of the project share: flags, and the names of files in a run folder."""
 
 UNITS = r"second|rounds|steps|per cent|per mille|bytes|number|share|accura"
@@ -143,7 +143,7 @@ def test_the_worker_joins_by_the_public_api_only():
     path = ROOT / "workers" / "__main__.py"
     ours = {name for name in imports(path) if name.startswith("washp2p")}
     allowed = re.compile(
-        r"washp2p$|washp2p\.(errors|commandline|metrics|runfolder(\.(logs|rundir))?)\b"
+        r"washp2p$|washp2p\.(errors|commandline|metrics|runfolder(\.(process_log|rundir))?)\b"
     )
     assert all(allowed.match(name) for name in ours), ours
     used = {

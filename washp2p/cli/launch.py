@@ -15,7 +15,7 @@ from asyncio import subprocess
 from typing import TYPE_CHECKING
 
 from washp2p.errors import INTERRUPTED, RunStoppedError
-from washp2p.runfolder.logs import complain, message_of
+from washp2p.runfolder.process_log import complain, message_of
 from washp2p.runfolder.rundir import CONFIG, create
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from washp2p.config.config import FREE
 from washp2p.config.flags import add_options, config_from
 from washp2p.errors import UsageError
 from washp2p.runfolder import checkpoints, rundir
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 from workers.options import add_data_options, add_devices_option, add_threads_option
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from washp2p.model.missed_steps import MissedSteps
 from washp2p.model.optimizers import NATURAL, copies_in, parameters_outside, why_not_restorable
 from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.from_worker import NoSnapshots, Notice
-from washp2p.rounds.twins import Likeness
+from washp2p.rounds.identical_members import Likeness
 
 if TYPE_CHECKING:
     import torch

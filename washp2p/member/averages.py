@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.member.averaging import PeerAverage
+from washp2p.member.peer_average import PeerAverage
 from washp2p.model.digests import digests_of
 from washp2p.protocol.messages.from_worker import Averaging
 

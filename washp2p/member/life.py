@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from washp2p.member.assembly import Parts
-    from washp2p.member.averaging import PeerAverage
+    from washp2p.member.peer_average import PeerAverage
     from washp2p.member.replicas import Replicas
     from washp2p.protocol.messages.from_worker import Vitals
     from washp2p.protocol.roster import MemberId

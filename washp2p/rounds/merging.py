@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from washp2p.plan.consensus import Consensus
     from washp2p.plan.plan import Plan
     from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.rounds.identical_members import Likeness
     from washp2p.rounds.round_state import Round, Span
-    from washp2p.rounds.twins import Likeness
     from washp2p.transports.base import Payload
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import DroppedError, UsageError
 from washp2p.runfolder import rundir
-from washp2p.runfolder.logs import complain
+from washp2p.runfolder.process_log import complain
 from workers.training.model_files import save_model
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from coordinator.watch.display import Display
 from coordinator.watch.observers import FRESH_SECONDS, Observers
 from coordinator.watch.scalars import Scalars
 from tests.unit.coordinator.test_membership import Run
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 from washp2p.runfolder.rundir import METRICS, POPULATION
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -38,7 +38,7 @@ from washp2p.protocol.messages.from_worker import (
 )
 from washp2p.protocol.roster import round_seed, run_key, unpack_seeds
 from washp2p.protocol.version import DERIVATION, VERSION
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 
 ROUNDS = 400
 

@@ -14,7 +14,7 @@ from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.reporting.report import plain
 from washp2p.runfolder import checkpoints, rundir
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 
 NASTY = [
     "..",

@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 
-from washp2p.runfolder.logs import message_of
+from washp2p.runfolder.process_log import message_of
 
 PROGRAM = """
 import logging
 from washp2p.commandline import report_errors
 from washp2p.errors import UsageError
-from washp2p.runfolder.logs import Log
+from washp2p.runfolder.process_log import Log
 log = Log({form!r})
 log.event("hello", "listening", address="here")
 log.about(run="r", member=3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from washp2p.rounds import twins as module
-from washp2p.rounds.twins import ENOUGH, ROUNDS, Likeness
+from washp2p.rounds import identical_members as module
+from washp2p.rounds.identical_members import ENOUGH, ROUNDS, Likeness
 
 D = 1000
 RNG = np.random.default_rng(0)
