@@ -93,7 +93,7 @@ def test_containers_come_and_go_and_a_stopped_run_goes_on(project):
         return len(members) == 4 and view
 
     after = population.until(all_are_back)
-    assert after["epoch"] >= before["epoch"] + 3
+    assert after["generation"] >= before["generation"] + 3
     assert sum(after["totals"]["lost"].values()) > 0
     assert {why for why, count in after["totals"]["lost"].items() if count} <= {
         "sender dropped", "link broken", "sender skipped the round",
