@@ -99,8 +99,7 @@ class Complaints:
                     1,
                 )
             return
-        else:
-            believed = self._diagnoses.cast(reporter.id, sick, population.roster)
+        believed = self._diagnoses.cast(reporter.id, sick, population.roster)
         member = next((m for m in population.enrolled() if m.id == sick), None)
         if not believed or member is None:
             return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Opening:
     """What a coordinator begins with."""
 
     run: bytes
@@ -37,7 +37,7 @@ class Opened:
 
 def open_run(
     journal: Journal, folder: Path, *, resume: bool, goes_on: bool, encrypted: bool
-) -> Opened:
+) -> Opening:
     """Read the journal of `folder`, and commit to it what this coordinator begins with.
 
     `goes_on` says that the run there has not finished, `resume` that it is to go on from its
@@ -70,4 +70,4 @@ def open_run(
     for fact in (("encrypted", encrypted), ("run", run), ("origin", origin)):
         journal.keep(fact)
     journal.commit()
-    return Opened(run, origin, past, resumes, goes_on)
+    return Opening(run, origin, past, resumes, goes_on)

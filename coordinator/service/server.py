@@ -89,7 +89,7 @@ class Server:
             rundir.create(folder, go_on=True) / rundir.JOURNAL,
             lambda text: observers.event(Event(text, What.DISK)),
         )
-        self._opened = opened = open_run(
+        self._opening = opening = open_run(
             self._journal,
             folder,
             resume=resume,
@@ -98,8 +98,8 @@ class Server:
         )
         self._membership = Membership(
             config,
-            run=opened.run,
-            origin=opened.origin,
+            run=opening.run,
+            origin=opening.origin,
             name=rundir.check_name(folder.name),
             version=VERSION,
             derivation=DERIVATION,
@@ -146,10 +146,10 @@ class Server:
         self._router = Router(self._patience, own, self._rate_limits.admits)
         try:
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
-            if self._opened.resumes:
-                self._carry_out(self._membership.resume(self._opened.past))
-            elif self._opened.goes_on:
-                self._carry_out(self._membership.go_on(self._opened.past, time.monotonic()))
+            if self._opening.resumes:
+                self._carry_out(self._membership.resume(self._opening.past))
+            elif self._opening.goes_on:
+                self._carry_out(self._membership.go_on(self._opening.past, time.monotonic()))
             await self._loop()
         finally:
             self._router.close()
@@ -160,7 +160,7 @@ class Server:
         config = self._population.config
         self._journal.keep(("address", address))
         self._journal.commit()
-        if self._opened.resumes or not self._opened.goes_on:
+        if self._opening.resumes or not self._opening.goes_on:
             self._write_config(())
         text = f"coordinator at {address}, {config.n} members wanted, run folder {self._folder}"
         self._observers.event(Event(text, What.LISTENING))

@@ -160,7 +160,7 @@ def never_close(address, number, queue):
     queue.put(member.id)
     queue.close()
     queue.join_thread()
-    joining._abandon(lambda: member)  # as at the process's end
+    joining._abandon(lambda: member._lifecycle)  # as at the process's end
 
 
 def test_all_have_averaged_and_none_has_closed_is_a_finished_run(runs):

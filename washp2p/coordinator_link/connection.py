@@ -69,7 +69,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("washp2p")
 
-
 MILESTONES = (
     Accounts, Attach, Averaged, Averaging, Finished, NoSnapshots, Notice, Ready, Result, Synced
 )  # fmt: skip
@@ -84,9 +83,6 @@ class Connection:
 
     address: str
     """Where the coordinator listens."""
-
-    member: MemberId
-    """This member's id, from 0 on in order of joining."""
 
     run: bytes
     """Eight bytes that name the run on the data plane."""
@@ -161,7 +157,7 @@ class Connection:
         if self._welcome is None:
             self.close()
             raise self._failure or unanswered(address, wait, keys, unlike=self._socket.unlike)
-        self.member = self.state.member = self._welcome.member
+        self.state.member = self._welcome.member
         self.run, self.origin = self._welcome.run, self._welcome.origin
         self.name = self._welcome.name
         try:
@@ -171,6 +167,11 @@ class Connection:
             raise
         self.resumes = self._welcome.resumes
         self.patience = self._socket.patience = Patience(self.config.patience)
+
+    @property
+    def member(self) -> MemberId:
+        """The member's id, from 0 on in order of joining."""
+        return self.state.member
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call `callback`, on the control thread, whenever something was heard."""
@@ -326,8 +327,12 @@ class Connection:
         try:
             gone = self.state.take(message)
         except ProtocolError as error:
-            what = f"the coordinator at {self.address} sent {error}; restart the run, and report"
-            self._fail(ProtocolError(f"{what} this"))
+            self._fail(
+                ProtocolError(
+                    f"the coordinator at {self.address} sent {error}; restart the run, and report "
+                    "this"
+                )
+            )
         else:
             if gone:
                 checkpoints.forget(self.folder, gone)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from washp2p.coordinator_link.connection import Connection
 from washp2p.errors import RunStoppedError
 from washp2p.member.assembly import Choices, assemble
-from washp2p.member.life import Life
+from washp2p.member.lifecycle import Lifecycle
 from washp2p.member.member import Member
 from washp2p.member.replicas import Replica, Replicas, group_of, wrapped
 from washp2p.model.optimizers import plain_optimizer, plain_scaler
@@ -134,27 +134,27 @@ def join(
                 last=last,
                 buffers=buffers or {},
             )
-            life = Life(assemble(connection, model, optimizer, choices))
+            lifecycle = Lifecycle(assemble(connection, model, optimizer, choices))
         except BaseException as error:
             connection.leave(error)
             raise
-        life.face = member = Member(life)
-        with _or_leave(life):
-            life.begin()
-    _open.append((connection.address, threading.get_ident(), weakref.ref(member)))
+        lifecycle.face = member = Member(lifecycle)
+        with _or_leave(lifecycle):
+            lifecycle.begin()
+    _open.append((connection.address, threading.get_ident(), weakref.ref(lifecycle)))
     if replicas is not None:
-        with _or_leave(life):
-            life.replicate(replicas)
+        with _or_leave(lifecycle):
+            lifecycle.replicate(replicas)
     return member
 
 
 @contextmanager
-def _or_leave(life: Life) -> Iterator[None]:
+def _or_leave(lifecycle: Lifecycle) -> Iterator[None]:
     """If this block raises, the member leaves, and the coordinator learns why."""
     try:
         yield
     except BaseException as error:
-        life.end(error)
+        lifecycle.end(error)
         raise
 
 
@@ -199,7 +199,7 @@ def attach(
         last=last,
         buffers=buffers,
     )
-    atexit.register(_abandon, weakref.ref(member))
+    atexit.register(_abandon, weakref.ref(member._lifecycle))
     return member
 
 
@@ -222,7 +222,7 @@ def follow(
     return Replica(wrapped(model), plain_optimizer(optimizer), plain_scaler(scaler))
 
 
-_open: list[tuple[str, int, weakref.ref[Member]]] = []
+_open: list[tuple[str, int, weakref.ref[Lifecycle]]] = []
 """Members of this process: of the run at which address, joined on which thread."""
 
 
@@ -230,18 +230,18 @@ def _leave_former(address: str) -> None:
     """Leave any member of the same run that this thread has not closed."""
     for entry in list(_open):
         where, thread, reference = entry
-        member = reference()
-        if member is None or member.closed:
+        lifecycle = reference()
+        if lifecycle is None or lifecycle.closed:
             _open.remove(entry)
         elif (where, thread) == (address, threading.get_ident()):
             _open.remove(entry)
             _log.warning(
                 "this process is still member %d of the run at %s: it leaves, to join again",
-                member.id,
+                lifecycle.parts.connection.member,
                 address,
             )
-            member.finish_alone()
-            member.leave()
+            lifecycle.finish_alone()
+            lifecycle.leave()
 
 
 def _seed(seed: int, member: int) -> None:
@@ -258,13 +258,13 @@ def _seed(seed: int, member: int) -> None:
     torch.manual_seed(own)
 
 
-def _abandon(reference: weakref.ref[Member]) -> None:
+def _abandon(reference: weakref.ref[Lifecycle]) -> None:
     """End a member whose process ends, unless it is closed."""
-    member = reference()
-    if member is None or member.closed:
+    lifecycle = reference()
+    if lifecycle is None or lifecycle.closed:
         return
     error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
     if error is None:
-        member.finish_alone()
+        lifecycle.finish_alone()
     error = error or RunStoppedError("its process has ended without Member.close()")
-    member.leave(error)
+    lifecycle.end(error)

@@ -11,14 +11,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from washp2p.errors import RunStoppedError, UsageError, WashError
+from washp2p.errors import UsageError, WashError
 from washp2p.protocol.messages.from_worker import Busy, Metrics, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from washp2p.member.life import Final, Life, State
+    from washp2p.member.lifecycle import Final, Lifecycle, State
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
     from washp2p.protocol.messages.from_worker import Vitals
@@ -33,19 +33,19 @@ class Member:
     training thread.
     """
 
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self._parts = life.parts
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._parts = lifecycle.parts
 
     @property
     def closed(self) -> bool:
         """Whether this member has left the run."""
-        return self._life.closed
+        return self._lifecycle.closed
 
     @property
     def vitals(self) -> Vitals | None:
         """The last progress report, made about every second; do not change it."""
-        return self._life.vitals
+        return self._lifecycle.vitals
 
     @property
     def id(self) -> MemberId:
@@ -55,7 +55,7 @@ class Member:
     @property
     def members(self) -> tuple[MemberId, ...]:
         """The members of the newest roster, in order; after an average, those averaged over."""
-        return self._life.members
+        return self._lifecycle.members
 
     @property
     def layout(self) -> Layout:
@@ -106,7 +106,7 @@ class Member:
         it. Raises UsageError if `final` is the state dict of another model, or if the model trained
         without rounds.
         """
-        averaged = self._life.average(final).averaged
+        averaged = self._lifecycle.average(final).averaged
         return self._parts.store.state_dict(averaged, trainable_only=trainable_only)
 
     def leads(self) -> bool:
@@ -115,7 +115,7 @@ class Member:
         One member does: the first one that is alive. The others block until it has, or has died. If
         no average was taken yet, this takes one. Blocks. Raises RunStoppedError.
         """
-        return self._life.final().leads()
+        return self._lifecycle.final().leads()
 
     def models(self) -> dict[MemberId, State]:
         """The final state dicts of all averaged members that are still alive, by MemberId.
@@ -126,7 +126,7 @@ class Member:
 
     def model_of(self, member: MemberId) -> State | None:
         """The final state dict of one member; None if it is gone. As `models`. Blocks."""
-        values = self._life.final().of(member)
+        values = self._lifecycle.final().of(member)
         return None if values is None else self._parts.store.state_dict(values)
 
     def report(self, **values: Any) -> None:
@@ -135,7 +135,7 @@ class Member:
         The line has the member, the round and these `values`, which must be plain (JSON's). Raises
         RunStoppedError if this member has left the run.
         """
-        self._life.require_open()
+        self._lifecycle.require_open()
         self._parts.connection.tell(Metrics({"member": self.id, "round": self.round, **values}))
 
     def result(
@@ -154,7 +154,7 @@ class Member:
         averaged model and the soup. One member calls this: the one that `leads`. Raises
         RunStoppedError if this member has left the run.
         """
-        self._life.require_open()
+        self._lifecycle.require_open()
         self._parts.connection.tell(
             Result(
                 number=max(1, self._parts.averages.taken),
@@ -174,7 +174,7 @@ class Member:
         than twelve times `--patience`. After `limit` seconds this member counts as one that hangs
         and is dropped. Raises RunStoppedError if this member has left the run.
         """
-        self._life.require_open()
+        self._lifecycle.require_open()
         self._parts.connection.tell(Busy(float(limit)))
         try:
             yield
@@ -206,17 +206,12 @@ class Member:
                     self._parts.inbox.wait_until(partial(_is_past, end))
             time.sleep(max(0.0, end - time.monotonic()))
 
-    def leave(self, error: BaseException | None = None) -> None:
+    def leave(self) -> None:
         """Leave the run alone. The others go on without this member; the model keeps its values.
 
-        The others are told that `error` is why, if it is given. Does not block. Harmless if this
-        member has left already.
+        Does not block. Harmless if this member has left already.
         """
-        self._life.end(error or RunStoppedError("it has left by itself"))
-
-    def finish_alone(self) -> None:
-        """Finish after an average without waiting for the others, because the process ends."""
-        self._life.finish_alone()
+        self._lifecycle.leave()
 
     def close(self) -> None:
         """Finish the run together with all others, as leaving the block does. Blocks.
@@ -226,13 +221,13 @@ class Member:
         """
         if not self.closed:
             try:
-                self._life.finish()
+                self._lifecycle.finish()
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
-                self._life.end(error)
+                self._lifecycle.end(error)
                 raise
-            self._life.end(None)
+            self._lifecycle.end(None)
 
     def __enter__(self) -> Self:
         return self
@@ -244,12 +239,12 @@ class Member:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._life.end(error)
+            self._lifecycle.end(error)
             return
         try:
             self.close()
         except BaseException as late:
-            self._life.end(late)
+            self._lifecycle.end(late)
             raise
 
 

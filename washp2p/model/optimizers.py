@@ -268,7 +268,8 @@ class LearningRate:
     def sample(self) -> None:
         """Read the present learning rate. Once a step."""
         group = self._optimizer.param_groups[0]
-        now, first = (float(group.get(name) or 0.0) for name in ("lr", "initial_lr"))
+        rates = (group.get(name) for name in ("lr", "initial_lr"))
+        now, first = (0.0 if rate is None else float(rate) for rate in rates)
         self.highest = max(self.highest, now, first)
         self.share = now / self.highest if self.highest else 1.0
 

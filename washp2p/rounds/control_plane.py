@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 class ControlPlane(Protocol):
     """The part of `coordinator_link.connection.Connection` that rounds use. Nothing blocks."""
 
-    member: MemberId
     run: bytes
     place: str
     patience: Patience
     state: RunState
+
+    @property
+    def member(self) -> MemberId:
+        """The member's id."""
 
     def check(self) -> None:
         """Raise RunStoppedError if this member's run is over."""

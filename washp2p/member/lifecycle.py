@@ -1,4 +1,4 @@
-"""The life of a member: it begins, takes part in rounds and averages, and ends.
+"""The lifecycle of a member: it begins, takes part in rounds and averages, and ends.
 
 All of this runs on the training thread.
 """
@@ -36,8 +36,8 @@ FEW = 32
 """Members of whom each may tell every second how it goes."""
 
 
-class Life:
-    """The life of one member, made of `parts`."""
+class Lifecycle:
+    """The lifecycle of one member, made of `parts`."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -199,6 +199,10 @@ class Life:
             self._account()
             self.parts.connection.tell(Accounts(self.parts.transport.ledger.to_wire()))
             self.end(None)
+
+    def leave(self) -> None:
+        """Leave the run alone; the others go on."""
+        self.end(RunStoppedError("it has left by itself"))
 
     def end(self, error: BaseException | None) -> None:
         """End this member's part in the run. The others are told `error`, if there is one."""
