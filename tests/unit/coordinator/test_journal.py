@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from coordinator.machine.commands import Rewind
@@ -9,7 +12,7 @@ from coordinator.machine.members import Departed, Member, Phase
 from coordinator.service.journal import Journal
 from washp2p.errors import UsageError
 from washp2p.protocol.roster import Peer, Roster
-from washp2p.runfolder.roster_store import read_rosters
+from washp2p.runfolder.roster_store import keep_roster, read_rosters, rosters_in
 
 
 def roster(generation, first, *members):
@@ -105,3 +108,13 @@ def test_going_back_takes_effect_together_with_the_new_roster(path):
     assert past.rosters == (roster(0, 1, 0, 1), roster(2, 41, 0, 1))
     assert (past.published, past.life, past.departed) == (40, 2, ())
     journal.close()
+
+
+def test_rosters_in_a_journal_of_an_earlier_version_are_read(tmp_path):
+    """Its table calls the generation an epoch."""
+    path = tmp_path / "journal.sqlite"
+    with closing(sqlite3.connect(path)) as database, database:
+        columns = "(epoch INTEGER PRIMARY KEY, first INTEGER, peers BLOB)"
+        database.execute(f"CREATE TABLE rosters {columns}")
+        keep_roster(database, roster(3, 7, 0, 1))
+        assert rosters_in(database) == [roster(3, 7, 0, 1)]

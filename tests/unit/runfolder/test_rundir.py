@@ -48,3 +48,13 @@ def test_what_is_reserved_is_there_when_the_disk_is_full(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
     with files_no_larger_than(100), pytest.raises(UsageError, match="make room"):
         rundir.reserve(path, 500)
+
+
+def test_a_summary_of_an_earlier_version_is_read(tmp_path):
+    """It calls rosters epochs."""
+    text = {"accuracy": {}, "bytes": [], "rounds": 3, "parameters": 4}
+    text["epochs"] = [{"epoch": 1, "first_round": 2, "members": [0, 2]}]
+    (tmp_path / "summary.json").write_text(json.dumps(text))
+    summary = rundir.read_summary(tmp_path)
+    assert summary["rosters"] == [{"generation": 1, "first_round": 2, "members": [0, 2]}]
+    assert "epochs" not in summary
