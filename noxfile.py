@@ -18,7 +18,7 @@ def unit(session: nox.Session) -> None:
 def process(session: nox.Session) -> None:
     """Real processes, loopback and network namespaces."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n0", "tests/process", "tests/faults", *session.posargs)
+    session.run("pytest", "tests/process", "tests/faults", *session.posargs)
 
 
 @nox.session
@@ -39,6 +39,6 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The API reference from the docstrings."""
+    """The site, in site/; `nox -s docs -- serve` shows it while you write."""
     session.install("-e", ".[docs]")
-    session.run("python", "docs/api/build.py")
+    session.run("mkdocs", *(session.posargs or ["build", "--strict"]))

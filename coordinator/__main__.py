@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the coordinator; return its exit code."""
-    parser = Parser(prog="python -m coordinator", description=__doc__)
-    add_options(parser)
-    local = parser.add_argument_group("this process")
+def parser() -> Parser:
+    """The program's parser."""
+    made = Parser(prog="python -m coordinator", description=__doc__)
+    add_options(made)
+    local = made.add_argument_group("this process")
     local.add_argument(
         "--bind", help="where to listen (default: tcp://127.0.0.1:5555, or as before)"
     )
@@ -59,13 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         help="write the address and a newline to this file descriptor once workers may join",
     )
-    add_observation_options(parser).add_argument(
+    add_observation_options(made).add_argument(
         "--stay",
         action="store_true",
         help="when the run is over leave the status page there, until interrupted",
     )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the coordinator. Returns its exit code."""
     with report_errors("coordinator"):
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         log = Log(options.log)
         folder = options.resume or options.run_dir
         if options.resume is not None:

@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TEST = HERE.parent / "tests" / "unit" / "test_architecture.py"
+TEST = HERE.parent / "tests" / "support" / "layers.py"
 WIDTH, HEIGHT, GAP, MARGIN = 152, 34, 14, 20
 COLOURS = {"washp2p": "#dbeafe", "workers": "#dcfce7", "coordinator": "#fef3c7"}
 

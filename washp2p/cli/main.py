@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 COMMANDS = (run, simulate, report, soup, evaluate, study, status, keys)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code."""
-    parser = Parser(prog="washp2p", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> Parser:
+    """The command's parser, with a subparser for each of COMMANDS."""
+    made = Parser(prog="washp2p", description=__doc__)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
     with report_errors("washp2p"):
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         code: int = options.carry_out(options)
         return code
