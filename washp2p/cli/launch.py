@@ -1,7 +1,7 @@
 """`washp2p run`: a coordinator and its workers as processes of this machine.
 
-Starts `python -m coordinator` and `python -m workers` as a user would on separate hosts, and leaves
-no process behind.
+Starts `python -m coordinator` as a user would, and workers that do what `python -m workers` does.
+One process imports PyTorch and forks them all (`workers.fork`). Leaves no process behind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from asyncio import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from washp2p.errors import INTERRUPTED, RunStoppedError
@@ -19,6 +20,7 @@ from washp2p.runfolder.process_log import complain, message_of
 from washp2p.runfolder.rundir import CONFIG, create
 
 if TYPE_CHECKING:
+    from asyncio import Future
     from asyncio.subprocess import Process
     from collections.abc import Sequence
     from pathlib import Path
@@ -57,7 +59,8 @@ class Launch:
         self._folder = folder
         self._resume = resume
         self._devices = devices
-        self._processes: list[Process] = []
+        self._coordinator: list[Process] = []
+        self._workers: dict[ForkedWorker, Path] = {}
 
     async def run(self) -> int:
         """Run the population to its end. Returns the coordinator's exit code.
@@ -69,9 +72,15 @@ class Launch:
         interrupted = asyncio.Event()
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
+        self._forking = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "workers.fork"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,
+        )
         try:
             coordinator, address = await self._start_coordinator()
-            workers = await self._start_workers(address) if address else {}
+            workers = self._start_workers(address) if address else {}
             return await self._watch(coordinator, workers, interrupted)
         finally:
             await self._end()
@@ -90,39 +99,45 @@ class Launch:
             pass_fds=(ready_fd,),
             process_group=0,
         )
-        self._processes.append(process)
+        self._coordinator.append(process)
         os.close(ready_fd)
         with os.fdopen(ready) as pipe:
             return process, (await asyncio.to_thread(pipe.readline)).strip()
 
-    async def _start_workers(self, address: str) -> dict[Process, Path]:
+    def _start_workers(self, address: str) -> dict[ForkedWorker, Path]:
+        """Ask for the workers; they begin once PyTorch is imported."""
         threads = max(1, (os.cpu_count() or 1) // self._n)
         logs = self._folder / "log"
         logs.mkdir(exist_ok=True)
-        workers = {}
+        flags = [f"--coordinator={address}", f"--run-dir={self._folder}", f"--threads={threads}"]
+        assert self._forking.stdin is not None
         for number in range(self._n):
             log = logs / f"process-{number}.txt"
-            with log.open("wb") as output:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "workers",
-                    f"--coordinator={address}",
-                    f"--run-dir={self._folder}",
-                    f"--threads={threads}",
-                    f"--device={self._devices[number % len(self._devices)]}",
-                    *self._worker_flags,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    process_group=0,
-                )
-            self._processes.append(process)
-            workers[process] = log
-        return workers
+            device = f"--device={self._devices[number % len(self._devices)]}"
+            wanted = {"arguments": [*flags, device, *self._worker_flags], "log": str(log)}
+            self._forking.stdin.write(f"{json.dumps(wanted)}\n".encode())
+            self._workers[ForkedWorker()] = log
+        self._listening = asyncio.create_task(self._listen())
+        return self._workers
+
+    async def _listen(self) -> None:
+        """Take in what `workers.fork` tells: that a worker has begun, or how it has ended."""
+        assert self._forking.stdout is not None
+        waiting = iter(self._workers)
+        begun: dict[int, ForkedWorker] = {}
+        while line := await self._forking.stdout.readline():
+            told = json.loads(line)
+            if "code" in told:
+                begun[told["pid"]].has_ended(told["code"])
+            else:
+                begun[told["pid"]] = worker = next(waiting)
+                worker.pid = told["pid"]
+        for worker in self._workers:  # nobody can tell any more how they end
+            worker.kill()
+            worker.has_ended(-signal.SIGKILL)
 
     async def _watch(
-        self, coordinator: Process, workers: dict[Process, Path], interrupted: asyncio.Event
+        self, coordinator: Process, workers: dict[ForkedWorker, Path], interrupted: asyncio.Event
     ) -> int:
         end = asyncio.create_task(coordinator.wait())
         stop = asyncio.create_task(interrupted.wait())
@@ -163,20 +178,66 @@ class Launch:
         The coordinator tells its workers. If all were asked at once, workers would leave one by
         one.
         """
-        await _ask_to_end(self._processes[:1], LAST_WORD_SECONDS)
-        await _ask_to_end(self._processes, END_SECONDS)
-        for process in self._processes:
+        await _ask_to_end(self._coordinator, LAST_WORD_SECONDS)
+        if all(worker.pid for worker in self._workers):
+            await _ask_to_end([*self._coordinator, *self._workers], END_SECONDS)
+        for process in self._coordinator:
             if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)  # data loaders, too
+                os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
+        for worker in self._workers:
+            worker.kill()
+        await _wait_for([worker for worker in self._workers if worker.pid], END_SECONDS)
+        self._forking.kill()
+        await self._forking.wait()
 
 
-async def _ask_to_end(processes: list[Process], seconds: float) -> None:
-    running = [process for process in processes if process.returncode is None]
-    for process in running:
-        process.terminate()
-    if running:
-        waits = [asyncio.create_task(process.wait()) for process in running]
+class ForkedWorker:
+    """A worker that `workers.fork` forks, with the face of asyncio's Process.
+
+    `pid` is 0 until it has begun.
+    """
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self._code: Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._code.result() if self._code.done() else None
+
+    def has_ended(self, code: int) -> None:
+        """Note that it has ended, with this exit code."""
+        if not self._code.done():
+            self._code.set_result(code)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and its data loaders at once, if it runs."""
+        if self.pid and self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until it has ended. Returns its exit code."""
+        return await asyncio.shield(self._code)
+
+
+async def _ask_to_end(processes: Sequence[Process | ForkedWorker], seconds: float) -> None:
+    for process in processes:
+        if process.returncode is None:
+            process.terminate()
+    await _wait_for(processes, seconds)
+
+
+async def _wait_for(processes: Sequence[Process | ForkedWorker], seconds: float) -> None:
+    waits = [asyncio.create_task(p.wait()) for p in processes if p.returncode is None]
+    if waits:
         await asyncio.wait(waits, timeout=seconds)
 
 
