@@ -35,20 +35,20 @@ AGAIN_SECONDS = 10.0
 """How long one that was dropped looks for its coordinator, which may have gone."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a worker. Returns its exit code."""
-    parser = Parser(prog="python -m workers", description=__doc__)
-    parser.add_argument("--coordinator", required=True, help="its address, tcp://HOST:PORT")
-    parser.add_argument(
+def parser() -> Parser:
+    """The program's parser."""
+    made = Parser(prog="python -m workers", description=__doc__)
+    made.add_argument("--coordinator", required=True, help="its address, tcp://HOST:PORT")
+    made.add_argument(
         "--wait", type=float, default=60.0, help="seconds to wait for it (default: %(default)g)"
     )
-    parser.add_argument("--bind", help="where peers reach this worker, tcp://ADDRESS:PORT or :*")
-    parser.add_argument("--advertise", help="what peers are told instead, tcp://HOST[:PORT]")
-    add_link_options(parser, "join.key")
-    add_data_options(parser)
-    add_device_option(parser)
-    add_threads_option(parser)
-    watch = parser.add_argument_group("to be looked at")
+    made.add_argument("--bind", help="where peers reach this worker, tcp://ADDRESS:PORT or :*")
+    made.add_argument("--advertise", help="what peers are told instead, tcp://HOST[:PORT]")
+    add_link_options(made, "join.key")
+    add_data_options(made)
+    add_device_option(made)
+    add_threads_option(made)
+    watch = made.add_argument_group("to be looked at")
     add_log_option(watch)
     watch.add_argument(
         "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics there (extra `metrics`)"
@@ -56,8 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch.add_argument(
         "--public", action="store_true", help="serve them off loopback, to whoever comes"
     )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker. Returns its exit code."""
     with report_errors("worker"):
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         return work(options, Log(options.log))
 
 
@@ -150,7 +155,7 @@ def take_part(
         if exporter is not None:
             exporter.watch(member, connection.name)
         trainer.round = member.round
-        if connection.config.augment != "none" and not connection.resumes:
+        if connection.config.training.augment != "none" and not connection.resumes:
             member.report(augmentation=trainer.augmentation.to_wire())
         rescue.watch(trainer)
         try:

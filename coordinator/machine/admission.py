@@ -198,7 +198,7 @@ class Admission:
     def tick(self, now: float, patience: float) -> Iterator[Command]:
         """Start with `min_n` members when no other worker has come for a while."""
         population = self._population
-        fewest = population.config.min_n
+        fewest = population.config.operation.min_n
         if population.started or population.ended:
             return
         if now - self._latest_arrival >= patience:
@@ -298,12 +298,12 @@ class Admission:
         yield from population.enrol(present)
         yield Started(tuple(present))
         text = f"{len(present)} members are here"
-        if self._population.config.init == "same":
+        if self._population.config.training.init == "same":
             text += f" and fetch member {present[0].id}'s state"
         yield Event(text, What.SNAPSHOT)
         layout = present[0].layout
-        if layout is not None and population.config.method in {"wash", "wash-opt"}:
-            yield Event(layers_in_words(layout, population.config.schedule), What.LAYERS)
+        if layout is not None and population.config.method.name in {"wash", "wash-opt"}:
+            yield Event(layers_in_words(layout, population.config.method.schedule), What.LAYERS)
         if layout is not None and (text := buffers_in_words(layout)):
             yield Event(text, What.LAYERS)
 

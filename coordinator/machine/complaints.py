@@ -49,7 +49,7 @@ class Complaints:
     def __init__(self, population: Population, admission: Admission) -> None:
         self._population = population
         self._admission = admission
-        self._patience = Patience(population.config.patience)
+        self._patience = Patience(population.config.operation.patience)
         self._complaints = Votes()
         self._diagnoses = Votes()
 
@@ -104,7 +104,7 @@ class Complaints:
         if not believed or member is None:
             return
         what = "sent values that are not finite (a lower --lr may help)"
-        match population.config.on_divergence:
+        match population.config.operation.on_divergence:
             case "stop":
                 reason = f"{member} {what}; see --on-divergence"
                 yield from population.stop(reason, 1)

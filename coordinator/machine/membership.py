@@ -101,7 +101,7 @@ class Membership:
             encrypted=encrypted,
         )
         self._surveys = Surveys()
-        self._patience = Patience(config.patience)
+        self._patience = Patience(config.operation.patience)
         self._now = 0.0
         self._complaints = Complaints(self.population, self._admission)
         self._farewell = False

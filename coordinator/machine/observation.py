@@ -156,10 +156,10 @@ class Observation:
         config = population.config
         return {
             "state": _state(population),
-            "method": config.method,
-            "p": config.p,
+            "method": config.method.name,
+            "p": config.method.p,
             "n": config.n,
-            "data": config.data,
+            "data": config.training.data,
             "rounds": total,
             "seconds_left": None if left is None else round(left, 1),
             **point,

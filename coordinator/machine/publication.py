@@ -113,12 +113,15 @@ class Publication:
     def _plan(self, window: range, now: float) -> None:
         """Choose the rounds of the window after which a checkpoint is kept."""
         config, due = self._config, set()
-        if config.checkpoint_epochs and self._rounds:
-            pace = self._rounds * config.checkpoint_epochs / config.epochs
+        if config.operation.checkpoint_epochs and self._rounds:
+            pace = self._rounds * config.operation.checkpoint_epochs / config.training.epochs
             first = max(1, int(window.start / pace))
             marks = (round(k * pace) for k in range(first, int(window.stop / pace) + 2))
             due = {mark for mark in marks if mark in window}
-        if config.checkpoint_minutes and now - self._kept_at >= 60 * config.checkpoint_minutes:
+        if (
+            config.operation.checkpoint_minutes
+            and now - self._kept_at >= 60 * config.operation.checkpoint_minutes
+        ):
             due.add(window.stop - 1)
         if due:
             self._kept_at = now

@@ -83,7 +83,7 @@ class Server:
         self._keys = keys
         self._folder = folder
         self._observers = observers
-        self._patience = Patience(config.patience)
+        self._patience = Patience(config.operation.patience)
         goes_on = rundir.unfinished(folder)
         self._journal = Journal(
             rundir.create(folder, go_on=True) / rundir.JOURNAL,

@@ -46,7 +46,7 @@ def summarise(
         for member, finished in done
     ]
     totals = run_totals(
-        config.method,
+        config.method.name,
         config.n,
         rows,
         rounds=rounds,

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.deploy.conftest import DEPLOY, ROOT, Project, missing, ran
+from tests.support.containers import DEPLOY, Project, missing, ran
+from tests.support.sources import ROOT
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),

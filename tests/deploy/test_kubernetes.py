@@ -16,7 +16,7 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from coordinator.__main__ import main as coordinate
-from tests.deploy.conftest import DEPLOY
+from tests.support.containers import DEPLOY
 from washp2p.sockets import keys
 from workers.__main__ import main as work
 

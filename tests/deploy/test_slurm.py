@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import DEPLOY, POLL_SECONDS, ROOT, ran
+from tests.support.containers import DEPLOY, POLL_SECONDS, ran
+from tests.support.sources import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
 LACKING = [name for name in PROGRAMS if shutil.which(name) is None]

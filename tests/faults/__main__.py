@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from benchmarks.record import record
-from tests.faults.test_members import FAULTS
+from tests.support.faults import FAULTS
 
 WHERE = {
     "at_the_start[joining": "joining",

@@ -55,8 +55,8 @@ def test_one_is_killed(here, tmp_path, method, point):
 
 @pytest.mark.timeout(120)
 def test_one_is_stopped_and_comes_back(here, tmp_path):
-    coordinator = here.coordinator(*FLAGS, *EACH["papa"], "--epochs=40", "--lr=0.02")
-    workers = [here.worker() for _ in range(2)]
+    coordinator = here.coordinator(*FLAGS, *EACH["papa"], "--epochs=8")
+    workers = [here.worker(slow=True) for _ in range(2)]
     victim = here.worker((hold_points.AFTER_SEND, 40))
     assert victim.wait_until_held() == 40
     victim.signal(signal.SIGSTOP)
@@ -64,6 +64,7 @@ def test_one_is_stopped_and_comes_back(here, tmp_path):
     coordinator.until("going on with 2 of 3 members")
     victim.signal(signal.SIGCONT)
     coordinator.until("takes part")
+    here.hurry()
     assert [worker.wait() for worker in (*workers, victim)] == [0, 0, 0]
     assert coordinator.wait() == 0, coordinator.text
     story = Story(here.folder)
@@ -112,7 +113,7 @@ def test_a_newcomer_does_not_wait_for_frames_where_nobody_sends(here):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", EACH)
 def test_one_comes_late(here, tmp_path, method):
-    coordinator = here.coordinator(*FLAGS, *EACH[method], "--min-n=2", "--epochs=30", "--lr=0.02")
+    coordinator = here.coordinator(*FLAGS, *EACH[method], "--min-n=2", "--epochs=6")
     story = here.come_late(coordinator, "epoch 2")
     assert story.joined().keys() == {2}
     assert replay(here.folder, tmp_path) == []

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.faults import Story
+from tests.support.faults import FAULTS, Story
 from tests.support.processes import linked_by, replay
 from washp2p.protocol.layout import Layout
 from washp2p.rounds import hold_points
@@ -22,13 +22,10 @@ from workers.training.data import load_data
 from workers.training.trainer import Trainer
 
 FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3")
-LONG = ("--epochs=40", "--lr=0.02")
-"""So that there is time to come back before the end, on a fast machine, too."""
 HELD_IN = 30
 """The round in which a member is held, where the point is one of a round."""
 IN_TRAINING = (hold_points.BEFORE_SEND, hold_points.AFTER_SEND, hold_points.APPLYING)
 AT_START = (hold_points.JOINING, hold_points.STARTING)
-FAULTS = ("SIGKILL", "SIGSTOP", "cut both ways", "cut one way")
 
 
 def layout_of(config, data):
@@ -87,10 +84,8 @@ def victim_of(coordinator, worker):
 @pytest.mark.parametrize("point", IN_TRAINING)
 def test_in_training(request, tmp_path, point, fault, transport):
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    length = ("--epochs=6",) if fault == "SIGKILL" else LONG
-    flags = (*FLAGS, *length, f"--transport={transport}")
-    coordinator = population.coordinator(*flags)
-    workers = [population.worker() for _ in range(2)]
+    coordinator = population.coordinator(*FLAGS, "--epochs=6", f"--transport={transport}")
+    workers = [population.worker(slow=fault != "SIGKILL") for _ in range(2)]
     victim = population.worker((point, HELD_IN))
     assert victim.wait_until_held() == HELD_IN
     strike(population, victim, fault)
@@ -103,6 +98,7 @@ def test_in_training(request, tmp_path, point, fault, transport):
         expected = set(range(3)) - {lost}
     else:
         assert int(re.search(r"from round (\d+)", coordinator.until("takes part"))[1]) >= first
+        population.hurry()
         assert victim.wait() == 0
         assert "joining again" in victim.text
         expected = set(range(4)) - {lost}
@@ -126,10 +122,11 @@ def test_in_training(request, tmp_path, point, fault, transport):
 def test_at_the_start(request, tmp_path, point, fault):
     """Lost before the start it frees its place; lost after it, the others begin without it."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, *LONG)
+    coordinator = population.coordinator(*FLAGS, "--epochs=6")
     victim = population.worker((point, 0))
     coordinator.until("joined (1 of 3)")
-    workers = [population.worker() for _ in range(2)]
+    comes_late = point == hold_points.STARTING and fault != "SIGKILL"
+    workers = [population.worker(slow=comes_late) for _ in range(2)]
     victim.wait_until_held(20)
     coordinator.until("joined (3 of 3)" if point == hold_points.JOINING else "fetch member")
     strike(population, victim, fault)
@@ -140,6 +137,9 @@ def test_at_the_start(request, tmp_path, point, fault):
     else:
         coordinator.until("going on with 2 of 3 members")
     heal(population, victim, fault)
+    if comes_late:
+        coordinator.until("takes part")
+        population.hurry()
     assert victim.wait() == (-signal.SIGKILL if fault == "SIGKILL" else 0)
     assert [worker.wait() for worker in workers] == [0] * len(workers)
     assert coordinator.wait() == 0, coordinator.text
@@ -152,8 +152,8 @@ def test_at_the_start(request, tmp_path, point, fault):
 def test_while_it_gives_a_snapshot(request, tmp_path, fault):
     """The newcomer turns to another donor."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
-    workers = [population.worker((hold_points.GIVING, 0)) for _ in range(3)]
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=6")
+    workers = [population.worker((hold_points.GIVING, 0), slow=True) for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker()
     coordinator.until("fetches a snapshot from")
@@ -166,6 +166,9 @@ def test_while_it_gives_a_snapshot(request, tmp_path, fault):
     coordinator.until("fetches a snapshot from")
     coordinator.until("takes part")
     heal(population, donor, fault)
+    if fault != "SIGKILL":
+        coordinator.until("takes part")
+    population.hurry()
     assert donor.wait() == (-signal.SIGKILL if fault == "SIGKILL" else 0)
     assert [worker.wait() for worker in (*others, newcomer)] == [0, 0, 0]
     assert coordinator.wait() == 0, coordinator.text
@@ -187,8 +190,8 @@ def test_while_it_gives_a_snapshot(request, tmp_path, fault):
 def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
     """The others do not notice."""
     population = request.getfixturevalue("apart" if "cut" in fault else "here")
-    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", *LONG)
-    workers = [population.worker() for _ in range(3)]
+    coordinator = population.coordinator(*FLAGS, "--n=4", "--min-n=3", "--epochs=6")
+    workers = [population.worker(slow=True) for _ in range(3)]
     coordinator.until("training begins")
     newcomer = population.worker((hold_points.RECEIVING, 0))
     newcomer.wait_until_held(20)
@@ -199,6 +202,7 @@ def test_while_it_fetches_a_snapshot(request, tmp_path, fault):
         assert newcomer.wait() == -signal.SIGKILL
         newcomer = population.worker()
     coordinator.until("takes part")
+    population.hurry()
     assert [worker.wait() for worker in (*workers, newcomer)] == [0] * 4
     assert coordinator.wait() == 0, coordinator.text
     story = check(population, tmp_path, {0, 1, 2, 4})
@@ -233,14 +237,15 @@ def test_while_all_average(request, tmp_path, fault):
 @pytest.mark.timeout(180)
 def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     """Both live and the coordinator sees both: nobody is dropped, each other's values are lost."""
-    coordinator = apart.coordinator(*FLAGS, *LONG)
-    one, other = apart.worker((hold_points.BEFORE_SEND, HELD_IN)), apart.worker()
+    coordinator = apart.coordinator(*FLAGS, "--epochs=8")
+    one, other = apart.worker((hold_points.BEFORE_SEND, HELD_IN), slow=True), apart.worker()
     third = apart.worker()
     assert one.wait_until_held() == HELD_IN
     apart.cut_between(one, other)
     one.let_go()
     coordinator.until("epoch 4")
     apart.restore_between(one, other)
+    apart.hurry()
     assert [worker.wait() for worker in (one, other, third)] == [0, 0, 0]
     assert coordinator.wait() == 0, coordinator.text
     story = check(apart, tmp_path, {0, 1, 2})
@@ -277,8 +282,8 @@ def test_a_link_between_two_members_that_stays_broken_in_the_average(apart, tmp_
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("policy", ["reset", "drop", "stop"])
 def test_one_that_diverges_does_not_poison_the_others(here, policy):
-    coordinator = here.coordinator(*FLAGS, *LONG, f"--on-divergence={policy}")
-    workers = [here.worker() for _ in range(2)]
+    coordinator = here.coordinator(*FLAGS, "--epochs=6", f"--on-divergence={policy}")
+    workers = [here.worker(slow=policy == "reset") for _ in range(2)]
     sick = here.worker(("poisoned", HELD_IN))
     if policy == "stop":
         assert coordinator.wait() == 1
@@ -286,6 +291,9 @@ def test_one_that_diverges_does_not_poison_the_others(here, policy):
         assert "values that are not finite (a lower --lr may help)" in workers[0].text
         return
     coordinator.until("sent values that are not finite")
+    if policy == "reset":
+        coordinator.until("takes part")
+        here.hurry()
     assert sick.wait() == (0 if policy == "reset" else 2)
     assert [worker.wait() for worker in workers] == [0, 0]
     assert coordinator.wait() == 0, coordinator.text
@@ -340,7 +348,7 @@ def test_one_that_cannot_be_reached_any_more_is_left_out_of_the_evaluation(apart
 def test_a_newcomer_makes_nobody_jump(here, tmp_path):
     """Nobody waits for anybody: it begins where the others are, not where the seeds are."""
     coordinator = here.coordinator(
-        *FLAGS, "--n=3", "--min-n=2", "--max-delay=none", "--expire=56", "--epochs=30"
+        *FLAGS, "--n=3", "--min-n=2", "--max-delay=none", "--expire=56", "--epochs=8"
     )
     story = here.come_late(coordinator, "epoch 2")
     first = story.joined()[2].round + 1

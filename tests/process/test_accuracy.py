@@ -1,6 +1,7 @@
 """It works: WASH's averaged model is as good as its ensemble, separate training's is not.
 
-By simulation, which equals distributed runs bit for bit (test_population.py).
+By simulation, which equals distributed runs bit for bit (test_population.py). What is recorded in
+benchmarks/results is larger: more seeds, more images, longer training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def shortfalls(tmp_path, seeds, **options):
     for seed in seeds:
         config = RunConfig.resolve(seed=seed, **options)
         data = load_data(config, tmp_path, download=False)
-        folder = tmp_path / f"{config.method}-{seed}"
+        folder = tmp_path / f"{config.method.name}-{seed}"
         accuracy = simulate(config, data, folder, on_epoch=lambda _: None)["accuracy"]
         found.append(accuracy["ensemble"] - accuracy["averaged"])
     return found
@@ -29,8 +30,8 @@ def shortfalls(tmp_path, seeds, **options):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_digits(tmp_path):
-    assert mean(shortfalls(tmp_path, range(5), n=5)) <= 1.0
-    assert mean(shortfalls(tmp_path, range(5), n=5, method="none")) >= 5.0
+    assert mean(shortfalls(tmp_path, range(2), n=5)) <= 1.0
+    assert mean(shortfalls(tmp_path, range(2), n=5, method="none")) >= 5.0
 
 
 @pytest.mark.slow
@@ -39,6 +40,6 @@ def test_digits(tmp_path):
     not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
 def test_fashion_mnist(tmp_path):
-    options = {"n": 3, "p": 0.01, "epochs": 12, "data": "fashion-mnist", "train_limit": 6000}
+    options = {"n": 3, "p": 0.03, "epochs": 8, "data": "fashion-mnist", "train_limit": 3000}
     assert mean(shortfalls(tmp_path, [0], **options)) <= 0.7
-    assert mean(shortfalls(tmp_path, [0], method="none", **options)) >= 15.0
+    assert mean(shortfalls(tmp_path, [0], method="none", **options)) >= 10.0

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.support.processes import FORKSERVER, ROOT, collect
+from tests.support.processes import FORKSERVER, collect
+from tests.support.sources import ROOT
 
 PAGES = ("integrate.md", "reliability.md")
 ADDRESS = "tcp://127.0.0.1:5555"

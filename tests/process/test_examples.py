@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import washp2p
-from tests.support.processes import ROOT, collect
+from tests.support.processes import collect
+from tests.support.sources import ROOT
 
 EXAMPLES = {
     "plain.py": lambda address: [address],

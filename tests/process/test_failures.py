@@ -17,27 +17,15 @@ import pytest
 import zmq
 
 from tests.support.layouts import make_layout
-from tests.support.processes import ROOT
-from washp2p.protocol.messages.control import PROTOCOL, messages
+from tests.support.processes import command, greet
+from tests.support.sources import ROOT
+from washp2p.protocol.messages.control import messages
 from washp2p.protocol.messages.from_coordinator import Welcome
-from washp2p.protocol.messages.from_worker import Attach, Hello, Leave, Metrics
-from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.protocol.messages.from_worker import Attach, Leave, Metrics
 from washp2p.runfolder import rundir
 from workers.training.model_files import load_model
 
 LONG = ("--epochs=100000", "--p=0.05")
-
-
-def command(*arguments, timeout=60):
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        check=False,
-    )
-    return done.returncode, done.stderr.strip()
 
 
 @pytest.mark.parametrize(
@@ -138,22 +126,6 @@ def test_more_workers_than_n_are_refused(runs):
     late = runs.worker(coordinator.address)
     assert late.wait() == 2
     assert "the run has its 2 members" in late.text
-
-
-def greet(address, **changes):
-    """Say hello by hand, as a worker of another kind would; its answer, and the socket."""
-    values = {
-        "protocol": PROTOCOL,
-        "derivation": DERIVATION,
-        "version": VERSION,
-        "host": "h",
-        "pid": 1,
-    }
-    dealer = zmq.Context.instance().socket(zmq.DEALER)
-    dealer.connect(address)
-    dealer.send(messages.encode(Hello(**(values | changes))))
-    assert dealer.poll(10_000)
-    return messages.decode(dealer.recv()), dealer
 
 
 @pytest.mark.parametrize("changes", [{"protocol": 99}, {"derivation": 99}, {"version": "99"}])

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 
 from tests.support.hosts import DEVICE, far_apart, missing, on_a_switch
-from tests.support.processes import ROOT
+from tests.support.processes import start
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
-
-
-def start(host, *arguments):
-    return subprocess.Popen(
-        ["ip", "netns", "exec", host, sys.executable, "-m", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
 
 
 def sent_on_wire(host):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.sources import ROOT
 
 FLAGS = ("--epochs=1", "--p=0.1")
 

@@ -16,7 +16,8 @@ from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import washp2p
-from tests.support.processes import FORKSERVER, ROOT, collect
+from tests.support.processes import FORKSERVER, collect
+from tests.support.sources import ROOT
 from washp2p.errors import DroppedError, RunStoppedError, UsageError
 from washp2p.member import replicas
 from washp2p.protocol.roster import round_seed, run_key
@@ -291,7 +292,7 @@ def train_replicated(address, meeting, number, rank, queue):
         member = washp2p.join(connection, loop.model, loop.optimizer)
     else:
         member = washp2p.follow(loop.model, loop.optimizer)
-        assert member.config.p == P
+        assert member.config.method.p == P
     with member:
         while member.round < STEPS:
             loop.step(member.round)

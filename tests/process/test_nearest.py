@@ -7,10 +7,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.process.test_hosts import start
-from tests.process.test_population import simulated
 from tests.support.hosts import missing, on_a_switch
-from tests.support.processes import linked_by, replay
+from tests.support.processes import linked_by, replay, simulated, start
 from washp2p.sockets import keys
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.layouts import make_layout
-from tests.support.processes import ROOT
+from tests.support.sources import ROOT
 from washp2p.config.config import RunConfig
 from washp2p.runfolder.rundir import read_summary
 from workers.simulation.simulate import differences

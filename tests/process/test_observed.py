@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.process.coordinator.test_scalars import series
-from tests.process.test_status import LONG
+from tests.support.processes import LONG
 from tests.support.prometheus import samples
+from tests.support.scalars import series
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -11,18 +11,12 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.processes import ROOT, read_logs
+from tests.support.processes import read_logs, simulated
+from tests.support.sources import ROOT
 from washp2p.cli.main import main
-from washp2p.config.config import RunConfig, flag
-from workers.simulation.simulate import differences, simulate
-from workers.training.data import load_data
-
-
-def simulated(tmp_path, **options):
-    config = RunConfig.resolve(**options)
-    folder = tmp_path / "simulated"
-    data = load_data(config, tmp_path, download=False)
-    return folder, simulate(config, data, folder, on_epoch=lambda _: None)
+from washp2p.config.config import RunConfig
+from washp2p.config.options import flag
+from workers.simulation.simulate import differences
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import socket
 import pytest
 import zmq
 
-from tests.process.test_failures import command
-from tests.support.processes import Worker, replay, work
+from tests.support.processes import Worker, command, replay, work
 from washp2p.protocol.messages.control import PROTOCOL, messages
 from washp2p.protocol.messages.from_worker import Hello, Metrics
 from washp2p.protocol.version import DERIVATION, VERSION

@@ -9,11 +9,10 @@ import re
 import subprocess
 import sys
 
-from tests.support.processes import ROOT
+from tests.support.processes import LONG
+from tests.support.sources import ROOT
 from washp2p.protocol.version import VERSION
 from washp2p.sockets import keys
-
-LONG = ("--epochs=400", "--lr=0.02", "--p=0.05")
 
 
 def status(address, *flags):

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from tests.process.test_hosts import start
 from tests.support.hosts import DEVICE, missing, on_a_switch
-from tests.support.processes import ROOT
+from tests.support.processes import start
+from tests.support.sources import ROOT
 from washp2p.sockets import keys
 
 pytestmark = [

@@ -23,24 +23,28 @@ from washp2p.runfolder.roster_store import read_rosters
 from washp2p.runfolder.runlog import Joined, Record
 
 
-def _work(arguments, output, host, hold_at, pipe):
+def _work(arguments, output, host, hold_at, pipe, slow):
     """A worker that is held the first time it comes to `hold_at` = (point, round).
 
     Where the point is "poisoned", it goes on instead with a parameter that is not a number.
+    Given the pipe `slow` it trains at 20 rounds a second until that pipe is closed.
     """
     if host is not None:
         enter(host)
-    if hold_at is not None:
-        if hold_at[0] == "poisoned":
-            _poison_in(hold_at[1])
+    if hold_at is not None and hold_at[0] == "poisoned":
+        _poison_in(hold_at[1])
+    held = hold_at is None
 
-        def hold(point, number):
-            if (point, number) >= hold_at and point == hold_at[0]:
-                hold_points.hold = lambda *_: None
-                pipe.send(number)
-                pipe.recv()
+    def hold(point, number):
+        nonlocal held, slow
+        if not held and point == hold_at[0] and number >= hold_at[1]:
+            held = True
+            pipe.send(number)
+            pipe.recv()
+        if slow is not None and point == hold_points.BEFORE_SEND and slow.poll(1 / 20):
+            slow = None
 
-        hold_points.hold = hold
+    hold_points.hold = hold
     work(arguments, output)
 
 
@@ -59,12 +63,15 @@ def _poison_in(round_number):
     Trainer._learning_rate = poison
 
 
+FAULTS = ("SIGKILL", "SIGSTOP", "cut both ways", "cut one way")
+
+
 class HeldWorker(Worker):
     """A worker process that can be held."""
 
-    def __init__(self, arguments, output, host=None, hold_at=None):
+    def __init__(self, arguments, output, host=None, hold_at=None, slow=None):
         self.pipe, theirs = FORKSERVER.Pipe()
-        super().__init__(arguments, output, host, hold_at, theirs, target=_work)
+        super().__init__(arguments, output, host, hold_at, theirs, slow, target=_work)
         theirs.close()
 
     def wait_until_held(self, seconds=60):
@@ -98,6 +105,7 @@ class Hosts:
         self._hosts = list(hosts)
         self.coordinators = []
         self.workers = []
+        self._slow, self._hurry = FORKSERVER.Pipe(duplex=False)
 
     def coordinator(self, *flags, resume=False):
         """Start it, or one in its place: where members are to come back, or to `resume`."""
@@ -113,23 +121,33 @@ class Hosts:
         self.coordinators.append(made)
         return made
 
-    def worker(self, hold_at=None, *flags):
-        """Start one more."""
+    def worker(self, hold_at=None, *flags, slow=False):
+        """Start one more, which may be `slow` until the test is in a `hurry`.
+
+        One slow member slows all in lockstep: there is time to bring one back in a short run.
+        """
         number = len(self.workers)
         host = self._hosts[1 + number][0] if self._hosts else None
         arguments = [f"--coordinator={self.coordinators[0].address}", "--threads=1"]
         arguments += [f"--run-dir={self.folder}", f"--data-dir={self._data}", *flags]
         arguments += ["--insecure"] * bool(self._hosts)
         output = self._data / f"worker-{number}.txt"
-        self.workers.append(HeldWorker(arguments, output, host, hold_at))
+        self.workers.append(
+            HeldWorker(arguments, output, host, hold_at, self._slow if slow else None)
+        )
         return self.workers[-1]
+
+    def hurry(self):
+        """Nobody is slow any more."""
+        self._hurry.close()
 
     def come_late(self, coordinator, words):
         """Two members train; once the coordinator prints `words` a third comes, and all finish."""
-        workers = [self.worker() for _ in range(2)]
+        workers = [self.worker(slow=True) for _ in range(2)]
         coordinator.until(words)
         workers.append(self.worker())
         coordinator.until("takes part")
+        self.hurry()
         assert [worker.wait() for worker in workers] == [0, 0, 0]
         assert coordinator.wait() == 0, coordinator.text
         return Story(self.folder)
@@ -165,6 +183,8 @@ class Hosts:
             worker.close()
         for coordinator in self.coordinators:
             coordinator.kill()
+        self._hurry.close()
+        self._slow.close()
 
 
 def no_iptables():
@@ -195,7 +215,7 @@ class Story:
     def lost_values(self, member, layout):
         """How many values a member's log says it lost, by the plans."""
         key = run_key(self.config.seed)
-        rates = layer_rates(self.config.schedule, self.config.p, layout.layers)
+        rates = layer_rates(self.config.method.schedule, self.config.method.p, layout.layers)
         count = 0
         for record in self.logs[member]:
             if isinstance(record, Record) and record.lost:

@@ -14,14 +14,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import zmq
+
 from tests.support.population import LOOPBACK, start_coordinator
+from tests.support.sources import ROOT
+from washp2p.config.config import RunConfig
+from washp2p.protocol.messages.control import PROTOCOL, messages
+from washp2p.protocol.messages.from_worker import Hello
+from washp2p.protocol.version import DERIVATION, VERSION
 from washp2p.runfolder import rundir
 from washp2p.runfolder.roster_store import read_rosters
 from washp2p.runfolder.runlog import read_log
 from workers.simulation.simulate import differences, simulate
 from workers.training.data import load_data
 
-ROOT = Path(__file__).parents[2]
+LONG = ("--epochs=400", "--lr=0.02", "--p=0.05")
+"""Flags of a run that goes on for as long as a test looks at it."""
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(
     [
@@ -189,3 +197,49 @@ def replay(run, tmp_path):
     data = load_data(config, tmp_path, download=False)
     simulate(config, data, folder, on_epoch=lambda _: None, replay=run)
     return differences(folder, run)
+
+
+def simulated(tmp_path, **options):
+    config = RunConfig.resolve(**options)
+    folder = tmp_path / "simulated"
+    data = load_data(config, tmp_path, download=False)
+    return folder, simulate(config, data, folder, on_epoch=lambda _: None)
+
+
+def command(*arguments, timeout=60):
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        check=False,
+    )
+    return done.returncode, done.stderr.strip()
+
+
+def greet(address, **changes):
+    """Say hello by hand, as a worker of another kind would; its answer, and the socket."""
+    values = {
+        "protocol": PROTOCOL,
+        "derivation": DERIVATION,
+        "version": VERSION,
+        "host": "h",
+        "pid": 1,
+    }
+    dealer = zmq.Context.instance().socket(zmq.DEALER)
+    dealer.connect(address)
+    dealer.send(messages.encode(Hello(**(values | changes))))
+    assert dealer.poll(10_000)
+    return messages.decode(dealer.recv()), dealer
+
+
+def start(host, *arguments):
+    """Start a program on a host of its own; its process."""
+    return subprocess.Popen(
+        ["ip", "netns", "exec", host, sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.test_architecture import ROOT, imports
+from tests.support.sources import ROOT, imports
 
 if TYPE_CHECKING:
     import torch

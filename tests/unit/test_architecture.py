@@ -2,94 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
 import sys
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("washp2p", "coordinator", "workers")
-
-LAYERS = {
-    "washp2p.errors": [],
-    "washp2p.protocol": ["washp2p.errors"],
-    "washp2p.protocol.messages": ["washp2p.errors", "washp2p.protocol"],
-    "washp2p.plan": ["washp2p.protocol", "washp2p.protocol.messages"],
-    "washp2p.model": ["washp2p.errors", "washp2p.protocol"],
-    "washp2p.evaluation": ["washp2p.errors", "washp2p.model"],
-    "washp2p.config": ["washp2p.errors", "washp2p.protocol"],
-    "washp2p.sockets": ["washp2p.errors", "washp2p.protocol", "washp2p.protocol.messages"],
-    "washp2p.transports": ["washp2p.errors", "washp2p.protocol", "washp2p.sockets"],
-    "washp2p.strategies": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model", "washp2p.config",
-    ],
-    "washp2p.runfolder": ["washp2p.errors", "washp2p.protocol", "washp2p.config"],
-    "washp2p.commandline": ["washp2p.errors", "washp2p.runfolder"],
-    "washp2p.reporting": ["washp2p.errors", "washp2p.protocol", "washp2p.runfolder"],
-    "washp2p.rounds": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model",
-        "washp2p.evaluation", "washp2p.transports", "washp2p.runfolder",
-    ],
-    "washp2p.coordinator_link": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
-        "washp2p.transports", "washp2p.runfolder",
-    ],
-    "washp2p.member": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model", "washp2p.config",
-        "washp2p.sockets", "washp2p.transports", "washp2p.strategies", "washp2p.runfolder",
-        "washp2p.rounds", "washp2p.coordinator_link",
-    ],
-    "washp2p.metrics": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.reporting", "washp2p.member",
-    ],
-    "washp2p": ["washp2p.protocol", "washp2p.config", "washp2p.coordinator_link", "washp2p.member"],
-    "workers": [],
-    "workers.options": [],
-    "workers.launched": ["washp2p.errors"],
-    "workers.training": [
-        "washp2p.errors", "washp2p.config", "washp2p.evaluation", "washp2p.runfolder", "washp2p",
-    ],
-    "workers.simulation": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model",
-        "washp2p.evaluation", "washp2p.config", "washp2p.strategies", "washp2p.runfolder",
-        "workers.training",
-    ],
-    "workers.__main__": [
-        "washp2p.errors", "washp2p.runfolder", "washp2p.commandline", "washp2p.metrics",
-        "washp2p", "workers.options", "workers.launched", "workers.training",
-    ],
-    "workers.studies": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.evaluation", "washp2p.config",
-        "washp2p.runfolder", "washp2p.reporting", "workers.training", "workers.__main__",
-    ],
-    "washp2p.cli": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
-        "washp2p.runfolder", "washp2p.commandline", "washp2p.reporting", "workers.options",
-        "workers.training", "workers.simulation", "workers.__main__", "workers.studies",
-    ],
-    "washp2p.__main__": ["washp2p.cli"],
-    "coordinator": [],
-    "coordinator.machine": ["washp2p.errors", "washp2p.protocol", "washp2p.config"],
-    "coordinator.watch": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.runfolder", "washp2p.reporting",
-        "coordinator.machine",
-    ],
-    "coordinator.service": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
-        "washp2p.runfolder", "coordinator.machine", "coordinator.watch",
-    ],
-    "coordinator.__main__": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
-        "washp2p.runfolder", "washp2p.commandline", "coordinator.watch", "coordinator.service",
-    ],
-}  # fmt: skip
-"""What each package, or module beside packages, may import; it stands below. A package that may
-import `washp2p.protocol` may import its messages."""
+from tests.support.layers import LAYERS
+from tests.support.sources import ROOT, imports, modules
 
 SOCKETS = {"socket", "zmq", "asyncio", "selectors", "http"}
 CLOCKS = {"time", "sched"}
@@ -119,39 +40,6 @@ PURE = {
 
 LINES, MODULES = 350, 14
 ORACLE = "workers.simulation.reference"
-
-
-@cache
-def modules():
-    """The file of each module of the project."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-@cache
-def imports(path, *, for_types=False, lazy=True):
-    """Modules that a file imports: when it runs, and those `for_types` only.
-
-    Without `lazy`, imports within functions do not count.
-    """
-    names = []
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        types = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
-        if types and not for_types:
-            node.body.clear()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
-            node.body.clear()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(names)
 
 
 def layer(module):
@@ -250,3 +138,9 @@ def test_nothing_unpickles():
         loads = path.read_text().count("torch.load(")
         assert loads == path.read_text().count("weights_only=True"), path
         assert not loads or path.name == "pretrained.py"  # tensors of others, which are no code
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.stem)
+def test_what_tests_share_lies_in_support(path):
+    theirs = {name.split(".")[1] for name in imports(path) if name.startswith("tests.")}
+    assert theirs <= {"support"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from importlib.util import module_from_spec, spec_from_file_location
 
-from tests.unit.test_architecture import LAYERS, ROOT
+from tests.support.layers import LAYERS
+from tests.support.sources import ROOT
 
 
 def test_the_picture_is_of_the_layers():

@@ -2,63 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from washp2p.config.config import RunConfig, flag, plugins
+from washp2p.config.config import KINDS, RunConfig, options
+from washp2p.config.options import flag, key_of, required
 from washp2p.config.presets import ADAMS, MEANS, PRESETS
+from washp2p.config.sections import METHODS, MODELS, plugins
 from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from dataclasses import Field
+
+TITLES = {
+    "": "the run",
+    "method": "the method",
+    "exchange": "the exchange",
+    "training": "training",
+    "operation": "operation",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field. Flags that are not given are left to `RunConfig.resolve`."""
-    group = parser.add_argument_group("the run")
-    for option in fields(RunConfig):
-        needed = option.name == "n"
-        presets = {
-            key: values[option.name]
-            for key, values in (PRESETS | ADAMS | MEANS).items()
-            if option.name in values
-        }
-        alike = {value: [k for k, v in presets.items() if v == value] for value in presets.values()}
-        default = ", ".join(f"{value} for {' and '.join(keys)}" for value, keys in alike.items())
-        if presets.keys() != PRESETS.keys() and not needed:
-            default = f"{default}, else {option.default}" if default else str(option.default)
-        choices = option.metadata["choices"]
-        kind = {"int": int, "float": float, "str": str}[str(option.type)]
-        parser_type: dict[str, Any] = {"type": kind}
-        if choices:
-            more = sorted(plugins().names) if option.name == "method" else ()
-            parser_type["metavar"] = "{" + ",".join((*choices, *more)) + "}"
-        else:
-            parser_type["metavar"] = flag(option.name).replace("-", "_").upper()
-        group.add_argument(
-            f"--{flag(option.name)}",
-            dest=option.name,
-            help=option.metadata["help"] + ("" if needed else f" (default: {default})"),
-            **parser_type,
+    """Add a flag for every option. Flags that are not given are left to `RunConfig.resolve`."""
+    groups = {section: parser.add_argument_group(title) for section, title in TITLES.items()}
+    for section, option in options():
+        key = key_of(option)
+        default = _default(option)
+        groups[section].add_argument(
+            f"--{flag(key)}",
+            dest=key,
+            type=KINDS[str(option.type)][-1],
+            metavar=_metavar(option),
+            help=option.metadata["help"] + (f" (default: {default})" if default else ""),
         )
 
 
+def _metavar(option: Field[Any]) -> str:
+    key = key_of(option)
+    choices = option.metadata["choices"]
+    if key == "method":
+        choices = (*METHODS, *sorted(plugins().names))
+    if key == "model":
+        choices = MODELS
+    return "{" + ",".join(choices) + "}" if choices else flag(key).replace("-", "_").upper()
+
+
+def _default(option: Field[Any]) -> str:
+    """The default as a help text says it, by data set and method where it differs."""
+    if required(option):
+        return ""
+    key = key_of(option)
+    presets = {
+        name: values[key] for name, values in (PRESETS | ADAMS | MEANS).items() if key in values
+    }
+    alike = {value: [k for k, v in presets.items() if v == value] for value in presets.values()}
+    found = ", ".join(f"{value} for {' and '.join(keys)}" for value, keys in alike.items())
+    if presets.keys() == PRESETS.keys():
+        return found
+    return f"{found}, else {option.default}" if found else str(option.default)
+
+
 def config_from(
-    options: argparse.Namespace, known: RunConfig | None = None, *, free: Sequence[str] = ()
+    parsed: argparse.Namespace, known: RunConfig | None = None, *, free: Sequence[str] = ()
 ) -> RunConfig:
     """The configuration from parsed flags; or `known`, if the given flags agree with it.
 
-    Fields named in `free` may differ from it. Raises UsageError.
+    Options named in `free` may differ from it. Raises UsageError.
     """
-    given = {f.name: getattr(options, f.name) for f in fields(RunConfig)}
+    given = {key: getattr(parsed, key) for key in (key_of(each) for _, each in options())}
     if known is None:
         return RunConfig.resolve(**given)
-    for name, value in given.items():
-        if value is not None and value != getattr(known, name) and name not in free:
+    there = known.to_wire()
+    for key, value in given.items():
+        if value is not None and value != there[key] and key not in free:
             raise UsageError(
-                f"--{flag(name)} is {value}; the run there has {getattr(known, name)}: leave the "
+                f"--{flag(key)} is {value}; the run there has {there[key]}: leave the "
                 "flag out to go on with it, or choose another --run-dir"
             )
-    changed = {name: given[name] for name in free if given[name] is not None}
-    return replace(known, **changed)
+    return known.with_options(**{key: given[key] for key in free if given[key] is not None})

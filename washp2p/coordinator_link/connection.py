@@ -166,7 +166,7 @@ class Connection:
             self.leave(error)
             raise
         self.resumes = self._welcome.resumes
-        self.patience = self._socket.patience = Patience(self.config.patience)
+        self.patience = self._socket.patience = Patience(self.config.operation.patience)
 
     @property
     def member(self) -> MemberId:

@@ -64,7 +64,7 @@ class Advice:
     def begin(self, slots: tuple[str, ...]) -> None:
         """Begin to watch. `slots` names the optimizer state that is exchanged."""
         kind = type(self._optimizer).__name__
-        if self._connection.config.method == "wash-opt" and not slots:
+        if self._connection.config.method.name == "wash-opt" and not slots:
             self.tell(
                 "wash-opt",
                 f"{kind} has no state shaped like its parameters: wash-opt shuffles parameters "

@@ -116,7 +116,7 @@ def assemble(
     config, me = connection.config, connection.member
     strategy = strategy_for(config)
     slots = strategy.slots(optimizer)
-    last = choices.last or config.last
+    last = choices.last or config.method.last
     store = Store(model, optimizer, slots, last=last, buffers=choices.buffers)
     log = None
     if choices.log is not None:
@@ -125,7 +125,7 @@ def assemble(
     transport = _transport(connection, choices.bind, pair, store)
     try:
         endpoint = advertised(transport.endpoint, choices.advertise, connection.address)
-        repairer = _repairer(config.repair, model, me, choices.repair_inputs)
+        repairer = _repairer(config.method.repair, model, me, choices.repair_inputs)
     except UsageError:
         transport.close()
         raise
@@ -141,7 +141,7 @@ def assemble(
         transport=transport,
         me=me,
         run=connection.run,
-        add=config.late == "difference" and config.max_delay != "0",
+        add=config.exchange.late == "difference" and config.exchange.max_delay != "0",
         refusals=refusals,
         consensus=strategy.consensus(store.layout),
         weight=lambda: strategy.weight(store.learning_rate.share),
@@ -155,8 +155,8 @@ def assemble(
         refusals=refusals,
     )
     surveyor = None
-    if config.track_consensus:
-        surveyor = Surveyor(store, me, seed=config.seed, every=config.track_consensus)
+    if config.operation.track_consensus:
+        surveyor = Surveyor(store, me, seed=config.seed, every=config.operation.track_consensus)
     derivation = Derivation(strategy, store, me)
     planner: Planner[Order, Staged | None] = Planner(
         derivation, connection.order_of, lambda staged: staged.bytes if staged is not None else 0
@@ -189,8 +189,8 @@ def assemble(
             inbox=inbox,
             exchange=exchange,
             planner=planner,
-            delay=delay_for(config.max_delay),
-            expire=config.expire,
+            delay=delay_for(config.exchange.max_delay),
+            expire=config.exchange.expire,
             rounds=choices.rounds,
             log=log,
             surveyor=surveyor,
@@ -225,12 +225,12 @@ def _transport(connection: Connection, bind: str, pair: KeyPair, store: Store) -
     admit = connection.state.member_of
     return listen_as(
         bind,
-        wires=config.transport,
+        wires=config.exchange.transport,
         device=store.device,
         patience=connection.patience,
         credentials=Credentials(pair, admit) if connection.encrypted else None,
         largest=HEADER_LIMIT + 1 + max(CHUNK_BYTES, store.layout.bytes),
-        bounded=config.max_delay != "none",
+        bounded=config.exchange.max_delay != "none",
     )
 
 

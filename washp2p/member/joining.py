@@ -86,9 +86,9 @@ def join(
     """Make `model` a member of a run and wait until the population is complete.
 
     `run` is the coordinator's address, or what `connect` returned. On return all members hold the
-    first member's parameters and buffers (or each its own, as `config.init` says). From then on
-    each `optimizer.step()` ends with a round. In a run that has begun, this member takes the whole
-    state of a live member, optimizer included, and goes on from `Member.round`.
+    first member's parameters and buffers (under `--init different` each its own). From then on each
+    `optimizer.step()` ends with a round. In a run that has begun, this member takes the whole state
+    of a live member, optimizer included, and goes on from `Member.round`.
 
     The model's trainable parameters move into one vector until the member closes. The `Parameter`
     objects and their values stay the same, and each has a storage of its own. Move the model to its

@@ -67,7 +67,7 @@ class Startup:
             roster = self._connection.state.roster
             hold_points.reach(hold_points.STARTING)
             first = roster.members[0] == self._connection.member
-            if first or self._connection.config.init == "different":
+            if first or self._connection.config.training.init == "different":
                 taken = own
             else:
                 found = self._fetch_start(roster, own)
@@ -171,7 +171,7 @@ class Startup:
         self._inbox.arrivals.begin_after(entry.first - 1)
         self._inbox.wait_until(lambda: entry.first in connection.state.seeds)
         config = connection.config
-        if config.max_delay == "none" and config.method != "none" and config.p:
+        if config.exchange.max_delay == "none" and config.method.name != "none" and config.method.p:
             end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
             self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
         return Joined(entry.generation, entry.first - 1, donor.member, opened.snapshot.step)

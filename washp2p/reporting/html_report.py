@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.resources import files
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -184,7 +184,7 @@ def results(runs: Sequence[FinishedRun]) -> _Table:
         rows.append(
             [
                 run.name,
-                run.config.method,
+                run.config.method.name,
                 run.summary["n"],
                 *(_percent(f(members)) if members else "" for f in (mean, max, min)),
                 *(_percent(accuracy[key]) for key in ("ensemble", "averaged", "greedy_soup")),
@@ -210,9 +210,9 @@ def volumes(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def _subtitle(run: FinishedRun) -> str:
-    config, summary = run.config, run.summary
+    method, training, summary = run.config.method, run.config.training, run.summary
     return (
-        f"{config.method}, p = {config.p:g}, {config.schedule}, {config.data}, {config.model}, "
+        f"{method.name}, p = {method.p:g}, {method.schedule}, {training.data}, {training.model}, "
         f"N = {summary['n']}, {summary['rounds']:,} rounds in {summary['seconds']:.0f} s, "
         f"{summary['parameters']:,} parameters"
     )
@@ -267,7 +267,7 @@ def _losses(run: FinishedRun) -> _Table:
 
 
 def _configuration(*runs: FinishedRun) -> _Table:
-    configs = [asdict(run.config) for run in runs]
+    configs = [run.config.to_wire() for run in runs]
     rows = [[name, *(config[name] for config in configs)] for name in configs[0]]
     return _Table(["setting", *(run.name for run in runs)], rows, 1 + len(runs))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
-from washp2p.config.config import flag
+from washp2p.config.options import flag
 from washp2p.errors import UsageError
 from washp2p.runfolder import rundir
 
@@ -91,7 +91,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
     """The settings in which runs differ, with each run's value."""
-    configs = [asdict(run.config) for run in runs]
+    configs = [run.config.to_wire() for run in runs]
     return {
         flag(name): [config[name] for config in configs]
         for name in configs[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from washp2p.config.config import plugins
+from washp2p.config.sections import plugins
 from washp2p.errors import UsageError
 from washp2p.plan.consensus import Consensus
 from washp2p.plan.philox import PhiloxStreams
@@ -55,12 +55,12 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def strategy_for(config: RunConfig) -> Strategy:
-    """The strategy that `config.method` names, of this package or of another installed one.
+    """The strategy that `config.method.name` names, of this package or of another installed one.
 
     Raises UsageError if there is none.
     """
-    kind = STRATEGIES.get(config.method)
-    return (kind or _installed(config.method))(config)
+    kind = STRATEGIES.get(config.method.name)
+    return (kind or _installed(config.method.name))(config)
 
 
 def _installed(name: str) -> type[Strategy]:

@@ -24,37 +24,39 @@ class Strategy(ABC):
     """Which slots a method exchanges, in which rounds, and each round's plan.
 
     `begin` is called first. For each generation `prepare` is called, then `plan` for each of its
-    rounds that is `due`.
+    rounds that is `due`. `config` is the method's section of the run's configuration.
     """
 
     lockstep: ClassVar[bool] = False
     """Whether everyone must wait for a round's values: a method whose plans take means does."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
+        self.config = config.method
+        self._max_delay = config.exchange.max_delay
+        self._epochs = config.training.epochs
         self._first: float = 1
         self._last: float = inf
-        self._rate = Fraction(1, config.every)
+        self._rate = Fraction(1, self.config.every)
 
     def begin(self, rounds: int) -> None:
         """The run has so many `rounds`, 0 if not known. Raises UsageError if the method must
         know.
         """
         config = self.config
-        if self.lockstep and config.max_delay != "0":
+        if self.lockstep and self._max_delay != "0":
             raise UsageError(
-                f"--method {config.method} takes means, for which everyone waits; "
-                f"--max-delay is {config.max_delay}, expected 0"
+                f"--method {config.name} takes means, for which everyone waits; "
+                f"--max-delay is {self._max_delay}, expected 0"
             )
-        start, end = (moment(when, config.epochs) for when in (config.from_, config.until))
-        by_epochs = config.method in BY_EPOCHS
+        start, end = (moment(when, self._epochs) for when in (config.from_, config.until))
+        by_epochs = config.name in BY_EPOCHS
         if not rounds and (by_epochs or start > 0 or end < 1):
             raise UsageError(
-                f"--method {config.method} from {config.from_} until {config.until} needs the "
+                f"--method {config.name} from {config.from_} until {config.until} needs the "
                 "number of rounds; expected it from the training loop: join(rounds=...)"
             )
         if by_epochs:
-            self._rate = min(Fraction(1), Fraction(config.epochs, rounds * config.every))
+            self._rate = min(Fraction(1), Fraction(self._epochs, rounds * config.every))
         self._first = floor(start * rounds) + 1
         self._last = floor(end * rounds) if end < 1 else inf
         if by_epochs:  # a mean after the last step would leave one model, N times
@@ -62,7 +64,7 @@ class Strategy(ABC):
         whole = range(1, rounds + 1) if rounds else range(1, config.every + 1)
         if not self.rounds_due(whole):
             raise UsageError(
-                f"--method {config.method} --every {config.every} exchanges nothing in {rounds} "
+                f"--method {config.name} --every {config.every} exchanges nothing in {rounds} "
                 f"rounds from {config.from_} until {config.until}; expected at least once: lower "
                 "--every, or choose --method none"
             )

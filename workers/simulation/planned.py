@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PlannedRounds:
-    """The plans of `config.method` for a population of copies of `model`."""
+    """The plans of `config.method.name` for a population of copies of `model`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class PlannedRounds:
         self._rounds = rounds
         copy = deepcopy(model)
         optimizer = torch.optim.SGD(copy.parameters(), lr=0.0)
-        self._layout = Store(copy, optimizer, last=config.last).layout
+        self._layout = Store(copy, optimizer, last=config.method.last).layout
         self._places = everything(self._layout)
         self._strategies: dict[tuple[int, int], Strategy] = {}
         first = self._of(config.n, 0)
@@ -94,7 +94,7 @@ class PlannedRounds:
                 )
 
     def _unknown(self, why: str) -> UsageError:
-        return UsageError(f"--method {self._config.method} cannot be simulated: {why}")
+        return UsageError(f"--method {self._config.method.name} cannot be simulated: {why}")
 
     def _of(self, n: int, position: int) -> Strategy:
         if (n, position) not in self._strategies:

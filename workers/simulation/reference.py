@@ -94,11 +94,17 @@ def draw_pairs(seed: int, n: int) -> list[list[int]]:
 
 def due(config: Any, rounds: int) -> Callable[[int], bool]:
     """The rounds of a run in which members exchange values."""
-    by_epochs = config.method in {"papa-all", "dart", "papa-2"}
-    period = Fraction(rounds * config.every, config.epochs) if by_epochs else config.every
+    by_epochs = config.method.name in {"papa-all", "dart", "papa-2"}
+    period = (
+        Fraction(rounds * config.method.every, config.training.epochs)
+        if by_epochs
+        else config.method.every
+    )
     start, end = (
-        Fraction(when) * rounds if "." in when else Fraction(int(when) * rounds, config.epochs)
-        for when in (config.from_, config.until)
+        Fraction(when) * rounds
+        if "." in when
+        else Fraction(int(when) * rounds, config.training.epochs)
+        for when in (config.method.from_, config.method.until)
     )
     if by_epochs:
         end = min(end, Fraction(rounds - 1))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from washp2p.config.config import METHODS
+from washp2p.config.sections import METHODS
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.model.device_copies import as_bytes
@@ -72,7 +72,7 @@ def simulate(
     else:
         final = list(range(config.n))
         population = Population(config, data, everyone(config))
-        delay = int(config.max_delay) if config.max_delay.isdecimal() else 0
+        delay = int(config.exchange.max_delay) if config.exchange.max_delay.isdecimal() else 0
         script = exactly_late(population.steps_in_all, delay, population.legs)
         scripts = dict.fromkeys(final, script)
     began = time.monotonic()
@@ -84,7 +84,7 @@ def simulate(
 
         for member, trainer in population.trainers.items():
             drawn = trainer.augmentation.to_wire()
-            if config.augment != "none":
+            if config.training.augment != "none":
                 line = {"member": member, "round": 0, "augmentation": drawn}
                 metrics.write(rundir.to_json(line) + "\n")
         measured = population.train(scripts, report)
@@ -133,10 +133,10 @@ class Population:
         first = self.trainers[roster_at(rosters, 1).members[0]]
         self.steps_in_all = first.steps
         for trainer in self.trainers.values():
-            if config.init == "same":
+            if config.training.init == "same":
                 trainer.model.load_state_dict(first.model.state_dict())
         planned = None
-        if config.method not in METHODS:
+        if config.method.name not in METHODS:
             planned = PlannedRounds(config, first.model, first.optimizer, self.steps_in_all)
         self._due = planned.due if planned else reference.due(config, self.steps_in_all)
         numbered = {member: number for number, member in enumerate(self.members)}
@@ -144,21 +144,21 @@ class Population:
         self.reference = Reference(
             [trainer.model for trainer in self.trainers.values()],
             [trainer.optimizer for trainer in self.trainers.values()],
-            method=config.method,
-            schedule=config.schedule,
-            p=config.p,
-            group=config.group,
-            late="overwrite" if config.max_delay == "0" else config.late,
-            last=config.last,
-            alpha=config.alpha,
+            method=config.method.name,
+            schedule=config.method.schedule,
+            p=config.method.p,
+            group=config.method.group,
+            late="overwrite" if config.exchange.max_delay == "0" else config.exchange.late,
+            last=config.method.last,
+            alpha=config.method.alpha,
             due=self._due,
             planned=planned,
         )
         self._key = run_key(config.seed)
-        self.legs = [*self.reference.legs, *([MOMENTS] if config.repair else [])]
+        self.legs = [*self.reference.legs, *([MOMENTS] if config.method.repair else [])]
         """In what a round's values are applied."""
         self._moments: dict[tuple[int, int], torch.Tensor] = {}
-        self._track = config.track_consensus
+        self._track = config.operation.track_consensus
         self._seen: dict[int, dict[int, torch.Tensor]] = {}
         self._measured: list[dict[str, Any]] = []
         self.steps = dict.fromkeys(self.members, 0)

@@ -36,7 +36,7 @@ def summary_of(
     strategy.begin(rounds)
     exchanges = strategy.rounds_due(range(1, rounds + 1))
     slots = strategy.slots(trainer.optimizer)
-    layout = Store(trainer.model, trainer.optimizer, slots, last=config.last).layout
+    layout = Store(trainer.model, trainer.optimizer, slots, last=config.method.last).layout
     theory = strategy.expected_payload(layout, config.n) * exchanges
     paper = strategy.paper_payload(layout) * exchanges
     rows = []
@@ -47,7 +47,7 @@ def summary_of(
             steps=steps[member],
             seconds=seconds,
             waited=0.0,
-            max_delay=config.max_delay if config.max_delay.isdecimal() else "0",
+            max_delay=config.exchange.max_delay if config.exchange.max_delay.isdecimal() else "0",
             applied_values=sum(row[position] for row in sent_by),
             lost={},
             refused_values=0,
@@ -73,5 +73,5 @@ def summary_of(
         ]
         rows.append(member_row(member, "simulated", finished, links))
     return run_totals(
-        config.method, config.n, rows, rounds=rounds, seconds=seconds, parameters=layout.values
+        config.method.name, config.n, rows, rounds=rounds, seconds=seconds, parameters=layout.values
     )

@@ -14,10 +14,11 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from washp2p.config.config import options
+from washp2p.config.options import key_of
 from washp2p.errors import RunStoppedError, UsageError
 from washp2p.protocol.version import DERIVATION
 from washp2p.runfolder import checkpoints, rundir
@@ -54,15 +55,15 @@ class Cells:
 
     def place(self, config: RunConfig) -> Path:
         """The path of a configuration's run."""
-        plain = {field.name: field.default for field in fields(config)}
+        plain = {key_of(option): option.default for _, option in options()}
         chosen = {k: value for k, value in config.to_wire().items() if value != plain[k]}
-        if (file := Path(config.weights)).is_file():
+        if (file := Path(config.training.weights)).is_file():
             chosen["weights"] = hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-        if config.data == "imagefolder":
+        if config.training.data == "imagefolder":
             chosen["images"] = str(self._data_dir.resolve())
         text = json.dumps([chosen, DERIVATION], sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        return self._folder / f"{config.data}-n{config.n}-{config.method}-{digest}"
+        return self._folder / f"{config.training.data}-n{config.n}-{config.method.name}-{digest}"
 
     def done(self, config: RunConfig, *, measured: bool = False) -> bool:
         """Whether its run is finished, with all members.
@@ -148,7 +149,7 @@ class Cells:
 
 def _same(kept: RunConfig, config: RunConfig) -> bool:
     """Whether a kept run's configuration is the wanted one, wherever its weights lie."""
-    return replace(kept, weights=config.weights) == config
+    return kept.with_options(weights=config.training.weights) == config
 
 
 def _whole(run: FinishedRun) -> bool:

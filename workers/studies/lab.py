@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from washp2p.config.config import RunConfig, flag
+from washp2p.config.config import RunConfig
+from washp2p.config.options import flag
 from workers.studies import pictures
 from workers.studies.tables import Table, Value
 
@@ -200,7 +201,7 @@ class Lab:
         seeds = sorted({run.config.seed for run in self.seen})
         over = ", ".join(map(str, seeds))
         parts = [f"Mean ± standard deviation over seeds {over}." if seeds[1:] else f"Seed {over}."]
-        methods = {run.config.method for run in self.seen}
+        methods = {run.config.method.name for run in self.seen}
         for scene in scenes or self.scenes:
             chosen = [_words(scene.options)]
             chosen += [

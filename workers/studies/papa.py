@@ -64,7 +64,7 @@ def finetune(lab: Lab) -> Report:
 def swa(lab: Lab) -> Report:
     """PAPA, A.11: stochastic weight averaging on top."""
     scene, n = lab.decided()
-    usual = lab.config(scene, n, lab.seeds[0])
+    usual = lab.config(scene, n, lab.seeds[0]).training
     longer = {"epochs": usual.epochs + usual.epochs // 2, "swa_from": "0.5"}
     variants: dict[str, dict[str, Any]] = {
         "Baseline": {"method": "none"},
@@ -103,7 +103,7 @@ def longer(lab: Lab) -> Report:
     population = {"PAPA": "papa", "WASH": "wash"}
     rows: list[list[Cell]] = []
     for scene in lab.scenes:
-        usual = lab.config(scene, 2, lab.seeds[0])
+        usual = lab.config(scene, 2, lab.seeds[0]).training
         for n in scene.members:
             alone = lab.runs(scene, 2, method="none", epochs=n * usual.epochs)
             row: list[Cell] = [scene.name, str(n), accuracy(alone, "mean")]

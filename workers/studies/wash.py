@@ -149,7 +149,7 @@ def consensus(lab: Lab) -> Report:
 def probability(lab: Lab) -> Report:
     """WASH, figure 5a: the phase transition over p."""
     scene, n = lab.decided()
-    base = lab.config(scene, n, lab.seeds[0]).p
+    base = lab.config(scene, n, lab.seeds[0]).method.p
     labels = [f"{base * x:.3g}" for x in (0.01, 0.1, 0.3, 1, 3, 10) if base * x < 1] + ["1"]
     values = {label: {"p": float(label)} for label in labels}
     return _sweep(lab, "probability", "Base probability (WASH, figure 5a)", "p", values)

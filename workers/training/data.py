@@ -89,23 +89,23 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
 
     Raises UsageError if it cannot be had, and names the ways to get it.
     """
-    if config.data == "imagefolder":
+    if config.training.data == "imagefolder":
         return _image_folder(config, folder)
     images, labels, test_images, test_labels = {
         "digits": _digits,
         "fashion-mnist": _fashion_mnist,
         "cifar10": _cifar,
         "cifar100": _cifar,
-    }[config.data](config.data, folder, download)
+    }[config.training.data](config.training.data, folder, download)
     classes = int(labels.max()) + 1
-    count = min(config.train_limit or len(images), len(images))
+    count = min(config.training.train_limit or len(images), len(images))
     chosen = torch.tensor(_limited(labels.tolist(), count))
     images, labels = images[chosen], labels[chosen]
     mean = images.mean(dim=(0, 2, 3), keepdim=True)
     spread = images.std(dim=(0, 2, 3), keepdim=True)
     kept, held_out = _split(config, count)
     images, test_images = (images - mean) / spread, (test_images - mean) / spread
-    size = config.image_size
+    size = config.training.image_size
     return Data(
         train=_Images(images[kept], labels[kept], size),
         held_out=_Images(images[held_out], labels[held_out], size),
@@ -216,11 +216,11 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]
-    size = config.image_size or IMAGE_FOLDER_SIZE
+    size = config.training.image_size or IMAGE_FOLDER_SIZE
     varied = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *finish])
     fixed = v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *finish])
     skipped = None
-    if config.on_bad_image == "skip":
+    if config.training.on_bad_image == "skip":
         skipped = multiprocessing.get_context("forkserver").Value("q", 0)
     try:
         train, plain, test = (
@@ -242,7 +242,7 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
             f"{folder}/train and {folder}/val have different classes: {'; '.join(only)}; make them "
             "equal"
         )
-    chosen = _limited(train.targets, min(config.train_limit or len(train), len(train)))
+    chosen = _limited(train.targets, min(config.training.train_limit or len(train), len(train)))
     kept, held_out = _split(config, len(chosen))
     return Data(
         train=Subset(train, [chosen[k] for k in kept]),
@@ -270,11 +270,11 @@ def _split(config: RunConfig, count: int) -> tuple[Sequence[int], Sequence[int]]
     """The indices to train on, and those held out: the same on all members of a run."""
     generator = torch.Generator().manual_seed(key(config.seed, _SHARED_BY_ALL, "held out"))
     order = torch.randperm(count, generator=generator).tolist()
-    cut = max(1, round(config.holdout * count))
-    if count - cut < config.batch_size:
+    cut = max(1, round(config.training.holdout * count))
+    if count - cut < config.training.batch_size:
         raise UsageError(
-            f"{count - cut} training images are fewer than a batch of {config.batch_size}; "
-            "lower --batch-size or --holdout, or raise --train-limit"
+            f"{count - cut} training images are fewer than a batch of "
+            f"{config.training.batch_size}; lower --batch-size or --holdout, or raise --train-limit"
         )
     return sorted(order[cut:]), sorted(order[:cut])
 

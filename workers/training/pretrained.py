@@ -26,17 +26,18 @@ def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, cla
 
     Raises UsageError if they cannot be had, or do not fit.
     """
-    if config.weights == TIMM:
-        state = from_timm(config.model, shape, classes, pretrained=True).state_dict()
+    if config.training.weights == TIMM:
+        state = from_timm(config.training.model, shape, classes, pretrained=True).state_dict()
     else:
-        state = read_state(Path(config.weights))
+        state = read_state(Path(config.training.weights))
     own = model.state_dict()
-    by_name = config.weights.endswith(SAFETENSORS) or bool(own.keys() & state.keys())
+    by_name = config.training.weights.endswith(SAFETENSORS) or bool(own.keys() & state.keys())
     try:
         fill(model, state if by_name else by_position(own, state))
     except ValueError as error:
         raise UsageError(
-            f"--weights {config.weights} does not fit --model {config.model}: {error}"
+            f"--weights {config.training.weights} does not fit --model {config.training.model}: "
+            f"{error}"
         ) from None
 
 

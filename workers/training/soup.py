@@ -87,7 +87,7 @@ def read_models(
             raise UsageError(f"{folder} has no members' models; expected a run that has finished")
     config = rundir.read_config(folder)
     data = load_data(config, data_dir, download=download)
-    model = build_model(config.model, data.shape, data.classes).to(device)
+    model = build_model(config.training.model, data.shape, data.classes).to(device)
     states = [_read(path, model) for path in files]
     names = [
         f"member {path.stem}" if path.parent.name == "members" else str(path) for path in files

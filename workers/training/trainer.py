@@ -81,18 +81,19 @@ class Trainer:
         self._device = device
         self.streams = Streams(config.seed, member)
         with self.streams.active():
-            self.model = build_model(config.model, data.shape, data.classes)
-        if config.weights:
+            self.model = build_model(config.training.model, data.shape, data.classes)
+        if config.training.weights:
             load_pretrained(self.model, config, data.shape, data.classes)
         self.model.to(device)
         self._data = data
-        self._batches = data.training_batches(config.batch_size, self.streams.loader)
-        self.steps = config.epochs * len(self._batches)
+        self._batches = data.training_batches(config.training.batch_size, self.streams.loader)
+        self.steps = config.training.epochs * len(self._batches)
         self.optimizer = _optimizer(config, self.model)
         head = {id(parameter) for parameter in last_layer(self.model)}
         self._body = [p for p in self.model.parameters() if id(p) not in head]
         self._thaws_at, self._swa_at = (
-            config.steps_until(when, self.steps) for when in (config.head_first, config.swa_from)
+            config.steps_until(when, self.steps)
+            for when in (config.training.head_first, config.training.swa_from)
         )
         self._swa: AveragedModel | None = None
         self.augmentation = config.augmentation(member)
@@ -148,7 +149,9 @@ class Trainer:
         To be called while `streams` are active, from which it draws.
         """
         config = self._config
-        batches = self._data.first_batches(config.repair, config.batch_size, torch.device("cpu"))
+        batches = self._data.first_batches(
+            config.method.repair, config.training.batch_size, torch.device("cpu")
+        )
         varied = [
             self._augment(inputs, torch.zeros(len(inputs), dtype=torch.int64))[0]
             for inputs in batches
@@ -225,8 +228,8 @@ class Trainer:
     def _learning_rate(self) -> float:
         """The next step's learning rate: a cosine from `lr` to `min_lr`, until SWA."""
         if self.round >= self._swa_at:
-            return self._config.swa_lr
-        low, high = self._config.min_lr, self._config.lr
+            return self._config.training.swa_lr
+        low, high = self._config.training.min_lr, self._config.training.lr
         return low + (high - low) / 2 * (1 + cos(pi * self.round / max(1, self.steps - 1)))
 
     def _average_own(self) -> AveragedModel:
@@ -241,11 +244,11 @@ class Trainer:
 
 
 def _optimizer(config: RunConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    parameters, decay = model.parameters(), config.weight_decay
-    if config.optimizer == "sgd":
+    parameters, decay = model.parameters(), config.training.weight_decay
+    if config.training.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=decay
+            parameters, lr=config.training.lr, momentum=config.training.momentum, weight_decay=decay
         )
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=decay)
+    if config.training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.training.lr, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=config.training.lr, weight_decay=decay)

@@ -12,7 +12,7 @@ import pytest
 from coordinator.watch.display import Display
 from coordinator.watch.observers import FRESH_SECONDS, Observers
 from coordinator.watch.scalars import Scalars
-from tests.unit.coordinator.test_membership import Run
+from tests.support.machine import Run
 from washp2p.runfolder.process_log import Log
 from washp2p.runfolder.rundir import METRICS, POPULATION
 

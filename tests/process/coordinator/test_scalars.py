@@ -6,26 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util.tensor_util import make_ndarray
 
 from coordinator.watch.scalars import Scalars
-from tests.support.processes import ROOT
+from tests.support.scalars import series
+from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def series(folder):
-    """By tag, (step, value) in order."""
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return {
-        tag: [
-            (e.step, pytest.approx(float(make_ndarray(e.tensor_proto))))
-            for e in events.Tensors(tag)
-        ]
-        for tag in events.Tags()["tensors"]
-    }
 
 
 def test_a_series_for_each_member_and_one_for_all(tmp_path):

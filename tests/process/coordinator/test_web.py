@@ -14,9 +14,8 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from coordinator.watch.web import Page
+from tests.support.machine import Run, vitals
 from tests.support.prometheus import samples, series
-from tests.unit.coordinator.test_membership import Run
-from tests.unit.coordinator.test_observation import vitals
 from washp2p.errors import UsageError
 from washp2p.protocol.endpoints import http_address
 from washp2p.protocol.messages.from_worker import Metrics, Progress

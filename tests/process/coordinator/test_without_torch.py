@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_failures import greet
-from tests.support.processes import ROOT
+from tests.support.processes import greet
+from tests.support.sources import ROOT
 from washp2p.protocol.messages.from_coordinator import Welcome
 
 NEEDED = ("pyzmq", "msgpack", "rich", "markdown-it-py", "mdurl", "pygments")

@@ -11,8 +11,8 @@ import weakref
 
 import pytest
 
+from tests.support.machine import vitals
 from tests.support.prometheus import samples, series
-from tests.unit.coordinator.test_observation import vitals
 from washp2p.errors import UsageError
 from washp2p.metrics import Exporter
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from coordinator.machine.commands import End, Event, Keep, Record, Reject, Reserve, Rewind, Send
+from coordinator.machine.commands import End, Keep, Record, Reject, Reserve, Rewind, Send
 from coordinator.machine.members import Past, Phase
-from coordinator.machine.membership import Membership
 from tests.support.layouts import make_layout
+from tests.support.machine import LAYOUT, Run, events, finished, hello
 from washp2p.config.config import RunConfig
 from washp2p.protocol.layout import Buffer
 from washp2p.protocol.messages.control import PROTOCOL
@@ -39,8 +39,6 @@ from washp2p.protocol.messages.from_worker import (
     Busy,
     Claim,
     Diverged,
-    Finished,
-    Hello,
     Leave,
     Metrics,
     NoSnapshots,
@@ -56,62 +54,6 @@ from washp2p.protocol.messages.from_worker import (
 )
 from washp2p.protocol.roster import Peer, round_seed, run_key, unpack_seeds
 
-LAYOUT = make_layout([[9, 3], [12]])
-
-
-def hello(pid=1, **changes):
-    values = {"protocol": PROTOCOL, "derivation": 1, "version": "1.2", "host": "a", "pid": pid}
-    return Hello(**(values | changes))
-
-
-class Run:
-    """A Membership with shorthands: `tell` returns the commands of one event."""
-
-    def __init__(self, n=3, rounds=40, seed=0, **options):
-        self.machine = Membership(
-            RunConfig.resolve(n=n, seed=seed, **options),
-            run=b"12345678",
-            origin=b"87654321",
-            name="x",
-            version="1.2",
-            derivation=1,
-        )
-        self.rounds = rounds
-        self.now = 0.0
-
-    def tell(self, who, message):
-        return list(self.machine.receive(b"%d" % who, message, self.now))
-
-    def gone(self, who):
-        return list(self.machine.gone(b"%d" % who, self.now))
-
-    def tick(self):
-        return list(self.machine.tick(self.now))
-
-    def average(self, who, generation=0, number=1, after=16):
-        """It begins an average, and holds it."""
-        return self.tell(who, Averaging(number, after)) + self.tell(
-            who, Averaged(generation, number)
-        )
-
-    def start(self):
-        for who in range(self.machine.population.config.n):
-            self.tell(who, hello(who))
-        for who in range(self.machine.population.config.n):
-            commands = self.tell(who, self.attach(who))
-        return commands
-
-    def attach(self, who, layout=LAYOUT, rounds=None, near=()):
-        endpoint = f"tcp://127.0.0.1:{9000 + who}"
-        return Attach(
-            layout.to_wire(), endpoint, list(near), "here", b"", rounds or self.rounds, {}, ""
-        )
-
-    def sync(self):
-        for who in range(self.machine.population.config.n):
-            commands = self.tell(who, Synced(0))
-        return commands
-
 
 def sent(commands, kind):
     return [
@@ -119,29 +61,6 @@ def sent(commands, kind):
         for c in commands
         if isinstance(c, Send) and isinstance(c.message, kind)
     ]
-
-
-def events(commands):
-    return [command.text for command in commands if isinstance(command, Event)]
-
-
-def finished():
-    return Finished(
-        rounds=16,
-        steps=16,
-        seconds=1.0,
-        waited=0.0,
-        max_delay="0",
-        applied_values=10,
-        lost={},
-        refused_values=0,
-        refused_messages={},
-        parameters=24,
-        theory=1.0,
-        paper=1.0,
-        papa=1.0,
-        papa_all_reduce=1.0,
-    )
 
 
 def test_ids_follow_the_order_of_joining_and_the_configuration_goes_along():

@@ -11,30 +11,11 @@ from rich.console import Console
 
 from coordinator.machine.commands import Event, What
 from coordinator.machine.observation import EVENTS
-from tests.unit.coordinator.test_membership import Run, events, finished, hello
+from tests.support.machine import Run, events, finished, hello, vitals
 from washp2p.protocol.messages.control import MESSAGE_LIMIT, messages
 from washp2p.protocol.messages.from_coordinator import View
-from washp2p.protocol.messages.from_worker import Metrics, Progress, Vitals
+from washp2p.protocol.messages.from_worker import Metrics, Progress
 from washp2p.reporting.status_table import render
-
-
-def vitals(steps=0, distance=-1.0, sent=(), **changes):
-    values = {
-        "steps": steps,
-        "seconds": 2.0,
-        "waited": 0.5,
-        "planning": 0.1,
-        "generation": 0,
-        "applied": 5,
-        "max_delay": "3",
-        "late": 1.5,
-        "lost": {"sender dropped": 4, "link broken": 3},
-        "refused": 0,
-        "refused_messages": {},
-        "distance": distance,
-        "sent": list(sent),
-    }
-    return Vitals(**(values | changes))
 
 
 def view(run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import msgpack
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.messages import control_messages
+from tests.support.sources import ROOT
 from washp2p.errors import ProtocolError
 from washp2p.protocol.messages import control, frames
 from washp2p.protocol.messages.control import messages
@@ -157,7 +157,7 @@ def test_hello_and_refuse_keep_their_form_for_ever():
 
 
 def test_the_protocol_page_has_every_message_by_its_number():
-    page = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+    page = (ROOT / "docs" / "protocol.md").read_text()
     control, data = page.split("## 3. Data plane")
     for text, codec in ((control, messages), (data, headers)):
         rows = dict(re.findall(r"^\| (\d+) \| (\w+) \|", text, re.MULTILINE))

@@ -58,7 +58,8 @@ def write_run(folder, *, rows=None, departed=(), rosters=None, **settings):
         rundir.append_line(folder / rundir.POPULATION, point)
     members = sorted({r["member"] for r in rows})
     summary = {
-        "method": config.method, "n": 3, "rounds": 100, "seconds": 4.0, "rounds_per_second": 25.0,
+        "method": config.method.name, "n": 3,
+        "rounds": 100, "seconds": 4.0, "rounds_per_second": 25.0,
         "parameters": 10_314, "averaged_over": members, "departed": list(departed), "bytes": rows,
         "accuracy": {
             "over": members, "members": [90.0 + m for m in members], "ensemble": 95.25,

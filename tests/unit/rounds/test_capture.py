@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.rounds.test_exchange import RUN, LateRounds, population  # noqa: F401 - a fixture
+from tests.support.rounds import RUN, LateRounds
 from washp2p.config.config import RunConfig
 from washp2p.protocol.messages.frames import Chunk, End, Fetch, Posted, headers
 from washp2p.protocol.patience import Patience
@@ -99,7 +99,7 @@ def mutated(capture, which, how, at):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(delivery, min_size=ROUNDS, max_size=ROUNDS), st.integers(0, 2))
-def test_only_genuine_values_are_applied(population, late, deliveries, skip):  # noqa: F811
+def test_only_genuine_values_are_applied(population, late, deliveries, skip):
     config = RunConfig.resolve(n=3, p=1.0, late=late, max_delay="none")
     rounds = LateRounds(population, config)
     capture = []
@@ -126,7 +126,7 @@ def test_only_genuine_values_are_applied(population, late, deliveries, skip):  #
     assert rounds.peers.exchanges[0].merger.diverged == set()
 
 
-def test_a_capture_as_it_was_is_applied_whole(population):  # noqa: F811
+def test_a_capture_as_it_was_is_applied_whole(population):
     """Or the test above would pass by refusing everything."""
     rounds = LateRounds(population, RunConfig.resolve(n=3, p=1.0, max_delay="none"))
     for _ in range(ROUNDS):
@@ -146,7 +146,7 @@ def test_a_capture_as_it_was_is_applied_whole(population):  # noqa: F811
     assert not all(map(torch.equal, before, rounds.peers.models[0].parameters()))
 
 
-def test_what_is_of_another_run_or_of_no_round_there_can_be_is_refused(population):  # noqa: F811
+def test_what_is_of_another_run_or_of_no_round_there_can_be_is_refused(population):
     rounds = LateRounds(population, RunConfig.resolve(n=3, p=1.0))
     rounds.step(1)
     one = rounds.peers.transports[0].receive(5)
@@ -160,7 +160,7 @@ def test_what_is_of_another_run_or_of_no_round_there_can_be_is_refused(populatio
     assert arrivals.newest == 0
 
 
-def test_a_sender_who_proved_to_be_another_is_not_believed(population):  # noqa: F811
+def test_a_sender_who_proved_to_be_another_is_not_believed(population):
     rounds = LateRounds(population, RunConfig.resolve(n=3, p=1.0))
     rounds.step(1)
     one = rounds.peers.transports[0].receive(5)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.layouts import make_layout
-from tests.unit.rounds.test_exchange import FromDevices, model, population  # noqa: F401 - a fixture
+from tests.support.rounds import FromDevices, model
 from washp2p.config.config import RunConfig
 from washp2p.errors import UsageError
 from washp2p.evaluation.repair import moments
@@ -44,7 +44,7 @@ def rounds(peers, count=3):
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("wire", [MemoryTransport, FromDevices])
-def test_papa_all_replaces_everyone_by_the_mean(population, n, wire):  # noqa: F811
+def test_papa_all_replaces_everyone_by_the_mean(population, n, wire):
     peers = population(RunConfig.resolve(n=n, method="papa-all"), wire=wire)
     mean = theta(peers).astype(np.float64).mean(0).astype(np.float32)
     rounds(peers, 1)
@@ -53,7 +53,7 @@ def test_papa_all_replaces_everyone_by_the_mean(population, n, wire):  # noqa: F
 
 @pytest.mark.parametrize(("alpha", "fallen"), [(0.99, 1.0), (0.9, 0.25), (0.0, 1.0)])
 def test_papa_pulls_towards_the_mean_as_far_as_the_learning_rate_says(
-    population,  # noqa: F811
+    population,
     alpha,
     fallen,
 ):
@@ -70,7 +70,7 @@ def test_papa_pulls_towards_the_mean_as_far_as_the_learning_rate_says(
     assert theta(peers).mean(0) == pytest.approx(held.mean(0), abs=1e-6)
 
 
-def test_a_learning_rate_that_is_warmed_up_never_pulls_beyond_the_mean(population):  # noqa: F811
+def test_a_learning_rate_that_is_warmed_up_never_pulls_beyond_the_mean(population):
     peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.0))
     torch.optim.lr_scheduler.LambdaLR(peers.optimizers[0], lambda _: 0.5)
     peers.optimizers[1].param_groups[0]["lr"] *= 1000
@@ -80,7 +80,7 @@ def test_a_learning_rate_that_is_warmed_up_never_pulls_beyond_the_mean(populatio
     assert theta(peers) == pytest.approx(np.stack([halfway, held.mean(0)]), abs=1e-6)
 
 
-def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(population):  # noqa: F811
+def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(population):
     """A loop sets its rate by hand from step 1 on; a mean is taken after the third."""
     peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.0))  # lr 0.01 when made
     models = [model(member) for member in range(2)]
@@ -103,7 +103,7 @@ def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(popula
     assert peers.stores[0].learning_rate.highest == 1.0
 
 
-def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):  # noqa: F811
+def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):
     peers = population(RunConfig.resolve(n=2, method="papa-all"))
     for me in range(2):
         peers.post(me, 1, 5)
@@ -117,7 +117,7 @@ def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):  # n
 
 
 @pytest.mark.parametrize("n", [2, 3, 6])
-def test_papa_2_takes_the_mean_of_a_pair_for_each(population, n):  # noqa: F811
+def test_papa_2_takes_the_mean_of_a_pair_for_each(population, n):
     peers = population(RunConfig.resolve(n=n, method="papa-2"))
     held = theta(peers).astype(np.float64)
     drawn = pairs(77, n)
@@ -146,7 +146,7 @@ def test_all_pairs_are_drawn_alike():
 
 
 @pytest.mark.parametrize("group", [0, 2])
-def test_sparta_takes_the_mean_of_what_wash_would_permute(population, group):  # noqa: F811
+def test_sparta_takes_the_mean_of_what_wash_would_permute(population, group):
     options = {"n": 5, "p": 0.3, "group": group}
     peers = population(RunConfig.resolve(method="sparta", **options))
     options["schedule"] = "constant"  # sparta's own
@@ -194,7 +194,7 @@ def test_what_one_sends_in_either_leg_the_other_expects(n, count, fingerprint, r
     ("method", "each"),
     [("papa", 2 * 2 / 3), ("papa-all", 2 * 2 / 3), ("papa-2", None), ("sparta", None)],
 )
-def test_bytes_are_the_plans_and_the_formulas(population, method, each):  # noqa: F811
+def test_bytes_are_the_plans_and_the_formulas(population, method, each):
     config = RunConfig.resolve(n=3, p=0.5, method=method, schedule="constant")
     peers = population(config)
     count = 60
@@ -210,7 +210,7 @@ def test_bytes_are_the_plans_and_the_formulas(population, method, each):  # noqa
     assert paper == pytest.approx((0.5 if method == "sparta" else 1.0) * D * 4)
 
 
-def test_a_value_that_is_no_number_is_left_out_of_the_mean(population):  # noqa: F811
+def test_a_value_that_is_no_number_is_left_out_of_the_mean(population):
     peers = population(RunConfig.resolve(n=3, method="papa-all"))
     with torch.no_grad():
         peers.models[1][0].weight[0] = float("nan")
@@ -221,7 +221,7 @@ def test_a_value_that_is_no_number_is_left_out_of_the_mean(population):  # noqa:
     assert [exchange.merger.refused_values for exchange in peers.exchanges] == [9, 0, 0]
 
 
-def test_where_nobody_has_a_number_nothing_is_written(population):  # noqa: F811
+def test_where_nobody_has_a_number_nothing_is_written(population):
     peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.5))
     for net in peers.models:
         with torch.no_grad():
@@ -231,7 +231,7 @@ def test_where_nobody_has_a_number_nothing_is_written(population):  # noqa: F811
 
 
 def test_a_mean_is_of_those_who_are_left_and_what_they_do_not_share_stays(
-    population,  # noqa: F811
+    population,
 ):
     peers = population(RunConfig.resolve(n=3, method="papa-all"))
     held = theta(peers)
@@ -258,7 +258,7 @@ def test_a_mean_is_of_those_who_are_left_and_what_they_do_not_share_stays(
         assert sum(lost.values()) == bounds[me + 1] - bounds[me] + D - bounds[2]
 
 
-def test_a_lone_shard_stays_as_it_is(population):  # noqa: F811
+def test_a_lone_shard_stays_as_it_is(population):
     """A mean of one's own values is none: not even a rounding error is left."""
     peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.3))
     held = theta(peers)
@@ -341,7 +341,11 @@ def test_everything_is_every_scalar_and_no_padding():
 
 
 def test_a_strategy_of_its_own_kind_must_be_in_lockstep_too():
-    config = SimpleNamespace(method="mine", max_delay="auto", every=1, from_="0", until="1.0")
+    config = SimpleNamespace(
+        method=SimpleNamespace(name="mine", every=1, from_="0", until="1.0"),
+        exchange=SimpleNamespace(max_delay="auto"),
+        training=SimpleNamespace(epochs=1),
+    )
     with pytest.raises(UsageError, match="--max-delay is auto, expected 0"):
         STRATEGIES["papa-all"](config).begin(10)
 
@@ -353,7 +357,7 @@ def test_more_epochs_than_rounds_make_every_round_a_mean():
 
 
 def test_what_was_lost_beside_a_round_without_values_is_given_up_when_the_link_holds_again(
-    population,  # noqa: F811
+    population,
 ):
     peers = population(RunConfig.resolve(n=2, method="none", max_delay="0"))
     for me in (0, 1):
@@ -389,7 +393,7 @@ def test_moments_of_one_that_has_diverged_are_left_out():
     assert all(map(torch.equal, before, models[0].parameters()))
 
 
-def test_nothing_is_found_where_somebody_has_diverged(population):  # noqa: F811
+def test_nothing_is_found_where_somebody_has_diverged(population):
     peers = population(RunConfig.resolve(n=2, method="none", max_delay="0"))
     surveyor = Surveyor(peers.stores[0], 0, seed=0, every=1)
     beside = surveyor.begin(1, peers.roster, exact=True)

