@@ -12,10 +12,11 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.record import record, spread
+from benchmarks.record import record, run, spread
 
 SETTINGS = {
     "digits": (["--n=5"], range(5)),
@@ -27,7 +28,7 @@ SETTINGS = {
 METHODS = ("wash", "wash-opt", "none")
 
 
-def run(flags: list[str], folder: Path) -> dict[str, object]:
+def train(flags: list[str], folder: Path) -> dict[str, object]:
     """One population; its summary."""
     command = [sys.executable, "-m", "washp2p", "run", *flags, f"--run-dir={folder}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
@@ -37,9 +38,8 @@ def run(flags: list[str], folder: Path) -> dict[str, object]:
     return summary
 
 
-def main() -> None:
-    """Run all seeds of one setting and record them."""
-    name = sys.argv[1]
+def main(name: str) -> None:
+    """Run all seeds of the setting `name` and record them."""
     flags, seeds = SETTINGS[name]
     rows = []
     for method in METHODS:
@@ -47,7 +47,7 @@ def main() -> None:
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder:
                 chosen = [*flags, f"--method={method}", f"--seed={seed}"]
-                summary = run(chosen, Path(folder) / "run")
+                summary = train(chosen, Path(folder) / "run")
             found: dict[str, float | list[float]] = summary["accuracy"]  # type: ignore[assignment]  # JSON
             for key, value in found.items():
                 number = mean(value) if isinstance(value, list) else value
@@ -71,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run({name: partial(main, name) for name in SETTINGS}, takes="tens of minutes"))

@@ -9,12 +9,13 @@ progress and answer heartbeats as real ones do, at a steady pace, and compute no
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import zmq
 
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.population import coordinator_process, in_processes
 from washp2p.protocol.layout import Entry, Layout, Slot
 from washp2p.protocol.messages.control import PROTOCOL, Message, messages
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about two minutes"))

@@ -7,6 +7,7 @@ Fashion-MNIST, simulated in one process. Resumes: finished cells are kept in run
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.record import kept, record, spread
+from benchmarks.record import kept, record, run, spread
 from washp2p.config.config import RunConfig
 from workers.simulation.script import exactly_late
 from workers.simulation.simulate import Population, everyone
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="hours"))

@@ -8,12 +8,13 @@ what has been shuffled since: some are held twice, others by nobody, and the dis
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from benchmarks.record import record
+from benchmarks.record import record, run
 from washp2p.protocol.roster import round_seed, run_key
 from workers.simulation.reference import Reference
 
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about a minute"))

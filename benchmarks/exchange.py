@@ -8,6 +8,7 @@ barriers, is that of all four. Nothing is trained: a step without gradients, the
 
 from __future__ import annotations
 
+import sys
 import time
 from itertools import cycle
 from statistics import median, quantiles
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about ten minutes"))

@@ -8,6 +8,7 @@ Kinds of flood take turns in blocks in the same processes, and ratios are of suc
 from __future__ import annotations
 
 import socket
+import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 import zmq
 
-from benchmarks.record import record
+from benchmarks.record import record, run
 from benchmarks.security import MODEL, Found, P, bare
 from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.protocol.messages.control import messages
@@ -210,4 +211,4 @@ def flood() -> None:
 
 
 if __name__ == "__main__":
-    flood()
+    sys.exit(run(flood, takes="about ten minutes"))

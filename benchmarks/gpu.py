@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 import washp2p
-from benchmarks.record import record
+from benchmarks.record import record, run
 from benchmarks.throughput import MEMBERS
 from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.model.device_copies import copies_for
@@ -195,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main, takes="about five minutes"))

@@ -5,6 +5,7 @@ python -m benchmarks.growth
 
 from __future__ import annotations
 
+import sys
 import time
 from statistics import mean
 
@@ -12,7 +13,7 @@ import torch
 
 import washp2p
 from benchmarks.exchange import Nothing
-from benchmarks.record import record
+from benchmarks.record import record, run
 from benchmarks.throughput import mlp
 from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
@@ -77,4 +78,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    sys.exit(run(main, takes="a few minutes"))

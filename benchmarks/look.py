@@ -8,12 +8,13 @@ so nothing has moved: the usual case.
 
 from __future__ import annotations
 
+import sys
 import timeit
 from statistics import median
 
 import torch
 
-from benchmarks.record import record
+from benchmarks.record import record, run
 from washp2p.model.optimizer_slots import optimizer_slots
 from washp2p.model.store import Store
 from workers.training.models import build_model
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="seconds"))

@@ -8,6 +8,7 @@ resident memory as the kernel counts it.
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -16,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import washp2p
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
 from washp2p.transports.listening import listen
@@ -110,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="a few minutes"))

@@ -7,13 +7,14 @@ Each row is one distributed run (`washp2p run`) on digits.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.accuracy import run
-from benchmarks.record import record
+from benchmarks.accuracy import train
+from benchmarks.record import record, run
 from washp2p.protocol.ledger import Kind
 from washp2p.reporting.report import amount, per_worker, sent_for
 
@@ -38,7 +39,7 @@ def main() -> None:
     rows = []
     for method in METHODS:
         with tempfile.TemporaryDirectory() as folder:
-            summary: dict[str, Any] = run([*FLAGS, *method.split()], Path(folder) / "run")
+            summary: dict[str, Any] = train([*FLAGS, *method.split()], Path(folder) / "run")
         members = summary["bytes"]
         payload, theory, paper, ring = (
             per_worker(summary, key) for key in ("payload", "theory", "paper", "papa_all_reduce")
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about ten minutes"))

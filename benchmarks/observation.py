@@ -12,6 +12,7 @@ do by themselves goes on all the time, and is told as their CPU time.
 from __future__ import annotations
 
 import os
+import sys
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 import washp2p
-from benchmarks.record import record
+from benchmarks.record import record, run
 from benchmarks.throughput import mlp, training
 from tests.support.population import coordinator_process, gather, in_processes, rendezvous
 from washp2p.metrics import Exporter
@@ -175,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about half an hour"))

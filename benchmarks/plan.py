@@ -8,6 +8,7 @@ compare, `nonzero`, argsort of selected x N for the permutations.
 
 from __future__ import annotations
 
+import sys
 import time
 from functools import partial
 from statistics import median, quantiles
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from benchmarks.record import record
+from benchmarks.record import record, run
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.layout import Entry, Layout, Slot, aligned
 from washp2p.protocol.rates import layer_rates
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="a few minutes"))

@@ -1,7 +1,8 @@
-"""Printing a benchmark's table and recording it with what made it."""
+"""Running a benchmark from its command line, and recording its table with what made it."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -16,15 +17,45 @@ from typing import TYPE_CHECKING
 from washp2p.protocol.version import installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 RESULTS = Path(__file__).parent / "results"
+_folder = RESULTS
+
+
+def run(main: Callable[[], object] | Mapping[str, Callable[[], object]], *, takes: str) -> int:
+    """Run a benchmark from its command line. Returns its exit code.
+
+    `main` is what it does, or several things by name, one of which the command line names. `takes`
+    says how long it takes on two cores.
+    """
+    global _folder  # noqa: PLW0603 - one benchmark is one process
+    module = sys.modules["__main__"]
+    assert module.__spec__ is not None
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module.__spec__.name}",
+        description=module.__doc__,
+        epilog=f"Takes {takes} on two cores.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if not callable(main):
+        parser.add_argument("what", choices=main)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder for the table (default: benchmarks/results)",
+    )
+    options = parser.parse_args()
+    _folder = options.out
+    code = main() if callable(main) else main[options.what]()
+    return code if isinstance(code, int) else 0
 
 
 def record(
     name: str, title: str, header: Sequence[str], rows: Sequence[Sequence[object]], notes: str
 ) -> None:
-    """Print a Markdown table and write it to results/<name>.md, with command and versions."""
+    """Print a Markdown table, and write it to <name>.md with the command and versions."""
     table = [
         "| " + " | ".join(map(str, row)) + " |" for row in (header, ["---"] * len(header), *rows)
     ]
@@ -48,8 +79,8 @@ def record(
         ]
     )
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
+    _folder.mkdir(parents=True, exist_ok=True)
+    (_folder / f"{name}.md").write_text(text)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -25,7 +25,7 @@ import torch
 
 import washp2p
 import workers.__main__
-from benchmarks.record import record, spread
+from benchmarks.record import record, run, spread
 from tests.support.population import start_coordinator
 from washp2p.errors import DroppedError
 
@@ -225,4 +225,4 @@ def accuracy() -> None:
 
 
 if __name__ == "__main__":
-    {"times": times, "accuracy": accuracy}[sys.argv[1]]()
+    sys.exit(run({"times": times, "accuracy": accuracy}, takes="tens of minutes"))

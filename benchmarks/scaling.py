@@ -8,6 +8,7 @@ it receives is what it gets. Resumes: finished cells are kept in runs/scaling/.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from itertools import pairwise
 from math import cos, pi
@@ -21,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from benchmarks.record import kept, record
+from benchmarks.record import kept, record, run
 from washp2p.config.config import RunConfig
 from washp2p.model.store import Store
 from washp2p.plan.plan import Deriver
@@ -177,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="hours"))

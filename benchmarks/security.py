@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
@@ -21,15 +22,13 @@ import torch.distributed as dist
 
 import washp2p
 from benchmarks.exchange import Nothing, timed
-from benchmarks.record import record
+from benchmarks.record import record, run
 from benchmarks.throughput import mlp, training
 from tests.support.population import coordinator, gather, in_processes, rendezvous
 from washp2p.sockets import keys
 from workers.training.models import build_model
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from washp2p import Member
 
 MODEL, P = "resnet18", 0.001
@@ -99,9 +98,8 @@ def compare(what: str, make: Make, n: int, *flags: str) -> list[object]:
     ]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure one thing and record it."""
-    (what,) = arguments
+def main(what: str) -> None:
+    """Measure `what`, rounds or training, and record it."""
     row = {
         "rounds": lambda: compare("lockstep rounds", bare, 4, "--max-delay=0"),
         "training": lambda: compare("training, auto", trained, 2, "--max-delay=auto"),
@@ -119,4 +117,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(
+        run(
+            {"rounds": partial(main, "rounds"), "training": partial(main, "training")},
+            takes="about ten minutes",
+        )
+    )

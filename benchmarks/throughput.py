@@ -9,6 +9,7 @@ in two network namespaces 50 ms apart, a round trip of 100 ms.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import ExitStack
 from statistics import median, quantiles
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 import washp2p
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.hosts import DEVICE, enter, far_apart, missing
 from tests.support.population import coordinator, in_processes
 
@@ -174,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about half an hour"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.exchange import timed
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.population import gather, in_processes, rendezvous
 from washp2p.protocol.ledger import Kind
 from washp2p.transports.listening import listen
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="a few minutes"))

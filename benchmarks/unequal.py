@@ -8,6 +8,7 @@ Fashion-MNIST, real processes on this machine. Resumes: finished runs are kept i
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from statistics import mean
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 import washp2p
-from benchmarks.record import record, spread
+from benchmarks.record import record, run, spread
 from tests.support.population import coordinator, in_processes
 from workers.training.data import load_data
 from workers.training.evaluate import evaluate_population
@@ -124,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="tens of minutes"))

@@ -10,13 +10,14 @@ stretch of rounds, against the payload that the ledgers say.
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 import torch.distributed as dist
 
 import washp2p
 from benchmarks.exchange import Nothing
-from benchmarks.record import record
+from benchmarks.record import record, run
 from tests.support.hosts import DEVICE, enter, missing, on_a_switch, sent_bytes
 from tests.support.population import coordinator, in_processes
 from washp2p.protocol.ledger import Kind
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, takes="about two minutes"))

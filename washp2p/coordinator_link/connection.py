@@ -186,8 +186,9 @@ class Connection:
         """
         with self._changed:
             self._on_stop = callback
-            if self._failure is not None:
-                callback(self._failure)
+            failure = self._failure
+        if failure is not None:
+            callback(failure)
 
     def attach(  # noqa: PLR0917 - what a model and its place are
         self,
@@ -338,13 +339,16 @@ class Connection:
                 checkpoints.forget(self.folder, gone)
 
     def _fail(self, error: WashError) -> None:
-        if self._failure is None and not self.state.over:
-            with self._changed:
-                self._failure = error
-                self._on_stop(error)
-            self._announce()
+        with self._changed:
+            if self._failure is not None or self.state.over:
+                return
+            self._failure = error
+            on_stop = self._on_stop
+        on_stop(error)
+        self._announce()
 
     def _announce(self) -> None:
         with self._changed:
             self._changed.notify_all()
-            self._on_change()
+            on_change = self._on_change
+        on_change()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 
 class RunState:
-    """A run as `member` knows it. The control thread writes it, other threads read it."""
+    """A run as `member` knows it.
+
+    The control thread writes it, other threads read it. A lock guards what several threads change.
+    Rosters and keys need none: a list that only grows, and dicts that are replaced whole.
+    """
 
     def __init__(self) -> None:
         self.member: MemberId = -1
@@ -47,6 +52,7 @@ class RunState:
         """The last average of which some member has reported what evaluation found."""
         self.over = False
         """Whether all members are finished."""
+        self._lock = threading.Lock()
         self._guests: deque[Peer] = deque()
         self._checkpoints: set[int] = set()
         self._keys: dict[bytes, MemberId] = {}
@@ -68,23 +74,28 @@ class RunState:
 
     def take_guests(self) -> list[Peer]:
         """Newcomers that will ask for a snapshot; each is returned once."""
-        return [self._guests.popleft() for _ in range(len(self._guests))]
+        with self._lock:
+            return [self._guests.popleft() for _ in range(len(self._guests))]
 
     def checkpoint_from(self, round_number: int) -> int | None:
         """The first round from `round_number` on after which a checkpoint is due, if any is."""
-        return min((due for due in tuple(self._checkpoints) if due >= round_number), default=None)
+        with self._lock:
+            return min((due for due in self._checkpoints if due >= round_number), default=None)
 
     def saved(self, round_number: int) -> None:
         """No checkpoint up to `round_number` is due any more."""
-        for due in tuple(self._checkpoints):
-            if due <= round_number:
-                self._checkpoints.discard(due)
+        with self._lock:
+            self._checkpoints = {due for due in self._checkpoints if due > round_number}
 
-    def take(self, message: Message) -> range:  # noqa: PLR0912 - a case a message
+    def take(self, message: Message) -> range:
         """Learn what `message` says. Returns the rounds whose checkpoints are to be deleted.
 
         Raises ProtocolError for seeds of a roster that is not known.
         """
+        with self._lock:
+            return self._take(message)
+
+    def _take(self, message: Message) -> range:  # noqa: PLR0912 - a case a message
         match message:
             case Checkpoint(number):
                 if number > self.seeds.reached:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
 
 
 class SeedWindow:
-    """Seeds by round. The control thread adds them, the training thread reads and deletes them."""
+    """Seeds by round.
+
+    The control thread adds them, the planner's thread reads them, the training thread deletes them.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seeds: dict[int, int] = {}
         self._window = 1
         self._progress_due = 0
@@ -40,17 +45,19 @@ class SeedWindow:
         ):
             raise ProtocolError("seeds for another roster")
         seeds = unpack_seeds(message.seeds)
-        self._window = len(seeds)
-        for number, seed in enumerate(seeds, start=message.first):
-            if number > self.reached:
-                self._seeds[number] = seed
-        self.until = max(self.until, message.first + len(seeds) - 1)
+        with self._lock:
+            self._window = len(seeds)
+            for number, seed in enumerate(seeds, start=message.first):
+                if number > self.reached:
+                    self._seeds[number] = seed
+            self.until = max(self.until, message.first + len(seeds) - 1)
 
     def reach(self, round_number: int) -> bool:
         """Note that a round begins, and delete older seeds. Returns whether to ask for more."""
-        for number in range(self.reached + 1, round_number + 1):
-            self._seeds.pop(number, None)
-        self.reached = round_number
+        with self._lock:
+            for number in range(self.reached + 1, round_number + 1):
+                self._seeds.pop(number, None)
+            self.reached = round_number
         if round_number < self._progress_due:
             return False
         self._progress_due = round_number + max(1, self._window // 2)

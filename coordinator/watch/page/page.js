@@ -143,7 +143,7 @@ function chart(id, name, label, low, high) {
     place.replaceChildren(element("p", "nothing yet", "none"));
     return;
   }
-  const [width, height, left, bottom, top, right] = [560, 240, 58, 26, 8, 10];
+  const [width, height, left, bottom, top, right] = [Math.max(280, place.clientWidth), 240, 58, 26, 8, 10];
   const from = known[0].round;
   const to = Math.max(known[known.length - 1].round, from + 1);
   let least = Math.min(...known.map((point) => point[low || name]));
