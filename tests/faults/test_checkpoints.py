@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.faults import Story
 from tests.support.processes import replay
+from washp2p.model.snapshot import CHECKSUM_BYTES
 from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Jump, Record
 from workers.simulation.simulate import differences, simulate
@@ -97,6 +99,36 @@ def test_a_power_cut(here, tmp_path, flags, rounds):
     assert [roster.members for roster in story.rosters] == [(0, 1, 2)] * 2
     kept = {int(folder.name) for folder in (here.folder / "checkpoints").iterdir()}
     assert min(kept) > 80
+
+
+def write_as_before(checkpoint):
+    """As versions wrote it that called a roster's generation an epoch."""
+    whole = checkpoint.read_bytes()[:-CHECKSUM_BYTES]
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    metadata = header["__metadata__"]
+    assert '"generations"' in metadata["washp2p"]
+    metadata["washp2p"] = metadata["washp2p"].replace('"generations"', '"epochs"')
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    whole = len(text).to_bytes(8, "little") + text + whole[8 + length :]
+    checksum = hashlib.blake2b(whole, digest_size=CHECKSUM_BYTES).digest()
+    checkpoint.write_bytes(whole + checksum)
+
+
+@pytest.mark.timeout(120)
+def test_checkpoints_of_earlier_versions(here, tmp_path):
+    here.coordinator(*FLAGS, "--max-delay=0")
+    three(here, hold_points.BEFORE_SEND, 60)
+    kill_all(here)
+    files = list((here.folder / "checkpoints").rglob("*.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        write_as_before(file)
+    second, workers = resume(here)
+    second.until("go on from their checkpoints of round 40")
+    finish(second, workers)
+    assert_undisturbed(here, tmp_path)
 
 
 @pytest.mark.timeout(120)
