@@ -19,7 +19,7 @@ import torch
 from benchmarks.record import kept, record, run, spread
 from washp2p.config.config import RunConfig
 from workers.simulation.script import exactly_late
-from workers.simulation.simulate import Population, everyone
+from workers.simulation.simulate import SimulatedPopulation, everyone
 from workers.training.data import load_data
 from workers.training.evaluate import evaluate_population
 
@@ -40,7 +40,7 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 class Drift:
     """How far shuffling itself has moved the population's mean: the sum of its moves, by scalar."""
 
-    def __init__(self, population: Population) -> None:
+    def __init__(self, population: SimulatedPopulation) -> None:
         self._models = [trainer.model for trainer in population.trainers.values()]
         self.moved = torch.zeros_like(flat(self._models[0]))
         self._apply = population.reference.apply
@@ -68,7 +68,7 @@ def cell(delay: int, late: str, seed: int) -> dict[str, float]:
         late=late,
     )
     data = load_data(config, Path("data"), download=False)
-    population = Population(config, data, everyone(config))
+    population = SimulatedPopulation(config, data, everyone(config))
     drift = Drift(population)
     steps = population.trainers[0].steps
     population.train(dict.fromkeys(population.members, exactly_late(steps, delay)), lambda _: None)

@@ -15,7 +15,7 @@ from coordinator.machine.compatibility import (
     too_late,
     unreachable,
 )
-from coordinator.machine.members import Departed, Member, Phase
+from coordinator.machine.members import Departed, KnownMember, Phase
 from coordinator.machine.publication import Publication
 from coordinator.machine.resumption import Resumption
 from washp2p.protocol.endpoints import check_near, check_reachable
@@ -101,7 +101,7 @@ class Admission:
         elif self._resumption is not None:
             yield Send(identity, Resume(self._name, list(self._resumption.rounds)))
         else:
-            member = Member(self._number(identity), identity, hello.host, hello.pid)
+            member = KnownMember(self._number(identity), identity, hello.host, hello.pid)
             yield from self._take_in(member, now)
 
     def wish(self, identity: bytes, rank: MemberId) -> None:
@@ -136,11 +136,11 @@ class Admission:
             )
             yield from _refuse(identity, claim, reason)
             return
-        member = Member(id=its, identity=identity, host=claim.host, pid=claim.pid)
+        member = KnownMember(id=its, identity=identity, host=claim.host, pid=claim.pid)
         member.saved = resumption.rounds_of(its, claim.held)
         yield from self._take_in(member, now)
 
-    def attach(self, member: Member, attach: Attach, now: float) -> Iterator[Command]:
+    def attach(self, member: KnownMember, attach: Attach, now: float) -> Iterator[Command]:
         """A member presents its model and the addresses of its data plane."""
         population = self._population
         if member.phase is not Phase.WELCOMED:
@@ -177,13 +177,13 @@ class Admission:
         if not population.started and len(population.attached()) >= population.expected:
             yield from self._start()
 
-    def ready(self, member: Member) -> None:
+    def ready(self, member: KnownMember) -> None:
         """A newcomer holds a snapshot."""
         if member.phase is not Phase.ATTACHED or member.donor is None:
             return
         member.ready = True  # what follows is `enter`, once no average is being taken
 
-    def enter(self, member: Member) -> Iterator[Command]:
+    def enter(self, member: KnownMember) -> Iterator[Command]:
         """Put a newcomer that holds a snapshot into the next roster."""
         population = self._population
         member.ready = False
@@ -236,7 +236,9 @@ class Admission:
         for newcomer in self._population.attached() if self._population.started else ():
             yield from self.turn_away(newcomer, too_late(self._population))
 
-    def find_donor(self, newcomer: Member, without: MemberId | None = None) -> Iterator[Command]:
+    def find_donor(
+        self, newcomer: KnownMember, without: MemberId | None = None
+    ) -> Iterator[Command]:
         """Have a newcomer fetch a snapshot from the member that has done the most rounds.
 
         Skipped are members whose snapshot the newcomer could not use, and the member `without`.
@@ -253,7 +255,7 @@ class Admission:
         text = f"{newcomer} fetches a snapshot from member {donor.id}"
         yield Event(text, What.SNAPSHOT, newcomer.id)
 
-    def _take_in(self, member: Member, now: float) -> Iterator[Command]:
+    def _take_in(self, member: KnownMember, now: float) -> Iterator[Command]:
         population = self._population
         self._latest_arrival = now
         population.members[member.identity] = member
@@ -265,7 +267,7 @@ class Admission:
         yield self._joined(member)
         yield Send(member.identity, self._welcome(member))
 
-    def _joined(self, member: Member) -> Event:
+    def _joined(self, member: KnownMember) -> Event:
         population = self._population
         here = f"({len(population.members)} of {population.expected})"
         for gone in reversed(population.departed):
@@ -274,12 +276,12 @@ class Admission:
                 return Event(text, What.REJOINED, member.id)
         return Event(f"{member} joined {here}", What.JOINED, member.id)
 
-    def _welcome(self, member: Member) -> Welcome:
+    def _welcome(self, member: KnownMember) -> Welcome:
         config = self._population.config.to_wire()
         resumes = bool(member.saved)
         return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
 
-    def turn_away(self, member: Member, reason: str) -> Iterator[Command]:
+    def turn_away(self, member: KnownMember, reason: str) -> Iterator[Command]:
         """Refuse a worker that was welcomed, for this `reason`."""
         del self._population.members[member.identity]
         yield Keep(Departed(member.id, member.host, reason, 0))
@@ -307,7 +309,7 @@ class Admission:
         if layout is not None and (text := buffers_in_words(layout)):
             yield Event(text, What.LAYERS)
 
-    def _rewind(self, resumption: Resumption, present: list[Member]) -> Iterator[Command]:
+    def _rewind(self, resumption: Resumption, present: list[KnownMember]) -> Iterator[Command]:
         """Go on from the newest checkpoint that all present members hold."""
         population = self._population
         number = resumption.most_hold(present)

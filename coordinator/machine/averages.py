@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coordinator.machine.commands import Command
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
 
 
 def begin_average(
-    population: Population, member: Member, number: int, after: int
+    population: Population, member: KnownMember, number: int, after: int
 ) -> Iterator[Command]:
     """A member has begun an average. All others have to take part in it."""
     member.averaging = max(member.averaging, (number, after))
@@ -37,7 +37,7 @@ def begin_average(
             return
 
 
-def settle(population: Population, number: int, enrolled: list[Member]) -> Iterator[Command]:
+def settle(population: Population, number: int, enrolled: list[KnownMember]) -> Iterator[Command]:
     """All members hold average `number`: it stands."""
     population.settled, population.averages = population.roster, number
     after = {m.id: m.averaging[1] for m in enrolled}

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordinator.machine.members import Departed, Member
+    from coordinator.machine.members import Departed, KnownMember
     from washp2p.protocol.messages.control import Message
     from washp2p.protocol.roster import MemberId, Roster
 
@@ -25,14 +25,14 @@ class Send:
 
 
 @dataclass(frozen=True)
-class Record:
+class AppendMetrics:
     """Append a line to metrics.jsonl."""
 
     values: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Measured:
+class AppendConsensus:
     """Append a line to consensus.jsonl: a survey is complete."""
 
     values: dict[str, Any]
@@ -42,7 +42,7 @@ class Measured:
 class Keep:
     """Write this into the journal: a member's state, a departed member, a roster, or a fact."""
 
-    what: Member | Departed | Roster | tuple[str, Any]
+    what: KnownMember | Departed | Roster | tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Rewind:
 class Started:
     """The population is complete. Write its members into config.json."""
 
-    members: tuple[Member, ...]
+    members: tuple[KnownMember, ...]
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,22 @@ class Event:
 
 
 @dataclass(frozen=True)
-class End:
+class EndRun:
     """The run is over. Exit code 0 means that all members finished; then the summary is written."""
 
     reason: str
     code: int
 
 
-Command = Send | Record | Measured | Keep | Rewind | Started | Reserve | Reject | Event | End
+Command = (
+    Send
+    | AppendMetrics
+    | AppendConsensus
+    | Keep
+    | Rewind
+    | Started
+    | Reserve
+    | Reject
+    | Event
+    | EndRun
+)

@@ -11,7 +11,7 @@ from washp2p.protocol.messages.fields import KEY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.messages.from_worker import Hello
@@ -36,7 +36,11 @@ def objection(hello: Hello, version: str, derivation: int) -> str:
 
 
 def mismatch(
-    member: Member, layout: Layout, rounds: int, others: Sequence[Member], total_rounds: int
+    member: KnownMember,
+    layout: Layout,
+    rounds: int,
+    others: Sequence[KnownMember],
+    total_rounds: int,
 ) -> str:
     """How a member's model or number of rounds differs from that of `others`, who have attached."""
     if not others or others[0].layout is None:
@@ -55,7 +59,7 @@ def mismatch(
     return ""
 
 
-def same_endpoint(member: Member, others: Sequence[Member]) -> str:
+def same_endpoint(member: KnownMember, others: Sequence[KnownMember]) -> str:
     """Why a member cannot listen at its address: another member listens there."""
     for other in others:
         if other is not member and other.endpoint == member.endpoint:
@@ -98,7 +102,7 @@ def buffers_in_words(layout: Layout) -> str:
     return f"buffers by rule: {'; '.join(told)}" if told else ""
 
 
-def unreachable(members: Sequence[Member]) -> str:
+def unreachable(members: Sequence[KnownMember]) -> str:
     """Why some member's data plane cannot be reached by the others."""
     for member in members:
         elsewhere = sorted({other.host for other in members if other.place != member.place})
@@ -112,7 +116,7 @@ def unreachable(members: Sequence[Member]) -> str:
 
 
 def misfit(
-    population: Population, member: Member, layout: Layout, rounds: int, *, resumes: bool
+    population: Population, member: KnownMember, layout: Layout, rounds: int, *, resumes: bool
 ) -> str:
     """Why a member does not fit this population. `resumes`: the run goes on from a checkpoint."""
     others = [m for m in population.members.values() if m.layout is not None]

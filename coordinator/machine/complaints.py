@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from coordinator.machine.admission import Admission
     from coordinator.machine.commands import Command
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
     from washp2p.protocol.roster import MemberId, Roster
 
@@ -54,7 +54,7 @@ class Complaints:
         self._diagnoses = Votes()
 
     def stalled(
-        self, member: Member, slow: MemberId, *, broken: bool, now: float
+        self, member: KnownMember, slow: MemberId, *, broken: bool, now: float
     ) -> Iterator[Command]:
         """A member waits too long for `slow`, or its connection to it is `broken`."""
         if broken or not self._lives(slow, now) or member.fetches_from(slow):
@@ -63,7 +63,7 @@ class Complaints:
             yield from self.report(member, slow, f"{reason} ({cure})")
 
     def report(
-        self, member: Member, slow: MemberId, reason: str, *, for_good: bool = False
+        self, member: KnownMember, slow: MemberId, reason: str, *, for_good: bool = False
     ) -> Iterator[Command]:
         """Drop the member that most of the others complain of.
 
@@ -83,7 +83,7 @@ class Complaints:
         answer = Refuse(f"{offender} {reason}") if for_good else None
         yield from population.expel(offender, reason, answer)
 
-    def diverged(self, reporter: Member, sick: MemberId) -> Iterator[Command]:
+    def diverged(self, reporter: KnownMember, sick: MemberId) -> Iterator[Command]:
         """A member reports that `sick` sends values that are not finite.
 
         Once most members report it, do what `--on-divergence` says.
@@ -114,7 +114,7 @@ class Complaints:
             case _:
                 yield from population.expel(member, what)
 
-    def refuse_donor(self, newcomer: Member, donor: MemberId, what: str) -> Iterator[Command]:
+    def refuse_donor(self, newcomer: KnownMember, donor: MemberId, what: str) -> Iterator[Command]:
         """A newcomer cannot use a snapshot. Find it another donor, or turn it away."""
         if newcomer.fetches_from(donor):
             newcomer.useless.add(donor)

@@ -27,7 +27,7 @@ class Phase(IntEnum):
 
 
 @dataclass
-class Member:
+class KnownMember:
     """One worker of the run."""
 
     id: MemberId
@@ -105,7 +105,7 @@ class Departed:
 class Past:
     """The content of a journal: enough to go on with its run."""
 
-    members: tuple[Member, ...]
+    members: tuple[KnownMember, ...]
     departed: tuple[Departed, ...]
     rosters: tuple[Roster, ...]
     life: int

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from coordinator.machine.admission import Admission
 from coordinator.machine.averages import begin_average, settle, settled
 from coordinator.machine.commands import (
-    End,
+    AppendConsensus,
+    AppendMetrics,
+    EndRun,
     Event,
     Keep,
-    Measured,
-    Record,
     Reject,
     Reserve,
     Send,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from coordinator.machine.commands import Command
-    from coordinator.machine.members import Member, Past
+    from coordinator.machine.members import KnownMember, Past
     from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
 
@@ -160,19 +160,21 @@ class Membership:
                 yield from self._hear(member, message)
                 yield from self._move_on()
 
-    def _observe(self, member: Member, message: Metrics | Vitals | Surveyed) -> Iterator[Command]:
+    def _observe(
+        self, member: KnownMember, message: Metrics | Vitals | Surveyed
+    ) -> Iterator[Command]:
         """Handle a progress report. It is shown, and changes nothing else."""
         match message:
             case Metrics(values):
                 self.observation.metrics(member.id, values)
-                yield Record(values | {"member": member.id})
+                yield AppendMetrics(values | {"member": member.id})
             case Vitals():
                 self.observation.vitals(member, message, self._now)
             case Surveyed():
                 found = self._surveys.add(member.id, message)
                 if found is not None:
                     self.observation.measured(found)
-                    yield Measured(found)
+                    yield AppendConsensus(found)
 
     def gone(self, identity: bytes, now: float) -> Iterator[Command]:
         """The connection to a worker is closed."""
@@ -209,7 +211,7 @@ class Membership:
         yield from self._move_on()
 
     def _hear(  # noqa: PLR0912 - a case a message
-        self, member: Member, message: Message
+        self, member: KnownMember, message: Message
     ) -> Iterator[Command]:
         """Handle all messages that are not sent all the time."""
         population = self.population
@@ -296,15 +298,15 @@ class Membership:
             population.ended = True
             newcomers = [m for m in population.members.values() if m.phase < Phase.ENROLLED]
             yield from population.tell(Refuse("the run has ended"), newcomers)
-            yield End("all members finished", 0)
+            yield EndRun("all members finished", 0)
 
     @staticmethod
-    def _advance(member: Member, phase: Phase) -> Iterator[Command]:
+    def _advance(member: KnownMember, phase: Phase) -> Iterator[Command]:
         if member.phase >= Phase.ENROLLED:
             member.phase = max(member.phase, phase)
             yield Keep(member)
 
-    def _back(self, member: Member, generations: int, seeds: int) -> Iterator[Command]:
+    def _back(self, member: KnownMember, generations: int, seeds: int) -> Iterator[Command]:
         """A member is connected again: send it all that it missed."""
         population = self.population
         member.away_until = None
@@ -330,7 +332,7 @@ class Membership:
 
     # Seeds and checkpoints
 
-    def _progress(self, member: Member, rounds: int) -> Iterator[Command]:
+    def _progress(self, member: KnownMember, rounds: int) -> Iterator[Command]:
         member.rounds = max(member.rounds, rounds)
         if self.population.publication.reach(rounds, self._now):
             yield from self._publish()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from coordinator.machine.commands import Event
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
     from washp2p.protocol.messages.from_worker import Vitals
     from washp2p.protocol.roster import MemberId
@@ -82,7 +82,7 @@ class Observation:
         """Remember a member's line of metrics."""
         self._of(member).metrics = values
 
-    def vitals(self, member: Member, vitals: Vitals, now: float) -> None:
+    def vitals(self, member: KnownMember, vitals: Vitals, now: float) -> None:
         """Remember a member's progress report. `now` is in seconds, of any steady clock."""
         seen = self._of(member.id)
         seen.vitals = vitals
@@ -186,7 +186,7 @@ class Observation:
     def _of(self, member: MemberId) -> _Seen:
         return self._seen.setdefault(member, _Seen())
 
-    def _row(self, member: Member) -> dict[str, Any]:
+    def _row(self, member: KnownMember) -> dict[str, Any]:
         seen = self._of(member.id)
         row: dict[str, Any] = {
             "member": member.id,
@@ -214,7 +214,7 @@ class Observation:
             }
         return row
 
-    def _matrix(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+    def _matrix(self, members: Iterable[KnownMember]) -> list[dict[str, Any]]:
         """Bytes sent by each member to each other, by kind and wire; at most ROWS rows."""
         rows = (
             {"member": member.id, "peer": peer, "kind": Kind(kind).value, "wire": wire, "bytes": n}

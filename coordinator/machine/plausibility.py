@@ -25,7 +25,7 @@ from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import roster_at
 
 if TYPE_CHECKING:
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
     from washp2p.protocol.messages.control import Message
 
@@ -35,7 +35,7 @@ LONGEST = 1e7
 
 
 def implausible(  # noqa: PLR0911, PLR0912 - a case a message
-    population: Population, member: Member, message: Message
+    population: Population, member: KnownMember, message: Message
 ) -> str:
     """Why a member's message cannot be true; "" if it can."""
     match message:
@@ -84,7 +84,7 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
     return ""
 
 
-def _may_have_found(population: Population, member: Member, part: Surveyed) -> bool:
+def _may_have_found(population: Population, member: KnownMember, part: Surveyed) -> bool:
     """Whether there was such a survey with this member, and the result is possible."""
     rosters = population.rosters
     if not rosters or not rosters[0].first <= part.round <= population.published:

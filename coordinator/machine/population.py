@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from coordinator.machine.commands import End, Event, Keep, Send, What
+from coordinator.machine.commands import EndRun, Event, Keep, Send, What
 from coordinator.machine.members import Departed, Phase
 from coordinator.machine.publication import Publication
 from washp2p.protocol.messages.from_coordinator import (
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from coordinator.machine.commands import Command
-    from coordinator.machine.members import Member, Past
+    from coordinator.machine.members import KnownMember, Past
     from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
     from washp2p.protocol.roster import MemberId
@@ -41,7 +41,7 @@ class Population:
         self.config = config
         self.expected = config.n
         """With how many members it starts, unless it starts with fewer."""
-        self.members: dict[bytes, Member] = {}
+        self.members: dict[bytes, KnownMember] = {}
         """By identity, all that were welcomed and are not lost."""
         self.departed: list[Departed] = []
         self.history: list[Roster] = []
@@ -120,21 +120,23 @@ class Population:
         """Why no worker can join late or go on from a checkpoint; "" if one can."""
         return next((m.no_snapshots for m in self.members.values() if m.no_snapshots), "")
 
-    def enrolled(self) -> list[Member]:
+    def enrolled(self) -> list[KnownMember]:
         """The members in the newest roster."""
         return [m for m in self.members.values() if m.phase >= Phase.ENROLLED]
 
-    def attached(self) -> list[Member]:
+    def attached(self) -> list[KnownMember]:
         """The members that wait to be put into a roster."""
         return [m for m in self.members.values() if m.phase is Phase.ATTACHED]
 
-    def tell(self, message: Message, members: Iterable[Member] | None = None) -> Iterator[Command]:
+    def tell(
+        self, message: Message, members: Iterable[KnownMember] | None = None
+    ) -> Iterator[Command]:
         """Send a message to `members`; by default to all that are connected."""
         for member in self.members.values() if members is None else members:
             if member.connected:
                 yield Send(member.identity, message)
 
-    def enrol(self, members: Iterable[Member]) -> Iterator[Command]:
+    def enrol(self, members: Iterable[KnownMember]) -> Iterator[Command]:
         """Begin the next generation with these members."""
         ordered = sorted(members, key=lambda m: m.id)
         roster = Roster(
@@ -155,7 +157,7 @@ class Population:
         """The message that announces a roster."""
         return NewRoster(roster.generation, roster.first, self.averages, roster.rows)
 
-    def drop(self, member: Member, what: str, code: int = 1) -> Iterator[Command]:
+    def drop(self, member: KnownMember, what: str, code: int = 1) -> Iterator[Command]:
         """A member is lost. The others go on without it."""
         del self.members[member.identity]
         first = self.published + 1 if self.started else 0
@@ -180,7 +182,7 @@ class Population:
         )
 
     def expel(
-        self, member: Member, what: str, answer: Refuse | Dropped | None = None
+        self, member: KnownMember, what: str, answer: Refuse | Dropped | None = None
     ) -> Iterator[Command]:
         """Drop a member that is still connected, and tell it so; by default it may join again.
 
@@ -191,7 +193,7 @@ class Population:
         yield Send(member.identity, answer or (end if last else Dropped(f"it {what}")))
         yield from self.drop(member, what)
 
-    def dismiss(self, member: Member, what: str) -> Iterator[Command]:
+    def dismiss(self, member: KnownMember, what: str) -> Iterator[Command]:
         """Drop a member that breaks the protocol, and tell it so."""
         answer = Refuse(f"{member} {what}; run the same version everywhere")
         yield from self.expel(member, what, answer)
@@ -202,9 +204,9 @@ class Population:
             return
         self.ended = True
         yield from self.tell(Stop(reason, code))
-        yield End(reason, code)
+        yield EndRun(reason, code)
 
-    def saved(self, member: Member, number: int, error: str) -> Iterator[Command]:
+    def saved(self, member: KnownMember, number: int, error: str) -> Iterator[Command]:
         """A member holds checkpoint `number`, or could not write it due to `error`.
 
         If it could not, all members discard theirs.
@@ -234,7 +236,7 @@ class Population:
                 yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)
                 return
 
-    def note(self, member: Member, topic: str, text: str) -> Iterator[Command]:
+    def note(self, member: KnownMember, topic: str, text: str) -> Iterator[Command]:
         """Keep a notice of a member for people to read, once."""
         notice = {"member": member.id, "topic": topic, "text": text}
         if notice not in self.notices and len(self.notices) < NOTICES:

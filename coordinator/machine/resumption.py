@@ -10,7 +10,7 @@ from washp2p.protocol.roster import roster_at
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from coordinator.machine.members import Member, Past
+    from coordinator.machine.members import KnownMember, Past
     from washp2p.protocol.roster import MemberId, Roster
 
 
@@ -34,7 +34,7 @@ class Resumption:
         """The rounds whose checkpoints are asked for, the newest first."""
         return sorted(self._places, reverse=True)
 
-    def expected(self, here: Iterable[Member]) -> int:
+    def expected(self, here: Iterable[KnownMember]) -> int:
         """How many members to wait for.
 
         All that hold the newest checkpoint, if each present member holds it; otherwise all that
@@ -79,7 +79,7 @@ class Resumption:
         """The rounds of which a worker holds this member's checkpoint."""
         return {number for number, its in self._known(held) if its == member}
 
-    def most_hold(self, present: Sequence[Member]) -> int:
+    def most_hold(self, present: Sequence[KnownMember]) -> int:
         """The round whose checkpoint most members hold; of several, the newest."""
         return max(self.rounds, key=lambda n: (sum(n in m.saved for m in present), n))
 
@@ -87,7 +87,7 @@ class Resumption:
         """The rosters that hold up to a round."""
         return [roster for roster in self._past.rosters if roster.first <= round_number]
 
-    def departed_at(self, round_number: int, present: Iterable[Member]) -> list[Departed]:
+    def departed_at(self, round_number: int, present: Iterable[KnownMember]) -> list[Departed]:
         """The members lost before a round, and those that are not there to go on from it."""
         there = {member.id for member in present}
         peers = roster_at(self._past.rosters, round_number).peers

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgpack
 
 from coordinator.machine.commands import Rewind
-from coordinator.machine.members import Departed, Member, Past, Phase
+from coordinator.machine.members import Departed, KnownMember, Past, Phase
 from washp2p.errors import UsageError
 from washp2p.protocol.layout import Layout
 from washp2p.protocol.messages.from_worker import Finished
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-Entry = Member | Departed | Roster | Rewind | tuple[str, Any]
+Entry = KnownMember | Departed | Roster | Rewind | tuple[str, Any]
 
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -92,7 +92,7 @@ class Journal:
     def keep(self, what: Entry) -> None:
         """Keep an entry in place of the former one for the same thing. `commit` writes it."""
         match what:
-            case Member(id=member) | Departed(member=member):
+            case KnownMember(id=member) | Departed(member=member):
                 place: tuple[str, Any] = ("member", member)
             case Roster(generation=generation):
                 place = ("roster", generation)
@@ -121,7 +121,7 @@ class Journal:
 
     def _write(self, what: Entry) -> None:
         match what:
-            case Member():
+            case KnownMember():
                 self._put("members", what.id, _pack_member(what))
             case Departed():
                 self._database.execute("DELETE FROM members WHERE member = ?", (what.member,))
@@ -202,7 +202,7 @@ class Journal:
         return [value for (value,) in rows]
 
 
-def _pack_member(member: Member) -> bytes:
+def _pack_member(member: KnownMember) -> bytes:
     values = {
         name: getattr(member, name)
         for name in (
@@ -230,10 +230,10 @@ def _pack_member(member: Member) -> bytes:
     return packed
 
 
-def _unpack_member(data: bytes) -> Member:
+def _unpack_member(data: bytes) -> KnownMember:
     values = msgpack.unpackb(data)
     layout, finished = values.pop("layout"), values.pop("finished")
-    return Member(
+    return KnownMember(
         **{
             **values,
             "phase": Phase(values["phase"]),

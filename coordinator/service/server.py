@@ -16,11 +16,11 @@ import zmq
 import zmq.asyncio
 
 from coordinator.machine.commands import (
-    End,
+    AppendConsensus,
+    AppendMetrics,
+    EndRun,
     Event,
     Keep,
-    Measured,
-    Record,
     Reject,
     Reserve,
     Rewind,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.machine.commands import Command
-    from coordinator.machine.members import Member
+    from coordinator.machine.members import KnownMember
     from coordinator.watch.observers import Observers
     from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
@@ -112,7 +112,7 @@ class Server:
         self._rate_limits = RateLimits(
             keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
         )
-        self._end: End | None = None
+        self._end: EndRun | None = None
         self._summary_file = SummaryFile(
             folder / rundir.SUMMARY, lambda text: observers.event(Event(text, What.DISK))
         )
@@ -173,7 +173,7 @@ class Server:
                     f"--ready-fd {ready_fd}: {error.strerror}; expected an open file descriptor"
                 ) from None
 
-    def _write_config(self, members: Iterable[Member]) -> None:
+    def _write_config(self, members: Iterable[KnownMember]) -> None:
         rundir.write_json(
             self._folder / rundir.CONFIG,
             {
@@ -284,9 +284,9 @@ class Server:
                     self._deliver(identity, message, data)
                 case Keep(what):
                     self._journal.keep(what)
-                case Record(values):
+                case AppendMetrics(values):
                     self._observers.metrics(values)
-                case Measured(values):
+                case AppendConsensus(values):
                     self._observers.measured(values)
                 case Rewind(number):
                     self._journal.keep(command)
@@ -299,7 +299,7 @@ class Server:
                     self._rate_limits.refuse(identity, Reason.CLAIM, what)
                 case Event():
                     self._tell(command)
-                case End(reason, code):
+                case EndRun(reason, code):
                     if not code:
                         self._summary_file.write(self._summary())
                     self._journal.keep(("ended", reason))

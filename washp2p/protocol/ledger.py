@@ -41,7 +41,7 @@ class Loss(StrEnum):
     EARLY = "too early"
 
 
-class Link(NamedTuple):
+class Channel(NamedTuple):
     """A receiver, a purpose, and the scheme of the transport's address."""
 
     peer: MemberId
@@ -63,15 +63,15 @@ class Ledger:
     """What one member has sent. Not locked: its transport sends one message at a time.
 
     >>> ledger = Ledger()
-    >>> ledger.sent(Link(1, Kind.EXCHANGE, "tcp"), header=28, payload=400, expected=400)
+    >>> ledger.sent(Channel(1, Kind.EXCHANGE, "tcp"), header=28, payload=400, expected=400)
     >>> ledger.total(Kind.EXCHANGE)
     Count(payload=400, header=28, messages=1, expected=400)
     """
 
     def __init__(self) -> None:
-        self.counts: defaultdict[Link, Count] = defaultdict(Count)
+        self.counts: defaultdict[Channel, Count] = defaultdict(Count)
 
-    def sent(self, link: Link, header: int, payload: int, *, expected: int = 0) -> None:
+    def sent(self, link: Channel, header: int, payload: int, *, expected: int = 0) -> None:
         """Count one message over `link`: `header` + `payload` bytes; its plan foresaw
         `expected`.
         """
@@ -92,7 +92,7 @@ class Ledger:
         """Continue from the `rows` of `to_wire`. Raises KeyError, TypeError, ValueError."""
         for row in rows:
             count = dict(row)
-            link = Link(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
+            link = Channel(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
             numbers = (link.peer, *count.values())
             if (
                 link in self.counts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
-from washp2p.protocol.ledger import Ledger, Link
+from washp2p.protocol.ledger import Channel, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,7 +171,7 @@ class Wire(Transport):
             sent = self._put(peer, header, buffers)
             if sent is not None:
                 wire, payload = sent
-                self.ledger.sent(Link(peer, kind, wire), len(header), payload, expected=expected)
+                self.ledger.sent(Channel(peer, kind, wire), len(header), payload, expected=expected)
 
     @abstractmethod
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:

@@ -68,10 +68,10 @@ def simulate(
     )
     if replay is not None:
         rosters, scripts, final = from_logs(replay)
-        population = Population(config, data, rosters)
+        population = SimulatedPopulation(config, data, rosters)
     else:
         final = list(range(config.n))
-        population = Population(config, data, everyone(config))
+        population = SimulatedPopulation(config, data, everyone(config))
         delay = int(config.exchange.max_delay) if config.exchange.max_delay.isdecimal() else 0
         script = exactly_late(population.steps_in_all, delay, population.legs)
         scripts = dict.fromkeys(final, script)
@@ -118,7 +118,7 @@ def everyone(config: RunConfig) -> list[Roster]:
     return [Roster(generation=0, peers=peers)]
 
 
-class Population:
+class SimulatedPopulation:
     """All members that a run ever had, and the reference that shuffles them.
 
     They begin with the state of the first member of the first roster, or each with its own.

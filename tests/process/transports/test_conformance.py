@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from washp2p.errors import UsageError
-from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.ledger import Channel, Count, Kind
 from washp2p.protocol.patience import Patience
 from washp2p.transports.listening import SCHEMES, listen
 
@@ -143,9 +143,9 @@ def test_every_byte_sent_is_counted_by_peer_and_kind(members):
     scheme = members[0].endpoint.partition("://")[0]
     wire = {"torch": "gloo"}.get(scheme, scheme)
     assert members[0].ledger.counts == {
-        Link(1, Kind.EXCHANGE, wire): Count(payload=1011, header=8, messages=2),
-        Link(1, Kind.AVERAGE, wire): Count(payload=0, header=1, messages=1),
-        Link(2, Kind.STATE, wire): Count(payload=3, header=2, messages=1),
+        Channel(1, Kind.EXCHANGE, wire): Count(payload=1011, header=8, messages=2),
+        Channel(1, Kind.AVERAGE, wire): Count(payload=0, header=1, messages=1),
+        Channel(2, Kind.STATE, wire): Count(payload=3, header=2, messages=1),
     }
     assert members[0].ledger.total(Kind.EXCHANGE).payload == 1011
     assert not members[1].ledger.counts

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.ledger import Channel, Count, Kind
 from washp2p.protocol.patience import Patience
 from washp2p.transports.torch_p2p import TorchTransport
 
@@ -54,8 +54,8 @@ def test_values_stay_on_devices(pair, devices):
     a.send(1, Kind.STATE, b"host", [memoryview(b"chunk")])
     assert bytes(b.receive(30).payload) == b"chunk"
     assert a.ledger.counts == {
-        Link(1, Kind.EXCHANGE, "nccl"): Count(20 * 2 * 490 * 4, 100, 20),
-        Link(1, Kind.STATE, "gloo"): Count(5, 4, 1),
+        Channel(1, Kind.EXCHANGE, "nccl"): Count(20 * 2 * 490 * 4, 100, 20),
+        Channel(1, Kind.STATE, "gloo"): Count(5, 4, 1),
     }
 
 

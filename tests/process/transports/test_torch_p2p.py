@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from washp2p.errors import UsageError
-from washp2p.protocol.ledger import Count, Kind, Link
+from washp2p.protocol.ledger import Channel, Count, Kind
 from washp2p.protocol.patience import Patience
 from washp2p.sockets.keys import KeyPair
 from washp2p.transports.base import Credentials
@@ -92,7 +92,7 @@ def test_vectors_on_the_device_arrive_as_one_on_the_device(pair):
     assert isinstance(payload, torch.Tensor)
     assert payload[:12].view(torch.float32).tolist() == [1, 2, 3]
     assert payload[12:].view(torch.bfloat16).tolist() == [1, 1, 1]
-    assert a.ledger.counts == {Link(1, Kind.EXCHANGE, "gloo"): Count(18, 1, 1, 18)}
+    assert a.ledger.counts == {Channel(1, Kind.EXCHANGE, "gloo"): Count(18, 1, 1, 18)}
 
 
 def test_payloads_larger_than_a_piece_arrive_whole(pair, monkeypatch):
@@ -289,8 +289,8 @@ def test_near_and_wide_are_one_transport(nearest):
         while a.broken(peer):
             a.mended()
     assert a.ledger.counts == {
-        Link(1, Kind.EXCHANGE, "gloo"): Count(6, 1, 1),
-        Link(2, Kind.EXCHANGE, "tcp"): Count(6, 1, 1),
+        Channel(1, Kind.EXCHANGE, "gloo"): Count(6, 1, 1),
+        Channel(2, Kind.EXCHANGE, "tcp"): Count(6, 1, 1),
     }
     a.interrupt()
     assert a.receive(None) is None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from coordinator.machine.commands import End, Reject, Send
+from coordinator.machine.commands import EndRun, Reject, Send
 from coordinator.machine.membership import Membership
 from coordinator.service.summary import summarise
 from tests.support.layouts import make_layout
@@ -42,7 +42,7 @@ class Run:
 
     def do(self, commands):
         for command in commands:
-            self.ended |= isinstance(command, End)
+            self.ended |= isinstance(command, EndRun)
             if isinstance(command, Send):
                 decoded = messages.decode(messages.encode(command.message))
                 assert messages.encode(decoded) == messages.encode(command.message)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from coordinator.machine.commands import Rewind
-from coordinator.machine.members import Departed, Member, Phase
+from coordinator.machine.members import Departed, KnownMember, Phase
 from coordinator.service.journal import Journal
 from washp2p.errors import UsageError
 from washp2p.protocol.roster import Peer, Roster
@@ -26,7 +26,7 @@ def path(tmp_path):
     path = tmp_path / "journal.sqlite"
     journal = Journal(path, print)
     for member in (0, 1):
-        journal.keep(Member(id=member, identity=b"%d" % member, host="h", pid=1, saved={40}))
+        journal.keep(KnownMember(id=member, identity=b"%d" % member, host="h", pid=1, saved={40}))
     journal.keep(roster(0, 1, 0, 1))
     journal.keep(("checkpoint", [40, [0, 1]]))
     journal.keep(Departed(1, "h", "died", 60))

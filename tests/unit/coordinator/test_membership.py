@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from coordinator.machine.commands import End, Keep, Record, Reject, Reserve, Rewind, Send
+from coordinator.machine.commands import AppendMetrics, EndRun, Keep, Reject, Reserve, Rewind, Send
 from coordinator.machine.members import Past, Phase
 from tests.support.layouts import make_layout
 from tests.support.machine import LAYOUT, Run, events, finished, hello
@@ -165,9 +165,9 @@ def test_seeds_start_when_all_are_synced_and_stay_ahead_of_the_fastest():
 def test_metrics_are_recorded():
     run = Run()
     run.start()
-    assert run.tell(0, Metrics({"loss": 1.0})) == [Record({"loss": 1.0, "member": 0})]
+    assert run.tell(0, Metrics({"loss": 1.0})) == [AppendMetrics({"loss": 1.0, "member": 0})]
     claimed = run.tell(1, Metrics({"loss": 1.0, "member": 0}))
-    assert claimed == [Record({"loss": 1.0, "member": 1})]
+    assert claimed == [AppendMetrics({"loss": 1.0, "member": 1})]
 
 
 def test_the_run_finishes_when_all_have():
@@ -186,7 +186,7 @@ def test_the_run_finishes_when_all_have():
     assert not sent(run.tell(1, finished()), Finish)
     commands = run.tell(2, finished())
     assert [identity for identity, _ in sent(commands, Finish)] == [b"0", b"1", b"2"]
-    assert not any(isinstance(command, End) for command in commands)
+    assert not any(isinstance(command, EndRun) for command in commands)
     counts = {"payload": 5, "header": 1, "messages": 1, "expected": 5}
     links = [{"peer": 1, "kind": "exchange", "wire": "ipc", **counts}]
     (rejected,) = run.tell(0, Accounts([{"peer": 1, "kind": "exchange", "wire": "ipc"}]))
@@ -194,7 +194,7 @@ def test_the_run_finishes_when_all_have():
     assert not sent(run.tell(0, Accounts(links)), Finish)
     run.tell(1, Accounts([]))
     assert run.gone(0) == []  # it has said its last word
-    assert run.tell(2, Accounts([]))[-1] == End("all members finished", 0)
+    assert run.tell(2, Accounts([]))[-1] == EndRun("all members finished", 0)
     assert run.machine.population.members[b"0"].counts == links
     assert run.machine.population.accuracy == asdict(found)
     assert run.machine.population.settled.members == (0, 1, 2)
@@ -232,7 +232,7 @@ def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
     run.tell(0, finished())
     commands = run.tell(0, Accounts([]))
     assert sent(commands, Refuse) == [(b"7", Refuse("the run has ended"))]
-    assert commands[-1] == End("all members finished", 0)
+    assert commands[-1] == EndRun("all members finished", 0)
 
 
 def test_an_interrupt_before_the_start_frees_the_place():
@@ -297,7 +297,7 @@ def test_a_loss_before_all_hold_the_average_means_another_average():
     assert sent(run.gone(0), NewRoster)[0][1].peers[0][0] == 1  # who evaluates now
     assert run.machine.population.settled.members == (0, 1)
     run.tell(1, finished())
-    assert run.tell(1, Accounts([]))[-1] == End("all members finished", 0)
+    assert run.tell(1, Accounts([]))[-1] == EndRun("all members finished", 0)
 
 
 def test_the_last_member_lost_ends_the_run():
@@ -307,7 +307,9 @@ def test_the_last_member_lost_ends_the_run():
     run.gone(0)
     run.gone(1)
     commands = run.tell(2, Leave("out of memory", 1))
-    assert commands[-1] == End("member 2 (a, process 2) left: out of memory; no member is left", 1)
+    assert commands[-1] == EndRun(
+        "member 2 (a, process 2) left: out of memory; no member is left", 1
+    )
     assert [gone.member for gone in run.machine.population.departed] == [0, 1, 2]
 
 
@@ -368,7 +370,7 @@ def test_who_diverges_is_reset_or_dropped_or_the_run_stops(policy, answer):
     commands = run.tell(1, Diverged(2))
     assert (b"2", True) in [(i, "not finite" in m.reason) for i, m in sent(commands, answer)]
     if policy == "stop":
-        assert isinstance(commands[-1], End)
+        assert isinstance(commands[-1], EndRun)
         return
     assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1]
     assert run.tell(1, Diverged(2)) == []
@@ -451,7 +453,7 @@ def test_one_that_died_after_the_last_farewell_has_only_the_summary_to_write():
         member.phase = Phase.ACCOUNTED
     run = Run(rounds=400)
     commands = list(run.machine.go_on(past_of(first.machine), 0.0))
-    assert commands[-1] == End("all members finished", 0)
+    assert commands[-1] == EndRun("all members finished", 0)
 
 
 def resumed(**options):
