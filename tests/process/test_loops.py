@@ -292,7 +292,7 @@ def train_replicated(address, meeting, number, rank, queue):
         member = washp2p.join(connection, loop.model, loop.optimizer)
     else:
         member = washp2p.follow(loop.model, loop.optimizer)
-        assert member.config.method.p == P
+    assert member.config.method.p == P
     with member:
         while member.round < STEPS:
             loop.step(member.round)

@@ -141,7 +141,7 @@ class RunConfig:
         return cls(**own, **{name: SECTIONS[name](**sections[name]) for name in SECTIONS})
 
     def with_options(self, **changed: Any) -> Self:
-        """The same but for the options `changed`, by name. Raises UsageError."""
+        """A copy with the options `changed`, given by name. Raises UsageError."""
         return self.from_wire(self.to_wire() | changed)
 
     def steps_until(self, when: str, steps: int) -> int:
@@ -173,7 +173,7 @@ SECTIONS: dict[str, type] = {
 
 
 def options() -> Iterator[tuple[str, Field[Any]]]:
-    """Every option with its section's name; those of RunConfig itself, n and seed, have none."""
+    """Every option with the name of its section. `n` and `seed` have none."""
     for each in fields(RunConfig):
         if each.name in SECTIONS:
             yield from ((each.name, inner) for inner in fields(SECTIONS[each.name]))
@@ -182,7 +182,7 @@ def options() -> Iterator[tuple[str, Field[Any]]]:
 
 
 def moment(when: str, epochs: int) -> Fraction:
-    """The fraction of a run of so many `epochs` that `--from`, `--until` and the like name.
+    """The fraction of a run of `epochs` epochs that a value of `--from` or `--until` means.
 
     >>> moment("0.25", 12), moment("3", 12)
     (Fraction(1, 4), Fraction(1, 4))

@@ -50,7 +50,7 @@ def _metavar(option: Field[Any]) -> str:
 
 
 def _default(option: Field[Any]) -> str:
-    """The default as a help text says it, by data set and method where it differs."""
+    """The default in words, for a help text: by data set and method where it differs."""
     if required(option):
         return ""
     key = key_of(option)

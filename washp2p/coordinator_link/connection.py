@@ -174,19 +174,17 @@ class Connection:
         return self.state.member
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call `callback`, on the control thread, whenever something was heard."""
+        """Call `callback`, on the control thread, whenever a message has arrived."""
         with self._changed:
             self._on_change = callback
 
     def on_stop(self, callback: Callable[[WashError], None]) -> None:
-        """Call `callback` when the run ends before its time.
+        """Call `callback` at once, on the control thread, when the run ends before its time.
 
-        It is called at once, on the control thread. The training thread learns of it in its next
-        round.
+        The training thread learns of it in its next round.
         """
         with self._changed:
-            self._on_stop = callback
-            failure = self._failure
+            self._on_stop, failure = callback, self._failure
         if failure is not None:
             callback(failure)
 
@@ -267,7 +265,7 @@ class Connection:
         self._socket.close()
 
     def _returned(self) -> Iterator[bytes]:
-        """The messages for a coordinator that is back: what it may have missed."""
+        """The messages for a coordinator that is back, which may have missed them."""
         if self._welcome is None:
             yield from self._greeting
             return
@@ -282,7 +280,7 @@ class Connection:
         return self._run_dir or Path("runs") / rundir.check_name(name)
 
     def _claim(self, offer: Resume) -> None:
-        """Answer a coordinator that goes on from a checkpoint: which of them are on this host."""
+        """Answer a coordinator that resumes a run: which of its checkpoints are on this host."""
         try:
             held = checkpoints.held(self._folder_of(offer.name), offer.rounds)
         except UsageError as error:
@@ -342,13 +340,11 @@ class Connection:
         with self._changed:
             if self._failure is not None or self.state.over:
                 return
-            self._failure = error
-            on_stop = self._on_stop
+            self._failure, on_stop = error, self._on_stop
         on_stop(error)
         self._announce()
 
     def _announce(self) -> None:
         with self._changed:
             self._changed.notify_all()
-            on_change = self._on_change
-        on_change()
+        self._on_change()

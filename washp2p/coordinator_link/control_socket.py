@@ -158,7 +158,7 @@ class ControlSocket:
                 self._wait_for_another(self._lost_at)
 
     def _heed(self, event: int) -> None:
-        """Handle an event of the connection."""
+        """Handle an event of the connection: made, or lost."""
         self.unlike |= bool(event & _FAILED)
         self._tried_at = time.monotonic()
         if event == _REFUSED and not self._greeted:

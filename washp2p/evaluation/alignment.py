@@ -221,7 +221,9 @@ class _Correlation:
 
 
 def _by_unit(likeness: torch.Tensor, units: int) -> torch.Tensor:
-    """The mean likeness of a unit's columns, where flattening made several of each unit."""
+    """The mean correlation of each unit's columns, where flattening has made several of one
+    unit.
+    """
     each = len(likeness) // units
     blocks = likeness.reshape(units, each, units, each)
     return blocks.diagonal(dim1=1, dim2=3).mean(-1)

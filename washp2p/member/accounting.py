@@ -24,7 +24,9 @@ def vitals_of(
     refusals: Refusals[MemberId],
     planning: float,
 ) -> Vitals:
-    """The progress report: totals since the member joined. `planning` is in seconds of CPU time."""
+    """Make the progress report: totals since the member joined. `planning` is CPU time in
+    seconds.
+    """
     return Vitals(
         steps=timeline.steps,
         seconds=timeline.seconds,
@@ -51,9 +53,8 @@ def finished(
     strategy: Strategy,
     refusals: Refusals[MemberId],
 ) -> Finished:
-    """The final report: what the member did, and the payload expected of it.
-
-    The expected payloads are those of the theory, of the paper's rule, and of PAPA.
+    """Make the final report: what the member did, and how many payload bytes were expected of it
+    by the theory, by the paper's rule, and with PAPA.
     """
     generations = [(n, range(first, stop)) for n, first, stop in timeline.generations]
     exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]

@@ -50,12 +50,14 @@ class Averages:
 
     @property
     def stands(self) -> bool:
-        """Whether the last average is of the values that this member has now."""
+        """Whether the last average still holds: this member's values are the ones that were
+        averaged.
+        """
         return self.current is not None and self.current.over is not None and not self._trained
 
     @property
     def begun(self) -> bool:
-        """Whether an average of the values that this member has now was begun."""
+        """Whether an average of this member's present values has begun."""
         return self.current is not None and not self._trained
 
     def step(self) -> bool:
@@ -86,16 +88,15 @@ class Averages:
         return True
 
     def is_of(self, state: State) -> bool:
-        """Whether the last average was of exactly these values."""
+        """Whether the last average was taken of exactly these values."""
         if not self.stands:
             return False
         assert self.current is not None
         return digests_of(state) == digests_of(self.current.state)
 
     def begin(self, state: State, round_number: int, *, by_hand: bool) -> None:
-        """Begin the next average, of `state`, after `round_number`.
-
-        `by_hand` says that the caller gave `state`, instead of the model.
+        """Begin the next average, of `state`, after round `round_number`. `by_hand` is True if
+        the caller gave `state`, False if it is the model's.
         """
         number = self.taken + 1
         self._connection.progress(round_number)
@@ -114,9 +115,8 @@ class Averages:
         )
 
     def take(self) -> PeerAverage:
-        """Take the average that was begun, together with all members.
-
-        Blocks. Raises RunStoppedError.
+        """Finish the average that has begun, together with all members. Blocks. Raises
+        RunStoppedError.
         """
         assert self.current is not None
         if self.current.over is None:

@@ -67,9 +67,9 @@ class Checkpointing:
         self._state = state
 
     def after_round(self, timeline: Timeline) -> None:
-        """Write a checkpoint if one is due, or if there is no coordinator to say what comes next.
+        """Save a checkpoint if one is due, or if no seed comes because the coordinator is away.
 
-        Then it blocks until nothing is outstanding and the file is on disk. Raises RunStoppedError.
+        A save blocks until nothing is outstanding and the file is on disk. Raises RunStoppedError.
         """
         if timeline.round == self._connection.state.checkpoint_from(timeline.round):
             self._connection.saved(timeline.round, self._save(timeline))
@@ -130,7 +130,9 @@ class Checkpointing:
         return number in connection.state.seeds
 
     def _save(self, timeline: Timeline) -> str:
-        """Write a checkpoint of the present state. Returns why it failed, or ""."""
+        """Save a checkpoint of the present state. Returns an empty string, or the reason why it
+        failed.
+        """
         timeline.settle()
         self._exchange.flush()
         me, merger = self._connection.member, self._exchange.merger

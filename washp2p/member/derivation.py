@@ -1,4 +1,4 @@
-"""Derives a round's plan, with its indices where the store can use them."""
+"""Derives the plan of a round, and copies its indices to the store's device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Gradient scaling: a step that `torch.amp.GradScaler` skips counts as a step.
+"""Gradient scaling: an attempted step counts as a step, even if `torch.amp.GradScaler` skips it.
 
-Rounds count attempted steps, so that members stay in agreement. When the scaler finds gradients
-that are not finite it does not step the optimizer; the round then follows without a step.
+When the scaler finds gradients that are not finite, it does not step the optimizer. A round follows
+all the same, so that the members' round numbers agree.
 """
 
 from __future__ import annotations

@@ -150,7 +150,9 @@ def join(
 
 @contextmanager
 def _or_leave(lifecycle: Lifecycle) -> Iterator[None]:
-    """If this block raises, the member leaves, and the coordinator learns why."""
+    """Run a block. If it raises, the member leaves the run, and the coordinator is told the
+    reason.
+    """
     try:
         yield
     except BaseException as error:
@@ -227,7 +229,7 @@ _open: list[tuple[str, int, weakref.ref[Lifecycle]]] = []
 
 
 def _leave_former(address: str) -> None:
-    """Leave any member of the same run that this thread has not closed."""
+    """Close the member of the same run that this thread has left open, if there is one."""
     for entry in list(_open):
         where, thread, reference = entry
         lifecycle = reference()
@@ -259,7 +261,7 @@ def _seed(seed: int, member: int) -> None:
 
 
 def _abandon(reference: weakref.ref[Lifecycle]) -> None:
-    """End a member whose process ends, unless it is closed."""
+    """End a member because its process exits. Does nothing if the member is closed."""
     lifecycle = reference()
     if lifecycle is None or lifecycle.closed:
         return

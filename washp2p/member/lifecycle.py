@@ -98,9 +98,8 @@ class Lifecycle:
             self._attempts = Attempts(scaler, parts.optimizer, self._round)
 
     def replicate(self, replicas: Replicas) -> None:
-        """Let `replicas` in the model's DistributedDataParallel group follow.
-
-        To be called before the first step. Raises UsageError under `--repair`.
+        """Let the other ranks of the model's DistributedDataParallel group follow, by
+        `replicas`. Call it before the first step. Raises UsageError under `--repair`.
         """
         parts = self.parts
         if parts.repairer is not None:
@@ -117,7 +116,9 @@ class Lifecycle:
             replicas.start(told, parts.store, self._snapshot)
 
     def average(self, final: Final | None) -> PeerAverage:
-        """The average of the present values, taken anew unless the last one is of them."""
+        """The average of the present values. Takes a new average unless the last one still
+        holds.
+        """
         self.require_open()
         averages = self.parts.averages
         if not averages.begun or averages.stands:
@@ -147,7 +148,7 @@ class Lifecycle:
         return average
 
     def _begin_average(self, final: Final | None) -> None:
-        """Begin the next average, unless the last one stands and is of the same values."""
+        """Begin the next average, unless the last one still holds."""
         averages, timeline = self.parts.averages, self.parts.timeline
         number, stands = averages.taken + 1, averages.stands
         with self._replicas_told():
@@ -164,7 +165,9 @@ class Lifecycle:
         averages.begin(values, timeline.round, by_hand=state is not None)
 
     def _values_for(self, final: Final | None) -> tuple[Any, dict[str, torch.Tensor]]:
-        """The state dict that `final` gives, None if it gives none, and the values to average."""
+        """The state dict to average, if the caller gave one, else None; and the values to
+        average.
+        """
         store = self.parts.store
         store.look()
         store.check_model()
@@ -194,7 +197,10 @@ class Lifecycle:
         parts.connection.tell(Accounts(parts.transport.ledger.to_wire()))
 
     def finish_alone(self) -> None:
-        """Finish after an average, without `close`, because the process ends."""
+        """Finish the run after an average, without waiting for the other members.
+
+        Used when the process exits and `close` was not called.
+        """
         if self.parts.averages.stands and not self.closed:
             self._account()
             self.parts.connection.tell(Accounts(self.parts.transport.ledger.to_wire()))
@@ -226,7 +232,7 @@ class Lifecycle:
         parts.store.release()
 
     def require_open(self) -> None:
-        """Raise the reason why this member has left the run, if it has."""
+        """Raise the error that ended this member's part in the run, if it has ended."""
         if not self.closed:
             return
         if isinstance(self._why, WashError):
@@ -308,7 +314,9 @@ class Lifecycle:
 
     @contextmanager
     def _replicas_told(self) -> Iterator[None]:
-        """If this block raises, tell the replicas, which wait for it, that the member has ended."""
+        """Run a block. If it raises, tell the replicas that the member has ended, because they
+        wait for it.
+        """
         try:
             yield
         except BaseException:

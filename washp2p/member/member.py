@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from washp2p.config.config import RunConfig
     from washp2p.member.lifecycle import Final, Lifecycle, State
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
@@ -53,6 +54,11 @@ class Member:
         return self._parts.connection.member
 
     @property
+    def config(self) -> RunConfig:
+        """The run's configuration."""
+        return self._parts.connection.config
+
+    @property
     def members(self) -> tuple[MemberId, ...]:
         """The members of the newest roster, in order; after an average, those averaged over."""
         return self._lifecycle.members
@@ -79,9 +85,8 @@ class Member:
 
     @property
     def max_delay(self) -> str:
-        """By how many rounds values may be late now; "none" if there is no bound.
-
-        Under `--max-delay auto` the number changes.
+        """The number of rounds by which values may be late now, or "none" if there is no bound.
+        Under `--max-delay auto` it changes.
         """
         return self._parts.timeline.max_delay
 
@@ -110,10 +115,10 @@ class Member:
         return self._parts.store.state_dict(averaged, trainable_only=trainable_only)
 
     def leads(self) -> bool:
-        """Whether this member has to evaluate the population, and to call `result`.
+        """Whether this member has to evaluate the population and call `result`.
 
-        One member does: the first one that is alive. The others block until it has, or has died. If
-        no average was taken yet, this takes one. Blocks. Raises RunStoppedError.
+        One member does: the first one that is alive. The others block until it has called `result`,
+        or has died. Takes an average if none was taken yet. Blocks. Raises RunStoppedError.
         """
         return self._lifecycle.final().leads()
 
@@ -125,7 +130,9 @@ class Member:
         return {peer: state for peer in self.members if (state := self.model_of(peer)) is not None}
 
     def model_of(self, member: MemberId) -> State | None:
-        """The final state dict of one member; None if it is gone. As `models`. Blocks."""
+        """The final state dict of one member, or None if that member is gone. Blocks, and raises
+        as `models` does.
+        """
         values = self._lifecycle.final().of(member)
         return None if values is None else self._parts.store.state_dict(values)
 

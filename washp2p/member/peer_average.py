@@ -128,7 +128,7 @@ class PeerAverage:
         return self._filled(vectors)
 
     def withdraw(self) -> None:
-        """Stop serving the values of this average."""
+        """Stop offering this average's values to other members."""
         for blob in ("digests", "final", "mean"):
             self._transfer.withdraw(f"{blob}{self.number}.")
 
@@ -228,12 +228,12 @@ class PeerAverage:
         return [self._joined(group) for group in self._groups]
 
     def _joined(self, names: list[str]) -> torch.Tensor:
-        """The values of these tensors in one new vector."""
+        """The values of these tensors, concatenated in one new vector."""
         parts = [self.state[name] for name in names]
         return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
 
     def _filled(self, vectors: list[torch.Tensor]) -> State:
-        """The state with these values in place of those that differed."""
+        """A copy of the state, with these values in place of the tensors that differed."""
         state = dict(self.state)
         for names, vector in zip(self._groups, vectors, strict=True):
             sizes = [len(self.state[name]) for name in names]
@@ -318,5 +318,5 @@ def average_peer_to_peer(
 
 
 def all_done(downloads: Sequence[Download]) -> Callable[[], bool]:
-    """A function that returns whether all `downloads` have arrived, for `wait_until`."""
+    """A condition for `wait_until`: whether all `downloads` have arrived."""
     return lambda: all(download.done for download in downloads)

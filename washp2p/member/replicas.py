@@ -99,7 +99,7 @@ class _Channel:
 
 
 class Replicas:
-    """Rank 0's end. It sends nothing after `end`."""
+    """The side of rank 0. It sends nothing after `end`."""
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:
@@ -123,9 +123,8 @@ class Replicas:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Keep the other ranks waiting while this block runs: collectives would time out.
-
-        If the block raises, they are told so.
+        """Keep the other ranks waiting while a block runs, so that their collectives do not time
+        out. If the block raises, they are told.
         """
         done = Event()
 
@@ -146,7 +145,7 @@ class Replicas:
         thread.join()
 
     def start(self, told: dict[str, Any], store: Store, where: Snapshot) -> None:
-        """Broadcast the configuration, what else `told` has, and the whole state."""
+        """Broadcast the configuration, the values in `told`, and the whole state."""
         packed, state = msgpack.packb(told), take(store, where)
         store.keep_track()
         self._channel.give_order(_START, len(packed), len(state))
@@ -154,9 +153,8 @@ class Replicas:
         self._channel.send_bytes(state)
 
     def pause(self, number: int, store: Store) -> None:
-        """Broadcast what was written last, before an average.
-
-        The replicas may close afterwards, or go on.
+        """Broadcast the last written values, before an average. Afterwards the replicas may
+        close or go on.
         """
         self.after_round(number, store, _PAUSE)
         self._paused = True
@@ -194,7 +192,9 @@ class Replicas:
 
 
 class Replica:
-    """A rank that trains a member and is not the one that joined the run. `follow` makes it."""
+    """A rank that trains a member together with rank 0, which has joined the run. Made by
+    `follow`.
+    """
 
     config: RunConfig
     """The run's configuration."""
@@ -282,7 +282,7 @@ class Replica:
             self._gone()
 
     def _average_comes_first(self) -> bool:
-        """Take orders up to the next round's. Returns whether one of them was an average."""
+        """Take orders until the next round's order. Returns whether one of them was an average."""
         self._averaged = None
         while True:
             kind = self._take_any()
@@ -304,7 +304,7 @@ class Replica:
         return kind
 
     def _take(self, number: int, count: int) -> None:
-        """Write the values that the member's round has written."""
+        """Write the values that the round of the member has written."""
         self._round = number
         self._store.look()
         if count:

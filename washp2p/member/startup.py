@@ -53,11 +53,11 @@ class Startup:
         self._served: set[MemberId] = set()
 
     def start_together(self) -> None:
-        """Take over the parameters and buffers of the roster's first member, as all others do.
+        """Take over the parameters and buffers of the roster's first member, as all members do.
 
-        Or keep one's own, if the configuration says so. If the first member is lost before training
-        begins, the next one takes its place. A member that cannot reach it fetches from others that
-        have its values. Blocks until training begins. Raises RunStoppedError.
+        Under `--init different` the member keeps its own. If the first member is lost before
+        training begins, the next one takes its place. A member that cannot reach it fetches from
+        others that have its values. Blocks until training begins. Raises RunStoppedError.
         """
         own = self._store.values()
         taken = own
@@ -84,15 +84,14 @@ class Startup:
             )
 
     def _offer(self, what: str, state: State) -> None:
-        """Serve every tensor of `state` by its number, and the digests of all."""
+        """Offer every tensor of `state` under its number, and the digests of all of them."""
         for number, vector in enumerate(state.values()):
             self._transfer.offer(f"{what}:{number}", as_bytes(vector), Kind.STATE)
         self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
 
     def _fetch_start(self, roster: Roster, own: State) -> State | None:
-        """The first member's state; None if there is a new roster.
-
-        Tensors equal to `own` are not fetched.
+        """Fetch the first member's state. Returns None if a new roster has come. Tensors equal
+        to `own` are not fetched.
         """
         changed = self._changed(roster.generation)
         others = [member for member in roster.members if member != self._connection.member]
@@ -125,7 +124,8 @@ class Startup:
         return None
 
     def go_on_together(self, start: Start, *, rounds: int) -> None:
-        """Go on from checkpoints: each member has its own state, and rounds follow after `start`.
+        """Start from checkpoints: each member has its own state, and the rounds after `start`
+        follow.
 
         Blocks until training begins. Raises RunStoppedError.
         """
@@ -178,7 +178,7 @@ class Startup:
 
     @property
     def serves(self) -> bool:
-        """Whether a snapshot is on offer."""
+        """Whether a snapshot of this member is offered."""
         return bool(self._served)
 
     def serve_guests(self, where: Snapshot) -> None:
@@ -239,10 +239,9 @@ class Startup:
         return fresh if self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone) else None
 
     def _is_reached(self, first: int) -> bool:
-        """Whether an older member has reached round `first`, or no older member is left.
+        """Whether some older member has reached round `first`, or no older member is left.
 
-        Under `--max-delay none` a newcomer that began rounds ahead of the others would make them
-        skip.
+        Under `--max-delay none` a newcomer that is ahead of the others would make them skip rounds.
         """
         me, arrivals = self._connection.member, self._inbox.arrivals
         members = self._connection.state.roster.members

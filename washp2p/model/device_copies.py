@@ -52,10 +52,10 @@ class Mark(Protocol):
 
 
 class Staging:
-    """Host memory for the values of one direction: a vector for each dtype.
+    """Host memory for the values of one direction, with a vector for each dtype.
 
-    If `reuse` says that copies are over when they return, the next `take` uses the same memory.
-    `memory` has the vectors' bytes, as long as they are.
+    With `reuse`, the next `take` uses the same memory again; copies must be over when they return.
+    `memory` has the vectors as bytes.
     """
 
     def __init__(self, dtypes: Sequence[torch.dtype], *, reuse: bool, pin: bool) -> None:
@@ -79,19 +79,23 @@ class Staging:
 
 
 def as_bytes(values: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor of any dtype, as bytes; it is shared."""
+    """The memory of a contiguous CPU tensor of any dtype, as bytes. The memory is shared."""
     return values.view(torch.uint8).numpy().data
 
 
 def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
-    """The values as a NumPy array in float32, or float64 if they are. Waits for the device."""
+    """The values as a NumPy array: float64 if they are float64, else float32. Waits for the
+    device.
+    """
     wide = values if values.dtype is torch.float64 else values.float()
     array: npt.NDArray[np.floating] = wide.cpu().numpy()
     return array
 
 
 class DeviceCopies(ABC):
-    """Gathers and scatters. `vectors` are a store's slots; `values` are as many, on any device."""
+    """Gathers and scatters. `vectors` has a vector for each slot of the store, `values` as many
+    tensors, on any device.
+    """
 
     @abstractmethod
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
@@ -103,26 +107,25 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
-        """Copy the values at `places` to `out`, after all that training has queued.
-
-        `out` holds them once the mark is done.
+        """Copy the values at `places` to `out`, after everything that training has queued. `out`
+        holds them once the mark is done.
         """
 
     @abstractmethod
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
-        """A copy of the values at `places`, after all that training has queued, for `add`."""
+        """A copy of the values at `places`, for `add`. It is made after everything that training
+        has queued.
+        """
 
     @abstractmethod
     def pick(self, vectors: Vectors, places: Places) -> tuple[Vectors, Mark]:
-        """New vectors on the device with the values at `places`, after all that training has
-        queued.
-
-        They hold the values once the mark is done.
+        """New vectors on the device with the values at `places`, copied after everything that
+        training has queued. They hold the values once the mark is done.
         """
 
     @abstractmethod
     def settle(self) -> None:
-        """Block until all that training has queued is done."""
+        """Block until everything that training has queued is done."""
 
     @abstractmethod
     def finite(self, values: Vectors) -> bool:
@@ -130,7 +133,7 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """A selection of the values for `assign`, in memory that it can use."""
+        """Select from the values for `assign`. The result is in memory that `assign` can use."""
 
     @abstractmethod
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
@@ -142,9 +145,10 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
-        """vector[places] = (1 - weight) * vector[places] + weight * values.
+        """vector[places] = (1 - weight) * vector[places] + weight * values, before whatever
+        training queues next.
 
-        Before whatever training queues next. Computed in float32 at least, and rounded once.
+        Computed in float32 at least, and rounded once.
         """
 
 
@@ -262,7 +266,7 @@ class CudaCopies(HostCopies):
             return super().finite(values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """The selection in pinned memory: copies from other memory make the host wait."""
+        """Select into pinned memory, because a copy from other memory would make the host wait."""
         if values[0].is_cuda:
             with torch.cuda.stream(self._stream):
                 indices = torch.from_numpy(kept).to(self._device)
@@ -299,7 +303,7 @@ class CudaCopies(HostCopies):
 
     @contextmanager
     def _beside_training(self, places: Places) -> Iterator[None]:
-        """Queue what is inside after training's queue, and let training follow it."""
+        """Queue the copies of a block after training's queue. Training then waits for them."""
         training = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(training)
         if places.ready is not None:

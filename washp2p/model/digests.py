@@ -40,7 +40,9 @@ def all_finite(vector: torch.Tensor) -> bool:
 
 
 def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
-    """The indices of tensors whose digests differ. `rows` has the digests of one member each."""
+    """The indices of tensors whose digests differ between members. Each element of `rows` has
+    one member's digests.
+    """
     every = [_split(row) for row in rows]
     return [
         name
@@ -50,7 +52,9 @@ def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
 
 
 def not_finite_alone(names: Iterable[str], rows: Mapping[int, bytes]) -> dict[int, str]:
-    """Members with a tensor that is not finite though another member's is: the tensor's index."""
+    """By member, the index of a tensor that is not finite there, though it is finite on another
+    member.
+    """
     found: dict[int, str] = {}
     every = {member: _split(row) for member, row in rows.items()}
     for place, name in enumerate(names):

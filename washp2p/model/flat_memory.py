@@ -72,10 +72,11 @@ class FlatParameters:
         return bool(self._apart)
 
     def look(self) -> None:
-        """Make the vector hold what the parameters hold now.
+        """Make the vector hold the parameters' present values.
 
-        A parameter that was given other memory (`p.data = ...`) moves back in with its new values.
-        Raises UsageError if it has another shape, dtype or device, or is another object.
+        A parameter that was given other memory (`p.data = ...`) moves back into the vector with its
+        new values. Raises UsageError if it has another shape, dtype or device, or is another
+        object.
         """
         try:
             now: Any = [where[name] for where, name in self._owners]
@@ -94,7 +95,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def wrote(self, numbers: Iterable[int]) -> None:
-        """The vector has new values for these parameters: copy them to those that live outside."""
+        """Copy the vector's new values of these parameters to those that live outside of it."""
         for number in self._apart.intersection(numbers):
             self._parameters[number].detach().copy_(view_of(self.vector, self._entries[number]))
 

@@ -89,7 +89,7 @@ class MissedSteps:
         return [parameter._version for parameter in self._few]
 
     def _another_stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """An optimizer of this process has stepped."""
+        """Note that an optimizer of this process has stepped."""
         if optimizer is self._optimizer:
             return
         kind = self._others.get(optimizer)

@@ -86,13 +86,13 @@ class OptimizerSlots:
         return bool(self._missing)
 
     def look(self) -> None:
-        """Move all existing state into the vectors, values kept. Once a round."""
+        """Move all state that exists into the vectors, with its values. Call it once per round."""
         if self._slots:
             self._check()
             self._adopt()
 
     def forget(self) -> None:
-        """The optimizer's state was replaced: clear the vectors, then move the new state in."""
+        """Clear the vectors and move the optimizer's new state in: the state was replaced."""
         if self._slots:
             self._missing = set(self._stateful)
             for vector in self.vectors:
@@ -120,7 +120,7 @@ class OptimizerSlots:
                     state[slot.name] = torch.empty_like(own).copy_(own)
 
     def _check(self) -> None:
-        """Notice state that was given other memory, as by optimizer.load_state_dict."""
+        """Notice state that was given other memory, as `optimizer.load_state_dict` does."""
         try:
             if (
                 list(map(id, self._optimizer.state.values())) == self._states
@@ -149,7 +149,7 @@ class OptimizerSlots:
         self._pointers = [state[name].data_ptr() for state, name in self._watched]
 
     def _adopt(self) -> None:
-        """Move state that the optimizer has made since last time into the vectors."""
+        """Move state that the optimizer has made since the last call into the vectors."""
         adopted = False
         for number in tuple(self._missing):
             parameter, entry = self._parameters[number], self._entries[number]

@@ -78,9 +78,8 @@ def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
 
 
 def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
-    """`value` as plain values only; its tensors are appended to `tensors`.
-
-    Raises TypeError for anything else, which could not be restored.
+    """`value` with its tensors replaced by numbers; the tensors are appended to `tensors`.
+    Raises TypeError if something is neither a tensor nor a plain value.
     """
     if isinstance(value, torch.Tensor):
         if type(value) not in {torch.Tensor, torch.nn.Parameter}:
@@ -100,7 +99,7 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
 
 
 def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
-    """Inverse of `take_apart`; `tensors` are by number."""
+    """Inverse of `take_apart`. `tensors` are found by their number."""
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[str(value[_TENSOR])]
@@ -172,9 +171,11 @@ def give_state(
 
 
 def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
-    """Why the state of such an optimizer cannot be saved and restored; "" if it can.
+    """Why the state of such an optimizer cannot be saved and restored; an empty string if it
+    can.
 
-    Tried on a twin with parameters of its own, which takes a step: state, bytes, state again.
+    This is tried on a twin with parameters of its own, which takes a step: its state becomes bytes,
+    and state again.
     """
     try:
         twin, probes = _twin(optimizer)
@@ -256,7 +257,7 @@ def _is_kept(value: Any) -> bool:
 
 
 class LearningRate:
-    """The learning rate of an optimizer's first parameter group, looked at once a step."""
+    """The learning rate of an optimizer's first parameter group, read once per step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -266,7 +267,7 @@ class LearningRate:
         """That of the last step, as a share of the highest; 1 without any."""
 
     def sample(self) -> None:
-        """Read the present learning rate. Once a step."""
+        """Read the present learning rate. Call it once per step."""
         group = self._optimizer.param_groups[0]
         rates = (group.get(name) for name in ("lr", "initial_lr"))
         now, first = (0.0 if rate is None else float(rate) for rate in rates)
@@ -275,6 +276,6 @@ class LearningRate:
 
 
 def parameters_outside(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """How many parameters the optimizer has that are not the model's."""
+    """The number of parameters of the optimizer that are not the model's."""
     own = {id(parameter) for parameter in model.parameters()}
     return sum(id(p) not in own for group in optimizer.param_groups for p in group["params"])

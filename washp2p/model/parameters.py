@@ -69,7 +69,7 @@ def refuse_what_cannot_be_shuffled(
 def owners(
     model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
 ) -> list[tuple[dict[str, torch.nn.Parameter | None], str]]:
-    """The module's dict and the name under which each of `parameters` lies in the model."""
+    """For each of `parameters`, the module's dict that holds it and the name that it has there."""
     wanted = {id(parameter) for parameter in parameters}
     return [
         (module._parameters, name)
@@ -82,12 +82,12 @@ def owners(
 def in_flat_order(
     model: torch.nn.Module, last: str = ""
 ) -> tuple[list[torch.nn.Parameter], list[Entry], str]:
-    """Trainable parameters in flat order, each once, with their entries and dtype.
+    """The trainable parameters in flat order, each once, with their entries and dtype.
 
-    A layer is a module that owns trainable parameters, those of its parametrizations included, in
-    the order of registration. The owner of the parameters of the module, or the parameter, named
-    `last` is the last layer. Raises UsageError if there are none, or their dtypes or devices
-    differ.
+    A layer is a module that owns trainable parameters, including those of its parametrizations.
+    Layers are in the order of registration. `last` names a module, or a parameter, whose layer
+    becomes the last one. Raises UsageError if there are no trainable parameters, or if their dtypes
+    or devices differ.
     """
     parameters: list[torch.nn.Parameter] = []
     entries: list[Entry] = []
@@ -147,7 +147,7 @@ def _with_last(
     entries: Sequence[Entry],
     last: str,
 ) -> list[Entry]:
-    """The entries, with the owner of the parameters named `last` as the last layer."""
+    """The entries, reordered so that the layer named `last` is the last one."""
     meant = {
         id(parameter)
         for name, parameter in model.named_parameters(remove_duplicate=False)

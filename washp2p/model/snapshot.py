@@ -2,7 +2,7 @@
 
 It has parameters and buffers, the optimizer's state, the round and the number of steps. Newcomers
 begin with it, and checkpoints contain it. The format is safetensors, so nothing in it can be code.
-It names its member, run and round, and has a checksum.
+A snapshot names its member, run and round, and has a checksum.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ CHECKSUM_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The member, its steps and last round, and what else was put in.
+    """The member, its steps and last round, and `extra` values.
 
-    That is plain values (JSON's) and tensors on any device; read back, they are on the CPU.
+    These are plain values (JSON's) and tensors on any device. Read back, the tensors are on the
+    CPU.
     """
 
     run: bytes
@@ -44,7 +45,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Opened:
-    """A snapshot whose checksum was right, before anything is done with it."""
+    """A snapshot whose checksum is right, before any of it is used."""
 
     snapshot: Snapshot
     tensors: State
@@ -54,9 +55,7 @@ class Opened:
     """Digests of tensors that are left out: whoever has others must get them elsewhere."""
 
     def lacks(self, store: Store) -> list[str]:
-        """Which of the tensors that were left out differ from those of `store`'s member, or are
-        missing.
-        """
+        """Names of left-out tensors that `store`'s member lacks, or has with other values."""
         if not self.frozen:
             return []
         own = store.values()
@@ -66,7 +65,8 @@ class Opened:
 
 
 def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
-    """The present state of `store`'s member; without `frozen`, digests replace frozen parameters.
+    """A snapshot of `store`'s member as it is now. Without `frozen`, digests replace the frozen
+    parameters.
 
     Raises TypeError if some of it cannot be written to a file.
     """
@@ -116,7 +116,8 @@ def open_snapshot(data: bytes) -> Opened:
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:
-    """Set the state of `store`'s member to a snapshot of an equal one. `more` has tensors it lacks.
+    """Set the state of `store`'s member to a snapshot of an equal one. `more` has tensors that
+    the snapshot lacks.
 
     Raises ProtocolError if it does not fit.
     """

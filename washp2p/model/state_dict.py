@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class StateDict:
-    """The state dict of `model`, whose names begin with `prefix`; `tensors` are by plain name."""
+    """The state dict of `model`. Its names begin with `prefix`; `tensors` are by plain name,
+    without the prefix.
+    """
 
     def __init__(
         self,
@@ -29,7 +31,7 @@ class StateDict:
         tensors: dict[str, torch.Tensor],
         now: Callable[[str], torch.Tensor],
     ) -> None:
-        """`now` returns the tensor that the model has under a plain name now."""
+        """`now` returns the tensor that the model has now under a plain name."""
         self._model = model
         self._prefix = prefix
         self._tensors = tensors
@@ -37,7 +39,9 @@ class StateDict:
         self._names = self._look()
 
     def check(self) -> None:
-        """Raise UsageError if two modules shared a tensor when joining and do so no longer."""
+        """Raise UsageError if two modules shared a tensor when the model joined, and no longer
+        do.
+        """
         if self._names is None:
             return
         own = self._model.state_dict(keep_vars=True)
@@ -114,7 +118,9 @@ class StateDict:
 
     @torch.no_grad()
     def _asked(self, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """The state dict that the model makes with `values` in it. Its own values are put back."""
+        """The state dict that the model makes when it holds `values`. The model gets its own
+        values back.
+        """
         before = {name: self._now(name).detach().clone() for name in values}
         try:
             for name, value in values.items():

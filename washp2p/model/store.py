@@ -127,10 +127,10 @@ class Store:
         return self.copies.staging(self.dtypes)
 
     def look(self) -> None:
-        """Notice what training has done to the model's memory, and move it back into the vectors.
+        """Move what training has done to the model's memory back into the vectors.
 
-        Once a round, before values are read or written. Raises UsageError if the model's parameters
-        are no longer the ones that joined.
+        Call it once per round, before values are read or written. Raises UsageError if the model's
+        parameters are no longer the ones that joined.
         """
         self._memory.look()
         if _count(self._optimizer) != self._optimized:
@@ -153,7 +153,7 @@ class Store:
         return self.copies.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
-        """A copy of the values at `places`, for `add`."""
+        """A copy of the values at `places`, to be given to `add`."""
         return self.copies.keep(self._vectors, places)
 
     def scatter(self, places: Places, values: Vectors) -> None:
@@ -175,7 +175,7 @@ class Store:
         self._wrote(places)
 
     def keep_track(self) -> None:
-        """From now on remember what is written, for `take_written`."""
+        """Remember all indices that are written from now on, for `take_written`."""
         self._written = []
 
     def take_written(self) -> npt.NDArray[np.int64]:
@@ -312,7 +312,7 @@ class Store:
         return named | {k.buffer.name: self._now(k.buffer.name) for k in self._persistent()}
 
     def _now(self, name: str) -> torch.Tensor:
-        """The buffer that the model has under a name now. Raises UsageError if there is none."""
+        """The buffer that the model has now under a name. Raises UsageError if there is none."""
         prefix, _, own = name.rpartition(".")
         module = self._model.get_submodule(prefix)
         held: dict[str, torch.Tensor | None] = {**module._parameters, **module._buffers}

@@ -62,7 +62,7 @@ class Consensus:
         self._sample = 0.0
 
     def finish(self, n: int) -> None:
-        """Conclude the estimate after all values of a round of `n` members."""
+        """Conclude the estimate: all values of a round of `n` members have been observed."""
         groups = -(-n // self._group) if self._group else 1
         sample = self._sample * (n - 1) / (n - groups)
         first = self.distance < 0

@@ -48,9 +48,8 @@ class Survey:
         )
 
     def squares(self, held: Sequence[npt.NDArray[np.floating]]) -> list[float]:
-        """The part of this shard in 1/N sum_n |theta_n - mean|^2, by quarter.
-
-        `held` has each member's values in the shard.
+        """The shard's part of 1/N sum_n |theta_n - mean|^2, by quarter. `held` has each
+        member's values in the shard.
         """
         total = np.zeros(len(self._quarters))
         for values in held:
@@ -77,6 +76,6 @@ def sample(values: int, seed: int) -> Indices:
 
 
 def _sizes(values: int) -> npt.NDArray[np.int64]:
-    """How many scalars each quarter has: scalar i is in quarter 4 i // d."""
+    """The number of scalars in each quarter. Scalar i is in quarter 4 i // d."""
     bounds = [-(-values * quarter // QUARTERS) for quarter in range(QUARTERS + 1)]
     return np.diff(bounds)

@@ -69,10 +69,10 @@ def require_loopback(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
 
 
 def http_address(address: str, *, public: bool) -> tuple[str, int]:
-    """Host and port of HOST:PORT to serve at, port 0 (or `*`) being any that is free.
+    """Host and port from HOST:PORT. Port 0 or `*` means any free port.
 
-    What is served there is plain text to be read by whoever comes: off loopback only if it is
-    `public`. Raises UsageError.
+    Plain text is served there to anyone who connects. An address off loopback needs `public`.
+    Raises UsageError.
 
     >>> http_address("127.0.0.1:8080", public=False)
     ('127.0.0.1', 8080)

@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
 
 class Loss(StrEnum):
-    """Why values never arrived, or were useless when they did."""
+    """Reasons why values were lost: they never arrived, or were useless when they did."""
 
     GONE = "sender dropped"
     LINK = "link broken"

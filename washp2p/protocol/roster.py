@@ -167,7 +167,7 @@ def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:
 
 
 def by_roster(rosters: Sequence[Roster], rounds: range) -> Iterator[tuple[Roster, range]]:
-    """Each roster with those of `rounds` in which it holds, in order."""
+    """Each roster, in order, with those of `rounds` that it holds for."""
     for roster, following in zip_longest(rosters, rosters[1:]):
         stop = rounds.stop if following is None else min(following.first, rounds.stop)
         its = range(max(rounds.start, roster.first), stop)

@@ -22,16 +22,16 @@ class Delay(Protocol):
 
     @property
     def bound(self) -> int | None:
-        """S: before its next step a member waits for rounds that are S behind; None: it never
-        waits.
+        """The bound S. Before its next step a member waits for rounds that are S behind. None:
+        it never waits.
         """
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
-        """Learn from a round. To be called once a round.
+        """Learn from a round. Call it once per round.
 
-        `elapsed` are the seconds since the last round, of which `waited` were spent waiting for
-        peers. `useful` says whether those peers were waiting, too. `lateness` is by how many rounds
-        the latest applied values were late.
+        `elapsed` is the seconds since the last round, `waited` the part spent waiting for peers.
+        `useful` says whether those peers were waiting as well. `lateness` is the number of rounds
+        by which the latest applied values were late.
         """
 
 

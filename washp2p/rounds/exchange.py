@@ -52,9 +52,8 @@ AHEAD = 2
 
 
 class _Messages(NamedTuple):
-    """The messages of a leg, complete once `marks` are reached: (peer, planned bytes, parts).
-
-    `header` is that of each message, but for the receiver.
+    """One leg's messages, sent once `marks` are reached: (peer, planned bytes, parts). `header`
+    lacks the receiver.
     """
 
     marks: list[Mark]
@@ -64,10 +63,8 @@ class _Messages(NamedTuple):
 
 
 class Exchange:
-    """The rounds of one member.
-
-    `add`, `consensus` and `weight` are as for a Merger, `room` as for Arrivals. A mean is taken
-    when everything has arrived that will.
+    """One member's rounds. Merger takes `add`, `consensus` and `weight`; Arrivals takes `room`.
+    A mean is taken once no more of it will arrive.
     """
 
     def __init__(
@@ -131,10 +128,7 @@ class Exchange:
         self._expect(number, roster, plan.fingerprint, FIRST, parts)
 
     def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
-        """Send vectors beside round `number`, after its values, and expect those of others.
-
-        They appear in `came_beside` once all have arrived that will.
-        """
+        """Send extra vectors after round `number`'s values; others' are in `came_beside` later."""
         fingerprint, leg, absent = beside.fingerprint, beside.leg, self.arrivals.absent
         header = self._header(number, roster, fingerprint, leg)
         to = {p: [vector] for p, vector in beside.outgoing.items() if not absent(p, number)}
@@ -150,12 +144,12 @@ class Exchange:
         self._store.look()
 
     def measure(self) -> None:
-        """Estimate in the next round how far members are apart."""
+        """Estimate the distance between members in the next round."""
         self._measure = self._consensus is not None and not self.merger.measured
 
     @property
     def distance(self) -> float:
-        """`Consensus.distance`; negative if there is no estimate."""
+        """The last estimate of `Consensus.distance`, or a negative number if there is none."""
         return -1.0 if self._consensus is None else self._consensus.distance
 
     def flush(self) -> None:
@@ -169,14 +163,16 @@ class Exchange:
             self._sender.shutdown(cancel_futures=True)
 
     def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
-        """Tell `peers` that round `last` is the final one before average `number`."""
+        """Tell `peers` that no round follows after round `last`, until average `number` is
+        taken.
+        """
         self.flush()
         self._last, self._number = last, number
         for peer in peers:
             self.greet(peer)
 
     def go_on(self) -> None:
-        """Rounds follow again: all members have taken the average."""
+        """Continue with rounds: all members have taken the average."""
         self._last = None
         self.arrivals.go_on(self._number)
 
@@ -187,16 +183,15 @@ class Exchange:
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
-        """The connection to `peer` works again: tell it up to where messages may have been lost."""
+        """Tell `peer`, whose connection works again, up to where messages may be lost."""
         self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
 
     def apply(self) -> list[Applied]:
-        """Scatter what has arrived of all rounds, in ascending order.
-
-        Call `share` once the log has what was applied.
+        """Scatter what has arrived, round by round in ascending order. Returns what was applied.
+        Call `share` once the log has it.
         """
         done = []
         waiting = False
@@ -222,7 +217,9 @@ class Exchange:
         return done
 
     def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
-        """The round's values for each peer; on the device for peers that take them there."""
+        """Gather the round's values for each peer, on the device if its transport takes them
+        there.
+        """
         parts = self._parts(staged, staged.plan.send, number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
         marks: list[Mark] = []
@@ -247,7 +244,9 @@ class Exchange:
         return _Messages(marks, header, messages)
 
     def _hand_over(self, messages: _Messages) -> None:
-        """Send at once, or on another thread if values are still being copied; in order."""
+        """Send messages in order: at once, or on another thread if values are still being
+        copied.
+        """
         while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
             self._unsent.popleft().result()
         if not self._unsent and all(mark.done() for mark in messages.marks):
@@ -264,7 +263,7 @@ class Exchange:
             self._transport.send(peer, messages.kind, header, parts, expected=planned)
 
     def _take_beside(self, round_: Round) -> list[Applied]:
-        """Keep what has arrived beside a round, once nothing more will."""
+        """Keep the extra vectors of a round once no more will arrive."""
         if round_.missing:
             return []
         came = {sender: self.merger.vector(data) for sender, (_, data) in round_.arrived.items()}
@@ -274,7 +273,9 @@ class Exchange:
         return [applied] if round_.leg == MOMENTS else []
 
     def _take_mean(self, round_: Round) -> list[Applied]:
-        """Pull towards this shard's mean or the other shards', once nothing more will arrive."""
+        """Pull towards the mean of this member's shard (leg 0), or the others' shards (leg 1),
+        when no more will arrive.
+        """
         if round_.missing:
             return []
         staged, own = self._gathered.pop(round_.turn)
@@ -292,7 +293,7 @@ class Exchange:
         return [applied]
 
     def share(self) -> None:
-        """Forward the means that `apply` made, once the log names their members."""
+        """Send on the means that `apply` has made, once the log names their contributors."""
         unshared, self._unshared = self._unshared, []
         for pass_on in unshared:
             pass_on()
@@ -315,7 +316,7 @@ class Exchange:
         return Frame(run, me, me, generation, number, slots, share, fingerprint, leg)
 
     def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
-        """The parts of a route by member, for members of the round."""
+        """The parts of a route, (member, begin, end), without members not in the round."""
         members, absent = staged.roster.members, self.arrivals.absent
         parts = ((members[position], begin, end) for position, begin, end in route.parts)
         return [part for part in parts if not absent(part[0], number)]
@@ -343,7 +344,7 @@ class Exchange:
         leg: int,
         parts: Iterable[tuple[MemberId, int, int]],
     ) -> None:
-        """Expect `parts`, (member, begin, end), of a leg that this member has posted."""
+        """Expect `parts` of a leg that this member has sent. A part is (member, begin, end)."""
         spans = {peer: (begin, end) for peer, begin, end in parts}
         self.generation, self.posted, self._leg = roster.generation, number, leg
         self.arrivals.expect(number, roster.generation, fingerprint, spans, leg)

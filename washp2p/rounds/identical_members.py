@@ -38,7 +38,7 @@ class Likeness:
 
     @property
     def watches(self) -> bool:
-        """Whether it still has to see received values."""
+        """Whether it still needs to see received values."""
         return self._initial is not None
 
     def observe(

@@ -33,10 +33,10 @@ much is dropped and counts as expired."""
 
 
 class Arrivals:
-    """Matches frames with rounds. `item_bytes` is the size of each slot's values.
+    """Matches arriving frames with rounds. `item_bytes` has the size of a value for each slot.
 
-    Early frames may take HELD_BYTES, or `room` if that is more: the bytes of an exchange that is
-    not in the very next round.
+    Frames that arrive too early may take HELD_BYTES, or `room` bytes if that is more. Frames of the
+    very next round do not count.
     """
 
     def __init__(
@@ -84,24 +84,24 @@ class Arrivals:
         return iter(list(self._outstanding.values()))
 
     def absent(self, peer: MemberId, number: int) -> bool:
-        """Whether `peer` has said that it takes no part in round `number`."""
+        """Whether `peer` has said that it does not take part in round `number`."""
         return bool(self._last) and self._last.get(peer, number) < number
 
     def has_ended(self, peer: MemberId) -> bool:
-        """Whether `peer` has said that it takes part in no more rounds."""
+        """Whether `peer` has said that it takes part in no further round."""
         return peer in self._last
 
     def begin_after(self, number: int) -> None:
-        """The first round of this member is the one after `number`."""
+        """Set the last round before this member's first one."""
         self._turn = (number, sys.maxsize)
         self._pop_early(lambda turn: turn < self._turn)
 
     def waits_for(self, upto: int) -> set[MemberId]:
-        """The members that something is missing from, of rounds up to `upto`."""
+        """The members whose values are still missing in rounds up to `upto`."""
         return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
 
     def silence(self, peer: MemberId) -> None:
-        """Expect nothing from `peer` until a frame arrives: the connection is broken."""
+        """Expect nothing from `peer` until a frame arrives, because the connection is broken."""
         self._silent.add(peer)
         self._give_up_on(peer, self._why_silent(peer))
 
@@ -115,7 +115,7 @@ class Arrivals:
         return peer in self._gone
 
     def posted(self, sender: MemberId, last: Turn) -> None:
-        """Count what has not arrived of `sender`'s turns up to `last` as lost."""
+        """Count as lost what has not arrived of `sender`'s turns up to `last`."""
         if sender not in self._gone:
             number, leg = last
             self._lose_before(sender, (number, leg + 1), Loss.LINK)
@@ -181,7 +181,7 @@ class Arrivals:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
-        """A peer takes part in no round after `end.last` until an average has been taken."""
+        """A peer takes part in no round after `end.last`, until an average is taken."""
         if end.number <= self._averages:
             return  # which has been, meanwhile
         if end.number == FOREVER:
@@ -192,7 +192,7 @@ class Arrivals:
             round_.missing.pop(end.sender, None)
 
     def go_on(self, number: int) -> None:
-        """All members have taken average `number`; peers that had ended before it take part
+        """All members have taken average `number`: peers that had ended before it take part
         again.
         """
         self._averages = number
@@ -216,7 +216,7 @@ class Arrivals:
                 self._lose(round_, sender, Loss.LATE)
 
     def settle(self, round_: Round) -> None:
-        """Conclude `round_`: what has arrived is dealt with, the rest is lost."""
+        """Conclude `round_`: what has arrived is dealt with, and the rest counts as lost."""
         round_.arrived.clear()
         round_.lost.clear()
         if not round_.missing:
@@ -255,7 +255,7 @@ class Arrivals:
     def _unlike(
         self, round_: Round, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
-        """How a frame differs from its round's plan."""
+        """How a frame differs from the plan of its round, in words; empty if it does not."""
         if frame.generation != round_.generation:
             return (
                 Reason.ROUND,
@@ -315,7 +315,7 @@ class Arrivals:
         return popped
 
     def _release(self, before: Turn) -> None:
-        """Count early frames of turns that this member skipped as lost."""
+        """Count as lost the early frames of turns that this member skipped."""
         for frame, _ in self._pop_early(lambda turn: turn < before):
             if frame.leg < BESIDE:
                 self._refuse(frame, Reason.PLAN, "no values were expected")
@@ -330,17 +330,17 @@ class Arrivals:
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
     def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
-        """Count a frame's values as lost. What goes beside a round is not counted."""
+        """Count a frame's values as lost, unless they are extra vectors of a round."""
         if frame.leg < BESIDE:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
-        """Messages arrive in order: what `sender` has not sent before this turn never arrives."""
+        """Count what `sender` skipped before this turn as lost: messages arrive in order."""
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)
 
     def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
-        """`why` is None if it was counted before."""
+        """Count values as lost for the reason `why`; None if they were counted before."""
         begin, end = round_.missing.pop(sender)
         after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)

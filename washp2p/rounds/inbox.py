@@ -95,9 +95,9 @@ class Inbox:
     ) -> None:
         """Handle arriving messages until `condition` holds.
 
-        `whom` returns the peers that it depends on. A peer whose connection is broken is waited for
-        no longer than patience allows. A peer that is too slow is reported to the coordinator,
-        repeatedly. Raises RunStoppedError.
+        `whom` returns the peers that it depends on. If the connection to one of them is broken,
+        waiting for it ends after one patience. A peer that is too slow is reported to the
+        coordinator, repeatedly. Raises RunStoppedError.
         """
         self._follow()
         began = asked_anew = time.monotonic()
@@ -120,7 +120,7 @@ class Inbox:
                 self._say_what_is_missing(whom())
 
     def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> bool:
-        """Block until all downloads are done, or `unless` holds; then the others are given up.
+        """Block until all downloads are done. If `unless` holds before that, give up the rest.
 
         Returns whether all are done. Raises as `wait_until`.
         """
@@ -141,7 +141,7 @@ class Inbox:
         kind: Kind,
         unless: Callable[[], bool],
     ) -> bool:
-        """Fill tensors with the peer's blobs `<what>:<name>`, as `wait_for`."""
+        """Fill tensors with the peer's blobs `<what>:<name>`. Blocks as `wait_for`."""
         downloads = [
             self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
             for name, vector in into.items()
@@ -149,7 +149,7 @@ class Inbox:
         return self.wait_for(downloads, unless)
 
     def link(self, peer: Peer) -> None:
-        """Connect to a peer, unless it is connected."""
+        """Connect to a peer, if it is not connected yet."""
         if peer.member not in self._linked and peer.member != self._connection.member:
             self._linked[peer.member] = peer
             try:
@@ -213,7 +213,9 @@ class Inbox:
         self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
-        """Deal with peers that were waited for too long. Returns those reported."""
+        """Give up peers behind broken connections, and report peers that are too slow to the
+        coordinator. Returns the reported ones.
+        """
         reported = set()
         for peer in whom:
             broken = self._transport.broken(peer)
@@ -243,7 +245,7 @@ class Inbox:
             )
 
     def _dispatch(self, message: Message) -> None:
-        """Pass a message on, or refuse it. No message of a peer ends its receiver."""
+        """Pass a message on, or refuse it. No message from a peer can end this process."""
         me, sender = self._connection.member, message.sender
         try:
             header = headers.decode(message.header)
@@ -289,7 +291,7 @@ class Inbox:
 
     @property
     def _seeds_until(self) -> int:
-        """The last round whose seed is published, as far as is known here."""
+        """The last round whose seed is published, as far as this member knows."""
         rosters = self._connection.state.rosters
         return max(self._connection.state.seeds.until, rosters[-1].first - 1 if rosters else 0)
 

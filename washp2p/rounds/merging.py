@@ -98,7 +98,7 @@ class Merger:
         """Sees what comes while it watches, if there is one."""
 
     def keeps(self, plan: Plan, number: int) -> bool:
-        """Whether this member's values at the received places are needed later."""
+        """Whether the member's own values at the received indices must be kept for later."""
         own = plan.mean is not None and plan.mean.own
         return self._add or own or number == self.measured or self._watches
 
@@ -112,9 +112,10 @@ class Merger:
             self._newest_writes.forget(oldest)
 
     def scatter(self, round_: Round, staged: Staged, own: Vectors, *, newer_matter: bool) -> None:
-        """Write what has arrived of a round: at once if all is here, on the host; else by sender.
+        """Write what has arrived of a round. If all is here, on the host, it is written at once;
+        else sender by sender.
 
-        `own` has this member's values at the received places, if it `keeps` any. `newer_matter`
+        `own` has this member's values at the received indices, if it `keeps` any. `newer_matter`
         says that an older round is outstanding, which must not overwrite these values.
         """
         arrived = list(round_.arrived.items())
@@ -200,7 +201,7 @@ class Merger:
         return values
 
     def follow_measurement(self, round_: Round, n: int) -> None:
-        """A measured round of `n` members has been merged: conclude the estimate."""
+        """Conclude the estimate of distance: a measured round of `n` members has been merged."""
         assert self._consensus is not None
         if round_.lost:
             self._consensus.discard()
@@ -219,7 +220,7 @@ class Merger:
         own: Vectors,
         newer_matter: bool,
     ) -> None:
-        """Scatter payloads whose spans, less `offset`, fill `places`."""
+        """Scatter payloads whose spans, shifted by `offset`, fill `places`."""
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if own and self._watches:
             self._compare(places, own, values, pieces, offset)
@@ -296,7 +297,7 @@ class Merger:
     def _only(
         self, kept: npt.NDArray[np.intp], places: Places, values: Vectors
     ) -> tuple[Places, Vectors]:
-        """A selection of places and values."""
+        """The given places and values, restricted to a selection."""
         copies = self._store.copies
         return copies.upload(places.host[kept]), copies.select(values, kept)
 

@@ -41,7 +41,7 @@ class Repairer:
         self._own = moments(self._model, self._inputs())
 
     def begin(self, roster: Roster, plan: Plan) -> Beside:
-        """Send the moments to all members of the mean, and expect theirs."""
+        """Send the moments to all members that the mean is of, and expect theirs."""
         assert plan.mean is not None
         to, of = (
             {roster.members[position] for position, _, _ in route.parts}
@@ -60,9 +60,8 @@ class Repairer:
         )
 
     def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
-        """Give the mean the mean moments of its members.
-
-        Members that have diverged are left out.
+        """Set the mean's features to the mean moments of its members. Members that have diverged
+        are left out.
         """
         if came:
             counted = {self._me: self._own, **came}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a member's rounds begin: at zero, or where it joined or goes on."""
+    """Where a member's rounds begin: at zero, where it joined, or at its checkpoint."""
 
     round: int = 0
     steps: int = 0
@@ -103,8 +103,8 @@ class Timeline:
 
     @property
     def generations(self) -> list[tuple[int, int, int]]:
-        """Of each generation with this member: the number of members, the first round, and the
-        end.
+        """For each generation with this member: the number of members, the first round, and the
+        round after the last.
         """
         rounds = range(self._start.round + 1, self.round + 1)
         me = self._connection.member
@@ -120,13 +120,13 @@ class Timeline:
         return self._start.seconds + self.ended - self.began
 
     def account(self) -> dict[str, Any]:
-        """What `Start` needs besides rounds and steps, as plain values."""
+        """The fields of a `Start`, except `round` and `steps`, as plain values."""
         return {"seconds": self.seconds, "waited": self.waited, "generations": self.generations}
 
     def begin(self, start: Start, joined: Joined | None = None) -> None:
-        """Derive plans and start the clock: the first step may follow. The first seeds are here.
+        """Derive the first plans and start the clock. The first step may follow.
 
-        `joined` says how the member joined in mid-run.
+        The first seeds have arrived. `joined` says how the member joined in mid-run.
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
@@ -193,7 +193,7 @@ class Timeline:
         self._take_beside()
 
     def go_on(self) -> None:
-        """Rounds follow again: all members took that average after the same round."""
+        """Continue with rounds: all members took the average after the same round."""
         self._averaged = True
         self._exchange.go_on()
         self.ended = time.monotonic()
@@ -203,7 +203,7 @@ class Timeline:
         self._exchange.end(self.round, FOREVER, self._peers)
 
     def settle(self) -> None:
-        """Leave nothing outstanding: wait for it, or give it up if nobody waits."""
+        """Leave nothing outstanding: wait for it, or give it up under `--max-delay none`."""
         if self._arrivals.outstanding:
             waited = 0.0
             if self._delay.bound is None:
@@ -214,15 +214,15 @@ class Timeline:
             self._take_beside()
 
     def _apply(self) -> list[Applied]:
-        """Apply what has arrived. Means made of it are sent once the log has it."""
+        """Apply what has arrived. Means made of it are sent once the log has a record of it."""
         applied = self._exchange.apply()
         self._write(applied)
         self._exchange.share()
         return applied
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
-        """Send a round's values, wait as the bound demands, apply what has arrived, repair a
-        mean.
+        """Send a round's values, wait as long as the bound demands, apply what has arrived, and
+        repair a mean.
         """
         means = staged is not None and staged.plan.mean is not None
         repairer = self._repairer if means else None
@@ -254,7 +254,7 @@ class Timeline:
             self._pass_on(number, roster, beside, bound)
 
     def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
-        """Send what goes beside a round, and handle what has arrived beside it."""
+        """Send extra vectors with a round, and handle those that have arrived."""
         self._exchange.pass_on(number, roster, beside)
         self.waited += self._wait(number, bound)
         self._apply()
@@ -289,7 +289,7 @@ class Timeline:
         return time.monotonic() - began
 
     def _follow(self, applied: Sequence[Applied], waited: float) -> None:
-        """Update statistics from what was applied."""
+        """Update the statistics with what was applied."""
         if self._exchange.merger.diverged:
             if self._reported_in is not self._roster:  # votes are of one roster
                 self._reported_in = self._roster

@@ -20,10 +20,11 @@ Turn = tuple[int, int]
 
 @dataclass(slots=True)
 class Round:
-    """A leg of a round that this member has gathered: what is missing of it, what has arrived.
+    """A leg of a round that this member has gathered: what has arrived of it, and what is
+    missing.
 
-    Of each scalar the values of the first `slots` slots are expected. A span is the part of the
-    plan's receive route that a sender's values fill.
+    `slots` values are expected for each scalar. A span is the part of the plan's receive route that
+    one sender's values fill.
     """
 
     number: int
@@ -42,7 +43,9 @@ class Round:
 
 
 class Applied(NamedTuple):
-    """A leg of a round: the senders whose values were applied, and those whose never will be."""
+    """What was applied of one leg: the senders whose values were applied, and those whose values
+    never will be.
+    """
 
     round: int
     senders: tuple[MemberId, ...]
@@ -52,7 +55,8 @@ class Applied(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """Vectors of the parameters' dtype that are sent beside a round's values, in their own leg.
+    """Extra vectors that are sent with a round's values, in a leg of their own. They have the
+    parameters' dtype.
 
     `outgoing` has them by peer; any thread may read them. `incoming` has the number of values
     expected of each peer.

@@ -75,9 +75,8 @@ class FinishedRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read several folders. Each run is named by as much of its path as tells it apart.
-
-    Raises UsageError.
+    """Read several folders. Each run's name is the shortest end of its path that no other run
+    has. Raises UsageError.
     """
     paths = [folder.resolve() for folder in folders]
     length = 1
@@ -90,7 +89,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def differences(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, with each run's value."""
+    """The settings in which the runs differ, with each run's value."""
     configs = [run.config.to_wire() for run in runs]
     return {
         flag(name): [config[name] for config in configs]

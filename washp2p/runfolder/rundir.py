@@ -223,7 +223,9 @@ def trim_lines(folder: Path, round_number: int) -> None:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """A run's configuration. Raises UsageError if the folder has none of this version."""
+    """A run's configuration. Raises UsageError if the folder has no configuration of this
+    version.
+    """
     path = folder / CONFIG
     try:
         return RunConfig.from_file(json.loads(path.read_text())["config"])

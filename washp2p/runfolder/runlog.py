@@ -33,7 +33,9 @@ _log = logging.getLogger("washp2p")
 
 
 class Record(NamedTuple):
-    """An application after own step `step`: a leg of `round`, with values of these senders."""
+    """Values were applied after the member's own step `step`: those of these senders, for a leg
+    of `round`.
+    """
 
     step: int
     generation: int

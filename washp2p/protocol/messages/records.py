@@ -76,7 +76,7 @@ class Codec(Generic[R]):
         return packed
 
     def decode(self, data: bytes | memoryview) -> R:
-        """Inverse of `encode`. Raises ProtocolError on anything else; never anything else."""
+        """Inverse of `encode`. Raises ProtocolError on any other data, and no other exception."""
         if len(data) > self._limit:
             raise ProtocolError(f"record of {len(data)} bytes; expected at most {self._limit}")
         try:
@@ -108,7 +108,9 @@ class Codec(Generic[R]):
 
 
 def _shown(value: Any) -> str:
-    """A value as a message names it: it may be anything, as deep and as large as fits."""
+    """A value as an error message shows it, cut short: it may be anything, of any depth and
+    size.
+    """
     if isinstance(value, list):
         return "[" + ", ".join(map(_leaf, value[:12])) + ", ..." * (len(value) > 12) + "]"
     return _leaf(value)
@@ -123,7 +125,7 @@ def _leaf(value: Any) -> str:
 
 
 def _on_the_wire(hint: Any) -> type:
-    """As what a field comes out of msgpack."""
+    """The type that a field has when it comes out of msgpack."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     plain: type = get_origin(hint) or hint
@@ -131,7 +133,9 @@ def _on_the_wire(hint: Any) -> type:
 
 
 def _check(hint: Any) -> Check:
-    """A function that returns what a value of this type is, or raises ValueError."""
+    """A function that checks a value against this type: it returns the value, or raises
+    ValueError.
+    """
     if hint == Json:
         return _json
     origin, arguments = get_origin(hint), get_args(hint)
