@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace, log: Log) -> int:
-    """Train one member; train another one whenever the population has dropped this process."""
+    """Train one member. If the population drops it, join again as another member."""
     import torch
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # it carries values within a machine only

@@ -84,7 +84,7 @@ class Admission:
         yield Event(text, What.WAITING)
 
     def knock(self, identity: bytes, message: Hello | Claim, now: float) -> Iterator[Command]:
-        """A worker asks to join, or says which checkpoints it holds."""
+        """Handle Hello or Claim: a worker asks to join, or says which checkpoints it holds."""
         known = self._population.members.get(identity)
         if known is not None:  # the answer was lost with the connection
             known.away_until = None
@@ -105,7 +105,7 @@ class Admission:
             yield from self._take_in(member, now)
 
     def wish(self, identity: bytes, rank: MemberId) -> None:
-        """Remember that a worker asks for the id `rank`. It says hello next."""
+        """Remember that a worker asks for the id `rank`; its Hello comes next."""
         self._wishes[identity] = rank
         if len(self._wishes) > WISHES:
             self._wishes.pop(next(iter(self._wishes)))
@@ -141,7 +141,7 @@ class Admission:
         yield from self._take_in(member, now)
 
     def attach(self, member: KnownMember, attach: Attach, now: float) -> Iterator[Command]:
-        """A member presents its model and the addresses of its data plane."""
+        """Handle Attach: a member describes its model and the addresses of its data plane."""
         population = self._population
         if member.phase is not Phase.WELCOMED:
             return  # said again after a lost connection
@@ -178,7 +178,7 @@ class Admission:
             yield from self._start()
 
     def ready(self, member: KnownMember) -> None:
-        """A newcomer holds a snapshot."""
+        """Handle Ready: a newcomer holds a snapshot."""
         if member.phase is not Phase.ATTACHED or member.donor is None:
             return
         member.ready = True  # what follows is `enter`, once no average is being taken
@@ -310,7 +310,7 @@ class Admission:
             yield Event(text, What.LAYERS)
 
     def _rewind(self, resumption: Resumption, present: list[KnownMember]) -> Iterator[Command]:
-        """Go on from the newest checkpoint that all present members hold."""
+        """Go back to the newest checkpoint that all present members hold."""
         population = self._population
         number = resumption.most_hold(present)
         without = [member for member in present if number not in member.saved]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def begin_average(
     population: Population, member: KnownMember, number: int, after: int
 ) -> Iterator[Command]:
-    """A member has begun an average. All others have to take part in it."""
+    """Handle Averaging: a member has begun an average, so all others have to take part in it."""
     member.averaging = max(member.averaging, (number, after))
     member.rounds = max(member.rounds, after)
     yield Keep(member)
@@ -38,7 +38,7 @@ def begin_average(
 
 
 def settle(population: Population, number: int, enrolled: list[KnownMember]) -> Iterator[Command]:
-    """All members hold average `number`: it stands."""
+    """Announce that average `number` stands: all members hold it."""
     population.settled, population.averages = population.roster, number
     after = {m.id: m.averaging[1] for m in enrolled}
     population.averaged_after = [after[m] for m in population.roster.members]
@@ -48,7 +48,7 @@ def settle(population: Population, number: int, enrolled: list[KnownMember]) -> 
 
 
 def settled(population: Population) -> Settled:
-    """The last average that stands."""
+    """The message about the last average that stands."""
     assert population.settled is not None
     generation = population.settled.generation
     return Settled(generation, population.averages, population.averaged_after)

@@ -47,7 +47,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class Rewind:
-    """The run goes on from this round. The journal and the metrics drop all later entries.
+    """Go on from this round. The journal and the metrics drop all later entries.
 
     The journal does so in one transaction with what is kept next.
     """
@@ -69,7 +69,7 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Reject:
-    """Count a claim of a worker that cannot be true."""
+    """Count a worker's message whose claim cannot be true."""
 
     identity: bytes
     what: str

@@ -60,7 +60,7 @@ def mismatch(
 
 
 def same_endpoint(member: KnownMember, others: Sequence[KnownMember]) -> str:
-    """Why a member cannot listen at its address: another member listens there."""
+    """Why a member cannot listen at its address: another member already does."""
     for other in others:
         if other is not member and other.endpoint == member.endpoint:
             return (
@@ -141,7 +141,7 @@ def check_key(population: Population, key: bytes, *, encrypted: bool) -> None:
 
 
 def closed(population: Population) -> str:
-    """Why no further worker can join."""
+    """Why no further worker can join; an empty string if one can."""
     n = population.config.n
     if population.ended:
         return "the run has ended; start a new coordinator"

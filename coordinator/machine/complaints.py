@@ -26,9 +26,8 @@ class Votes:
         self._said: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
     def cast(self, voter: MemberId, of: MemberId, roster: Roster) -> bool:
-        """Count a complaint of `voter` about `of`.
-
-        Returns whether most of the other members complain of it by now.
+        """Count a complaint of `voter` about `of`. Returns whether most of the other members now
+        complain about it.
         """
         if self._generation != roster.generation:
             self._generation = roster.generation
@@ -56,7 +55,9 @@ class Complaints:
     def stalled(
         self, member: KnownMember, slow: MemberId, *, broken: bool, now: float
     ) -> Iterator[Command]:
-        """A member waits too long for `slow`, or its connection to it is `broken`."""
+        """Handle Stalled: a member waits too long for `slow`, or its connection to it is
+        `broken`.
+        """
         if broken or not self._lives(slow, now) or member.fetches_from(slow):
             reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
             cure = "twelve times --patience; raise it, or use member.busy() around long work"
@@ -65,9 +66,8 @@ class Complaints:
     def report(
         self, member: KnownMember, slow: MemberId, reason: str, *, for_good: bool = False
     ) -> Iterator[Command]:
-        """Drop the member that most of the others complain of.
-
-        If two members complain of each other, drop the one with the larger id.
+        """Drop the member that most of the others complain about. If two members complain about
+        each other, drop the one with the larger id.
         """
         population = self._population
         if member.fetches_from(slow):
@@ -84,7 +84,7 @@ class Complaints:
         yield from population.expel(offender, reason, answer)
 
     def diverged(self, reporter: KnownMember, sick: MemberId) -> Iterator[Command]:
-        """A member reports that `sick` sends values that are not finite.
+        """Handle Diverged: a member reports that `sick` sends values that are not finite.
 
         Once most members report it, do what `--on-divergence` says.
         """
@@ -115,7 +115,9 @@ class Complaints:
                 yield from population.expel(member, what)
 
     def refuse_donor(self, newcomer: KnownMember, donor: MemberId, what: str) -> Iterator[Command]:
-        """A newcomer cannot use a snapshot. Find it another donor, or turn it away."""
+        """Handle Unusable: a newcomer cannot use a snapshot. Find it another donor, or turn it
+        away.
+        """
         if newcomer.fetches_from(donor):
             newcomer.useless.add(donor)
             yield from self._admission.find_donor(newcomer)

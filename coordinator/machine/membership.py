@@ -177,7 +177,7 @@ class Membership:
                     yield AppendConsensus(found)
 
     def gone(self, identity: bytes, now: float) -> Iterator[Command]:
-        """The connection to a worker is closed."""
+        """Handle a closed connection to a worker."""
         self._now = now
         population = self.population
         member = population.members.get(identity)
@@ -213,7 +213,7 @@ class Membership:
     def _hear(  # noqa: PLR0912 - a case a message
         self, member: KnownMember, message: Message
     ) -> Iterator[Command]:
-        """Handle all messages that are not sent all the time."""
+        """Handle the messages that members send now and then, as opposed to regular reports."""
         population = self.population
         match message:
             case Back(generations, seeds):
@@ -265,7 +265,7 @@ class Membership:
                 yield from population.dismiss(member, what)
 
     def _move_on(self) -> Iterator[Command]:
-        """Do whatever all members together have now come far enough for."""
+        """Take the next step of the run that all members have now made possible."""
         population = self.population
         enrolled = population.enrolled()
         if population.ended or not enrolled:

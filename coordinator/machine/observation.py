@@ -52,7 +52,7 @@ class _Pace:
 
 @dataclass
 class _Seen:
-    """What was last heard of one member."""
+    """The last reports of one member."""
 
     vitals: Vitals | None = None
     rounds: _Pace = field(default_factory=_Pace)
@@ -71,7 +71,7 @@ class Observation:
         self._measured: float | None = None
 
     def measured(self, values: dict[str, Any]) -> None:
-        """A survey's result. It replaces the members' own estimates of the distance."""
+        """Keep a survey's result. It replaces the estimate from the members' own reports."""
         self._measured = float(values["distance"])
 
     def event(self, event: Event, when: float) -> None:
@@ -127,9 +127,8 @@ class Observation:
         }
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Bytes sent, values lost and messages refused, of all members including departed ones.
-
-        By kind, and by reason.
+        """Bytes sent by kind, values lost and messages refused by reason: of all members,
+        including departed ones.
         """
         sent: Counter[str] = Counter()
         lost: Counter[str] = Counter()

@@ -85,7 +85,7 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
 
 
 def _may_have_found(population: Population, member: KnownMember, part: Surveyed) -> bool:
-    """Whether there was such a survey with this member, and the result is possible."""
+    """Whether this member took part in such a survey, and the result is possible."""
     rosters = population.rosters
     if not rosters or not rosters[0].first <= part.round <= population.published:
         return False

@@ -68,7 +68,7 @@ class Population:
         self.ended = False
 
     def recall(self, past: Past) -> None:
-        """Take over the state that a journal has."""
+        """Take over the state in a journal."""
         self.members = {member.identity: member for member in past.members}
         self.departed = list(past.departed)
         self.history = [roster for roster in past.rosters if roster.generation < past.life]
@@ -158,7 +158,7 @@ class Population:
         return NewRoster(roster.generation, roster.first, self.averages, roster.rows)
 
     def drop(self, member: KnownMember, what: str, code: int = 1) -> Iterator[Command]:
-        """A member is lost. The others go on without it."""
+        """Drop a lost member. The others go on without it."""
         del self.members[member.identity]
         first = self.published + 1 if self.started else 0
         departed = Departed(member.id, member.host, what, first, member.pid)
@@ -207,7 +207,8 @@ class Population:
         yield EndRun(reason, code)
 
     def saved(self, member: KnownMember, number: int, error: str) -> Iterator[Command]:
-        """A member holds checkpoint `number`, or could not write it due to `error`.
+        """Handle Saved: a member holds checkpoint `number`, or could not write it because of
+        `error`.
 
         If it could not, all members discard theirs.
         """
@@ -237,7 +238,7 @@ class Population:
                 return
 
     def note(self, member: KnownMember, topic: str, text: str) -> Iterator[Command]:
-        """Keep a notice of a member for people to read, once."""
+        """Keep a member's notice for people to read; the same one is kept once."""
         notice = {"member": member.id, "topic": topic, "text": text}
         if notice not in self.notices and len(self.notices) < NOTICES:
             self.notices.append(notice)

@@ -85,7 +85,9 @@ class Publication:
         self._kept_at = now
 
     def reach(self, rounds: int, now: float) -> bool:
-        """Note that a member has done so many rounds. Return whether no member had done as many."""
+        """Note that a member has done so many rounds. Returns whether it is the first to do so
+        many.
+        """
         if not self.begun or rounds <= self._fastest:
             return False
         if not self._fastest:

@@ -37,8 +37,8 @@ class Resumption:
     def expected(self, here: Iterable[KnownMember]) -> int:
         """How many members to wait for.
 
-        All that hold the newest checkpoint, if each present member holds it; otherwise all that
-        hold the checkpoint which every member had.
+        If each present member holds the newest checkpoint, all members that hold it; otherwise all
+        that hold the checkpoint that every member had.
         """
         newest = all(max(self._places) in member.saved for member in here)
         return len(self._places[max(self._places) if newest else min(self._places)])
@@ -88,7 +88,7 @@ class Resumption:
         return [roster for roster in self._past.rosters if roster.first <= round_number]
 
     def departed_at(self, round_number: int, present: Iterable[KnownMember]) -> list[Departed]:
-        """The members lost before a round, and those that are not there to go on from it."""
+        """The members that were lost before a round, and those that are missing now."""
         there = {member.id for member in present}
         peers = roster_at(self._past.rosters, round_number).peers
         what = "did not come back when the run went on from a checkpoint"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opening:
-    """What a coordinator begins with."""
+    """What a coordinator knows when it begins."""
 
     run: bytes
     """Eight bytes that name this life of the run on both planes."""
@@ -38,9 +38,9 @@ class Opening:
 def open_run(
     journal: Journal, folder: Path, *, resume: bool, goes_on: bool, encrypted: bool
 ) -> Opening:
-    """Read the journal of `folder`, and commit to it what this coordinator begins with.
+    """Read the journal of `folder`, and write into it what this coordinator begins with.
 
-    `goes_on` says that the run there has not finished, `resume` that it is to go on from its
+    `goes_on` says that the run there has not finished; `resume` that it has to be resumed from its
     checkpoints. Raises UsageError if it cannot.
     """
     resumes = resume or journal.fact("resuming", False)

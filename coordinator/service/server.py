@@ -225,7 +225,7 @@ class Server:
         interrupted.cancel()
 
     def _bury(self) -> None:
-        """Give up workers whose connection is closed, after reading their last messages."""
+        """Give up the workers whose connections are closed, after reading their last messages."""
         for _ in range(AT_ONCE):
             if not self._unreachable or not self._router.arrived:
                 break

@@ -1,4 +1,4 @@
-"""All that shows a run while it goes on: terminal or log, curves, TensorBoard, HTTP.
+"""All observers of a live run: terminal or log, curves, TensorBoard, HTTP.
 
 An observer cannot delay or end a run.
 """

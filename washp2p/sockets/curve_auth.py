@@ -94,17 +94,19 @@ def guard(socket: zmq.Socket[Any], own: KeyPair) -> None:
 
 
 def present(socket: zmq.Socket[Any], own: KeyPair, server: bytes) -> None:
-    """Connect only to the holder of `server`'s secret key, as `own`. Call it before `connect`."""
+    """Connect with the key pair `own`, and only to the holder of `server`'s secret key. Call it
+    before `connect`.
+    """
     socket.set(zmq.CURVE_SERVERKEY, server)
     socket.set(zmq.CURVE_PUBLICKEY, own.public)
     socket.set(zmq.CURVE_SECRETKEY, own.secret)
 
 
 def hang_up(frame: zmq.Frame) -> None:
-    """Close the connection by which a frame has just come. What was read before still arrives.
+    """Close the connection on which a frame has just come.
 
-    If that connection has ended and another one has its number now, that one is closed and made
-    again.
+    What was read before still arrives. If that connection has ended and another one has its number
+    now, that one is closed and made again.
     """
     with (
         suppress(OSError, zmq.ZMQError),

@@ -1,4 +1,4 @@
-"""What a method tells the exchange."""
+"""The interface between a method and the exchange."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Strategy(ABC):
         self._rate = Fraction(1, self.config.every)
 
     def begin(self, rounds: int) -> None:
-        """The run has so many `rounds`, 0 if not known. Raises UsageError if the method must
-        know.
+        """Start with a run of `rounds` rounds, 0 if the number is not known.
+
+        Raises UsageError if the method has to know it.
         """
         config = self.config
         if self.lockstep and self._max_delay != "0":
@@ -74,7 +75,7 @@ class Strategy(ABC):
         return self.rounds_due(range(number, number + 1)) == 1
 
     def rounds_due(self, rounds: range) -> int:
-        """In how many of `rounds` members exchange values."""
+        """The number of rounds among `rounds` in which members exchange values."""
         first, last = max(rounds.start, self._first), min(rounds.stop - 1, self._last)
         if last < first:
             return 0
@@ -90,9 +91,9 @@ class Strategy(ABC):
         return None
 
     def weight(self, lr: float) -> float:
-        """How far a mean pulls a member's values towards itself: 1 replaces them.
+        """How far a mean pulls a member's values: 1 replaces them.
 
-        `lr` is the optimizer's learning rate of now, as a share of the highest so far.
+        `lr` is the optimizer's present learning rate as a share of the highest so far.
         """
         return 1.0
 
@@ -110,4 +111,4 @@ class Strategy(ABC):
 
     @abstractmethod
     def paper_payload(self, layout: Layout) -> float:
-        """The same as the method's paper counts it, in bytes."""
+        """The bytes per round by the rule of the method's paper."""

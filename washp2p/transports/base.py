@@ -103,7 +103,7 @@ class Transport(ABC):
 
     @abstractmethod
     def mended(self) -> list[MemberId]:
-        """Peers whose connections were broken and work again, each returned once. Does not
+        """Peers whose connections were broken and work again. Each is returned once. Does not
         block.
         """
 

@@ -67,12 +67,12 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread has not ended."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     @property
     def down_for(self) -> float:
-        """Seconds since the connection was up, or since it was begun."""
+        """Seconds since the connection was last up, or since the first try."""
         return 0.0 if self.up else time.monotonic() - self._held
 
     def has_mended(self) -> bool:

@@ -51,7 +51,7 @@ class PlannedRounds:
         self.shares = plan is not None and plan.mean is not None and plan.mean.shared
 
     def draw(self, seed: int, roster: Sequence[int]) -> Round:
-        """What the round of `seed` does to the members of `roster`."""
+        """The effect of the round with seed `seed` on the members of `roster`."""
         made = [self._of(len(roster), k).plan(seed) for k in range(len(roster))]
         plans = {m: plan for m, plan in zip(roster, made, strict=True) if plan is not None}
         received = [plan.receive.indices for plan in plans.values()]

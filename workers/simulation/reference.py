@@ -250,7 +250,9 @@ class Reference:
         """Scalars that went from row's member to column's so far."""
 
     def shuffle(self, seed: int) -> None:
-        """One round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i, or a mean."""
+        """Do one round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i, or a
+        mean.
+        """
         self._done += 1
         for member in range(len(self._models)):
             self.gather(member, self._done, seed)
@@ -262,7 +264,7 @@ class Reference:
     def gather(
         self, member: int, number: int, seed: int, roster: Sequence[int] | None = None
     ) -> None:
-        """A member sends: its values at round `number`'s scalars now are what others will get.
+        """Send for a member: keep its present values at round `number`'s scalars for the others.
 
         `roster` has the members of the round, in order (default: all).
         """
@@ -293,7 +295,9 @@ class Reference:
     def apply(
         self, member: int, number: int, senders: Sequence[int] | None = None, leg: int = 0
     ) -> None:
-        """A member takes over what `senders` (default: all) sent it in round `number`."""
+        """Apply, to a member, the values that `senders` (default: all) sent it in round
+        `number`.
+        """
         this = self._rounds.get(number)
         if this is None:
             return
@@ -318,12 +322,12 @@ class Reference:
             self._permute(this, member, number, senders)
 
     def give(self, donor: int, guest: int) -> None:
-        """`guest` begins with the state of `donor`."""
+        """Copy the state of `donor` to `guest`."""
         self._highest_lr[guest] = self._highest_lr[donor]
 
     def among(self, member: int, number: int) -> list[int]:
-        """The members whose values are in the mean that a member takes in a round, if it takes
-        one.
+        """The members whose values are in the mean that a member takes in a round; none if it
+        takes no mean.
         """
         this = self._rounds.get(number)
         if this is None:
@@ -444,7 +448,9 @@ class Reference:
 def _mean(
     held: dict[int, list[np.ndarray]], part: slice, among: list[int], came: list[int], own: int
 ) -> np.ndarray:
-    """The mean of the finite values held by the member and by those `among` that `came`."""
+    """The mean of the finite values of the member itself and of those members of `among` whose
+    values `came`.
+    """
     values = [held[m][0][part].astype(np.float64) for m in among if m in came or m == own]
     finite = [np.isfinite(each) for each in values]
     total = np.zeros_like(values[0])
@@ -477,10 +483,10 @@ def plain_average(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 
 def _layers(model: torch.nn.Module, last: str) -> list[tuple[torch.nn.Parameter, int]]:
-    """Trainable parameters in flat order, each with the number of its layer.
+    """The trainable parameters in flat order, each with the number of its layer.
 
-    A layer is a module that owns some, those of its parametrizations included, by registration. The
-    owner of the parameters called `last` is the last layer.
+    A layer is a module that owns parameters, including those of its parametrizations, in the order
+    of registration. The owner of the parameters called `last` is the last layer.
     """
     found: list[tuple[torch.nn.Parameter, str]] = []
     for name, module in model.named_modules():

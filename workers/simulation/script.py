@@ -1,4 +1,4 @@
-"""What each member does after each of its steps: by a rule, or as a run's logs say.
+"""What each member does after each of its steps: by a rule, or as the logs of a run say.
 
 In a replay the reference follows the logs. No tensors.
 """
@@ -48,7 +48,9 @@ class Script:
 
 
 def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
-    """All members apply every round exactly `delay` steps after it; the last rounds at the end."""
+    """Every member applies every round exactly `delay` steps late, and the last rounds at the
+    end.
+    """
     script = Script()
     for number in range(1, rounds + 1):
         applies = script.applies.setdefault(min(number + delay, rounds), [])

@@ -204,7 +204,9 @@ class SimulatedPopulation:
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
     ) -> Iterator[list[int] | None]:
-        """Train one member. Yields a round whenever one is applied, None while it must wait."""
+        """Train one member. Yields a round's number when a round was applied, None while the
+        member must wait.
+        """
         trainer = self.trainers[member]
         while member in self._waiting:
             yield None
@@ -255,9 +257,10 @@ class SimulatedPopulation:
                 restore_mean(trainer.model, counted, trainer.repair_inputs)
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
-        """Note a member's values after a round with a survey. The last member measures.
+        """Record a member's values after a round with a survey. The last member to do so
+        measures.
 
-        By quarter of the parameters: scalar i of d is in quarter 4 i // d.
+        Results are by quarter of the parameters: scalar i of d is in quarter 4 i // d.
         """
         number = self.trainers[member].round
         if not self._track or number % self._track or len(roster) < 2:

@@ -25,10 +25,10 @@ def summary_of(
     sent_by: Sequence[Sequence[int]],
     seconds: float,
 ) -> dict[str, Any]:
-    """What a population did in so many `seconds`; `trainer` is that of one member.
+    """What a population did in `seconds` seconds. `trainer` is the trainer of one member.
 
     `steps` has the optimizer steps of each member, in order. `sent_by` has the scalars that each
-    member sent to each, by position.
+    member sent to each other one, by position.
     """
     members = list(steps)
     rounds = trainer.steps

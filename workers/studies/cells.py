@@ -108,7 +108,7 @@ class Cells:
         return found if usable and (_counted(found) or not measured) else None
 
     def _resumed(self, config: RunConfig) -> bool:
-        """Go on with an interrupted run to its end, if there is one that can go on."""
+        """Resume an interrupted run and finish it, if it can be resumed. Returns whether it was."""
         place = self.place(config)
         if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
             return False
@@ -123,7 +123,7 @@ class Cells:
 
     @contextmanager
     def _alone_with(self, place: Path) -> Iterator[None]:
-        """Keep other studies from making this run meanwhile."""
+        """Keep other studies from making this run at the same time."""
         locks = self._folder / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         with (locks / place.name).open("w") as lock:
@@ -131,9 +131,7 @@ class Cells:
             yield
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
-        """Test accuracies, in per cent, of mixtures of a finished run's first members, by
-        weights.
-        """
+        """Test accuracies, in per cent, of weighted means of a finished run's first members."""
         from washp2p.evaluation import average_state
         from workers.__main__ import pick_device
         from workers.training.soup import read_models

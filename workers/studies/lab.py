@@ -192,12 +192,12 @@ class Lab:
         return pictures.dots(place, table.groups, "test accuracy, %")
 
     def decided(self) -> tuple[Scene, int]:
-        """The scene of ablations, with the middle one of its numbers of members."""
+        """The scene of ablations, and the middle one of its numbers of members."""
         scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
         return scene, scene.members[len(scene.members) // 2]
 
     def said(self, *scenes: Scene) -> str:
-        """The seeds, `scenes` (default: all) and versions of a study, for the reader."""
+        """Seeds, `scenes` (default: all) and versions of a study, as a sentence for its page."""
         seeds = sorted({run.config.seed for run in self.seen})
         over = ", ".join(map(str, seeds))
         parts = [f"Mean ± standard deviation over seeds {over}." if seeds[1:] else f"Seed {over}."]
@@ -217,7 +217,9 @@ class Lab:
         return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
-        """The preset's scenes with these values; values of no scene replace another's."""
+        """The preset's scenes with these values. A value that no scene has replaces the scenes'
+        own.
+        """
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
         if not scenes:
             first = replace(self.scenes[0], data=data or "", ablations=False)

@@ -62,7 +62,7 @@ def lines(place: Path, curves: Lines, x: str, y: str, ticks: list[str] | None = 
 
 
 def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) -> str:
-    """Distances to consensus by quarter of the parameters, a panel each."""
+    """Draw distances to consensus by quarter of the parameters, with a panel for each."""
     figure = _figure(10, 3)
     for quarter, axes in enumerate(figure.subplots(1, 4)):
         for name, points in curves.items():
@@ -75,7 +75,7 @@ def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) 
 
 
 def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, list[float]]) -> str:
-    """Values at a `grid` of weights of three members, a triangle each, on one scale."""
+    """Draw values at a `grid` of weights of three members, a triangle each, on one scale."""
     figure = _figure(10, 3)
     across = [b + c / 2 for _, b, c in grid]
     up = [c * 3**0.5 / 2 for _, _, c in grid]
@@ -92,7 +92,7 @@ def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, li
 
 
 def paths(place: Path, trajectories: dict[str, Points]) -> str:
-    """The paths of two points (steps x 2 x 2), a panel for each method."""
+    """Draw the paths of two points (steps x 2 x 2), with a panel for each method."""
     figure = _figure(10, 3.4)
     for axes, (name, path) in zip(
         figure.subplots(1, len(trajectories)), trajectories.items(), strict=True

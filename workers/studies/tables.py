@@ -68,7 +68,7 @@ class Table:
 
     @property
     def groups(self) -> dict[str, dict[str, Value]]:
-        """Of each row that has values: by the words before its first one, the values by column."""
+        """For each row with values: the words before its first value, and the values by column."""
         found: dict[str, dict[str, Value]] = {}
         for row in self.rows:
             values = {
@@ -82,7 +82,9 @@ class Table:
         return found
 
     def records(self) -> list[list[str]]:
-        """Header and rows for CSV: of a value its mean, its deviation and how many it is of."""
+        """Header and rows for CSV. A value becomes its mean, its deviation and its number of
+        samples.
+        """
         valued = [
             any(isinstance(row[k], Value) for row in self.rows) for k in range(len(self.header))
         ]
@@ -115,7 +117,9 @@ class Report:
     """Files beside it."""
 
     def write(self, folder: Path, command: str) -> Path:
-        """Write NAME.md and NAME.csv (NAME-2.csv, ...) into `folder`; where the first is."""
+        """Write NAME.md and NAME.csv (NAME-2.csv, ...) into `folder`. Returns the path of
+        NAME.md.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         parts = [f"# {self.title}\n", f"Command: `{command}`\n"]
         parts += [table.markdown for table in self.tables]

@@ -224,7 +224,7 @@ def heatmap(lab: Lab) -> Report:
 
 
 def nearest_to_the_middle(found: Sequence[float], grid: Sequence[tuple[float, ...]]) -> float:
-    """The value on a `grid` whose weights are most equal."""
+    """The value on a `grid` whose weights are closest to equal."""
     return min(zip(grid, found, strict=True), key=lambda pair: max(pair[0]) - min(pair[0]))[1]
 
 

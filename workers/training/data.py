@@ -132,7 +132,9 @@ class _Images(TensorDataset):
 
 
 def _readers() -> dict[str, Any]:
-    """Options of a loader of files: its processes are not forks of a member, which has threads."""
+    """Options for loaders of files. Their processes are not forked from a member, which has
+    threads.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision.datasets"])
     return {"num_workers": min(4, os.cpu_count() or 1), "multiprocessing_context": context}
@@ -255,7 +257,9 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
 
 
 def _limited(labels: Sequence[int], count: int) -> Sequence[int]:
-    """The indices of `count` images: the first ones, or equally many of each class if sorted."""
+    """The indices of `count` images: the first ones; equally many of each class if they are
+    sorted by class.
+    """
     if all(a <= b for a, b in pairwise(labels)):
         seen: Counter[int] = Counter()
         turns = []

@@ -41,7 +41,7 @@ class Rescue:
         self._written = False
 
     def watch(self, trainer: Trainer) -> None:
-        """From now on there is a model to keep."""
+        """Set the trainer whose model is to be kept from now on."""
         self._trainer = trainer
 
     def on_stop(self, error: WashError) -> None:
@@ -65,7 +65,7 @@ class Rescue:
         timer.start()
 
     def keep(self, error: BaseException) -> None:
-        """Write the member's model if it is good and not on disk yet. Once."""
+        """Write the member's model, once, if it is good and not on disk yet."""
         with self._writing:
             trainer, self._trainer = self._trainer, None
             if trainer is None or self._written or not trainer.round:

@@ -67,16 +67,16 @@ class Models:
         return self.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, self.device)
 
     def held_out(self, state: State) -> float:
-        """The accuracy on held-out images, by which choices are made."""
+        """The accuracy on held-out images, which decides choices."""
         return self.accuracy(state, self.data.held_out)
 
 
 def read_models(
     places: Sequence[Path], data_dir: Path, device: torch.device, *, download: bool
 ) -> Models:
-    """Read the members of a run, or the models in files of one, and its data.
+    """Read the members of a run, or models in single files of one run, and the run's data.
 
-    Raises UsageError if they are missing, or not of the run's architecture.
+    Raises UsageError if they are missing, or do not have the run's architecture.
     """
     folder = _run_of(places[0])
     files, more = list(places), []
@@ -176,7 +176,7 @@ def _fit(models: Models, inputs: Sequence[torch.Tensor], state: State, reference
 
 
 def _run_of(place: Path) -> Path:
-    """The run folder that a path is, or lies in."""
+    """The run folder that a path names or lies in."""
     for folder in (place, *place.parents):
         if (folder / rundir.CONFIG).exists():
             return folder

@@ -161,8 +161,8 @@ class Trainer:
     def final_state(self) -> dict[str, torch.Tensor] | None:
         """The state dict to average in place of the model's; None for the model's own.
 
-        Called once, when nothing changes the model any more. Under SWA it is the mean of the
-        member's own models, with batch norms' statistics of SWA_BATCHES batches.
+        Called once, when training is over. Under SWA it is the mean of the member's own models,
+        with batch norm statistics from SWA_BATCHES batches.
         """
         if self._swa_at >= self.steps:
             return None
@@ -219,7 +219,7 @@ class Trainer:
         )
 
     def _rest_of(self, now: _Pass) -> Iterator[Any]:
-        """The batches of a pass that have not been taken."""
+        """The batches of a pass that are still to be taken."""
         self.streams.loader.set_state(now.order)
         batches = iter(self._batches)
         whole = now.length == len(self._batches)
