@@ -9,13 +9,14 @@ import pytest
 from tests.support.processes import FORKSERVER, collect
 from tests.support.sources import ROOT
 
-PAGES = ("integrate.md", "reliability.md")
+PAGES = ("README.md", "docs/integrate.md", "docs/reliability.md", "docs/observe.md")
 ADDRESS = "tcp://127.0.0.1:5555"
+METRICS = "127.0.0.1:9100"
 
 
 def blocks():
     for page in PAGES:
-        text = (ROOT / "docs" / page).read_text()
+        text = (ROOT / page).read_text()
         for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)):
             yield pytest.param(code, id=f"{page}-{number}")
 
@@ -46,7 +47,8 @@ def run_block(code, address, number, folder, queue):
         "validate": lambda model: model(torch.zeros(2, 6)),
         "path": folder / f"averaged-{number}.pt",
     }
-    exec(compile(code.replace(ADDRESS, address), "a guide", "exec"), names)
+    code = code.replace(ADDRESS, address).replace(METRICS, "127.0.0.1:0")
+    exec(compile(code, "a guide", "exec"), names)
     if not names["member"].closed:
         names["member"].close()
     averaged = names.get("averaged")
@@ -65,5 +67,5 @@ def test_a_guides_code_runs(runs, tmp_path, code):
 
 
 def test_there_is_something_to_run():
-    assert len(list(blocks())) >= 9
+    assert len(list(blocks())) >= 11
     assert FORKSERVER.get_start_method() == "forkserver"

@@ -268,6 +268,34 @@ def test_washp2p_run_leaves_nobody_behind(tmp_path, number, whole_group, moment)
     assert all(map(gone, pids))
 
 
+def test_washp2p_run_ends_when_the_process_that_forks_workers_is_killed(tmp_path):
+    with launched(tmp_path / "run", *LONG, session=True) as launcher:
+        for line in launcher.stdout:
+            if "epoch 1" in line:
+                break
+        pids = [
+            int(status.parent.name)
+            for status in Path("/proc").glob("[0-9]*/stat")
+            if session_of(status) == launcher.pid
+        ]
+        (forking,) = (
+            pid
+            for pid in pids
+            if b"workers.fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            and parent_of(pid) == launcher.pid
+        )
+        os.kill(forking, signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=40)
+        assert launcher.returncode == 1
+    assert "worker: killed by SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert all(map(gone, pids))
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def session_of(status):
     try:
         return int(status.read_text().rpartition(")")[2].split()[3])
@@ -284,8 +312,8 @@ def test_washp2p_run_reports_a_worker_that_cannot_start(tmp_path):
 
 
 @contextlib.contextmanager
-def launched(folder, *flags):
-    """`washp2p run` with three members."""
+def launched(folder, *flags, session=False):
+    """`washp2p run` with three members; in a session of its own, if wanted."""
     flags = ["--n=3", "--epochs=4", "--p=0.05", f"--run-dir={folder}", *flags]
     with subprocess.Popen(
         [sys.executable, "-m", "washp2p", "run", *flags],
@@ -293,6 +321,7 @@ def launched(folder, *flags):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        start_new_session=session,
     ) as launcher:
         yield launcher
 

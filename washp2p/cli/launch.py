@@ -188,7 +188,8 @@ class Launch:
         for worker in self._workers:
             worker.kill()
         await _wait_for([worker for worker in self._workers if worker.pid], END_SECONDS)
-        self._forking.kill()
+        if self._forking.returncode is None:
+            self._forking.kill()
         await self._forking.wait()
 
 
