@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
-    """Flags for encryption; this program's keys are in `file`."""
+    """Add the flags for encryption. `file` is the name of this program's key file."""
     parser.add_argument(
         "--keys",
         type=Path,
@@ -46,7 +46,7 @@ def add_link_options(parser: argparse._ActionsContainer, file: str) -> None:
 
 
 def add_observation_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Flags for showing a run: status page, metrics, TensorBoard."""
+    """Add the flags for showing a run: status page, metrics, TensorBoard. Returns their group."""
     group = parser.add_argument_group("to be looked at")
     add_log_option(group)
     group.add_argument(
@@ -71,8 +71,8 @@ def add_observation_options(parser: argparse.ArgumentParser) -> argparse._Argume
 def report_errors(program: str) -> Iterator[None]:
     """Turn this project's errors and interrupts into one line and an exit code.
 
-    From here on SIGTERM counts as an interrupt. As many connections may be open as the system
-    allows, so that strangers who only connect cannot use them up. Raises SystemExit.
+    From here on SIGTERM counts as an interrupt. The process may open as many connections as the
+    system allows, so that strangers who only connect cannot use them up. Raises SystemExit.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

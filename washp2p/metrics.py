@@ -40,8 +40,8 @@ class Exporter:
     def __init__(self, address: str, *, public: bool = False) -> None:
         """Listen at `address`, HOST:PORT; port `*` takes a free one.
 
-        Off loopback only if it is `public`: then anybody can read it. Raises UsageError if it
-        cannot listen, or prometheus-client is not installed.
+        An address off loopback needs `public`: anybody can read the metrics there. Raises
+        UsageError if it cannot listen, or if prometheus-client is not installed.
         """
         self._member: weakref.ref[Member] | None = None
         self._run = ""
@@ -65,7 +65,7 @@ class Exporter:
 
 
 def _families(member: Member, run: str) -> Iterator[Metric]:
-    """A member's metric families; before its first report only its version."""
+    """A member's metric families. Before its first report there is only its version."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

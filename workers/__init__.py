@@ -1,4 +1,4 @@
-"""The built-in workers: data, models, the training loop, and what is written at the end.
+"""The built-in workers: data, models, the training loop, and the files written at the end.
 
-Uses nothing of `washp2p` but what any program may use, and nothing of `coordinator`.
+They use only those parts of `washp2p` that any program may use, and nothing of `coordinator`.
 """

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace, log: Log) -> int:
-    """Train one member. If the population drops it, join again as another member."""
+    """Train one member; if the population drops it, join again as another member. Returns 0."""
     import torch
 
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # it carries values within a machine only
@@ -112,8 +112,8 @@ def take_part(
 ) -> None:
     """Join, train, average, and write this member's files. Raises WashError.
 
-    `rank` asks for this MemberId, if no member has it. `exporter` serves the member's metrics. The
-    coordinator may take `wait` seconds to answer.
+    The worker gets the MemberId `rank` if no member has it. `exporter` serves the member's metrics.
+    The coordinator may take `wait` seconds to answer.
     """
     import washp2p
     from washp2p.runfolder import rundir
@@ -176,7 +176,7 @@ def take_part(
 
 
 def train(member: Member, trainer: Trainer, log: Log) -> State:
-    """Train to the end, and average. Raises RunStoppedError."""
+    """Train to the end. Returns the averaged model's state dict. Raises RunStoppedError."""
     with trainer.streams.active():
         for epoch in trainer.train():
             trainer.round = member.round

@@ -1,8 +1,8 @@
-"""Workers of one machine, forked from one process that has imported PyTorch for all of them.
+"""Forks a machine's workers from one process that has imported PyTorch for all of them.
 
-To import PyTorch takes seconds of CPU time, so `washp2p run` starts this program once in place of N
-programs. Each line of its input asks for a worker, each line of its output tells of one. Both are
-JSON. It ends when its input ends; its workers go on.
+Importing PyTorch takes seconds of CPU time, so `washp2p run` starts this one program in place of N.
+Each line of its input asks for a worker. Each line of its output says that a worker has started or
+ended. All lines are JSON. The program ends when its input ends; its workers go on.
 """
 
 from __future__ import annotations

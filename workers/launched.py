@@ -23,21 +23,21 @@ INDEX = "JOB_COMPLETION_INDEX"
 
 @dataclass(frozen=True)
 class Launched:
-    """Rank `rank` of `world` processes, the `local`-th on its host."""
+    """A process of rank `rank` among `world` processes, and of rank `local` on its host."""
 
     rank: int
     local: int
     world: int
 
     def device(self, count: int) -> str:
-        """The GPU of the process, of `count` on its host; "" if there are none."""
+        """The name of the process's GPU on a host with `count` GPUs; "" if `count` is 0."""
         return f"cuda:{self.local % count}" if count else ""
 
 
 def launched(environment: Mapping[str, str]) -> Launched | None:
-    """The launcher's rank for this process; None without a launcher.
+    """The ranks that a launcher gave to this process; None if no launcher started it.
 
-    Raises UsageError if its variables make no sense.
+    Raises UsageError if the launcher's variables make no sense.
     """
     for launcher, names in LAUNCHERS.items():
         if all(name in environment for name in names):

@@ -1,4 +1,4 @@
-"""Flags about this machine, shared by all programs that train on it. No torch."""
+"""Flags about this machine, shared by all programs that train on it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_data_options(parser: argparse.ArgumentParser, *, results: bool = True) -> None:
-    """Flags for where data come from and, with `results`, where results go."""
+    """Add the flags for where data come from and, with `results`, where results go."""
     group = parser.add_argument_group("this machine's files")
     group.add_argument(
         "--data-dir", type=Path, default=Path("data"), help="data sets (default: %(default)s)"
@@ -26,7 +26,7 @@ def add_data_options(parser: argparse.ArgumentParser, *, results: bool = True) -
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """The flag for one worker's device."""
+    """Add the flag for one worker's device."""
     parser.add_argument(
         "--device",
         default="",
@@ -36,7 +36,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_devices_option(parser: argparse.ArgumentParser) -> None:
-    """The flag for several workers' devices."""
+    """Add the flag for several workers' devices."""
     parser.add_argument(
         "--devices",
         default="",
@@ -47,7 +47,7 @@ def add_devices_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads_option(parser: argparse.ArgumentParser) -> None:
-    """The flag for a worker's number of threads."""
+    """Add the flag for a worker's number of threads."""
     parser.add_argument(
         "--threads", type=_threads, default=0, help="torch threads of a worker (default: its share)"
     )

@@ -1,1 +1,1 @@
-"""The coordinator's state machine: events in, commands out. No I/O, no clock."""
+"""The coordinator's state machine: it takes events and yields commands. No I/O, no clock."""

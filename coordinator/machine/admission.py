@@ -45,7 +45,7 @@ WISHES = 1000
 
 
 class Admission:
-    """Takes workers into a population. `now` is in seconds, of any steady clock."""
+    """Takes workers into a population. Every `now` is in seconds, of any steady clock."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Admission:
         self._said_missing: set[MemberId] = set()
 
     def resume(self, past: Past) -> Iterator[Command]:
-        """Wait for the workers that hold the checkpoints of the run in `past`."""
+        """Prepare to resume the run in `past`: expect the workers that hold its checkpoints."""
         self._resumption = resumption = Resumption(past)
         population = self._population
         population.given = set(past.given)
@@ -111,7 +111,10 @@ class Admission:
             self._wishes.pop(next(iter(self._wishes)))
 
     def _number(self, identity: bytes) -> MemberId:
-        """The id that a worker asked for, unless a member has trained under it; else a new id."""
+        """The id that a worker asked for, if it is below N and free; otherwise a new id.
+
+        Once the run has started, the ids of former members are not free.
+        """
         population = self._population
         taken = {member.id for member in population.members.values()}
         taken |= population.given if population.started else set()
@@ -121,7 +124,7 @@ class Admission:
         return max(population.given, default=-1) + 1
 
     def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
-        """Give the worker the first free member id whose checkpoint it holds."""
+        """Handle Claim: make the worker a member whose checkpoint it holds, or refuse it."""
         resumption = self._resumption
         if resumption is None:
             yield Send(identity, Dropped("the run went on without it"))
@@ -196,7 +199,11 @@ class Admission:
         yield Event(text, What.ENTERED, member.id)
 
     def tick(self, now: float, patience: float) -> Iterator[Command]:
-        """Start with `min_n` members when no other worker has come for a while."""
+        """Act once no worker has come for `patience` seconds.
+
+        Name the checkpoints that are missing. Start the run if at least `min_n` members are
+        attached.
+        """
         population = self._population
         fewest = population.config.operation.min_n
         if population.started or population.ended:
@@ -211,7 +218,7 @@ class Admission:
             yield from self._start()
 
     def _say_who_is_missing(self) -> Iterator[Command]:
-        """Name the checkpoints that no worker has brought, once nobody has come for a while."""
+        """Name the checkpoints that no worker has brought, once for each set of present members."""
         population, resumption = self._population, self._resumption
         here = {member.id for member in population.members.values()}
         if resumption is None or not here or self._said_missing == here:
@@ -232,7 +239,7 @@ class Admission:
                 yield from self.find_donor(newcomer)
 
     def turn_newcomers_away(self) -> Iterator[Command]:
-        """Refuse all newcomers: no member can give its state to others."""
+        """After the start, refuse all waiting newcomers: no member can give them its state."""
         for newcomer in self._population.attached() if self._population.started else ():
             yield from self.turn_away(newcomer, too_late(self._population))
 
@@ -241,7 +248,8 @@ class Admission:
     ) -> Iterator[Command]:
         """Have a newcomer fetch a snapshot from the member that has done the most rounds.
 
-        Skipped are members whose snapshot the newcomer could not use, and the member `without`.
+        Members whose snapshot it could not use, and the member `without`, are skipped. If no member
+        is left, the newcomer has no donor.
         """
         refused = newcomer.useless | {without}
         able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]
@@ -282,7 +290,7 @@ class Admission:
         return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
 
     def turn_away(self, member: KnownMember, reason: str) -> Iterator[Command]:
-        """Refuse a worker that was welcomed, for this `reason`."""
+        """Remove a worker that is in no roster yet, and send it Refuse with this `reason`."""
         del self._population.members[member.identity]
         yield Keep(Departed(member.id, member.host, reason, 0))
         yield Send(member.identity, Refuse(reason))
@@ -310,7 +318,7 @@ class Admission:
             yield Event(text, What.LAYERS)
 
     def _rewind(self, resumption: Resumption, present: list[KnownMember]) -> Iterator[Command]:
-        """Go back to the newest checkpoint that all present members hold."""
+        """Go back to the checkpoint that most of the `present` members hold; expel the others."""
         population = self._population
         number = resumption.most_hold(present)
         without = [member for member in present if number not in member.saved]

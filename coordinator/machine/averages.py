@@ -1,4 +1,8 @@
-"""Averages of a run. Members begin one together; it stands once all of them hold it. No I/O."""
+"""The averages of a run. No I/O.
+
+Members begin an average together. An average stands, that is, counts as taken, once all members
+hold it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,11 @@ if TYPE_CHECKING:
 def begin_average(
     population: Population, member: KnownMember, number: int, after: int
 ) -> Iterator[Command]:
-    """Handle Averaging: a member has begun an average, so all others have to take part in it."""
+    """Handle Averaging: a member has begun average `number` after round `after`.
+
+    If another member has finished without that average, the run stops. If that member is not
+    connected, or has sent its Accounts, it is dropped instead.
+    """
     member.averaging = max(member.averaging, (number, after))
     member.rounds = max(member.rounds, after)
     yield Keep(member)
@@ -38,7 +46,7 @@ def begin_average(
 
 
 def settle(population: Population, number: int, enrolled: list[KnownMember]) -> Iterator[Command]:
-    """Announce that average `number` stands: all members hold it."""
+    """Record and announce that average `number` stands, because all members hold it."""
     population.settled, population.averages = population.roster, number
     after = {m.id: m.averaging[1] for m in enrolled}
     population.averaged_after = [after[m] for m in population.roster.members]
@@ -48,7 +56,7 @@ def settle(population: Population, number: int, enrolled: list[KnownMember]) -> 
 
 
 def settled(population: Population) -> Settled:
-    """The message about the last average that stands."""
+    """The Settled message for the last average that stands."""
     assert population.settled is not None
     generation = population.settled.generation
     return Settled(generation, population.averages, population.averaged_after)

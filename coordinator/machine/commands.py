@@ -1,7 +1,7 @@
 """The commands of the membership state machine. `service/server.py` carries them out, in order.
 
-A command to keep something comes before each message that depends on it, so that it is on disk
-before others hear of it.
+A Keep comes before each message that depends on it. So the entry is on disk before any worker gets
+the message.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AppendConsensus:
 
 @dataclass(frozen=True)
 class Keep:
-    """Write this into the journal: a member's state, a departed member, a roster, or a fact."""
+    """Write `what` into the journal: a member's state, a departed member, a roster or a fact."""
 
     what: KnownMember | Departed | Roster | tuple[str, Any]
 
@@ -49,7 +49,7 @@ class Keep:
 class Rewind:
     """Go on from this round. The journal and the metrics drop all later entries.
 
-    The journal does so in one transaction with what is kept next.
+    The journal drops them in the same transaction that writes the next entries.
     """
 
     round: int
@@ -64,12 +64,15 @@ class Started:
 
 @dataclass(frozen=True)
 class Reserve:
-    """All members have finished. Reserve disk space for the summary, or set `has_room` to False."""
+    """Reserve disk space for the summary, now that all members have finished.
+
+    If there is too little, `Membership.has_room` becomes False.
+    """
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Count a worker's message whose claim cannot be true."""
+    """Count a message whose claim cannot be true, and charge the worker for it."""
 
     identity: bytes
     what: str

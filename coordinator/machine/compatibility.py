@@ -1,4 +1,4 @@
-"""Why a worker does not fit a run: each function returns a reason, or "". No I/O."""
+"""Checks whether a worker fits a run. Most functions return why it does not, or "". No I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOME = 4
 
 
 def objection(hello: Hello, version: str, derivation: int) -> str:
-    """Why a worker of this version cannot join a run of the coordinator's version."""
+    """Why a worker's versions do not match those of the coordinator; "" if they do."""
     for what, theirs, ours in (
         ("protocol version", hello.protocol, PROTOCOL),
         ("version of washp2p", hello.version, version),
@@ -42,7 +42,7 @@ def mismatch(
     others: Sequence[KnownMember],
     total_rounds: int,
 ) -> str:
-    """How a member's model or number of rounds differs from that of `others`, who have attached."""
+    """How a member's `layout` or `rounds` differ from the attached `others`; "" if they do not."""
     if not others or others[0].layout is None:
         return ""
     difference = layout.difference(others[0].layout)
@@ -60,7 +60,7 @@ def mismatch(
 
 
 def same_endpoint(member: KnownMember, others: Sequence[KnownMember]) -> str:
-    """Why a member cannot listen at its address: another member already does."""
+    """Why a member cannot use its address: another member already does; "" if none does."""
     for other in others:
         if other is not member and other.endpoint == member.endpoint:
             return (
@@ -103,7 +103,7 @@ def buffers_in_words(layout: Layout) -> str:
 
 
 def unreachable(members: Sequence[KnownMember]) -> str:
-    """Why some member's data plane cannot be reached by the others."""
+    """Why others cannot reach the data plane of some member; "" if they can reach all."""
     for member in members:
         elsewhere = sorted({other.host for other in members if other.place != member.place})
         if elsewhere and is_loopback(member.endpoint):
@@ -118,7 +118,10 @@ def unreachable(members: Sequence[KnownMember]) -> str:
 def misfit(
     population: Population, member: KnownMember, layout: Layout, rounds: int, *, resumes: bool
 ) -> str:
-    """Why a member does not fit this population. `resumes`: the run goes on from a checkpoint."""
+    """Why a member does not fit this population; "" if it does.
+
+    `resumes` says that the run goes on from a checkpoint.
+    """
     others = [m for m in population.members.values() if m.layout is not None]
     reason = mismatch(member, layout, rounds, others, population.total_rounds)
     reason = reason or same_endpoint(member, others)
@@ -153,7 +156,7 @@ def closed(population: Population) -> str:
 
 
 def too_late(population: Population) -> str:
-    """Why no worker can join after the start."""
+    """Why no worker can join after the start; "" if one can."""
     if not (why := population.no_snapshots):
         return ""
     return f"nobody can join late: the optimizer's state cannot be given to others ({why})"

@@ -26,8 +26,9 @@ class Votes:
         self._said: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
 
     def cast(self, voter: MemberId, of: MemberId, roster: Roster) -> bool:
-        """Count a complaint of `voter` about `of`. Returns whether most of the other members now
-        complain about it.
+        """Count a complaint of `voter` about `of`.
+
+        Returns whether more than half of the other members in `roster` now complain about `of`.
         """
         if self._generation != roster.generation:
             self._generation = roster.generation
@@ -55,8 +56,10 @@ class Complaints:
     def stalled(
         self, member: KnownMember, slow: MemberId, *, broken: bool, now: float
     ) -> Iterator[Command]:
-        """Handle Stalled: a member waits too long for `slow`, or its connection to it is
-        `broken`.
+        """Handle Stalled: `member` waits too long for `slow`, or their connection is `broken`.
+
+        If the connection works and `slow` is alive, the complaint counts only if `slow` is the
+        member's donor.
         """
         if broken or not self._lives(slow, now) or member.fetches_from(slow):
             reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
@@ -66,8 +69,11 @@ class Complaints:
     def report(
         self, member: KnownMember, slow: MemberId, reason: str, *, for_good: bool = False
     ) -> Iterator[Command]:
-        """Drop the member that most of the others complain about. If two members complain about
-        each other, drop the one with the larger id.
+        """Count a complaint about `slow`, and drop `slow` once most of the others complain.
+
+        If two members complain about each other, drop the one with the larger id. With `for_good`,
+        the dropped member may not join again. A newcomer that complains about its donor gets
+        another.
         """
         population = self._population
         if member.fetches_from(slow):
@@ -115,8 +121,9 @@ class Complaints:
                 yield from population.expel(member, what)
 
     def refuse_donor(self, newcomer: KnownMember, donor: MemberId, what: str) -> Iterator[Command]:
-        """Handle Unusable: a newcomer cannot use a snapshot. Find it another donor, or turn it
-        away.
+        """Handle Unusable: `newcomer` cannot use the snapshot of `donor`.
+
+        Find another donor for the newcomer. If there is none, turn the newcomer away.
         """
         if newcomer.fetches_from(donor):
             newcomer.useless.add(donor)

@@ -1,4 +1,4 @@
-"""What the coordinator knows of each worker. Values only; `service/journal.py` stores them."""
+"""What the coordinator knows about each worker: values only. `service/journal.py` stores them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Who is in a run, and how far the run has come: a state machine without I/O.
+"""The state machine of a run: who its members are, and how far it has come. No I/O.
 
-Events and the clock go in, commands come out. `service/server.py` carries the commands out.
-`admission.py` says how workers become members, `population.py` how they are lost; here is the
-course of the run.
+It takes events and the time, and yields commands. `service/server.py` carries out the commands.
+`admission.py` says how workers become members, `population.py` how members are dropped. Membership
+handles the course of the run.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Membership:
         yield from self._end_if_all_have()
 
     def resume(self, past: Past) -> Iterator[Command]:
-        """Take over a run whose members are gone, and wait for their checkpoints."""
+        """Take over a run whose members are gone: expect workers that hold its checkpoints."""
         yield from self._admission.resume(past)
 
     def receive(self, identity: bytes, message: Message, now: float) -> Iterator[Command]:
@@ -192,7 +192,7 @@ class Membership:
             yield from self._move_on()
 
     def cut_off(self, identity: bytes, what: str) -> Iterator[Command]:
-        """A worker exceeded its allowance of messages: drop it. `what` says how."""
+        """Drop a worker that exceeded its allowance of messages. `what` says how it did so."""
         member = self.population.members.get(identity)
         if member is not None and not self.population.ended:
             answer = Refuse(f"{member} was cut off: {what}")
@@ -213,7 +213,7 @@ class Membership:
     def _hear(  # noqa: PLR0912 - a case a message
         self, member: KnownMember, message: Message
     ) -> Iterator[Command]:
-        """Handle the messages that members send now and then, as opposed to regular reports."""
+        """Handle a member's message of any kind other than the regular reports."""
         population = self.population
         match message:
             case Back(generations, seeds):
@@ -265,7 +265,7 @@ class Membership:
                 yield from population.dismiss(member, what)
 
     def _move_on(self) -> Iterator[Command]:
-        """Take the next step of the run that all members have now made possible."""
+        """Take all steps of the run that the state of its members now allows."""
         population = self.population
         enrolled = population.enrolled()
         if population.ended or not enrolled:
@@ -307,7 +307,7 @@ class Membership:
             yield Keep(member)
 
     def _back(self, member: KnownMember, generations: int, seeds: int) -> Iterator[Command]:
-        """A member is connected again: send it all that it missed."""
+        """Handle Back: a member is connected again. Send it all that it missed."""
         population = self.population
         member.away_until = None
         yield Event(f"{member} is back", What.BACK, member.id)

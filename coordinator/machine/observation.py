@@ -1,6 +1,6 @@
-"""What a run looks like from outside: where members are, how fast, what they send. No I/O.
+"""What displays show of a run: each member's round, pace, traffic and metrics. No I/O.
 
-It is made from the members' own reports. Every display of a run shows this.
+The values come from the members' own reports. All displays of a run show the same values.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Observation:
         self._measured: float | None = None
 
     def measured(self, values: dict[str, Any]) -> None:
-        """Keep a survey's result. It replaces the estimate from the members' own reports."""
+        """Keep the distance that a survey found. It replaces the estimate from members' reports."""
         self._measured = float(values["distance"])
 
     def event(self, event: Event, when: float) -> None:
@@ -93,7 +93,10 @@ class Observation:
         seen.sent.reach(seen.by_kind.total(), now)
 
     def distance(self, members: Iterable[MemberId]) -> float | None:
-        """The members' Euclidean distance from their mean; None if no member knows."""
+        """The Euclidean distance of `members` from their mean; None if it is not known.
+
+        It is the result of the last survey. Without a survey it is estimated from members' reports.
+        """
         if self._measured is not None:
             return self._measured
         told = [
@@ -106,8 +109,8 @@ class Observation:
     def point(self, population: Population) -> dict[str, Any]:
         """A point of the population's curves, as plain values.
 
-        `round` is the slowest member's. `loss`, `held_out` and the like are means over the members
-        that report them.
+        `round` and `rounds_per_second` are the smallest of any member. `loss` and `held_out` are
+        means over the members that report them.
         """
         enrolled = population.enrolled()
         seen = [self._of(member.id) for member in enrolled]
@@ -127,8 +130,9 @@ class Observation:
         }
 
     def totals(self) -> dict[str, dict[str, int]]:
-        """Bytes sent by kind, values lost and messages refused by reason: of all members,
-        including departed ones.
+        """Totals over all members, including departed ones.
+
+        They are the bytes sent, by kind, and the values lost and messages refused, by reason.
         """
         sent: Counter[str] = Counter()
         lost: Counter[str] = Counter()
@@ -146,7 +150,7 @@ class Observation:
     def view(self, population: Population, *, links: bool = True) -> dict[str, Any]:
         """The whole observation as plain values; docs/protocol.md lists them.
 
-        Without `links` it leaves out how much each member sent to each other member.
+        Without `links`, it leaves out how many bytes each member sent to each other member.
         """
         members = sorted(population.members.values(), key=lambda member: member.id)
         point = self.point(population)
@@ -229,7 +233,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _figure(value: Any) -> float | None:
-    """The number under a name; None if it is not a finite number."""
+    """`value` as a float; None if it is not a finite number."""
     if isinstance(value, float) and isfinite(value):
         return value
     return float(value) if isinstance(value, int) and abs(value) < MOST else None

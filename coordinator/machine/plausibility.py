@@ -85,7 +85,7 @@ def implausible(  # noqa: PLR0911, PLR0912 - a case a message
 
 
 def _may_have_found(population: Population, member: KnownMember, part: Surveyed) -> bool:
-    """Whether this member took part in such a survey, and the result is possible."""
+    """Whether `member` was in the roster of the surveyed round, and its values are possible."""
     rosters = population.rosters
     if not rosters or not rosters[0].first <= part.round <= population.published:
         return False

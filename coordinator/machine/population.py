@@ -1,7 +1,7 @@
 """The members, the rosters, and the steps by which both change. No I/O.
 
-A member that is lost after the start is dropped: a new roster without it holds from the first round
-whose seed is not published yet. So all members change to it at the same round.
+A member that is lost after the start is dropped. A new roster without that member begins at the
+first round whose seed is not published yet. So all members change rosters at the same round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTICES = 100
 
 
 class Population:
-    """All that a run's coordinator has to know of its members."""
+    """All that the coordinator has to know about the members of a run."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -101,7 +101,7 @@ class Population:
 
     @property
     def started(self) -> bool:
-        """Whether there has been a roster."""
+        """Whether the run has started: its first roster exists."""
         return bool(self.rosters)
 
     @property
@@ -112,7 +112,7 @@ class Population:
 
     @property
     def averaging(self) -> bool:
-        """Whether some member has begun an average that does not stand yet."""
+        """Whether some member has begun an average that not all members hold yet."""
         return any(m.averaging[0] > self.averages for m in self.enrolled())
 
     @property
@@ -131,7 +131,7 @@ class Population:
     def tell(
         self, message: Message, members: Iterable[KnownMember] | None = None
     ) -> Iterator[Command]:
-        """Send a message to `members`; by default to all that are connected."""
+        """Send a message to those of `members` (by default: all) that are connected."""
         for member in self.members.values() if members is None else members:
             if member.connected:
                 yield Send(member.identity, message)
@@ -158,7 +158,7 @@ class Population:
         return NewRoster(roster.generation, roster.first, self.averages, roster.rows)
 
     def drop(self, member: KnownMember, what: str, code: int = 1) -> Iterator[Command]:
-        """Drop a lost member. The others go on without it."""
+        """Drop a member. The others go on; if none is left, the run ends with exit code `code`."""
         del self.members[member.identity]
         first = self.published + 1 if self.started else 0
         departed = Departed(member.id, member.host, what, first, member.pid)
@@ -184,9 +184,10 @@ class Population:
     def expel(
         self, member: KnownMember, what: str, answer: Refuse | Dropped | None = None
     ) -> Iterator[Command]:
-        """Drop a member that is still connected, and tell it so; by default it may join again.
+        """Drop a member that is still connected, and send it `answer`.
 
-        If it is the last member, the run ends.
+        The default answer is Dropped: the member may join again. For the last member it is Stop.
+        The run ends if no member is left.
         """
         last = self.started and self.enrolled() == [member]
         end = Stop(f"{member} {what}; no member is left", 1)
@@ -194,12 +195,12 @@ class Population:
         yield from self.drop(member, what)
 
     def dismiss(self, member: KnownMember, what: str) -> Iterator[Command]:
-        """Drop a member that breaks the protocol, and tell it so."""
+        """Drop a member that breaks the protocol, and refuse it. `what` says what it did."""
         answer = Refuse(f"{member} {what}; run the same version everywhere")
         yield from self.expel(member, what, answer)
 
     def stop(self, reason: str, code: int) -> Iterator[Command]:
-        """End the run for everyone."""
+        """End the run: send Stop to all connected members. The coordinator exits with `code`."""
         if self.ended:
             return
         self.ended = True
@@ -207,10 +208,9 @@ class Population:
         yield EndRun(reason, code)
 
     def saved(self, member: KnownMember, number: int, error: str) -> Iterator[Command]:
-        """Handle Saved: a member holds checkpoint `number`, or could not write it because of
-        `error`.
+        """Handle Saved: a member holds its checkpoint of round `number` if `error` is empty.
 
-        If it could not, all members discard theirs.
+        Otherwise it could not write that checkpoint. Then all members discard theirs of that round.
         """
         if not error:
             if number in self.publication.planned:
@@ -224,7 +224,7 @@ class Population:
             yield from self.tell(Discard(number), self.enrolled())
 
     def complete_checkpoint(self) -> Iterator[Command]:
-        """Delete older checkpoints once all members hold a newer one."""
+        """Once all members hold a planned checkpoint, have them delete older checkpoints."""
         planned = self.publication.planned
         for number in reversed(planned):
             there = set(roster_at(self.rosters, number).members)
@@ -238,7 +238,7 @@ class Population:
                 return
 
     def note(self, member: KnownMember, topic: str, text: str) -> Iterator[Command]:
-        """Keep a member's notice for people to read; the same one is kept once."""
+        """Keep a member's notice for people to read. A repeated notice is kept once."""
         notice = {"member": member.id, "topic": topic, "text": text}
         if notice not in self.notices and len(self.notices) < NOTICES:
             self.notices.append(notice)

@@ -1,8 +1,8 @@
-"""What the coordinator has published of a run's course: seeds, and the rounds of checkpoints.
+"""What the coordinator has published of a run: seeds, and which rounds have checkpoints.
 
-Seeds are published in windows, ahead of the fastest member, so that no member waits for one. A
-window holds about a second of rounds, at least 8, at most 256, and at most 5 % of the run where
-that is more than 8. No I/O; the caller passes the time.
+Seeds are published in windows, ahead of the fastest member, so that no member waits for a seed. A
+window holds as many rounds as take about a second: at least 8, at most 256, and at most the larger
+of 8 and 5 % of the run. No I/O; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class SeedWindows:
         self.published = published
 
     def due(self, fastest: int, rounds_per_second: float) -> range:
-        """The rounds to publish now: one window, or nothing. Call again until it is empty."""
+        """Return the next window of rounds to publish, and count it as published.
+
+        The range is empty if no window is due. Call again until it is.
+        """
         window = min(max(SMALLEST, round(rounds_per_second)), LARGEST)
         if self._rounds:
             window = min(window, max(SMALLEST, self._rounds // SHARE))
@@ -47,10 +50,10 @@ class SeedWindows:
 
 
 class Publication:
-    """The seeds and checkpoints of a run of `rounds` rounds, 0 if not known.
+    """The seeds and checkpoints of a run. `rounds` is its length, 0 if not known.
 
-    Seeds are published up to round `published`. `planned` are the rounds of checkpoints that not
-    all members hold yet.
+    Seeds are published up to round `published`. `planned` has the rounds of checkpoints that not
+    all members hold yet. `fastest` is the last round of the fastest member.
     """
 
     def __init__(
@@ -85,9 +88,7 @@ class Publication:
         self._kept_at = now
 
     def reach(self, rounds: int, now: float) -> bool:
-        """Note that a member has done so many rounds. Returns whether it is the first to do so
-        many.
-        """
+        """Note that a member has done `rounds` rounds. Returns whether it is the first to do so."""
         if not self.begun or rounds <= self._fastest:
             return False
         if not self._fastest:
@@ -96,7 +97,10 @@ class Publication:
         return True
 
     def due(self, now: float) -> range:
-        """The rounds whose seeds have to be published now. Call again until it is empty."""
+        """Return the rounds whose seeds are due now, and plan the checkpoints among them.
+
+        Call again until the range is empty.
+        """
         rounds, since = self._pace
         elapsed = now - since
         rate = (self._fastest - rounds) / elapsed if elapsed > 0 else 0.0
@@ -106,14 +110,14 @@ class Publication:
         return window
 
     def messages(self, rosters: Sequence[Roster], rounds: range) -> Iterator[Checkpoint | Seeds]:
-        """The messages that publish `rounds`, by generation, and those for checkpoints."""
+        """The messages that publish `rounds`: all Checkpoints, then Seeds for each generation."""
         yield from (Checkpoint(number) for number in self.planned if number in rounds)
         for roster, numbers in by_roster(rosters, rounds):
             seeds = pack_seeds([round_seed(self._key, number) for number in numbers])
             yield Seeds(roster.generation, roster.digest(), numbers.start, seeds)
 
     def _plan(self, window: range, now: float) -> None:
-        """Choose the rounds of the window after which a checkpoint is kept."""
+        """Choose the rounds of `window` after which members keep a checkpoint."""
         config, due = self._config, set()
         if config.operation.checkpoint_epochs and self._rounds:
             pace = self._rounds * config.operation.checkpoint_epochs / config.training.epochs

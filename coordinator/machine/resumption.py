@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class Resumption:
-    """A run as its journal describes it, and the checkpoints that may exist.
+    """A run that is resumed, and the rounds of which its members may hold checkpoints.
 
-    All members had the checkpoint of one round. They may also have one of the last published round,
-    which members write when no coordinator comes back.
+    One is the round of the last checkpoint that all members had, if there is any. The other is the
+    last published round: members write its checkpoint when no coordinator comes back.
     """
 
     def __init__(self, past: Past) -> None:
@@ -31,25 +31,25 @@ class Resumption:
 
     @property
     def rounds(self) -> list[int]:
-        """The rounds whose checkpoints are asked for, the newest first."""
+        """The rounds whose checkpoints the run can go on from, the newest first."""
         return sorted(self._places, reverse=True)
 
     def expected(self, here: Iterable[KnownMember]) -> int:
         """How many members to wait for.
 
-        If each present member holds the newest checkpoint, all members that hold it; otherwise all
-        that hold the checkpoint that every member had.
+        If every present member holds the newest checkpoint, it is the number of members that may
+        hold the newest one. Otherwise it is the number of members that had the older one.
         """
         newest = all(max(self._places) in member.saved for member in here)
         return len(self._places[max(self._places) if newest else min(self._places)])
 
     @property
     def members(self) -> list[MemberId]:
-        """All members that may come."""
+        """The ids of all members whose checkpoints may exist, in order."""
         return sorted({member for members in self._places.values() for member in members})
 
     def missing(self, here: Collection[MemberId]) -> str:
-        """Names the checkpoints that no member of `here` has, and a remedy; "" if all are here."""
+        """A text that names the members not in `here`, and a remedy; "" if all are there."""
         missing = [member for member in self.members if member not in here]
         if not missing:
             return ""
@@ -68,15 +68,15 @@ class Resumption:
     def place(
         self, held: Iterable[tuple[int, MemberId]], taken: Collection[MemberId]
     ) -> MemberId | None:
-        """The member that a worker with these checkpoints becomes; None if all are `taken`.
+        """The member that a worker with the checkpoints `held` becomes; None if none is free.
 
-        Newer checkpoints come first, then smaller ids.
+        Newer checkpoints come first, then smaller ids. Members in `taken` are not free.
         """
         free = [(-number, member) for number, member in self._known(held) if member not in taken]
         return min(free)[1] if free else None
 
     def rounds_of(self, member: MemberId, held: Iterable[tuple[int, MemberId]]) -> set[int]:
-        """The rounds of which a worker holds this member's checkpoint."""
+        """The rounds for which `held` has a checkpoint of `member` that the run can go on from."""
         return {number for number, its in self._known(held) if its == member}
 
     def most_hold(self, present: Sequence[KnownMember]) -> int:
@@ -84,7 +84,7 @@ class Resumption:
         return max(self.rounds, key=lambda n: (sum(n in m.saved for m in present), n))
 
     def rosters_until(self, round_number: int) -> list[Roster]:
-        """The rosters that hold up to a round."""
+        """The rosters that begin at a round or before it."""
         return [roster for roster in self._past.rosters if roster.first <= round_number]
 
     def departed_at(self, round_number: int, present: Iterable[KnownMember]) -> list[Departed]:
@@ -99,5 +99,5 @@ class Resumption:
         ]
 
     def _known(self, held: Iterable[tuple[int, MemberId]]) -> Iterator[tuple[int, MemberId]]:
-        """Those of a worker's checkpoints that the run can go on from."""
+        """The checkpoints in `held` that the run can go on from."""
         return (pair for pair in held if pair[1] in self._places.get(pair[0], ()))

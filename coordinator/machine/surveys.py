@@ -1,4 +1,4 @@
-"""Puts the members' parts of a survey together. No I/O."""
+"""Combines the members' parts of each survey. No I/O."""
 
 from __future__ import annotations
 

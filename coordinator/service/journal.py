@@ -1,7 +1,7 @@
-"""The journal: what a coordinator must remember to be replaced, in SQLite in the run folder.
+"""The journal: a SQLite file with all that another coordinator needs to take over a run.
 
-An entry is committed before anything follows from it. `Journal.read` returns all of it as a `Past`;
-a replay needs `read_rosters` only. No sockets, no decisions.
+An entry is committed before any worker hears of it. `Journal.read` returns the whole journal as a
+`Past`; a replay needs `read_rosters` only. No sockets, no decisions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS departed (member INTEGER PRIMARY KEY, value BLOB NOT 
 
 
 class Journal:
-    """One run's journal. What cannot be written, because the disk is full, is tried again later.
+    """One run's journal. Entries that cannot be written, as on a full disk, are tried again.
 
     `tell` gets a line for people when writing fails, and when it works again.
     """
@@ -61,12 +61,15 @@ class Journal:
             ) from None
 
     def close(self) -> None:
-        """Close the file."""
+        """Commit the entries that wait, and close the file."""
         self.commit()
         self._database.close()
 
     def commit(self) -> None:
-        """Write all that was kept since the last commit: all of it or, after a crash, nothing."""
+        """Write all entries kept since the last commit, in one transaction.
+
+        If that fails, no entry is written, and all wait for the next commit.
+        """
         if not self._waiting:
             return
         try:
@@ -90,7 +93,7 @@ class Journal:
             self._tell(f"{self._path} is written again")
 
     def keep(self, what: Entry) -> None:
-        """Keep an entry in place of the former one for the same thing. `commit` writes it."""
+        """Keep an entry for `commit` to write. It replaces a waiting entry about the same thing."""
         match what:
             case KnownMember(id=member) | Departed(member=member):
                 place: tuple[str, Any] = ("member", member)
@@ -104,9 +107,9 @@ class Journal:
         self._waiting[place] = what
 
     def forget_members(self) -> None:
-        """Delete the members and how the run ended, to go on from a checkpoint.
+        """Delete the members and how the run ended, so that it can go on from a checkpoint.
 
-        Raises UsageError.
+        Raises UsageError if the file cannot be written.
         """
         try:
             self._database.execute("BEGIN")

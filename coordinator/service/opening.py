@@ -38,10 +38,10 @@ class Opening:
 def open_run(
     journal: Journal, folder: Path, *, resume: bool, goes_on: bool, encrypted: bool
 ) -> Opening:
-    """Read the journal of `folder`, and write into it what this coordinator begins with.
+    """Read the journal of `folder`, and write the run's ids into it.
 
-    `goes_on` says that the run there has not finished; `resume` that it has to be resumed from its
-    checkpoints. Raises UsageError if it cannot.
+    `goes_on` says that the run in the folder has not finished, `resume` that it has to go on from
+    its checkpoints. Raises UsageError if it cannot go on, or if `encrypted` is not as before.
     """
     resumes = resume or journal.fact("resuming", False)
     past = journal.read()

@@ -1,6 +1,6 @@
 """Who may connect to the coordinator, and how much each worker may send.
 
-This closes connections. What follows for the run is decided elsewhere.
+RateLimits closes connections. `machine/membership.py` decides what follows for the run.
 """
 
 from __future__ import annotations
@@ -49,13 +49,19 @@ class RateLimits:
         return self._refusals.refused
 
     def admits(self, key: bytes, address: str) -> bool | None:
-        """Whether a key may connect. Called on the authenticator's thread; never in plain text."""
+        """Whether a worker with this `key` may connect; None while its host has to wait.
+
+        The authenticator calls it on its own thread, for encrypted connections only.
+        """
         if self._keys is None or key != self._keys.join:
             return False
         return None if time.monotonic() < self._disgraced.get(address, 0.0) else True
 
     def hears(self, identity: bytes, frame: zmq.Frame) -> bool:
-        """Whether to read a message: not if its sender was cut off."""
+        """Whether to read a message of `identity`: False if that worker was cut off.
+
+        If the worker has connected again, its connection is closed again.
+        """
         since = self._cut_off.get(identity)
         if since is None:
             return True
@@ -68,7 +74,7 @@ class RateLimits:
         self._refusals.charge(identity, 1 + size // PAGE, "it said too much")
 
     def charge_knock(self, identity: bytes) -> None:
-        """Charge a worker for asking to join, or saying that it is back."""
+        """Charge a worker for asking to join or for a view, or saying that it is back."""
         self._refusals.charge(identity, COST, "it knocked too often")
 
     def refuse(self, identity: bytes, reason: Reason, what: str) -> None:
@@ -80,9 +86,9 @@ class RateLimits:
         return self._refusals.take_offenders()
 
     def cut_off(self, identity: bytes, what: str, frame: zmq.Frame) -> None:
-        """Close the connection that `frame` came by, and ignore its sender from now on.
+        """Close the connection on which `frame` came, and ignore its sender from now on.
 
-        Its host cannot connect for one patience.
+        If links are encrypted, the sender's host cannot connect for `--patience` seconds.
         """
         if len(self._cut_off) < TOLD:
             self._tell(f"cut off a worker: {what}")

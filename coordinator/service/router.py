@@ -23,7 +23,7 @@ AHEAD = 1000
 
 
 class Router:
-    """Sends to workers and receives from them by identity. Nothing blocks."""
+    """Sends to workers and receives from them by identity. Sending never blocks."""
 
     def __init__(
         self, patience: Patience, own: KeyPair | None, admits: Callable[[bytes, str], bool | None]
@@ -62,7 +62,7 @@ class Router:
     def receive(self) -> tuple[bytes, zmq.Frame, bool]:
         """The next message: the worker's identity, the frame, and whether more frames followed.
 
-        A message has one frame; more of them are an error.
+        A valid message has one frame. Blocks until a message has `arrived`.
         """
         identity = self.socket.recv()
         frame, *more = self.socket.recv_multipart(copy=False)
@@ -81,7 +81,7 @@ class Router:
         return True
 
     def close(self) -> None:
-        """Close the socket. Messages already sent have a second to leave."""
+        """Close the socket. Blocks up to a second, until messages already sent have left."""
         self.socket.close(linger=FAREWELL_MS)
         self._context.term()
         if self._gate is not None:

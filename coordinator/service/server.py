@@ -1,6 +1,6 @@
 """The coordinator's event loop: the socket, the clock and the files around `Membership`.
 
-A closed connection shows when the next message to its worker, at the latest a ping, reaches nobody.
+The server notices a closed connection when it next sends to that worker, at the latest a ping.
 """
 
 from __future__ import annotations

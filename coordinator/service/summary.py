@@ -24,9 +24,9 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json.
 
-    `control_bytes` has the bytes each worker sent to the coordinator, `seed_bytes` those it
-    received in seed windows, both by identity. `refused` counts the messages that the coordinator
-    refused.
+    `control_bytes` has the bytes that each worker sent to the coordinator. `seed_bytes` has the
+    bytes that each worker received in seed windows. The keys of both are identities. `refused`
+    counts the messages that the coordinator refused.
     """
     config = run.config
     members = sorted(run.members.values(), key=lambda m: m.id)
@@ -92,7 +92,7 @@ class SummaryFile:
         """Whether it was to be written and could not be."""
 
     def reserve(self, summary: dict[str, Any], more: int) -> bool:
-        """Reserve space for twice this `summary` and `more` bytes.
+        """Reserve space for twice the size of `summary`, plus `more` bytes.
 
         Returns whether there is enough.
         """

@@ -14,13 +14,13 @@ class History:
     """The points of one run; each is a dict with `seconds` since the run began."""
 
     def __init__(self, points: list[dict[str, Any]]) -> None:
-        """Continue after `points`."""
+        """Continue curves that have these `points` so far."""
         self.points = points
         self._began: float | None = None
         self._before = points[-1]["seconds"] if points else 0.0
 
     def rewind(self, round_number: int) -> None:
-        """The run goes on from a round: delete later points."""
+        """Delete the points from `round_number` on: the run goes on from that round."""
         self.points = [point for point in self.points if point["round"] < round_number]
 
     def due(self, now: float) -> bool:

@@ -37,7 +37,7 @@ TOTALS = {
 
 
 def exposition(view: dict[str, Any]) -> tuple[str, bytes]:
-    """Content type and text. Raises UsageError if prometheus-client is not installed."""
+    """Content type and text of a `view`. Raises UsageError without prometheus-client."""
     return prometheus.exposition(families(view))
 
 
@@ -54,7 +54,10 @@ def families(view: dict[str, Any]) -> Iterator[Metric]:
         values: Mapping[str, float | None],
         label: str = "",
     ) -> Metric:
-        """One family: `values` by `label`, or a single value without one. None is left out."""
+        """One family: a value for each value of `label`, or one value without a label.
+
+        Values that are None are left out.
+        """
         made = kind(f"washp2p_{name}", text, labels=["run", label] if label else ["run"])
         for key, value in values.items():
             if value is not None:

@@ -43,7 +43,7 @@ FRESH_SECONDS = 0.4
 
 
 class Observers:
-    """The observers of one run. Methods belong to one thread, except those that the page calls."""
+    """The observers of one run. Only `view` and `points` may be called on other threads."""
 
     def __init__(
         self,
@@ -72,7 +72,10 @@ class Observers:
         self._seen_by_all = threading.Lock()
 
     def open(self, look: Look, observation: Observation) -> None:
-        """Begin, in a running event loop. Raises UsageError."""
+        """Start the status page, if there is to be one. Call it in a running event loop.
+
+        Raises UsageError if the page cannot listen at its address.
+        """
         self._look, self._observation = look, observation
         self._loop = asyncio.get_running_loop()
         if self._damaged:
@@ -95,18 +98,18 @@ class Observers:
         self._display.event(event)
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Show a member's line of metrics."""
+        """Show a member's line of metrics, and append it to metrics.jsonl."""
         self._display.metrics(values)
         self._append(rundir.METRICS, values)
         self._plot(lambda scalars: scalars.metrics(values))
 
     def measured(self, values: dict[str, Any]) -> None:
-        """Show a survey's result."""
+        """Append a survey's result to consensus.jsonl, and plot it."""
         self._append(rundir.CONSENSUS, values)
         self._plot(lambda scalars: scalars.measured(values))
 
     def rewind(self, round_number: int) -> None:
-        """The run goes on from a round: delete what was shown of later rounds."""
+        """Delete the records that a run which goes on from `round_number` will write again."""
         self._history.rewind(round_number)
         try:
             rundir.trim_lines(self._folder, round_number)
@@ -114,7 +117,7 @@ class Observers:
             self.event(Event(f"some lines of metrics will be there twice: {error}", What.DISK))
 
     def tick(self, population: Population) -> None:
-        """Update what is shown. An observer that fails says so once and is switched off."""
+        """Update what is shown. A failure is reported once, and does not end the run."""
         assert self._observation is not None
         try:
             self._look_on(self._observation, population)
@@ -141,7 +144,7 @@ class Observers:
     # On the page's threads
 
     def view(self) -> dict[str, Any]:
-        """The run's view, at most FRESH_SECONDS old. Raises TimeoutError."""
+        """The run's view, at most FRESH_SECONDS old. Raises TimeoutError after ANSWER_SECONDS."""
         with self._seen_by_all:
             if time.monotonic() - self._seen_at > FRESH_SECONDS:
                 self._seen = self._ask(lambda: self._look(links=True))
@@ -149,7 +152,7 @@ class Observers:
             return self._seen
 
     def points(self) -> list[dict[str, Any]]:
-        """The curves. Raises TimeoutError."""
+        """The points of the curves. Raises TimeoutError after ANSWER_SECONDS."""
         return self._ask(lambda: list(self._history.points))
 
     def _ask(self, what: Callable[[], T]) -> T:
@@ -164,7 +167,7 @@ class Observers:
             raise
 
     def _plot(self, what: Callable[[Scalars], None]) -> None:
-        """Write to TensorBoard's files as long as they can be written."""
+        """Have `what` write to TensorBoard's files. After a failure nothing more is written."""
         if self._scalars is not None:
             try:
                 what(self._scalars)
@@ -174,7 +177,10 @@ class Observers:
                 self.event(Event(text, What.DISK))
 
     def _append(self, name: str, values: dict[str, Any]) -> None:
-        """Append a line to a file. A line that cannot be written is lost, which is said once."""
+        """Append a line to the file `name`. A line that cannot be written is lost.
+
+        A lost line is reported, unless the line before it was lost too.
+        """
         try:
             rundir.append_line(self._folder / name, values)
         except OSError as error:

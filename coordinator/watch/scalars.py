@@ -44,7 +44,7 @@ class Scalars:
         self._writers: dict[str, Any] = {}
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write all numbers of a line that a member reported."""
+        """Write all numbers in a member's line of metrics."""
         values = dict(values)
         member, number = values.pop("member"), values.pop("round", None)
         if type(number) is int and 0 <= number < LAST_STEP:
@@ -68,7 +68,7 @@ class Scalars:
             self._add(f"member-{row['member']}", "exchange", told, row["round"])
 
     def close(self) -> None:
-        """Flush all files."""
+        """Flush and close all files."""
         for writer in self._writers.values():
             writer.close()
 

@@ -33,10 +33,10 @@ class Source(Protocol):
     """What the page shows. Its methods are called on the page's threads."""
 
     def view(self) -> dict[str, Any]:
-        """The run's view, at most a moment old. Raises TimeoutError."""
+        """The run's view, at most a moment old. Raises TimeoutError if no answer comes in time."""
 
     def points(self) -> list[dict[str, Any]]:
-        """The points of the curves. Raises TimeoutError."""
+        """The points of the curves. Raises TimeoutError if no answer comes in time."""
 
 
 class Page(Service):

@@ -1,1 +1,1 @@
-"""The command `washp2p`: one module per command. The only package that imports everything."""
+"""The command `washp2p`: one module per subcommand. Only this package imports all others."""

@@ -1,4 +1,4 @@
-"""`washp2p evaluate`: what each model of a run is worth."""
+"""`washp2p evaluate`: prints models' test accuracy, or how alike their features are."""
 
 from __future__ import annotations
 

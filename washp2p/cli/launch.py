@@ -1,7 +1,8 @@
-"""`washp2p run`: a coordinator and its workers as processes of this machine.
+"""`washp2p run`: starts a coordinator and its workers as processes of this machine.
 
-Starts `python -m coordinator` as a user would, and workers that do what `python -m workers` does.
-One process imports PyTorch and forks them all (`workers.fork`). Leaves no process behind.
+The coordinator is `python -m coordinator`, as if a user had started it. Workers do what `python -m
+workers` does. One process imports PyTorch and forks all workers (`workers.fork`). No process is
+left behind.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started
 
 
 class Launch:
-    """One population on this machine; `coordinator` and `worker` are flags for each program.
+    """One population on this machine. `coordinator` and `worker` are the flags of each program.
 
-    Its processes have process groups of their own, so that the launch passes a terminal's interrupt
-    on. Workers take turns on `devices`. With `resume` it goes on with the run in the folder.
+    The processes have process groups of their own, so the launch itself passes on an interrupt from
+    the terminal. The `devices` are assigned to workers in turn. With `resume`, the launch goes on
+    with the run in `folder`.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class Launch:
             return process, (await asyncio.to_thread(pipe.readline)).strip()
 
     def _start_workers(self, address: str) -> dict[ForkedWorker, Path]:
-        """Ask for the workers; they begin once PyTorch is imported."""
+        """Ask `workers.fork` for workers, which begin once it has PyTorch. Returns their logs."""
         threads = max(1, (os.cpu_count() or 1) // self._n)
         logs = self._folder / "log"
         logs.mkdir(exist_ok=True)
@@ -121,7 +123,7 @@ class Launch:
         return self._workers
 
     async def _listen(self) -> None:
-        """Take in what `workers.fork` tells: that a worker has begun, or how it has ended."""
+        """Read what `workers.fork` reports: a worker has begun, or has ended with a code."""
         assert self._forking.stdout is not None
         waiting = iter(self._workers)
         begun: dict[int, ForkedWorker] = {}
@@ -162,18 +164,22 @@ class Launch:
 
     @staticmethod
     async def _explain(code: int, log: Path, end: asyncio.Task[int]) -> int:
-        """A worker failed: let the coordinator say why if it can."""
+        """After a worker has failed, return the exit code of a coordinator that can say why.
+
+        If the coordinator does not end, raises RunStoppedError with the last line of the worker's
+        `log`.
+        """
         done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
         if done:
             return end.result()
         raise RunStoppedError(f"{_last_line(code, log)} (log: {log})", code if code > 0 else 1)
 
     def _started(self) -> bool:
-        """Whether the population was complete once. From then on some workers may fail."""
+        """Whether the population has ever been complete. From then on some workers may fail."""
         return bool(json.loads((self._folder / CONFIG).read_text())["members"])
 
     async def _end(self) -> None:
-        """Leave no process behind: ask the coordinator, then ask all, then kill.
+        """Leave no process behind: ask the coordinator to end, then ask all, then kill.
 
         The coordinator tells its workers. If all were asked at once, workers would leave one by
         one.
@@ -194,9 +200,9 @@ class Launch:
 
 
 class ForkedWorker:
-    """A worker that `workers.fork` forks, with the face of asyncio's Process.
+    """A worker that `workers.fork` forks, with the interface of asyncio's Process.
 
-    `pid` is 0 until it has begun.
+    `pid` is 0 until the worker has begun.
     """
 
     def __init__(self) -> None:
@@ -205,21 +211,21 @@ class ForkedWorker:
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The worker's exit code, negative for a signal; None while it runs."""
         return self._code.result() if self._code.done() else None
 
     def has_ended(self, code: int) -> None:
-        """Note that it has ended, with this exit code."""
+        """Note that the worker has ended with exit code `code`."""
         if not self._code.done():
             self._code.set_result(code)
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM to the worker."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it and its data loaders at once, if it runs."""
+        """Kill the worker and its data loaders at once, if it runs."""
         if self.pid and self.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -243,7 +249,7 @@ async def _wait_for(processes: Sequence[Process | ForkedWorker], seconds: float)
 
 
 def _last_line(code: int, log: Path) -> str:
-    """The last line of a failed worker's output."""
+    """The last line of a failed worker's output, or the signal or code that it ended with."""
     if code < 0:
         return f"worker: killed by {signal.Signals(-code).name}"
     lines = log.read_text(errors="replace").strip().splitlines()

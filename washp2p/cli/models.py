@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Flags for which models to read, and on which data and device."""
+    """Add the flags that say which models to read, and on which data and device."""
     command.add_argument(
         "places",
         type=Path,

@@ -1,4 +1,4 @@
-"""`washp2p status`: shows a run from elsewhere. It takes no part in the run."""
+"""`washp2p status`: shows a live run from any host. It takes no part in the run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Observer:
     """A connection to a coordinator, for looking only. A context manager."""
 
     def __init__(self, address: str, keys: JoinKey | None, *, insecure: bool, wait: float) -> None:
-        """An answer may take `wait` seconds. Raises UsageError."""
+        """Connect to `address`. An answer may take `wait` seconds. Raises UsageError."""
         split_tcp(address)
         require_loopback(address, encrypted=keys is not None, insecure=insecure)
         self._address = address
@@ -56,7 +56,7 @@ class Observer:
         self._context.term()
 
     def look(self) -> dict[str, Any]:
-        """The view of the run. Blocks. Raises UnreachableError, ProtocolError."""
+        """Fetch the view of the run. Blocks. Raises UnreachableError, ProtocolError."""
         self._socket.send(messages.encode(Look()))
         until = time.monotonic() + self._wait
         while self._socket.poll(max(0, round(1000 * (until - time.monotonic())))):
@@ -72,9 +72,9 @@ class Observer:
 
 
 def show(observer: Observer, *, as_json: bool, once: bool) -> int:
-    """Print the state of a run, as long as it runs on a terminal, else once.
+    """Print the state of a run: on a terminal until the run ends, elsewhere once.
 
-    Returns the exit code.
+    With `once` or `as_json`, print it once in any case. Returns the exit code.
     """
     if as_json:
         print(json.dumps(observer.look(), indent=1))

@@ -1,4 +1,4 @@
-"""`washp2p report`: a finished run, or several compared."""
+"""`washp2p report`: shows a finished run, or compares several."""
 
 from __future__ import annotations
 

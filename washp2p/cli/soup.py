@@ -1,4 +1,4 @@
-"""`washp2p soup`: one model out of the members of a run."""
+"""`washp2p soup`: makes one model out of the members of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`washp2p study`: one of the papers' tables or figures."""
+"""`washp2p study`: makes one of the papers' tables or figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which augmentation and regularisation each member trains with (PAPA, section 4.1). No I/O."""
+"""The augmentation and regularisation of each member (PAPA, section 4.1). Does no I/O."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ EXPECTED = "none, hetero, or NAME=VALUE:VALUE...,... of mixup, smoothing, cutmix
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What one member does to its batches; 0 turns a part off.
+    """How one member changes its batches. A value of 0 turns that part off.
 
-    `mixup` and `cutmix` are alphas of a beta distribution (with both, each batch gets one of the
-    two). `smoothing` is the share of the target that goes to all classes. `erasing` is the
+    `mixup` and `cutmix` are alphas of a beta distribution. With both, each batch gets one of the
+    two. `smoothing` is the share of the target that is spread over all classes. `erasing` is the
     probability of erasing a block of an image. `crop` is the padding in pixels before a random crop
-    back to size, which comes with a random horizontal flip.
+    back to the original size. A random horizontal flip comes with the crop.
     """
 
     mixup: float = 0.0
@@ -50,7 +50,7 @@ class Augmentation:
     crop: float = 0.0
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain values by name."""
+        """The fields as plain values, by name."""
         return asdict(self)
 
 

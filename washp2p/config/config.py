@@ -1,7 +1,7 @@
-"""A run's whole configuration: one frozen value that the coordinator holds and sends at join.
+"""A run's whole configuration: one frozen value that the coordinator sends to joining workers.
 
-It is validated once, here, so whoever holds a RunConfig may rely on it. In files, in messages and
-on command lines its options have one name each, whatever their section.
+It is validated once, here, so all code may rely on a RunConfig. In files, in messages and on
+command lines an option has the same name, which does not mention its section.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RunConfig:
     seed: int = option(0, "seed of all random numbers in the run", limits=(0, 2**63 - 1))
 
     def __post_init__(self) -> None:
-        """Raise UsageError on the first values that do not go together."""
+        """Raise UsageError on the first value that is out of range or contradicts another."""
         expect_within("n", self.n, 2, 65535)
         expect_within("seed", self.seed, 0, 2**63 - 1)
         expect_within("min_n", self.operation.min_n, 0, self.n)
@@ -104,10 +104,11 @@ class RunConfig:
 
     @classmethod
     def from_file(cls, wire: dict[str, Any]) -> Self:
-        """Inverse of `to_wire` for `wire` from a file, which an earlier version may have written.
+        """Inverse of `to_wire` for `wire` from a file, which an earlier version may have
+        written.
 
-        Raises UsageError if an option is missing that all versions have: a damaged file must not
-        get default values.
+        Options in LATER may be missing, because earlier versions lack them. Raises UsageError if
+        another option is missing: a damaged file must not get default values.
         """
         names = {key_of(each) for _, each in options()}
         if missing := sorted(names - wire.keys() - LATER.keys()):
@@ -145,7 +146,7 @@ class RunConfig:
         return self.from_wire(self.to_wire() | changed)
 
     def steps_until(self, when: str, steps: int) -> int:
-        """How many of a run's `steps` are done at a moment; `when` is as for `--until`."""
+        """How many of a run's `steps` are done at the moment `when`, written as for `--until`."""
         return floor(moment(when, self.training.epochs) * steps)
 
     def augmentation(self, member: int) -> Augmentation:
@@ -157,7 +158,7 @@ class RunConfig:
         return [f"--{flag(name)}={value}" for name, value in self.to_wire().items()]
 
     def to_wire(self) -> dict[str, Any]:
-        """Plain values by option, without sections."""
+        """All options as plain values, by name and without sections."""
         return {
             key_of(each): getattr(getattr(self, section) if section else self, each.name)
             for section, each in options()

@@ -50,7 +50,11 @@ def _metavar(option: Field[Any]) -> str:
 
 
 def _default(option: Field[Any]) -> str:
-    """The default in words, for a help text: by data set and method where it differs."""
+    """The default of `option` in words, for a help text.
+
+    It lists the values by data set, optimizer or method where they differ. It is empty if the
+    option is required.
+    """
     if required(option):
         return ""
     key = key_of(option)
@@ -69,7 +73,8 @@ def config_from(
 ) -> RunConfig:
     """The configuration from parsed flags; or `known`, if the given flags agree with it.
 
-    Options named in `free` may differ from it. Raises UsageError.
+    Options named in `free` may differ: the given flags replace their values in `known`. Raises
+    UsageError.
     """
     given = {key: getattr(parsed, key) for key in (key_of(each) for _, each in options())}
     if known is None:

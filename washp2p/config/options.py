@@ -1,4 +1,4 @@
-"""What makes a dataclass a section of the configuration: its fields have help texts and limits."""
+"""Helpers for sections of the configuration: dataclasses whose fields have help and limits."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def option(
     moment: bool = False,
     key: str = "",
 ) -> Any:
-    """A field of a section.
+    """Make a field of a section.
 
-    `text` is its help text, `choices` are its only values, `limits` its smallest and largest value.
-    With `moment` it is an epoch or a fraction of the run. `key` is its name in files and as a flag,
-    if that is another than the field's.
+    `text` is its help text. `choices` are the only values it may have. `limits` are its smallest
+    and largest value. With `moment` its value is an epoch or a fraction of the run. `key` is its
+    name in files and as a flag, if that differs from the field's name.
     """
     metadata = {"help": text, "choices": choices, "limits": limits, "moment": moment, "key": key}
     return field(default=default, metadata=metadata)
 
 
 def key_of(option: Field[Any]) -> str:
-    """A field's name in files, in messages and, as a flag, on command lines."""
+    """The name of a field in files and in messages. `flag` turns it into a command-line flag."""
     return option.metadata["key"] or option.name
 
 

@@ -30,7 +30,7 @@ def plugins() -> EntryPoints:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """What members do with a round."""
+    """The method: what members exchange in a round, and when they do."""
 
     name: str = option("wash", "what members do with a round (docs/methods.md)", key="method")
     p: float = option(0.01, "base shuffling probability (WASH, equation 3)", limits=(0.0, 1.0))

@@ -179,7 +179,7 @@ class Connection:
             self._on_change = callback
 
     def on_stop(self, callback: Callable[[WashError], None]) -> None:
-        """Call `callback` at once, on the control thread, when the run ends before its time.
+        """Call `callback` on the control thread as soon as the run ends early.
 
         The training thread learns of it in its next round.
         """
@@ -197,13 +197,13 @@ class Connection:
         rounds: int,
         no_snapshots: str = "",
     ) -> None:
-        """Present the model, and wait until a roster has this member, or it has a `donor`.
+        """Present the model, and wait until this member is in a roster, or has a `donor`.
 
         `layout` is the model's. The data plane listens at `endpoint`, and at `near`, the nearest
-        address first. `key` is its public key (32 bytes, none without encryption). `rounds` is how
+        address first. `key` is its public key (32 bytes, empty without encryption). `rounds` is how
         many rounds the run has, 0 if not known. `no_snapshots` says why the optimizer's state
-        cannot be given to others. Blocks. Raises JoinRefusedError if the model does not fit the
-        population's, RunStoppedError.
+        cannot be given to others. Blocks. Raises RunStoppedError, or JoinRefusedError if the model
+        does not fit the population's.
         """
         wire, where = layout.to_wire(), self.place
         self.tell(
@@ -223,7 +223,7 @@ class Connection:
     def tell(self, message: Message) -> None:
         """Send a control `message` to the coordinator.
 
-        If another coordinator takes over, milestones are sent to it again.
+        Messages of the types in MILESTONES are sent again to a coordinator that takes over.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):
@@ -245,7 +245,7 @@ class Connection:
         self.tell(self._last_progress)
 
     def saved(self, round_number: int, error: str) -> None:
-        """Report that this member holds a checkpoint of `round_number`, or why not, in `error`."""
+        """Report a checkpoint of `round_number`: held if `error` is empty, else why it is not."""
         self.state.saved(round_number)
         self._last_saved = Saved(round_number, shortened(error))
         self.tell(self._last_saved)
@@ -265,7 +265,7 @@ class Connection:
         self._socket.close()
 
     def _returned(self) -> Iterator[bytes]:
-        """The messages for a coordinator that is back, which may have missed them."""
+        """The messages to repeat to a coordinator that is back, since it may have missed them."""
         if self._welcome is None:
             yield from self._greeting
             return
@@ -280,7 +280,7 @@ class Connection:
         return self._run_dir or Path("runs") / rundir.check_name(name)
 
     def _claim(self, offer: Resume) -> None:
-        """Answer a coordinator that resumes a run: which of its checkpoints are on this host."""
+        """Tell a coordinator that resumes a run which of its checkpoints this host holds."""
         try:
             held = checkpoints.held(self._folder_of(offer.name), offer.rounds)
         except UsageError as error:

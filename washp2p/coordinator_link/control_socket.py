@@ -40,11 +40,11 @@ _EVENTS = (
 
 
 class ControlSocket:
-    """A connection to the coordinator's `address` that survives the coordinator.
+    """A connection to `address` that survives the loss of the coordinator there.
 
-    It is encrypted with `keys`. Callbacks run on the socket's thread: `receive` gets each message,
-    `returned` gives the messages for a coordinator that is back, `failed` gets the error that ends
-    the connection.
+    It is encrypted with `keys`, if given. Callbacks run on the socket's thread. `receive` gets each
+    message. `returned` gives the messages to send to a coordinator that is back. `failed` gets the
+    error that ends the connection.
     """
 
     patience: Patience
@@ -158,7 +158,7 @@ class ControlSocket:
                 self._wait_for_another(self._lost_at)
 
     def _heed(self, event: int) -> None:
-        """Handle an event of the connection: made, or lost."""
+        """Handle a monitor `event`: the connection is made, refused or lost."""
         self.unlike |= bool(event & _FAILED)
         self._tried_at = time.monotonic()
         if event == _REFUSED and not self._greeted:
@@ -205,7 +205,7 @@ class ControlSocket:
 def unanswered(
     address: str, wait: float, keys: JoinKey | None, *, unlike: bool
 ) -> UnreachableError:
-    """Why a coordinator may not have answered, with a remedy."""
+    """Make the error for a coordinator that has not answered. Its text names a remedy."""
     if not unlike:
         remedy = "start one there (python -m coordinator --n N) or correct the address"
     elif keys is None:

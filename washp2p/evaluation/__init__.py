@@ -1,4 +1,4 @@
-"""From N trained members to numbers and to one model: average, ensemble, soup."""
+"""Evaluates N trained members, and makes one model of them: average, ensemble, soup."""
 
 from washp2p.evaluation.ensemble import accuracy, ensemble, logits, probabilities
 from washp2p.evaluation.repair import reset_batch_norm

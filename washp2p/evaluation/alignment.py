@@ -38,11 +38,11 @@ EPSILON = 1e-12
 
 @dataclass
 class Space:
-    """Units that are permuted together, and the parameters that have them as a dimension.
+    """Units that are permuted together, and the tensors that have them as a dimension.
 
-    They are dimension 0 of each of `out` and `norms`, and dimension 1 of each of `into`, where
-    every unit is so many consecutive columns. `nodes` are the places in the traced network where
-    they appear.
+    The units are dimension 0 of each tensor in `out`. They are dimension 1 of each weight in
+    `into`, where a unit has one or more consecutive columns. `nodes` names the places in the traced
+    network where the units appear.
     """
 
     out: list[str] = field(default_factory=list)
@@ -53,7 +53,10 @@ class Space:
 
 
 def spaces_of(model: nn.Module) -> tuple[fx.GraphModule, list[Space]]:
-    """The traced `model` and its spaces. Raises UsageError if some part is not understood."""
+    """The traced `model` and its spaces that may be permuted.
+
+    Raises UsageError if some part of the model is not understood.
+    """
     try:
         traced = fx.symbolic_trace(model)
     except Exception as error:  # whatever tracing makes of somebody's forward
@@ -65,7 +68,7 @@ def spaces_of(model: nn.Module) -> tuple[fx.GraphModule, list[Space]]:
 
 
 class _Tracer:
-    """Follows channels through a graph, by union-find over what must be permuted alike."""
+    """Follows channels through a graph. Union-find joins those that must be permuted alike."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         self._modules = dict(traced.named_modules())
@@ -126,7 +129,7 @@ class _Tracer:
             raise _unknown(type(module).__name__)
 
     def _name(self, number: int, name: str, module: nn.Module) -> None:
-        """All tensors of a module that have its channels as dimension 0."""
+        """Add to a space all tensors of a module that have its channels as dimension 0."""
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self._spaces[number].out += [f"{name}.{key}" for key, t in tensors.items() if t.dim()]
 
@@ -153,7 +156,7 @@ def _unknown(what: str) -> UsageError:
 
 
 def permute(state: State, space: Space, order: torch.Tensor) -> State:
-    """`state` with the units of a `space` in another `order` (int64): the same function."""
+    """`state` with the units of `space` in another `order` (int64). The function stays the same."""
     changed = dict(state)
     for name in space.out:
         changed[name] = changed[name][order]
@@ -169,12 +172,12 @@ def permute(state: State, space: Space, order: torch.Tensor) -> State:
 def align(
     model: nn.Module, state: State, reference: State, batches: Iterable[torch.Tensor]
 ) -> State:
-    """`state` with its hidden units permuted to match those of `reference`.
+    """`state` with its hidden units permuted to match those of `reference`: CPU tensors.
 
-    It computes the same function. `model` is the architecture of both, and is not changed. Features
-    are compared on the inputs in `batches`, on the device of `model`: in each space, units are
-    matched by the assignment with the largest sum of correlations over its places. Raises
-    UsageError if the architecture is not understood.
+    The aligned network computes the same function as before. `model` has the architecture of both,
+    and is not changed. Features are compared on the inputs in `batches`, which are on the device of
+    `model`. In each space, units are matched by the assignment with the largest sum of correlations
+    over the places where they appear. Raises UsageError if the architecture is not understood.
     """
     first, second = deepcopy(model), deepcopy(model)
     first.load_state_dict(reference)
@@ -207,22 +210,23 @@ class _Correlation:
         self._sums: list[torch.Tensor] = []
 
     def add(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-        """Features (samples x units x ...) of the same inputs."""
+        """Add both networks' features (samples x units x ...) for the same inputs."""
         a, b = (x.double().transpose(0, 1).flatten(1).cpu() for x in (ours, theirs))
         new = [a.sum(1), b.sum(1), (a * a).sum(1), (b * b).sum(1), a @ b.T]
         self._sums = [x + y for x, y in zip(self._sums, new, strict=True)] if self._count else new
         self._count += a.shape[1]
 
     def value(self) -> torch.Tensor:
-        """Units x units, float64."""
+        """The correlations over all samples added: units x units, float64."""
         a, b, aa, bb, ab = (each / self._count for each in self._sums)
         spread = ((aa - a * a).clamp(min=0)[:, None] * (bb - b * b).clamp(min=0)[None]).sqrt()
         return (ab - a[:, None] * b[None]) / (spread + EPSILON)
 
 
 def _by_unit(likeness: torch.Tensor, units: int) -> torch.Tensor:
-    """The mean correlation of each unit's columns, where flattening has made several of one
-    unit.
+    """The mean correlation over each unit's columns: units x units.
+
+    A unit has several columns after flattening.
     """
     each = len(likeness) // units
     blocks = likeness.reshape(units, each, units, each)

@@ -56,19 +56,19 @@ def repair(
     batches: Sequence[Inputs],
     weights: Sequence[float] | None = None,
 ) -> State:
-    """The state dict `averaged`, its preactivations' moments repaired: new CPU tensors.
+    """The state dict `averaged` with its preactivations' moments repaired: new CPU tensors.
 
-    `model` is their architecture; it is not changed. `states` are the members' state dicts.
-    `batches` has for each member, and then for the averaged model itself, the inputs it is to see,
-    on the device of `model`: the same images for all, by each one's own augmentation. `weights` are
-    the members' in the average, equal ones if not given. Layers without a bias get the standard
-    deviation only: in the papers' networks a batch norm follows, which takes the mean away. Running
+    `model` has the architecture of all; it is not changed. `states` are the members' state dicts.
+    `batches` has the inputs of each member, and last those of the averaged model, on the device of
+    `model`. All see the same images, each by its own augmentation. `weights` are the members'
+    shares in the average, equal if not given. Layers without a bias get the standard deviation
+    only: in the papers' networks a batch norm follows, which takes the mean away. Running
     statistics of batch norms are computed anew.
 
-    Layers are repaired one after the other, each on the features that the repaired ones before it
-    give, so the moments are exact whatever the number of batches; that takes a pass over the
-    averaged model's inputs for each layer. Where Algorithm 4 lets temporary batch norms normalise
-    each batch by itself meanwhile, a soup of identical models would not be that model.
+    Layers are repaired one after the other, each on the features from the repaired layers before
+    it. So the moments are exact whatever the number of batches. That takes a pass over the averaged
+    model's inputs for each layer. Algorithm 4 uses temporary batch norms instead, which normalise
+    each batch by itself. With them, a soup of identical models would not be that model.
     """
     assert len(batches) == len(states) + 1
     network = deepcopy(model)
@@ -85,8 +85,8 @@ def repair(
 def moments(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     """Mean and standard deviation of each preactivation channel of `model`, as one vector.
 
-    Layer by layer: the channels' means, then their deviations. Computes running statistics of
-    batch norms anew.
+    For each layer in turn, it has the channels' means, then their deviations. Running statistics of
+    batch norms in `model` are computed anew.
     """
     counted = _moments(model, preactivations(model), inputs)
     parts = [part for each in counted for part in (each.mean, each.deviation)]
@@ -107,9 +107,10 @@ def mean_moments(
 def restore_mean(
     model: nn.Module, counted: Sequence[torch.Tensor], inputs: Callable[[], Inputs]
 ) -> None:
-    """`restore` the mean of several networks' `moments`, without those that are not finite.
+    """Give `model` the mean of several networks' `moments`, as `restore` does.
 
-    If none are finite nothing happens, and `inputs` are not asked for.
+    A network whose moments are not all finite is left out. If none is left, nothing happens and
+    `inputs` is not called.
     """
     usable = [each for each in counted if each.isfinite().all()]
     if usable:
@@ -145,11 +146,10 @@ def reset_batch_norm(model: nn.Module, inputs: Iterable[torch.Tensor]) -> None:
 
 
 def preactivations(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
-    """The linear and convolution layers of `model`, without the last one, whose outputs are the
-    logits.
+    """The linear and convolution layers of `model`, without the last, which gives the logits.
 
-    They are in the order of registration. A layer must not come before one that it takes its inputs
-    from, as in all models that are made of blocks.
+    They are in the order of registration. Each must be registered after the layers that feed it, as
+    in all models that are made of blocks.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[:-1]

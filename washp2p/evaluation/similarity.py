@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Similarity(NamedTuple):
-    """The mean cosine similarity at one layer, over images and models, in per cent."""
+    """The mean cosine similarity of features at one layer, over images and models, in per cent."""
 
     layer: str
     between: float
@@ -32,10 +32,11 @@ class Similarity(NamedTuple):
 def similarities(
     model: nn.Module, states: Sequence[State], averaged: State, inputs: Iterable[torch.Tensor]
 ) -> list[Similarity]:
-    """The similarity of the features of `states`, and of each with `averaged`, by hidden layer.
+    """For each hidden layer, how similar members' features are to each other and to `averaged`.
 
-    `model` is their architecture, on the device of the `inputs`, batches of images. An image's
-    features at a layer are all of the layer's outputs for it, as one vector, in eval mode.
+    `states` are the members' state dicts. `model` has the architecture of all. `inputs` are batches
+    of images, on the device of `model`. An image's features at a layer are all outputs of the layer
+    for this image, as one vector, in eval mode.
     """
     networks = [deepcopy(model).eval() for _ in (*states, averaged)]
     for network, state in zip(networks, (*states, averaged), strict=True):
@@ -62,10 +63,10 @@ def similarities(
 
 
 def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers and blocks of `model` that own parameters, by name, without batch norms and the
-    last.
+    """The layers and blocks of `model` that own parameters, by name, in order.
 
-    The parts of a `Sequential` count one by one: blocks of a ResNet, convolutions of a VGG.
+    Batch norms and the last layer are left out. The parts of a `Sequential` count one by one:
+    blocks of a ResNet, convolutions of a VGG.
     """
     found = dict(_parts("", model))
     return dict(list(found.items())[:-1])

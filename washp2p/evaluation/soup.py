@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def greedy_soup(states: Sequence[State], accuracy: Callable[[State], float]) -> State:
-    """The soup of `states` (state dicts), chosen by held-out `accuracy`, without the test set.
+    """The mean of the members of `states` (state dicts) that GreedySoup chooses.
 
-    Members are tried from best to worst, ties in the order given. Each stays in if the mean with it
-    is no less accurate than the mean without.
+    `accuracy` is on held-out data, never on the test set. Members are tried from best to worst,
+    ties in the order given. A member is chosen if the mean with it is no less accurate than
+    without.
     """
     return average_state(greedy_choice(states, accuracy))
 
@@ -28,10 +29,10 @@ def greedy_choice(
     accuracy: Callable[[State], float],
     fit: Callable[[State, State], State] | None = None,
 ) -> list[State]:
-    """The members of the GreedySoup of `states` (state dicts) by held-out `accuracy`.
+    """The members of `states` (state dicts) that GreedySoup chooses by held-out `accuracy`.
 
-    `fit` takes a member and the soup so far, and returns what to add instead, such as the member
-    aligned with the soup.
+    `fit` takes a member and the soup so far. It returns the state dict to add in the member's
+    place, such as the member aligned with the soup.
     """
     ranked = sorted(states, key=accuracy, reverse=True)
     chosen = [ranked[0]]

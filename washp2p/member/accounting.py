@@ -53,8 +53,10 @@ def finished(
     strategy: Strategy,
     refusals: Refusals[MemberId],
 ) -> Finished:
-    """Make the final report: what the member did, and how many payload bytes were expected of it
-    by the theory, by the paper's rule, and with PAPA.
+    """Make the final report: what the member did, and the payload bytes that were expected.
+
+    `theory` follows from the method's selection, `paper` from the rule of the method's paper.
+    `papa` and `papa_all_reduce` are for PAPA, without and with all-reduce.
     """
     generations = [(n, range(first, stop)) for n, first, stop in timeline.generations]
     exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]

@@ -30,7 +30,7 @@ _log = logging.getLogger("washp2p")
 class Advice:
     """The warnings of one member. Nothing is watched before `begin`.
 
-    Methods belong to the training thread; `tell` may be called on any.
+    Only the training thread may call the methods, except `tell`, which any thread may call.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Advice:
         self._watch = MissedSteps(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
-        """Call this after each step. After the first one it checks model and optimizer state.
+        """Call this after each step. The first call checks the model and the optimizer's state.
 
-        Raises UsageError in the cases of `Store.check_model`.
+        The first call raises UsageError if `Store.check_model` does.
         """
         if self._stepped:
             return
@@ -124,9 +124,9 @@ class Advice:
             self._merger.likeness = None
 
     def before_average(self) -> None:
-        """Check that a round followed each step.
+        """Warn if the model has trained since its last round.
 
-        Raises UsageError if the model trained without rounds.
+        Raises UsageError if it has trained and no round has followed at all.
         """
         if self._watch is not None:
             self._watch.check()

@@ -235,14 +235,14 @@ def _transport(connection: Connection, bind: str, pair: KeyPair, store: Store) -
 
 
 def _room_for_means(strategy: Strategy, store: Store, n: int) -> int:
-    """The bytes that may be buffered of frames that arrive before their round."""
+    """The bytes that frames arriving before their round may take; 0: the default limit."""
     return AT_ONCE * int(strategy.expected_payload(store.layout, n)) if strategy.lockstep else 0
 
 
 def _repairer(
     batches: int, model: torch.nn.Module, me: MemberId, inputs: Inputs | None
 ) -> Repairer | None:
-    """The part that `--repair` asks for; None without it. Raises UsageError if it lacks inputs."""
+    """Make the part for `--repair` (else None). Raises UsageError if that has no `inputs`."""
     if not batches:
         return None
     if inputs is None:

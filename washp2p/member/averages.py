@@ -1,8 +1,8 @@
-"""All averages that one member takes part in: the last one, and any that its loop takes before.
+"""All averages that one member takes part in: the last one, and any that its loop takes earlier.
 
-The k-th averages of all members belong together. Training may go on after an average that all
-members took after the same round. The last average is the run's. A warning names what the average
-may be wrong about.
+The k-th averages of all members belong together. Training may go on after an average if all members
+took it after the same round. The last average is the result of the run. A warning names the tensors
+that may be wrong in an average.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class Averages:
 
     @property
     def stands(self) -> bool:
-        """Whether the last average still holds: this member's values are the ones that were
-        averaged.
-        """
+        """Whether the last average is complete and still holds: no step has followed it."""
         return self.current is not None and self.current.over is not None and not self._trained
 
     @property
@@ -88,7 +86,7 @@ class Averages:
         return True
 
     def is_of(self, state: State) -> bool:
-        """Whether the last average was taken of exactly these values."""
+        """Whether the last average still holds, and this member brought exactly `state` to it."""
         if not self.stands:
             return False
         assert self.current is not None
@@ -115,7 +113,7 @@ class Averages:
         )
 
     def take(self) -> PeerAverage:
-        """Finish the average that has begun, together with all members. Blocks. Raises
+        """Finish the current average with all members; return it. Blocks. Raises
         RunStoppedError.
         """
         assert self.current is not None

@@ -79,7 +79,10 @@ class Checkpointing:
                 self._save(timeline)
 
     def go_on(self) -> Start:
-        """Restore this member from its checkpoint. Raises UsageError if it cannot be read."""
+        """Restore this member from its checkpoint. Returns where its rounds begin.
+
+        Raises UsageError if the checkpoint cannot be read.
+        """
         kept = self._connection.state.rosters[0].first - 1
         data = checkpoints.read(self._connection.folder, kept, self._connection.member)
         try:

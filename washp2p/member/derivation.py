@@ -27,7 +27,10 @@ class Derivation:
         """What plans have cost so far; read by the training thread."""
 
     def __call__(self, order: Order) -> Staged | None:
-        """The plan for `order`; None if nothing is exchanged in that round. Raises UsageError."""
+        """Derive the plan for `order`; None if nothing is exchanged in that round.
+
+        Raises UsageError if the plan takes a mean and the strategy is not `lockstep`.
+        """
         number, seed, roster = order
         if len(roster.members) < 2 or not self._strategy.due(number):
             return None

@@ -46,16 +46,17 @@ def connect(
 ) -> Connection:
     """Find a run and take a place in it, before there is a model.
 
-    `address` is the coordinator's (`tcp://HOST:PORT`). The call blocks until it answers, for at
-    most `wait` seconds. `keys` is the folder with `join.key`, or that file; then connections are
-    encrypted. Plain text off loopback needs `insecure`. `run_dir` is where this host keeps its
-    checkpoints (default: `runs/<the run's name>`). `rank` asks for this MemberId, if no member has
-    it (default: the next free one). With `seed`, the random numbers of Python, NumPy and torch are
-    seeded by the run's seed and the MemberId, so that members that run the same script draw
-    different numbers. The connection's `config` says what to train.
+    `address` is the coordinator's (`tcp://HOST:PORT`). The call blocks until the coordinator
+    answers, for at most `wait` seconds. `keys` is the folder with `join.key`, or the path of that
+    file. With keys, connections are encrypted. Without keys, an address off loopback needs
+    `insecure`. `run_dir` is where this host keeps its checkpoints (default: `runs/<the run's
+    name>`). `rank` asks for this MemberId, if no member has it (default: the next free one). With
+    `seed`, the run's seed and the MemberId seed the random numbers of Python, NumPy and torch, so
+    that members that run the same script draw different numbers. The connection's `config` says
+    what to train.
 
-    If this thread has left a member of the same run open, as a failed cell of a notebook does, that
-    member leaves first. Raises UnreachableError, JoinRefusedError, UsageError.
+    If this thread still has an open member of the same run, as after a failed cell of a notebook,
+    that member leaves first. Raises UnreachableError, JoinRefusedError, UsageError.
     """
     join_key = None if keys is None else read_join(keys)
     require_loopback(address, encrypted=join_key is not None, insecure=insecure)
@@ -86,34 +87,36 @@ def join(
     """Make `model` a member of a run and wait until the population is complete.
 
     `run` is the coordinator's address, or what `connect` returned. On return all members hold the
-    first member's parameters and buffers (under `--init different` each its own). From then on each
-    `optimizer.step()` ends with a round. In a run that has begun, this member takes the whole state
-    of a live member, optimizer included, and goes on from `Member.round`.
+    first member's parameters and buffers; under `--init different` each member keeps its own. From
+    then on each `optimizer.step()` ends with a round. If the run has already begun, this member
+    takes over the whole state of a live member, optimizer included, and goes on from
+    `Member.round`.
 
     The model's trainable parameters move into one vector until the member closes. The `Parameter`
     objects and their values stay the same, and each has a storage of its own. Move the model to its
-    device and dtype before.
+    device and dtype before you call this.
 
-    `rounds` is how many rounds the run has, if known. `bind` is where this member's data plane
-    listens (default: a free port on loopback, or on the address facing a coordinator elsewhere).
-    `advertise` is what peers are told instead (`tcp://HOST[:PORT]`). `keys` is the folder with
-    `join.key`, if `run` is an address; then connections are encrypted. Plain text off loopback
-    needs `insecure`. `log` is a file for the run log.
+    `rounds` is the number of rounds of the run, if it is known. `bind` is where this member's data
+    plane listens (default: a free port on loopback, or on the address facing a coordinator
+    elsewhere). `advertise` is the address that peers are told instead of that one
+    (`tcp://HOST[:PORT]`). If `run` is an address, `keys` is the folder with `join.key`; then
+    connections are encrypted. Without keys, an address other than loopback needs `insecure`. `log`
+    is the file to which the run log is written.
 
-    `state` is what a checkpoint must have besides model and optimizer (an object with `state_dict`
-    and `load_state_dict`). In a run that goes on from a checkpoint, it has been loaded on return,
+    `state` is what a checkpoint must hold besides model and optimizer (an object with `state_dict`
+    and `load_state_dict`). If the run goes on from a checkpoint, `state` has been loaded on return,
     and `Member.round` is the checkpoint's. `scaler` is the object whose `step` steps the optimizer,
-    if there is one: a GradScaler, or timm's NativeScaler. A round follows a step that it skips,
-    too. `repair_inputs` gives batches for `--repair`, of the same images in all members, for the
-    model as it trains on them.
+    if there is one: a GradScaler, or timm's NativeScaler. If it skips a step, a round follows all
+    the same. `repair_inputs` gives batches for `--repair`: of the same images in all members, as
+    the model gets them in training.
 
     `last` names the module whose parameters are the last layer, which the decreasing schedule never
-    shuffles (default: `--last`, or the last one registered). `buffers` says by name how a buffer is
-    averaged: "mean", "max", "first" (the first member's) or "equal" (which is checked). Other
-    buffers have a rule by their kind.
+    shuffles (default: `--last`, or the module registered last). `buffers` gives by name the rule by
+    which a buffer is averaged: "mean", "max", "first" (the first member's) or "equal" (which is
+    checked). The kind of any other buffer decides its rule.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError. The optimizer's step raises
-    DroppedError once the population goes on without this member; it may then join again.
+    DroppedError once the population goes on without this member; the process may then join again.
     """
     optimizer, scaler = plain_optimizer(optimizer), plain_scaler(scaler)
     replicas = Replicas.of(model)
@@ -173,13 +176,13 @@ def attach(
     last: str = "",
     buffers: Mapping[str, str] | None = None,
 ) -> Member:
-    """Like `join`, for a loop that is not a block: call `Member.close` after it.
+    """Like `join`, for a loop that is not in a `with` block: call `Member.close` after the loop.
 
     `model`, `optimizer`, `run`, `rounds`, `keys`, `state`, `scaler`, `repair_inputs`, `last` and
-    `buffers` are as in `join`. Pass a connection from `connect` to set anything else. If the model
+    `buffers` are as in `join`. To set anything else, pass a connection from `connect`. If the model
     is in DistributedDataParallel, call this on all ranks: rank 0 of the group joins, and the others
-    `follow`. If the process ends without `close`, the member leaves and the others go on; if it has
-    averaged, it has finished.
+    `follow`. If the process ends without `close`, the member leaves and the others go on. If no
+    step has followed its last average, it counts as finished.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """
@@ -215,8 +218,8 @@ def follow(
 
     `model` is in DistributedDataParallel. Rank 0 of its group joins the run and is the member; all
     other ranks call this. On return the model and the optimizer's state equal those of rank 0. From
-    then on each `optimizer.step()` ends with the values that its round has written. `scaler` is as
-    in `join`.
+    then on each `optimizer.step()` ends by writing the values that rank 0 wrote in its round.
+    `scaler` is as in `join`.
 
     Blocks until rank 0 has joined. Raises UsageError, RunStoppedError. The optimizer's step raises
     RunStoppedError once the member has left the run.

@@ -98,8 +98,10 @@ class Lifecycle:
             self._attempts = Attempts(scaler, parts.optimizer, self._round)
 
     def replicate(self, replicas: Replicas) -> None:
-        """Let the other ranks of the model's DistributedDataParallel group follow, by
-        `replicas`. Call it before the first step. Raises UsageError under `--repair`.
+        """Let the other ranks of the model's DistributedDataParallel group follow this member.
+
+        `replicas` reaches those ranks. Call this before the first step. Raises UsageError under
+        `--repair`.
         """
         parts = self.parts
         if parts.repairer is not None:
@@ -116,9 +118,7 @@ class Lifecycle:
             replicas.start(told, parts.store, self._snapshot)
 
     def average(self, final: Final | None) -> PeerAverage:
-        """The average of the present values. Takes a new average unless the last one still
-        holds.
-        """
+        """Return the last average if it holds for `final`; else take a new one. Blocks."""
         self.require_open()
         averages = self.parts.averages
         if not averages.begun or averages.stands:
@@ -126,7 +126,10 @@ class Lifecycle:
         return self._take_average()
 
     def final(self) -> PeerAverage:
-        """The last average. The first one is taken here if there is none. Raises UsageError."""
+        """Return the last average, or take the first one. Blocks.
+
+        Raises UsageError if training has gone on since the last average.
+        """
         self.require_open()
         averages = self.parts.averages
         if not averages.begun:
@@ -148,7 +151,7 @@ class Lifecycle:
         return average
 
     def _begin_average(self, final: Final | None) -> None:
-        """Begin the next average, unless the last one still holds."""
+        """Begin the next average, unless the last one holds and is of the same values."""
         averages, timeline = self.parts.averages, self.parts.timeline
         number, stands = averages.taken + 1, averages.stands
         with self._replicas_told():
@@ -165,8 +168,9 @@ class Lifecycle:
         averages.begin(values, timeline.round, by_hand=state is not None)
 
     def _values_for(self, final: Final | None) -> tuple[Any, dict[str, torch.Tensor]]:
-        """The state dict to average, if the caller gave one, else None; and the values to
-        average.
+        """Return the caller's state dict, or None without one, and the values to average.
+
+        Raises RunStoppedError if not all trained values are finite.
         """
         store = self.parts.store
         store.look()
@@ -197,7 +201,7 @@ class Lifecycle:
         parts.connection.tell(Accounts(parts.transport.ledger.to_wire()))
 
     def finish_alone(self) -> None:
-        """Finish the run after an average, without waiting for the other members.
+        """If the last average still holds, finish the run without waiting for the other members.
 
         Used when the process exits and `close` was not called.
         """

@@ -1,7 +1,7 @@
 """A member of a population, as a training loop sees it.
 
-From `join` on, rounds run in the optimizer's post-step hook. The built-in trainer uses nothing
-else.
+From `join` on, rounds run in the optimizer's post-step hook. The built-in trainer uses only what
+this module offers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class Member:
     """One member of a population, from the initial state to the average. Use `join` to make one.
 
-    A context manager. Leaving the block finishes the run together with all other members. Leaving
-    it by an exception ends this member, and tells the others why. All methods belong to the
-    training thread.
+    It is a context manager. Leaving the block finishes the run together with all other members. If
+    an exception leaves the block, this member ends and tells the others why. Only the training
+    thread may call the methods.
     """
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -40,7 +40,7 @@ class Member:
 
     @property
     def closed(self) -> bool:
-        """Whether this member has left the run."""
+        """Whether this member's part in the run is over: it has finished, or left."""
         return self._lifecycle.closed
 
     @property
@@ -72,9 +72,9 @@ class Member:
     def round(self) -> int:
         """The last round that this member took part in.
 
-        It equals the number of steps, unless `--max-delay none` let this member fall so far behind
-        that it skipped rounds. A loop that ends by this number, and sets its learning rate by it,
-        keeps pace with its peers.
+        It equals the number of steps of a member that joined at the start, unless `--max-delay
+        none` let the member fall so far behind that it skipped rounds. A loop that ends by this
+        number, and sets its learning rate by it, keeps pace with its peers.
         """
         return self._parts.timeline.round
 
@@ -85,27 +85,29 @@ class Member:
 
     @property
     def max_delay(self) -> str:
-        """The number of rounds by which values may be late now, or "none" if there is no bound.
-        Under `--max-delay auto` it changes.
+        """By how many rounds values may be late at present; "none" if any lateness is allowed.
+
+        The number changes under `--max-delay auto`.
         """
         return self._parts.timeline.max_delay
 
     def average(self, final: Final | None = None, *, trainable_only: bool = False) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.
 
-        All members take part, here or when they leave their block; the k-th calls of all members
-        belong together. Floating-point tensors become the mean in MemberId order, accumulated in
+        All members take part, by this call or when they leave their block; the k-th calls of all
+        members belong together. Floating-point tensors become the mean, added in MemberId order in
         float64. Buffers follow the rules of `join`. Tensors that are equal on all members are not
         sent. The average is over the members that are alive: if one is lost before all have the
         mean, the others start again without it.
 
-        Training may go on after an average that all members took after the same round. The last
-        average is the run's. Until the next step, later calls return the same average, unless
-        `final` gives other values. A call that was interrupted can be repeated.
+        Training may go on after an average if all members took it after the same round. The last
+        average is the result of the run. Until the next step, later calls return the same average,
+        unless `final` gives other values. A call that was interrupted can be repeated.
 
-        `final` is a state dict to average in place of the model's, or a function that returns one
-        once nothing changes the model any more, as `ema.module.state_dict`. The model keeps its
-        values. With `trainable_only`, only the trainable parameters are returned. Blocks.
+        `final` is a state dict to average in place of the model's, or a function that returns one,
+        such as `ema.module.state_dict`. The function is called when nothing changes the model any
+        more. The model keeps its values. With `trainable_only`, only the trainable parameters are
+        returned. Blocks.
 
         Raises RunStoppedError, also if this member has diverged; then the others average without
         it. Raises UsageError if `final` is the state dict of another model, or if the model trained
@@ -117,21 +119,24 @@ class Member:
     def leads(self) -> bool:
         """Whether this member has to evaluate the population and call `result`.
 
-        One member does: the first one that is alive. The others block until it has called `result`,
-        or has died. Takes an average if none was taken yet. Blocks. Raises RunStoppedError.
+        The first live member has to. On the others the call blocks until that member has called
+        `result`, or has died. If no average was taken yet, this takes one. Blocks. Raises
+        RunStoppedError, and UsageError if training has gone on since the last average.
         """
         return self._lifecycle.final().leads()
 
     def models(self) -> dict[MemberId, State]:
         """The final state dicts of all averaged members that are still alive, by MemberId.
 
-        They are fetched from those members. If no average was taken yet, this takes one. Blocks.
+        Each is fetched from its member. If no average was taken yet, this takes one. Blocks. Raises
+        RunStoppedError, and UsageError if training has gone on since the last average.
         """
         return {peer: state for peer in self.members if (state := self.model_of(peer)) is not None}
 
     def model_of(self, member: MemberId) -> State | None:
-        """The final state dict of one member, or None if that member is gone. Blocks, and raises
-        as `models` does.
+        """The final state dict of one member, or None if that member is gone.
+
+        Blocks. Raises what `models` raises.
         """
         values = self._lifecycle.final().of(member)
         return None if values is None else self._parts.store.state_dict(values)
@@ -154,11 +159,11 @@ class Member:
         greedy_soup: float,
         over: Sequence[MemberId] | None = None,
     ) -> None:
-        """Report what evaluation found, in per cent; it goes into summary.json.
+        """Report the accuracies that evaluation found, in per cent, for summary.json.
 
         `members` has the accuracy of each member, in the order of `over` (default: all averaged
         members). `ensemble`, `averaged` and `greedy_soup` are the accuracies of the ensemble, the
-        averaged model and the soup. One member calls this: the one that `leads`. Raises
+        averaged model and the soup. Only the member for which `leads` is True calls this. Raises
         RunStoppedError if this member has left the run.
         """
         self._lifecycle.require_open()
@@ -175,11 +180,11 @@ class Member:
 
     @contextmanager
     def busy(self, limit: float) -> Iterator[None]:
-        """Let the others wait while this block runs, for at most `limit` seconds.
+        """Let the others wait while the `with` block runs, for at most `limit` seconds.
 
-        `with member.busy(600): validate()`. Use it for work between two steps that takes longer
-        than twelve times `--patience`. After `limit` seconds this member counts as one that hangs
-        and is dropped. Raises RunStoppedError if this member has left the run.
+        An example is `with member.busy(600): validate()`. Use it for work between two steps that
+        takes longer than twelve times `--patience`. After `limit` seconds this member counts as
+        hanging, and is dropped. Raises RunStoppedError if this member has left the run.
         """
         self._lifecycle.require_open()
         self._parts.connection.tell(Busy(float(limit)))
@@ -190,11 +195,11 @@ class Member:
                 self._parts.connection.tell(Busy(0.0))
 
     def persist(self, write: Callable[[], None]) -> None:
-        """Call `write` until it succeeds: once a second, while peers are served.
+        """Call `write` once a second until it succeeds. Peers are served meanwhile.
 
-        For data that must not be lost, as the averaged model. `write` raises OSError or UsageError
-        if the disk is full; this is logged once. Blocks until there is room, or until it is
-        interrupted.
+        Use this for data that must not be lost, such as the averaged model. `write` has to raise
+        OSError or UsageError if the disk is full; only the first error is logged. Blocks until
+        there is room, or until it is interrupted.
         """
         told = False
         while True:

@@ -1,8 +1,8 @@
 """One average over all members that are alive, and each member's values at that moment.
 
-Members first exchange digests of their tensors. Equal tensors are kept; only tensors that differ
-are sent. If a member is lost before all have the average, the others start again without it. The
-coordinator says when the average stands. Nothing here trains or writes files.
+Members first exchange digests of their tensors. Only tensors that differ are sent. If a member is
+lost before all have the average, the others start again without it. The average stands once the
+coordinator says that all members have it. Nothing here trains or writes files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class PeerAverage:
     """The part of this member in average `number`.
 
     `state` has the values to average; the caller must not change them before the average is taken,
-    nor the `frozen` tensors afterwards. `by_hand` says that they are not the model's own.
+    nor the `frozen` tensors afterwards. `by_hand` says that the values are not the model's own, but
+    given by the caller.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class PeerAverage:
         self._transfer = transfer
 
     def average(self) -> None:
-        """Take the average, together with all members. After an interrupt it may be called again.
+        """Take the average, together with all members. If interrupted, it may be called again.
 
-        Blocks until all members have it. Raises RunStoppedError, also if only this member has a
-        buffer that is not finite. Raises UsageError if some members average their models and others
-        something else.
+        Blocks until all members have the average. Raises RunStoppedError, also if a tensor is not
+        finite here and is finite on another member. Raises UsageError if some members average their
+        models and others something else.
         """
         while self.over is None:
             self._transfer.cancel()
@@ -97,7 +98,7 @@ class PeerAverage:
     def leads(self) -> bool:
         """Whether this member has to evaluate the average.
 
-        Blocks until another member has evaluated it, or this member has to.
+        Blocks until another member has evaluated it, the run is over, or it falls to this member.
         """
         connection = self._connection
 
@@ -204,7 +205,7 @@ class PeerAverage:
     def _exchange_digests(
         self, roster: Roster, wait_until: Callable[[Callable[[], bool]], None]
     ) -> dict[MemberId, bytes]:
-        """The digests of all members."""
+        """Fetch the digests of all members, by member; their first byte is `by_hand`. Blocks."""
         blob = f"digests{self._label}"
         me = self._connection.member
         self._transfer.offer(blob, memoryview(self._digests), Kind.AVERAGE)
@@ -218,7 +219,10 @@ class PeerAverage:
         return {member: bytes(row) for member, row in rows.items()}
 
     def _group(self, names: tuple[str, ...]) -> list[torch.Tensor]:
-        """The names of tensors that differ, by rule and dtype, means and maxima first."""
+        """Group the tensors `names` by rule and dtype; return one joined vector for each group.
+
+        Groups that take a mean or a maximum come first; `_means` is their number.
+        """
         groups: defaultdict[tuple[bool, str], list[str]] = defaultdict(list)
         for name in names:
             rule = self._rules.get(name, "mean")
@@ -233,7 +237,7 @@ class PeerAverage:
         return torch.cat([part.view(torch.uint8) for part in parts]).view(parts[0].dtype)
 
     def _filled(self, vectors: list[torch.Tensor]) -> State:
-        """A copy of the state, with these values in place of the tensors that differed."""
+        """A copy of the state in which the grouped tensors are views of `vectors`."""
         state = dict(self.state)
         for names, vector in zip(self._groups, vectors, strict=True):
             sizes = [len(self.state[name]) for name in names]
@@ -274,13 +278,13 @@ def average_peer_to_peer(
     attempt: str,
     wait_until: Callable[[Callable[[], bool]], None],
 ) -> list[torch.Tensor]:
-    """The mean of all members' `vectors`. Every member of `members` must call this.
+    """The mean of all members' `vectors`. Every member in `members` must call this.
 
     `vectors` are one-dimensional contiguous CPU tensors. All members have the same number of them,
-    with the same lengths, and offer them as the blobs `final<attempt>:<number>`. Values are added
-    in the order of `members`. Use another `attempt` for other `members`, so that no late message is
-    taken for one of this attempt. Blocks by calling `wait_until`, and passes its exceptions on. The
-    caller owns the result.
+    with the same lengths, and must already offer them as the blobs `final<attempt>:<number>`.
+    Values are added in the order of `members`. If `members` change, use another `attempt`, so that
+    a late message of the former attempt is not taken for one of this attempt. Blocks by calling
+    `wait_until`, and lets its exceptions through. The caller owns the result.
     """
     results = []
     for number, vector in enumerate(vectors):

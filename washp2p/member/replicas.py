@@ -1,8 +1,8 @@
 """One member on several devices: the ranks of a `DistributedDataParallel` group.
 
-Rank 0 of the group is the member and exchanges values. The other ranks are its replicas: they take
-over what each round has written. Rank 0 broadcasts in the model's own group, within the optimizer's
-step: an order (three int64), and the tensors that the order announces.
+Rank 0 of the group is the member and exchanges values. The other ranks are its replicas: they copy
+what rank 0 writes in each round. Rank 0 broadcasts in the model's own group, within the optimizer's
+step. It sends an order (three int64), then the tensors that the order announces.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WAIT_SECONDS = 60.0
 def wrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The live DistributedDataParallel that holds `model`; `model` itself if there is none.
 
-    Callbacks of trainers are given the inner model.
+    Trainers give their callbacks the inner model only, so all live objects are searched.
     """
     if not (dist.is_available() and dist.is_initialized()) or group_of(model) is not None:
         return model
@@ -78,7 +78,7 @@ class _Channel:
         self.share(torch.tensor(numbers, dtype=torch.int64, device=self.device))
 
     def take_order(self) -> tuple[int, int, int]:
-        """The next order that does not ask to wait for another. Ranks other than 0 call this."""
+        """Receive orders up to the first that is not `_WAIT`; return it. Not for rank 0."""
         order = torch.tensor([_WAIT, 0, 0], dtype=torch.int64, device=self.device)
         while order[0] == _WAIT:
             self.share(order)
@@ -86,7 +86,7 @@ class _Channel:
         return kind, first, second
 
     def share(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Copy rank 0's values into the tensor of every rank."""
+        """Copy rank 0's values into the `tensor` of every rank. Returns `tensor`."""
         dist.broadcast(tensor, self._first, group=self._group)
         return tensor
 
@@ -99,7 +99,7 @@ class _Channel:
 
 
 class Replicas:
-    """The side of rank 0. It sends nothing after `end`."""
+    """Rank 0's side: it sends orders to the other ranks. It sends nothing after `end`."""
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Self | None:
@@ -145,7 +145,7 @@ class Replicas:
         thread.join()
 
     def start(self, told: dict[str, Any], store: Store, where: Snapshot) -> None:
-        """Broadcast the configuration, the values in `told`, and the whole state."""
+        """Broadcast `told` and the whole state of `store`, which tracks writes from then on."""
         packed, state = msgpack.packb(told), take(store, where)
         store.keep_track()
         self._channel.give_order(_START, len(packed), len(state))
@@ -160,7 +160,7 @@ class Replicas:
         self._paused = True
 
     def after_round(self, number: int, store: Store, order: int = _ROUND) -> None:
-        """Broadcast what was written since the last call, in all slots."""
+        """Broadcast the values written in all slots since the last call; `number` is the round."""
         if self._ended or (self._paused and order == _PAUSE):
             return
         self._paused = False
@@ -184,7 +184,10 @@ class Replicas:
             self._channel.send_bytes(data)
 
     def end(self, *, early: bool) -> None:
-        """Tell the other ranks that no round follows. Harmless when called twice."""
+        """Tell the other ranks that no round follows. Harmless when called twice.
+
+        `early` says that the member has left the run; the replicas then raise RunStoppedError.
+        """
         if not self._ended:
             self._ended = True
             if early or not self._paused:
@@ -244,19 +247,19 @@ class Replica:
     def average(self, final: object = None, *, trainable_only: bool = False) -> dict[str, Any]:
         """The state dict of the averaged model, equal to what rank 0's `average` returns.
 
-        Call it on all ranks where rank 0 calls it, once after a step. `final` is taken from rank 0
-        and ignored here. With `trainable_only`, only the trainable parameters are returned. Blocks.
-        Raises RunStoppedError.
+        Call it on all ranks where rank 0 calls it, and only once after each step. Rank 0's `final`
+        counts; `final` is ignored here. With `trainable_only`, only the trainable parameters are
+        returned. Blocks. Raises RunStoppedError.
         """
         while self._averaged is None:
             self._take_any()
         return self._store.state_dict(self._averaged, trainable_only=trainable_only)
 
     def close(self) -> None:
-        """End together with the member, which averages or calls its own `close`.
+        """Wait until the member takes an average or closes, then end.
 
         Blocks. The model then has the member's last values. Harmless when called twice. Raises
-        RunStoppedError if the member left the run before.
+        RunStoppedError if the member has left the run early.
         """
         while not self.closed and self._averaged is None:
             self._take_any()
@@ -277,12 +280,12 @@ class Replica:
             self._unhook()
 
     def _follow(self) -> None:
-        """Take over the round that follows an optimizer step."""
+        """Write the values of the round after a step. Raises RunStoppedError if there is none."""
         if not self._average_comes_first():
             self._gone()
 
     def _average_comes_first(self) -> bool:
-        """Take orders until the next round's order. Returns whether one of them was an average."""
+        """Carry out orders up to the next round or the end. Returns whether a round came."""
         self._averaged = None
         while True:
             kind = self._take_any()
@@ -290,7 +293,7 @@ class Replica:
                 return kind == _ROUND
 
     def _take_any(self) -> int:
-        """Take the next order, whatever it is. Returns its kind."""
+        """Receive the next order, of any kind, and carry it out. Returns its kind."""
         kind, first, second = self._channel.take_order()
         if kind in {_ROUND, _PAUSE}:
             self._take(first, second)
@@ -304,7 +307,7 @@ class Replica:
         return kind
 
     def _take(self, number: int, count: int) -> None:
-        """Write the values that the round of the member has written."""
+        """Receive the `count` values that the member wrote in round `number`, and write them."""
         self._round = number
         self._store.look()
         if count:

@@ -41,7 +41,7 @@ _log = logging.getLogger("washp2p")
 
 
 class Startup:
-    """One member's entry into the population, and that of the newcomers it serves."""
+    """Brings one member into the population, and gives its state to newcomers."""
 
     def __init__(
         self, *, connection: Connection, inbox: Inbox, transfer: Transfer, store: Store
@@ -56,8 +56,9 @@ class Startup:
         """Take over the parameters and buffers of the roster's first member, as all members do.
 
         Under `--init different` the member keeps its own. If the first member is lost before
-        training begins, the next one takes its place. A member that cannot reach it fetches from
-        others that have its values. Blocks until training begins. Raises RunStoppedError.
+        training begins, the next one takes its place. A member that cannot reach the first member
+        fetches from others that already have its values. Blocks until training begins. Raises
+        RunStoppedError.
         """
         own = self._store.values()
         taken = own
@@ -84,7 +85,7 @@ class Startup:
             )
 
     def _offer(self, what: str, state: State) -> None:
-        """Offer every tensor of `state` under its number, and the digests of all of them."""
+        """Offer tensor k of `state` as the blob `<what>:<k>`, all digests as `<what>:digests`."""
         for number, vector in enumerate(state.values()):
             self._transfer.offer(f"{what}:{number}", as_bytes(vector), Kind.STATE)
         self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
@@ -124,10 +125,10 @@ class Startup:
         return None
 
     def go_on_together(self, start: Start, *, rounds: int) -> None:
-        """Start from checkpoints: each member has its own state, and the rounds after `start`
-        follow.
+        """Begin the rounds after `start` with all members, each restored from its checkpoint.
 
-        Blocks until training begins. Raises RunStoppedError.
+        `rounds` is the run's last round, 0 if not known. Blocks until training begins. Raises
+        RunStoppedError.
         """
         connection = self._connection
         first = start.round + 1
@@ -144,7 +145,8 @@ class Startup:
     def come_in(self) -> Joined:
         """Take over the state of a live member of a run that has begun, and enter its roster.
 
-        Blocks until this member's first round can follow. Raises RunStoppedError.
+        Blocks until this member's first round can follow. Returns how the member joined. Raises
+        RunStoppedError.
         """
         connection = self._connection
         self._inbox.drain()
@@ -182,9 +184,10 @@ class Startup:
         return bool(self._served)
 
     def serve_guests(self, where: Snapshot) -> None:
-        """Offer this member's state to newcomers that asked for it, just after a step.
+        """Just after a step, offer this member's state to the newcomers that asked for it.
 
-        `where` says which step it is.
+        `where` names the run, member, step and round. The snapshots of newcomers that no longer
+        wait are withdrawn.
         """
         guests = {guest.member for guest in self._inbox.guests}
         for guest in guests - self._served:
@@ -205,7 +208,7 @@ class Startup:
             self._transfer.withdraw(f"snapshot:{guest}")
 
     def _fetch_snapshot(self) -> tuple[Peer, bytes]:
-        """A whole snapshot, from the present donor. If the donor is lost, from the next one."""
+        """Fetch a snapshot; if its donor is lost, from the next one. Returns donor and bytes."""
         limit = self._store.largest_snapshot
         while True:
             donor = self._connection.state.donor
@@ -226,7 +229,7 @@ class Startup:
         return opened
 
     def _fetch_frozen(self, donor: Peer, names: list[str]) -> State | None:
-        """The frozen parameters that differ from this member's; None if the donor has changed."""
+        """Fetch the frozen parameters `names` from `donor`; None if the donor changes. Blocks."""
         if not names:
             return {}
         own, numbers = self._store.values(), {n: k for k, n in enumerate(self._store.frozen)}

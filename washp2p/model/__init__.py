@@ -1,1 +1,1 @@
-"""A member's tensors: parameters, buffers, optimizer state. The only package that changes them."""
+"""A member's tensors: parameters, buffers and optimizer state. No other package changes them."""

@@ -1,14 +1,14 @@
-"""Buffers: how each is averaged at the end, and what a mean would break.
+"""Buffers: the rule by which the final average combines each of them.
 
-    mean         statistics, such as those of batch norm; frozen parameters
-    max          a counter
-    first        taken from the first member: masks, permutations, unit vectors, random-number state
-    equal        the same on all members: one that is not is said
-    recomputed   from the averaged parameters: the vectors of spectral norm
-    own          not in the state dict: each member's own, never averaged
+`mean` is for statistics, such as those of batch norm, and for frozen parameters. `max` is for
+counters. `first` takes the first member's tensor: masks, permutations, unit vectors, random-number
+state. `equal` declares a buffer equal on all members; a difference is reported. `recomputed`
+vectors of spectral norm follow from the averaged parameters. `own` buffers are not in the state
+dict: each member keeps its own, and they are never averaged.
 
-A rule is chosen when the model joins, from the module's kind and the buffer's values, and is part
-of the layout: all members have the same. `join(buffers={name: rule})` sets it by hand.
+When the model joins, the rule is chosen from the module's kind and the buffer's values.
+`join(buffers={name: rule})` sets it by hand. Rules are part of the layout, so all members have the
+same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ UNIT = 1e-4
 
 
 class Kept(NamedTuple):
-    """A tensor of the model that is not shuffled; `known` says whether its kind has a rule."""
+    """A tensor that is not shuffled: a buffer or frozen parameter.
+
+    `known` is False if its rule is only a guess.
+    """
 
     buffer: Buffer
     tensor: torch.Tensor
@@ -81,8 +84,9 @@ def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]
 
 
 def _walk(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor, bool, str, bool]]:
-    """Yields name, tensor, persistent, rule, and whether the rule follows from the module's
-    kind.
+    """Yield (name, tensor, persistent, rule, known) for each buffer and frozen parameter.
+
+    `known` is False if the rule is only a guess.
     """
     seen = {id(p) for p in model.parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
@@ -110,7 +114,7 @@ def _kept(name: str, tensor: torch.Tensor, persistent: bool, rule: str, known: b
 
 
 def _refuse_odd(name: str, tensor: torch.Tensor, *, persistent: bool) -> None:
-    """Raise UsageError for a tensor whose bytes cannot be compared or averaged."""
+    """Raise UsageError for a lazy tensor, or a persistent one that is not ordinary and dense."""
     if torch.nn.parameter.is_lazy(tensor):
         raise UsageError(
             f"{name} has no shape yet (a lazy module); run a batch through the model before joining"
@@ -134,7 +138,7 @@ def _refuse_odd(name: str, tensor: torch.Tensor, *, persistent: bool) -> None:
 
 
 def _rule(module: torch.nn.Module, name: str, full: str, tensor: torch.Tensor) -> tuple[str, bool]:
-    """The rule of a buffer, and whether its kind is known."""
+    """The rule of a persistent buffer, and whether it is more than a guess."""
     if isinstance(module, _SpectralNorm) or hasattr(module, f"{name[:-2]}_orig"):
         return (RECOMPUTED, True) if name.endswith(("_u", "_v")) else ("first", True)
     if isinstance(module, _NormBase):
@@ -167,9 +171,9 @@ def _has_unit_vectors(tensor: torch.Tensor) -> bool:
 
 
 def recompute(model: torch.nn.Module, averaged: dict[str, torch.Tensor]) -> list[str]:
-    """Recompute the vectors of spectral norm in `averaged` from its weights, in place.
+    """Recompute the vectors of spectral norm in `averaged` from the weights there, in place.
 
-    `averaged` has plain names, and tensors of the model's shapes. Afterwards each such layer has
+    `averaged` has tensors of the model's shapes, by plain name. Afterwards each such layer has
     spectral norm 1. Returns the names of vectors that cannot be recomputed.
     """
     left = []
@@ -186,8 +190,9 @@ def recompute(model: torch.nn.Module, averaged: dict[str, torch.Tensor]) -> list
 
 
 def _spectral_vectors(prefix: str, module: torch.nn.Module) -> Iterator[Vectors]:
-    """For each spectral norm in `module`: the names of weight, u and v, and a function to a
-    matrix.
+    """Yield the names of weight, u and v, and a function, for each spectral norm in `module`.
+
+    The function turns the weight into a matrix. It is None if u and v cannot be recomputed.
     """
     begin = f"{prefix}." if prefix else ""
     if parametrize.is_parametrized(module):

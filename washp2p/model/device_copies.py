@@ -1,8 +1,8 @@
 """Copies between a model's flat vectors and host memory, made beside training.
 
-On the CPU they are made at once. On CUDA they run in a stream of their own and through pinned
-memory, ordered against the training stream by events. The host never waits for the device unless it
-asks to. No sockets.
+On the CPU each copy is made at once. On CUDA copies run in streams of their own and through pinned
+memory; events order them against the training stream. The host waits for the device only where it
+asks to. Nothing here uses sockets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Vectors = list[torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The same indices (int64) on the host, and on the device of the store's vectors."""
+    """Indices (int64), held twice: on the host, and on the device of the store's vectors."""
 
     host: npt.NDArray[np.int64]
     device: torch.Tensor
@@ -37,12 +37,12 @@ class Places:
         return len(self.host)
 
     def part(self, begin: int, end: int) -> Places:
-        """A part of the indices; memory is shared."""
+        """The indices from `begin` up to `end`; memory is shared."""
         return Places(self.host[begin:end], self.device[begin:end], self.ready)
 
 
 class Mark(Protocol):
-    """A point in the order of copies."""
+    """A point in the queue of copies. It tells whether all copies before it are done."""
 
     def done(self) -> bool:
         """Whether all copies up to here are done. Does not block."""
@@ -52,9 +52,9 @@ class Mark(Protocol):
 
 
 class Staging:
-    """Host memory for the values of one direction, with a vector for each dtype.
+    """Host memory for the values to send, or for those to receive: a vector for each dtype.
 
-    With `reuse`, the next `take` uses the same memory again; copies must be over when they return.
+    With `reuse`, the next `take` returns the same memory again, so no copy may still be using it.
     `memory` has the vectors as bytes.
     """
 
@@ -67,7 +67,7 @@ class Staging:
         self.memory: list[memoryview] = []
 
     def take(self, count: int) -> Vectors:
-        """Memory for `count` values of every slot."""
+        """Memory for `count` values of every slot: one vector for each slot."""
         if not self._reuse or not self._vectors or self._room < count:
             self._room = count + count // 4 if self._reuse else count
             self._vectors = [
@@ -84,8 +84,9 @@ def as_bytes(values: torch.Tensor) -> memoryview:
 
 
 def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
-    """The values as a NumPy array: float64 if they are float64, else float32. Waits for the
-    device.
+    """The values as a NumPy array on the host. Waits for the device.
+
+    The dtype is float64 if `values` are float64, else float32.
     """
     wide = values if values.dtype is torch.float64 else values.float()
     array: npt.NDArray[np.floating] = wide.cpu().numpy()
@@ -93,8 +94,9 @@ def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
 
 
 class DeviceCopies(ABC):
-    """Gathers and scatters. `vectors` has a vector for each slot of the store, `values` as many
-    tensors, on any device.
+    """Gathers values from flat vectors and scatters values into them.
+
+    `vectors` has a vector for each slot of the store. `values` has as many tensors, on any device.
     """
 
     @abstractmethod
@@ -113,8 +115,8 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def keep(self, vectors: Vectors, places: Places) -> Vectors:
-        """A copy of the values at `places`, for `add`. It is made after everything that training
-        has queued.
+        """A copy of the values at `places`, for the argument `own` of `add`. It is made after
+        everything that training has queued.
         """
 
     @abstractmethod
@@ -129,26 +131,26 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def finite(self, values: Vectors) -> bool:
-        """Whether all values for `assign` are finite. Does not wait for training."""
+        """Whether the sum of each of `values` is finite: then all are. Waits for no training."""
 
     @abstractmethod
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """Select from the values for `assign`. The result is in memory that `assign` can use."""
+        """The values at the positions `kept`, in memory that `assign` can copy from."""
 
     @abstractmethod
     def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
-        """vector[places] = values, before whatever training queues next."""
+        """Set vector[places] = values, before whatever training queues next."""
 
     @abstractmethod
     def add(self, vectors: Vectors, places: Places, values: Vectors, own: Vectors) -> None:
-        """vector[places] += values - own, before whatever training queues next."""
+        """Do vector[places] += values - own, before whatever training queues next."""
 
     @abstractmethod
     def pull(self, vectors: Vectors, places: Places, values: Vectors, weight: float) -> None:
-        """vector[places] = (1 - weight) * vector[places] + weight * values, before whatever
-        training queues next.
+        """Set vector[places] = (1 - weight) * vector[places] + weight * values.
 
-        Computed in float32 at least, and rounded once.
+        It is done before whatever training queues next. It is computed in float32 at least, and
+        rounded once.
         """
 
 
@@ -170,7 +172,7 @@ class HostCopies(DeviceCopies):
         return Staging(dtypes, reuse=True, pin=False)
 
     def upload(self, indices: npt.NDArray[np.int64]) -> Places:
-        """Return the indices; memory is shared."""
+        """Wrap the indices as `Places`, which share their memory."""
         return Places(indices, torch.from_numpy(indices))
 
     def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
@@ -185,7 +187,7 @@ class HostCopies(DeviceCopies):
         return self.keep(vectors, places), DONE
 
     def settle(self) -> None:
-        """Nothing to wait for."""
+        """Return at once: on the CPU training queues nothing."""
 
     def finite(self, values: Vectors) -> bool:
         return all(isfinite(vector.sum()) for vector in values)
@@ -303,7 +305,7 @@ class CudaCopies(HostCopies):
 
     @contextmanager
     def _beside_training(self, places: Places) -> Iterator[None]:
-        """Queue the copies of a block after training's queue. Training then waits for them."""
+        """Run the copies of a `with` block after training's queue. Training then waits for them."""
         training = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(training)
         if places.ready is not None:

@@ -1,6 +1,7 @@
-"""Digests of a member's tensors. Tensors that are equal on two members need not be sent.
+"""Digests of a member's tensors. A tensor that is equal on two members need not be sent.
 
-A digest is the tensor's BLAKE2b-128 and whether all of its values are finite: 17 bytes.
+`digests_of` gives 17 bytes for each tensor: its BLAKE2b-128 hash, and 1 if all of its values are
+finite, else 0.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ ROW_BYTES = DIGEST_BYTES + 1
 
 
 def digests_of(state: State) -> bytes:
-    """A digest for each tensor of `state`, in its order. Tensors are contiguous CPU vectors."""
+    """The digests of all tensors of `state`, in its order, one after the other.
+
+    Each tensor must be a contiguous CPU vector.
+    """
     return b"".join(digest(vector) + bytes([all_finite(vector)]) for vector in state.values())
 
 
 def digest(vector: torch.Tensor) -> bytes:
-    """The digest of one tensor."""
+    """The BLAKE2b-128 hash (16 bytes) of one contiguous CPU vector."""
     return hashlib.blake2b(as_bytes(vector), digest_size=DIGEST_BYTES).digest()
 
 
@@ -40,8 +44,9 @@ def all_finite(vector: torch.Tensor) -> bool:
 
 
 def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
-    """The indices of tensors whose digests differ between members. Each element of `rows` has
-    one member's digests.
+    """The names of the tensors whose hashes differ between members.
+
+    `names` has the tensors' names in order. Each element of `rows` has one member's digests.
     """
     every = [_split(row) for row in rows]
     return [
@@ -52,8 +57,9 @@ def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
 
 
 def not_finite_alone(names: Iterable[str], rows: Mapping[int, bytes]) -> dict[int, str]:
-    """By member, the index of a tensor that is not finite there, though it is finite on another
-    member.
+    """For each affected member, the first tensor that is finite on another member but not there.
+
+    `rows` has each member's digests. `names` has the tensors' names in order.
     """
     found: dict[int, str] = {}
     every = {member: _split(row) for member, row in rows.items()}

@@ -1,11 +1,11 @@
 """Flat memory: one vector with a place for every trainable parameter.
 
-A round is then one gather and one scatter, whatever the number of parameters. Each parameter has a
-storage of its own within the vector, of exactly its size, so that whoever saves, copies or shares
-it sees an ordinary tensor. Parameters in memory shared with other processes stay where they are:
-they are copied in and out, which costs O(model) a round.
+A round then takes one gather and one scatter, whatever the number of parameters. Each parameter has
+a storage of its own within the vector, of exactly its size. So code that saves, copies or shares
+the parameter sees an ordinary tensor. A parameter in memory shared with other processes stays where
+it is. Each round copies it in and out; for all parameters that costs O(model).
 
-No plans, no sockets, no optimizer.
+Nothing here knows of plans, sockets or the optimizer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _pointer, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
 class FlatParameters:
-    """`parameters` in one vector, at the offsets of `entries`. Values and objects stay the same.
+    """Holds `parameters` in one vector, at the offsets of `entries`.
 
-    Raises UsageError for parameters that share their memory with each other.
+    Their values and the Parameter objects stay the same. Raises UsageError for parameters that
+    share their memory with each other.
     """
 
     def __init__(
@@ -41,9 +42,7 @@ class FlatParameters:
         size: int,
         owners: Sequence[tuple[Owner, str]],
     ) -> None:
-        """`owners` has the module's dict and name of each parameter, as from
-        `parameters.owners`.
-        """
+        """Move the parameters in. `owners` is what `parameters.owners` returns for them."""
         first = parameters[0]
         self._owners = owners
         self._owned = [where[name] for where, name in owners]
@@ -95,7 +94,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def wrote(self, numbers: Iterable[int]) -> None:
-        """Copy the vector's new values of these parameters to those that live outside of it."""
+        """Copy new values from the vector to parameters `numbers` that live outside of it."""
         for number in self._apart.intersection(numbers):
             self._parameters[number].detach().copy_(view_of(self.vector, self._entries[number]))
 
@@ -135,8 +134,9 @@ class FlatParameters:
         self._note()
 
     def _is_at_home(self, number: int) -> bool:
-        """Whether a parameter lies at its place. Raises UsageError if its shape or dtype
-        changed.
+        """Whether a parameter lies where it should: at its place, or outside if it is shared.
+
+        Raises UsageError if its shape, dtype or device changed.
         """
         parameter, entry, vector = self._parameters[number], self._entries[number], self.vector
         kind = (tuple(parameter.shape), parameter.dtype, parameter.device)
@@ -190,7 +190,7 @@ def view_of(vector: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def _is_shared(parameter: torch.Tensor) -> bool:
-    """Whether other processes may see this memory. For CUDA torch says so of all memory."""
+    """Whether other processes may see this memory. False on CUDA, where torch always says yes."""
     return parameter.device.type == "cpu" and parameter.is_shared()
 
 
@@ -202,9 +202,9 @@ def _describe(tensor: torch.Tensor) -> str:
 def refuse_overlaps(
     parameters: Sequence[tuple[str, torch.Tensor]], others: Sequence[tuple[str, torch.Tensor]] = ()
 ) -> None:
-    """Raise UsageError for two Parameters in the same memory, or one and another tensor.
+    """Raise UsageError if a Parameter shares memory with another, or with one of `others`.
 
-    A round would separate them. `others` may overlap each other.
+    Flat memory would separate the two. `others` may overlap each other.
     """
     spans = [(*_span(t), name, True) for name, t in parameters if t.numel()]
     spans += [

@@ -48,10 +48,11 @@ def mean_of_finite(
 ) -> tuple[list[torch.Tensor], dict[MemberId, int]]:
     """The mean of each scalar over the contributions in which it is finite, in the order given.
 
-    A contribution is a member and its values: for each of the `dtypes` a vector of `count` scalars,
-    on any device. The next contribution is asked for when one has been used. Accumulated in float64
-    on `device`, where new vectors are returned; a scalar that is finite in none is NaN. Also
-    returns how many scalars of each member were not finite.
+    A contribution is a member and its values: for each of `dtypes` a vector of `count` scalars, on
+    any device. The next contribution is asked for when one has been used. Sums are in float64 on
+    `device`; the means are new vectors there. A scalar is left out of a contribution if it is not
+    finite in one of its vectors, and its mean is NaN if all leave it out. The second result has,
+    for each member with such scalars, their number.
     """
     totals = [torch.zeros(count, dtype=torch.float64, device=device) for _ in dtypes]
     number: torch.Tensor | int = 0

@@ -1,9 +1,9 @@
 """Detects a model that trains while no round follows.
 
-A round follows a step of the optimizer that joined. With a new optimizer, SAM's two steps, or a
-step written by hand, its hook does not fire. Three signs show that: other optimizers of the process
-step the same parameters; the parameters' version counters change; and, on a CPU, a few of their
-values change.
+A hook of the optimizer that joined begins a round after each step. It does not fire with a new
+optimizer, in SAM's two steps, or in a step written by hand. Three signs show that the model trains
+all the same: other optimizers of the process step the same parameters; the parameters' version
+counters change; and, on a CPU, a few of their values change.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class MissedSteps:
         return [parameter._version for parameter in self._few]
 
     def _another_stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Note that an optimizer of this process has stepped."""
+        """Count the steps of other optimizers that train the model. Warn, or raise UsageError."""
         if optimizer is self._optimizer:
             return
         kind = self._others.get(optimizer)
@@ -119,7 +119,7 @@ class MissedSteps:
             self._tell(TOPIC, text)
 
     def _keep_looking(self) -> None:
-        """Look once a second, on a thread of its own: without a hook nothing else is called."""
+        """Look once a second, on a thread of its own, because without a hook nothing calls this."""
         rounds, last, strikes = self._rounds, self._signs(), 0
         live: set[int] = set()
         while not self._stopped.wait(SECONDS):
@@ -135,7 +135,7 @@ class MissedSteps:
             rounds, last = self._rounds, signs
 
     def _signs(self) -> list[tuple[int, float]]:
-        """What changes with a parameter: its version counter and, on a CPU, its first value."""
+        """The version counter and, on a CPU, the first value of each watched parameter."""
         return [
             (p._version, float(p.detach().reshape(-1)[0]) if p.numel() and p.is_cpu else 0.0)
             for p in self._few

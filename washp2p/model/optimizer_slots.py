@@ -1,7 +1,7 @@
 """Optimizer state that is exchanged with the parameters, in flat vectors like theirs.
 
-An optimizer makes its state when it first steps; from then on each state tensor lies in its slot's
-vector. `load_state_dict` and the like give it other memory, which is noticed and undone.
+An optimizer makes its state when it first steps. From then on each state tensor lies in its slot's
+vector. Calls such as `load_state_dict` give it other memory; the next `look` moves it back.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """The names of the state that WASH+Opt shuffles: all tensors shaped like their parameter.
 
-    SGD: `momentum_buffer` (none without momentum). Adam and AdamW: `exp_avg`, `exp_avg_sq`, and
-    `max_exp_avg_sq` under AMSGrad. For other optimizers, a small one of the same kind takes a step
-    to find out. Raises UsageError if that fails.
+    SGD has `momentum_buffer` (none without momentum). Adam and AdamW have `exp_avg`, `exp_avg_sq`,
+    and `max_exp_avg_sq` under AMSGrad. To find the names, a small optimizer of the same kind takes
+    a step. Raises UsageError if that fails.
     """
     names: dict[str, None] = {}
     like: Any = type(optimizer)
@@ -50,9 +50,9 @@ def optimizer_slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 class OptimizerSlots:
-    """The `slots` of `optimizer`'s state, each a flat vector in the parameters' order.
+    """Holds the `slots` of `optimizer`'s state, each in a flat vector in the parameters' order.
 
-    `parameters` and `entries` belong together. Vectors are as long as `like`, of its dtype.
+    `entries[k]` describes `parameters[k]`. Each vector has the length and dtype of `like`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class OptimizerSlots:
             self._adopt()
 
     def forget(self) -> None:
-        """Clear the vectors and move the optimizer's new state in: the state was replaced."""
+        """After the whole state was replaced, clear the vectors and move the new state in."""
         if self._slots:
             self._missing = set(self._stateful)
             for vector in self.vectors:
@@ -100,7 +100,7 @@ class OptimizerSlots:
             self._adopt()
 
     def create(self, numbers: Iterable[int]) -> None:
-        """Create the state of these parameters, if it does not exist and the optimizer is known.
+        """Create state that the parameters `numbers` lack, for SGD, Adam and AdamW.
 
         Other optimizers create it themselves, at their first step.
         """
@@ -120,7 +120,7 @@ class OptimizerSlots:
                     state[slot.name] = torch.empty_like(own).copy_(own)
 
     def _check(self) -> None:
-        """Notice state that was given other memory, as `optimizer.load_state_dict` does."""
+        """Note state that was given other memory, as by `load_state_dict`, as missing."""
         try:
             if (
                 list(map(id, self._optimizer.state.values())) == self._states

@@ -1,7 +1,7 @@
 """A member's optimizer: unwrapping it, and saving and restoring its state.
 
-State is taken and given by the optimizer's own `state_dict` and `load_state_dict`, whatever is in
-it. Whether that works is tried on a small twin when the model joins.
+The optimizer's own `state_dict` and `load_state_dict` read and set its state, whatever that
+contains. When the model joins, a small twin shows whether this works.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ Plain = Any
 
 
 def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
-    """The optimizer whose steps change the parameters: the one inside Accelerate's wrapper, or
-    itself.
+    """The optimizer whose steps change the parameters, without Accelerate's wrapper.
 
     Raises UsageError for anything else, and says what to pass.
     """
@@ -67,7 +66,7 @@ def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
 
 
 def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
-    """The GradScaler itself, or the one inside timm's NativeScaler. Raises UsageError."""
+    """A GradScaler or None as given, or the one in timm's NativeScaler. Else raises UsageError."""
     inner = getattr(scaler, "_scaler", None) if type(scaler).__name__ == "NativeScaler" else scaler
     if inner is None or isinstance(inner, torch.amp.GradScaler):
         return inner
@@ -78,8 +77,10 @@ def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
 
 
 def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
-    """`value` with its tensors replaced by numbers; the tensors are appended to `tensors`.
-    Raises TypeError if something is neither a tensor nor a plain value.
+    """`value` with each tensor replaced by a number; the tensors are appended to `tensors`.
+
+    The number is the tensor's index in `tensors`. Raises TypeError if something is neither a tensor
+    nor a plain value.
     """
     if isinstance(value, torch.Tensor):
         if type(value) not in {torch.Tensor, torch.nn.Parameter}:
@@ -99,7 +100,7 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
 
 
 def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
-    """Inverse of `take_apart`. `tensors` are found by their number."""
+    """Undo `take_apart`. `tensors` has each tensor under its number, as a string."""
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[str(value[_TENSOR])]
@@ -116,8 +117,8 @@ def state_of(
 ) -> tuple[list[torch.Tensor], Plain]:
     """The optimizer's state: its tensors as they are, and the rest as plain values.
 
-    State of `parameters` is named by their number there, so parameter groups may be in any order.
-    Raises TypeError if some state is neither tensor nor plain value.
+    A parameter's state is stored under the parameter's index in `parameters`, so parameter groups
+    may be in any order. Raises TypeError if some state is neither tensor nor plain value.
     """
     tensors: list[torch.Tensor] = []
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
@@ -142,10 +143,10 @@ def give_state(
     tensors: dict[str, torch.Tensor],
     plain: Plain,
 ) -> None:
-    """Set the optimizer's state to what `state_of` returned for an equal one.
+    """Set the optimizer's state to what `state_of` returned for an equal optimizer.
 
-    State shaped like its parameter gets the parameter's memory format. Raises one of NATURAL if it
-    does not fit.
+    State shaped like its parameter gets the parameter's memory format. Raises one of the errors in
+    NATURAL if the state does not fit.
     """
     given = put_together(plain, tensors)
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
@@ -171,11 +172,10 @@ def give_state(
 
 
 def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
-    """Why the state of such an optimizer cannot be saved and restored; an empty string if it
-    can.
+    """Why such an optimizer's state cannot be saved and restored; an empty string if it can.
 
-    This is tried on a twin with parameters of its own, which takes a step: its state becomes bytes,
-    and state again.
+    A twin with parameters of its own takes a step. Its state becomes bytes, and state again. The
+    string is empty, too, if no twin can be made.
     """
     try:
         twin, probes = _twin(optimizer)
@@ -221,8 +221,9 @@ def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
 def _twin(
     optimizer: torch.optim.Optimizer, steps: int = 1
 ) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
-    """An optimizer of the same kind and options, with small parameters of its own, after
-    `steps`.
+    """An optimizer of the same kind and options after `steps` steps, and its parameters.
+
+    The parameters are small and its own.
     """
     group = optimizer.param_groups[0]
     first = group["params"][0]
@@ -248,7 +249,7 @@ def _twin(
 
 
 def _is_kept(value: Any) -> bool:
-    """Whether an option of a parameter group can be saved; others stay as the loop set them."""
+    """Whether an option of a parameter group can be saved. `give_state` leaves others alone."""
     try:
         take_apart(value, [])
     except TypeError:

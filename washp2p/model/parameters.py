@@ -36,7 +36,7 @@ def plain_model(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
 def refuse_what_cannot_be_shuffled(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Raise UsageError for sharded parameters and sparse gradients."""
+    """Raise UsageError for sparse gradients, sharded parameters and replicated submodules."""
     sparse = [
         name
         for name, module in model.named_modules()
@@ -69,7 +69,7 @@ def refuse_what_cannot_be_shuffled(
 def owners(
     model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
 ) -> list[tuple[dict[str, torch.nn.Parameter | None], str]]:
-    """For each of `parameters`, the module's dict that holds it and the name that it has there."""
+    """Each place of one of `parameters` in the model: a module's dict, and the name in it."""
     wanted = {id(parameter) for parameter in parameters}
     return [
         (module._parameters, name)

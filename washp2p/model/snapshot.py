@@ -30,10 +30,10 @@ CHECKSUM_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The member, its steps and last round, and `extra` values.
+    """The run, the member, its steps and last round, and `extra` values.
 
-    These are plain values (JSON's) and tensors on any device. Read back, the tensors are on the
-    CPU.
+    `extra` has plain values (JSON's) and tensors on any device. After reading, its tensors are on
+    the CPU.
     """
 
     run: bytes
@@ -45,7 +45,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Opened:
-    """A snapshot whose checksum is right, before any of it is used."""
+    """A snapshot that has been read and whose checksum is right. A member has not used it yet."""
 
     snapshot: Snapshot
     tensors: State
@@ -55,7 +55,7 @@ class Opened:
     """Digests of tensors that are left out: whoever has others must get them elsewhere."""
 
     def lacks(self, store: Store) -> list[str]:
-        """Names of left-out tensors that `store`'s member lacks, or has with other values."""
+        """Names of left-out tensors whose values `store`'s member does not have either."""
         if not self.frozen:
             return []
         own = store.values()
@@ -65,10 +65,10 @@ class Opened:
 
 
 def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
-    """A snapshot of `store`'s member as it is now. Without `frozen`, digests replace the frozen
-    parameters.
+    """The bytes of a snapshot of `store`'s member as it is now.
 
-    Raises TypeError if some of it cannot be written to a file.
+    Without `frozen`, the snapshot has digests in place of the frozen parameters. Raises TypeError
+    if some of the state cannot be written to a file.
     """
     tensors = {f"model.{name}": v for name, v in store.values(frozen=frozen).items()}
     state, plain = store.optimizer_state()
@@ -93,7 +93,7 @@ def take(store: Store, snapshot: Snapshot, *, frozen: bool = True) -> bytes:
 
 
 def open_snapshot(data: bytes) -> Opened:
-    """Read a snapshot. Raises ProtocolError if it is none, or damaged."""
+    """Read a snapshot. Raises ProtocolError if `data` is damaged or is no snapshot."""
     whole, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if _checksum(whole) != checksum:
         raise ProtocolError(
@@ -116,10 +116,10 @@ def open_snapshot(data: bytes) -> Opened:
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:
-    """Set the state of `store`'s member to a snapshot of an equal one. `more` has tensors that
-    the snapshot lacks.
+    """Set `store`'s member to the state in a snapshot of an equal member.
 
-    Raises ProtocolError if it does not fit.
+    `more` has the tensors that the snapshot leaves out. Raises ProtocolError if the state does not
+    fit.
     """
     try:
         store.load_values(_part(opened.tensors, "model.") | (more or {}))

@@ -1,8 +1,8 @@
 """Fills a model's state dict with other values, under the names that the model uses.
 
-Usually an entry is one of the model's tensors. Some modules add other objects (extra state), or
-make a state dict of their own. Then the values are put into the model, and the model makes its
-state dict.
+Usually an entry is one of the model's tensors. Other objects in it (extra state) are copied. Some
+models make a state dict of their own. Then the values are put into the model for a moment, and the
+model makes its state dict.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 class StateDict:
-    """The state dict of `model`. Its names begin with `prefix`; `tensors` are by plain name,
-    without the prefix.
+    """Makes state dicts of `model` with other values. Their keys begin with `prefix`.
+
+    `tensors` has the model's tensors by plain name, without the prefix.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class StateDict:
                 )
 
     def _look(self) -> dict[str, str] | None:
-        """The plain name of each key; None if the model makes a state dict of its own."""
+        """The plain name for each tensor's key; None if the model makes a state dict of its own."""
         plain = {id(tensor): name for name, tensor in self._tensors.items()}
         try:
             own = self._model.state_dict(keep_vars=True)
@@ -67,9 +68,9 @@ class StateDict:
     def filled(
         self, values: Mapping[str, torch.Tensor], *, trainable_only: bool = False
     ) -> dict[str, Any]:
-        """The state dict with `values`, by plain name: fresh contiguous CPU tensors.
+        """The model's state dict with `values` (by plain name): new contiguous CPU tensors.
 
-        With `trainable_only`, only these values.
+        With `trainable_only`, it has no other entries.
         """
         if self._names is None and not trainable_only:
             return self._asked(values)
@@ -89,7 +90,7 @@ class StateDict:
         return state
 
     def tensors_in(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The tensors of `state`, by plain name. Raises UsageError if it is of another model."""
+        """The tensors of `state`, by plain name. Raises UsageError if `state` does not fit."""
         found = {}
         if not isinstance(state, dict) and not hasattr(state, "items"):
             raise UsageError(
@@ -162,7 +163,7 @@ def refuse_added_tensors(
 
 
 def _copy(value: Any) -> Any:
-    """A copy that shares no memory."""
+    """A copy that shares no memory with `value`. Tensors are copied to the CPU."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True).contiguous()
     return copy.deepcopy(value)

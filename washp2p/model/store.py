@@ -49,8 +49,8 @@ State = dict[str, torch.Tensor]
 class Store:
     """Flat access to a model's trainable parameters, its optimizer state and its buffers.
 
-    `slots` names the optimizer state that is exchanged. `copies` copies values (default: by the
-    device of the parameters). `last` and `buffers` are as in `join`.
+    `slots` names the optimizer state that is exchanged. `copies` is the object that copies values
+    (default: `copies_for` the parameters' device). `last` and `buffers` are as in `join`.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class Store:
         return [kept.buffer.name for kept in self._kept if not kept.known]
 
     def staging(self) -> Staging:
-        """Host memory for the values of all slots in one direction."""
+        """Host memory for values of all slots: for those to send, or for those to receive."""
         return self.copies.staging(self.dtypes)
 
     def look(self) -> None:
-        """Move what training has done to the model's memory back into the vectors.
+        """Bring the vectors up to date with what training has done to the model's memory.
 
-        Call it once per round, before values are read or written. Raises UsageError if the model's
-        parameters are no longer the ones that joined.
+        Call it once per round, before values are read or written. Raises UsageError if the
+        parameters of the model or optimizer are no longer the ones that joined.
         """
         self._memory.look()
         if _count(self._optimizer) != self._optimized:
@@ -149,7 +149,7 @@ class Store:
         return self.copies.gather(self._vectors, places, out)
 
     def pick(self, places: Places) -> tuple[Vectors, Mark]:
-        """Like `gather`, into new vectors on the model's device."""
+        """Like `gather`, but into new vectors on the model's device. Returns them and the mark."""
         return self.copies.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
@@ -206,15 +206,15 @@ class Store:
 
     @property
     def largest_snapshot(self) -> int:
-        """An upper bound on the bytes of a snapshot of such a member."""
+        """An upper bound on the bytes of this member's snapshot."""
         buffers = sum(kept.tensor.nbytes for kept in self._persistent())
         return (1 + SLOTS) * self._memory.vector.nbytes + buffers + PLAIN_BYTES
 
     @torch.no_grad()
     def load_values(self, state: State) -> None:
-        """Overwrite the model with `values` of an equal model, or a part of them.
+        """Overwrite the model with all or some of the `values` of an equal model.
 
-        Raises ValueError or KeyError, nothing being overwritten, if they do not fit.
+        If they do not fit, raises ValueError or KeyError and overwrites nothing.
         """
         targets = self._targets()
         for name, value in state.items():
@@ -234,9 +234,9 @@ class Store:
                 target.copy_(state[kept.buffer.name].view(target.shape))
 
     def values_of(self, given: Mapping[str, Any]) -> State:
-        """The `values` of a model like this one, from its state dict `given`: new tensors.
+        """The `values` of a model like this one, made from its state dict `given`: new tensors.
 
-        Names are those of the model as it was given, compiled or not, or of the plain one. Raises
+        Keys of `given` may have the prefix of a compiled or replicated model, or not. Raises
         UsageError if it is no state dict of such a model.
         """
         found = self._dict.tensors_in(given)
@@ -258,7 +258,7 @@ class Store:
         return bool(self._memory.vector.isfinite().all())
 
     def optimizer_state(self) -> tuple[list[torch.Tensor], Plain]:
-        """The optimizer's state, as `optimizers.state_of`. Raises TypeError."""
+        """What `optimizers.state_of` returns for this optimizer. Raises TypeError as it does."""
         return state_of(self._optimizer, self._parameters)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: Plain) -> None:
@@ -272,8 +272,8 @@ class Store:
     def state_dict(self, state: State, *, trainable_only: bool = False) -> dict[str, Any]:
         """The model's state dict with the values in `state`: fresh contiguous CPU tensors.
 
-        Names are those of the model as it was given, compiled or not. Entries that are no tensors
-        (extra state) are this member's. With `trainable_only`, it has only the trainable
+        Keys are those of the model as it was given to the store, compiled or not. Entries that are
+        no tensors (extra state) are this member's. With `trainable_only`, it has only the trainable
         parameters.
         """
         if trainable_only:
@@ -282,7 +282,7 @@ class Store:
         return self._dict.filled(self._shaped(state), trainable_only=trainable_only)
 
     def recompute_buffers(self, state: State) -> list[str]:
-        """Recompute buffers in `state` that follow from parameters, in place.
+        """Recompute, in place, the buffers in `state` whose rule is `recomputed`.
 
         Returns the names of those that could not be recomputed.
         """
@@ -312,7 +312,7 @@ class Store:
         return named | {k.buffer.name: self._now(k.buffer.name) for k in self._persistent()}
 
     def _now(self, name: str) -> torch.Tensor:
-        """The buffer that the model has now under a name. Raises UsageError if there is none."""
+        """The buffer (or frozen parameter) `name` at present. Raises UsageError if it is gone."""
         prefix, _, own = name.rpartition(".")
         module = self._model.get_submodule(prefix)
         held: dict[str, torch.Tensor | None] = {**module._parameters, **module._buffers}
@@ -325,10 +325,10 @@ class Store:
         return tensor
 
     def check_model(self) -> None:
-        """Raise UsageError for anything that would make the average wrong, by name.
+        """Raise UsageError, with a tensor's name, if a change would make the average wrong.
 
-        That is a tensor added since joining, a buffer with another shape or dtype, or a tensor that
-        two modules shared and share no longer.
+        Such a change is a tensor added since joining, a buffer with another shape or dtype, or a
+        tensor that two modules shared and share no longer.
         """
         self._dict.check()
         expected = {id(tensor) for tensor in self._targets().values()}

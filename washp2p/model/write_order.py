@@ -1,6 +1,7 @@
-"""Which scalars were written by a newer round than one that is still outstanding.
+"""Tells which scalars a newer round has already written when an older round's values arrive.
 
-It remembers outstanding rounds only: its size depends on what they touched, not on the model.
+It remembers only rounds newer than the oldest outstanding one. So its size depends on what they
+wrote, not on the model.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""From a round's seed to who sends which values to whom. NumPy, no torch, no I/O."""
+"""Derives from a round's seed who sends which values to whom. NumPy, no torch, no I/O."""

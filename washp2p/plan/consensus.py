@@ -1,12 +1,13 @@
 """An estimate of how far members are apart, from the values they exchange anyway. No I/O.
 
-A scalar that member n receives comes from a uniformly random other member, and layer l's are
-selected with probability p_l. So with s_n what n held and r_n what it received,
+A scalar that member n receives comes from another member, drawn uniformly. A scalar of layer l is
+selected with probability p_l. Let s_n be what n held, and r_n what it received. Over members and
+draws, the expectation of
 
-    1/2 sum over received i of (r_n[i] - s_n[i])^2 / p_l
+1/2 sum over received i of (r_n[i] - s_n[i])^2 / p_l
 
-has, over members and draws, the expectation 1/N sum_n |theta_n - mean|^2: the population's mean
-squared distance from its mean, over all layers that are shuffled at all.
+is 1/N sum_n |theta_n - mean|^2. That is the population's mean squared distance from its mean, over
+all layers that are shuffled at all.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Consensus:
         self._sample = 0.0
 
     def finish(self, n: int) -> None:
-        """Conclude the estimate: all values of a round of `n` members have been observed."""
+        """Update `distance`: all values of a round of `n` members have been added."""
         groups = -(-n // self._group) if self._group else 1
         sample = self._sample * (n - 1) / (n - groups)
         first = self.distance < 0

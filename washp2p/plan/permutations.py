@@ -1,7 +1,7 @@
-"""Permutations: each selected scalar has its own, uniform and independent of all others.
+"""Permutations of members: each selected scalar has its own, uniform and independent.
 
-A member needs only two images of each: the member it takes a value from, and the member it gives
-its own to. Integer arithmetic only, so that all machines agree.
+Of each permutation a member needs only two images: the member it takes a value from, and the member
+it gives its own value to. All arithmetic is on integers, so all machines agree.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def _table(n: int, position: int) -> npt.NDArray[np.uint8]:
 
 
 def keyed(keys: Words, n: int, position: int) -> npt.NDArray[np.uint16]:
-    """Where the permutation of each key, and its inverse, take `position`: shape (2, keys).
+    """Where each key's permutation and its inverse take `position`: shape (2, number of keys).
 
-    A swap-or-not shuffle (Hoang, Morris, Rogaway 2012): in each round x may be exchanged with
-    k - x (mod n), k and the coin being functions of the key, the round and the pair. Each round is
-    its own inverse, so the inverse runs the rounds backwards. Cost per value independent of n.
+    It is a swap-or-not shuffle (Hoang, Morris, Rogaway 2012). In each round a coin decides whether
+    x becomes k - x (mod n). k depends on the key and the round, and the coin on the pair, too. Each
+    round is its own inverse, so the inverse runs the rounds backwards. The cost per value is
+    independent of n.
     """
     result = np.empty((2, len(keys)), dtype=np.uint16)
     size = np.uint64(n)

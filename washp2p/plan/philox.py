@@ -1,7 +1,7 @@
 """Random words: the raw output of Philox4x64-10, keyed by a round's seed.
 
-The only source of randomness in a plan. NumPy guarantees these words in all its builds; it does not
-guarantee the methods of its `Generator`.
+A plan has no other source of randomness. NumPy guarantees these words in all its builds. It does
+not guarantee the methods of its `Generator`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PhiloxStreams:
         }
 
     def take(self, count: int) -> Words:
-        """The next words."""
+        """The next `count` words of the stream."""
         words: Words = self._philox.random_raw(count)
         return words
 

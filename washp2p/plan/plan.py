@@ -1,9 +1,9 @@
-"""The plan: from one 64-bit seed to who sends which values to whom (section 3, Algorithm 1).
+"""The plan: who sends which values to whom, from one 64-bit seed (section 3, Algorithm 1).
 
-Deterministic to the bit on every machine: raw words of Philox4x64-10, integer mapping, exact
-tables. No method of a NumPy `Generator` and no floating-point transcendental may be used here.
-docs/protocol.md states the derivation, so that it can be written again from the text alone.
-`version.DERIVATION` changes whenever a single bit of any plan does.
+A plan is the same to the bit on every machine. It comes from raw words of Philox4x64-10, integer
+mapping and exact tables. No method of a NumPy `Generator` and no floating-point transcendental may
+be used here. docs/protocol.md states the derivation, so that it can be written again from the text
+alone. `version.DERIVATION` changes whenever a single bit of any plan changes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Mean:
     """Marks a plan whose received values are contributions to a mean.
 
     With `own`, the member's own values contribute, too. With `shared`, each member takes the mean
-    of its shard; in a second leg that mean goes to the members whose contributions it is of, and
-    the means of other shards come from the members that got this member's first values.
+    of its shard. In a second leg it sends that mean to the members that contributed to it. It
+    receives the means of other shards from the members to which it sent values in the first leg.
     """
 
     own: bool
@@ -60,10 +60,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one member does in one round: received values replace its own, or make a `mean`.
+    """What one member sends and receives in one round, of `selected` scalars.
 
-    Both members of a pair derive their own plan: what one sends is what the other expects, in the
-    same order. `fingerprint` is 64 bits that all members of the exchange share.
+    Received values replace the member's own, or make a `mean`. Each member derives its own plan.
+    What one sends to another is what the other expects, in the same order. `fingerprint` has 64
+    bits that are equal on all members of the exchange.
     """
 
     send: Route
@@ -126,7 +127,7 @@ class Deriver:
         return reduce_and_share(indices, group.positions, group.own, fingerprint)
 
     def _deal(self, seed: int) -> _Group:
-        """The member's group: the roster sorted by a raw word for each member, and cut evenly."""
+        """The member's group. The roster, sorted by a raw word for each member, is cut evenly."""
         self._words.begin(seed, _GROUPS)
         order = np.argsort(self._words.take(self._n), kind="stable")
         count = -(-self._n // self._group)
@@ -137,10 +138,10 @@ class Deriver:
 
 
 def reduce_and_share(indices: Indices, positions: Indices, own: int, fingerprint: int) -> Plan:
-    """The plan of a mean over the members at `positions`, in this order, of values at `indices`.
+    """The plan of a mean, over the members at `positions`, of the values at `indices`.
 
-    The member at place `own` among them reduces its shard, and the others reduce theirs. So each
-    sends 2 (n-1)/n of the values, as in a ring all-reduce.
+    This member has place `own` in `positions`. Each member reduces one shard, in the order of
+    `positions`. So each sends 2 (n-1)/n of the values, as in a ring all-reduce.
     """
     bounds = shard_bounds(len(indices), len(positions))
     begin, end = bounds[own], bounds[own + 1]
@@ -172,9 +173,10 @@ def everything(layout: Layout) -> Indices:
 
 
 def pairs(seed: int, n: int) -> list[tuple[int, int]]:
-    """For each of `n` positions a pair of different ones: of raw word w, number w n(n-1) / 2**64.
+    """For each of `n` positions, a random pair of two different positions.
 
-    Pairs are numbered by the first, then by the second.
+    A raw word w draws the pair numbered floor(w n(n-1) / 2**64). Pairs are numbered by the first,
+    then by the second.
     """
     words = PhiloxStreams()
     words.begin(seed, _PAIRS)
@@ -198,7 +200,7 @@ class _Group:
 def _route(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """The route that groups `indices` by peer, without the member's own."""
+    """The route of `indices` to or from `peers`, grouped by peer, without the member's own."""
     if len(group.positions) <= LARGEST_TABLE:
         return _route_among_few(indices, peers, group, scratch)
     size = len(group.positions)
@@ -216,7 +218,7 @@ def _route(
 def _route_among_few(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """The same for few peers: one pass for each costs less than sorting.
+    """The same route as `_route`. For few peers, one pass for each costs less than sorting.
 
     It works block by block, because allocating large memory costs more than the work on it.
     """

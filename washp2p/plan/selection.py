@@ -1,9 +1,9 @@
 """The selection: which scalars a round shuffles (section 3, equation 3).
 
-In time proportional to what is selected. Darts are thrown at a line on which every scalar of layer
-l owns a stretch of length proportional to h_l = -ln(1 - p_l); their number is Poisson with mean
-sum_l d_l h_l. So the darts that hit one scalar are Poisson(h_l), independently of all others, and
-it is hit at all with probability 1 - exp(-h_l) = p_l: equation 3, exactly.
+It takes time proportional to what is selected. Darts are thrown at a line. On it every scalar of
+layer l owns a stretch of length proportional to h_l = -ln(1 - p_l). The number of darts is Poisson
+with mean sum_l d_l h_l. So the darts that hit one scalar are Poisson(h_l), independently of all
+others. It is hit at all with probability 1 - exp(-h_l) = p_l: equation 3, exactly.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ class Selection:
         return hits[:size]
 
     def _place_at_once(self, darts: Words, cuts: npt.NDArray[np.intp], out: Words) -> int:
-        """The scalars that sorted darts hit, for few darts on many stretches."""
+        """Write the scalars that sorted `darts` hit to `out`; return how many hits there are.
+
+        All darts are handled at once, for few darts on many stretches.
+        """
         counts = np.diff(cuts, prepend=0)
         hit = darts[: cuts[-1] if len(cuts) else 0]
         hits = out[: len(hit)]
@@ -85,7 +88,10 @@ class Selection:
         return len(hits)
 
     def _place_by_stretch(self, darts: Words, cuts: list[int], out: Words) -> int:
-        """The same, stretch by stretch, for many darts. Stretches with p_l = 1 are filled."""
+        """Like `_place_at_once`, but stretch by stretch, for many darts.
+
+        A stretch with p_l = 1 is filled.
+        """
         begin = at = 0
         for stretch, end in zip(self._stretches, cuts, strict=True):
             size = stretch.size if stretch.certain else end - begin
@@ -146,11 +152,11 @@ def _stretches(layout: Layout, rates: Sequence[Fraction]) -> tuple[list[_Stretch
 
 @lru_cache(maxsize=8)
 def _poisson_thresholds(mean: Decimal) -> tuple[int, Words]:
-    """`low`, and floor(2**64 P(M <= m)) for m = low, low + 1, ...
+    """`low`, and floor(2**64 P(M <= m)) for m = low, low + 1, ..., for M Poisson with `mean`.
 
-    M is `low` plus the number of thresholds <= a raw word: the thresholds below `low` are all 0.
-    Weights are carried as integers outward from the mode and divided by their sum, which needs no
-    exponential; what lies outside the window has less than 2**-64 of the mass.
+    A raw word draws M: `low` plus the number of thresholds <= the word. Thresholds below `low` are
+    all 0. The weights are integers, computed outward from the mode and divided by their sum, which
+    needs no exponential. What lies outside the window has less than 2**-64 of the mass.
     """
     if not mean:
         return 0, np.zeros(0, dtype=np.uint64)

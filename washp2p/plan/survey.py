@@ -1,8 +1,9 @@
 """Surveys: how far members are apart, measured now and then (WASH, figures 2 and 4). No I/O.
 
-At a fixed random sample of scalars, or at all of them, each member compares the values of all
-members in its shard. The members' results add up to the population's mean squared distance from its
-mean, by quarter of the parameters in flat order. A member sends (N-1)/N of the sample for it.
+A survey looks at a fixed random sample of scalars, or at all of them. Each member compares all
+members' values in its shard of the sample. The members' results add up to the population's mean
+squared distance from its mean, for each quarter of the parameters in flat order. In a survey a
+member sends (N-1)/N of the sample.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _STREAM = 4
 
 
 class Survey:
-    """The part in a survey of the member at `position` among `n`; of all scalars if `exact`.
+    """What the member at `position` among `n` does in a survey; of all scalars if `exact`.
 
-    The sample is drawn from the run's `seed`, and is the same in all of its surveys.
+    The sample is drawn from the run's `seed`, and is the same in all surveys of the run.
     """
 
     def __init__(self, layout: Layout, seed: int, n: int, position: int, *, exact: bool) -> None:
@@ -63,7 +64,7 @@ class Survey:
 
 
 def sample(values: int, seed: int) -> Indices:
-    """The indices of the scalars that are compared, in order: equally many of each quarter."""
+    """The numbers of the scalars to compare, ascending: up to SAMPLE of each quarter."""
     words = PhiloxStreams()
     words.begin(seed, _STREAM)
     ends = np.cumsum(_sizes(values)).tolist()
@@ -76,6 +77,6 @@ def sample(values: int, seed: int) -> Indices:
 
 
 def _sizes(values: int) -> npt.NDArray[np.int64]:
-    """The number of scalars in each quarter. Scalar i is in quarter 4 i // d."""
+    """The number of scalars in each quarter. Of d = `values` scalars, i is in quarter 4 i // d."""
     bounds = [-(-values * quarter // QUARTERS) for quarter in range(QUARTERS + 1)]
     return np.diff(bounds)

@@ -1,4 +1,5 @@
-"""What the coordinator and the workers agree on: messages, rosters, seeds, layout, times.
+"""What the coordinator and the workers agree on: messages, rosters, seeds, layout, waiting
+times.
 
-No torch, no NumPy, no sockets.
+The modules import no torch, no NumPy and no sockets.
 """

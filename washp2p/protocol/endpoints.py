@@ -1,4 +1,4 @@
-"""The syntax of addresses, and which may be used in plain text. No I/O."""
+"""Checks addresses, and decides which of them may be used without encryption. Does no I/O."""
 
 from __future__ import annotations
 
@@ -55,10 +55,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 def require_loopback(endpoint: str, *, encrypted: bool, insecure: bool) -> None:
-    """Refuse plain text that leaves the machine, unless `insecure` allows it.
-
-    Raises UsageError.
-    """
+    """Raise UsageError if plain text would leave this machine and `insecure` does not allow it."""
     if not encrypted and not insecure and not is_loopback(endpoint):
         raise UsageError(
             f"{endpoint} is not on loopback and there are no keys to encrypt links with; make some "

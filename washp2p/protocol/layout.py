@@ -1,12 +1,12 @@
 """The layout: the flat order of all trainable parameters, the slots, and the buffers.
 
-A description without tensors. `model/store.py` makes it from a model, a member sends it when it
-attaches, and the coordinator compares. Members with different layouts never exchange a value, and
-never average a buffer.
+A layout is a description without tensors. `model/store.py` makes it from a model. A member sends it
+when it attaches, and the coordinator compares the members' layouts. Members with different layouts
+never exchange a value, and never average a buffer.
 
 Every parameter begins at a multiple of 64 bytes of its slot. So a view into the flat vector is
-aligned as a tensor of its own would be; kernels, and so results, may depend on alignment. The
-padding belongs to no parameter and is never selected.
+aligned like a tensor of its own. Alignment matters because kernels, and so results, may depend on
+it. The padding belongs to no parameter and is never selected.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ ALL_RULES = (*RULES, RECOMPUTED, OWN)
 class Entry:
     """One trainable parameter.
 
-    `offset` is the index of its first value in the flat vector; its `size` values follow in
-    memory order, which `stride` tells (channels_last and contiguous models differ there).
-    `layer` counts the modules that own trainable parameters directly, in registration order.
+    `offset` is the index of its first value in the flat vector. Its `size` values lie there in
+    memory order, as `stride` says: channels_last and contiguous models differ in it. `layer` is the
+    index of the module that owns the parameter, in registration order. Only modules that directly
+    own trainable parameters are counted.
     """
 
     name: str
@@ -91,7 +92,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Layout:
-    """Entries in flat order, and the slots that are exchanged; `slots[0]` is `param`."""
+    """A model's parameters in flat order (`entries`), the exchanged `slots`, and the `buffers`.
+
+    `slots[0]` is `param`.
+    """
 
     entries: tuple[Entry, ...]
     slots: tuple[Slot, ...]
@@ -135,7 +139,7 @@ class Layout:
     def from_wire(cls, wire: Any) -> Layout:
         """Inverse of `to_wire`. Raises ValueError if `wire` is anything but a layout.
 
-        In a journal of an earlier version it has no buffers.
+        `wire` may lack the buffers: a journal of an earlier version has none.
         """
         try:
             entries, slots, buffers = wire if len(wire) != 2 else (*wire, [])

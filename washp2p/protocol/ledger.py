@@ -1,7 +1,7 @@
 """The ledger: every byte that a member sends on its data plane, by peer, kind and wire.
 
-Only transports count here. Reports and tests read it. Payload is values, header is this project's
-framing around them; what ZeroMQ and TCP add is not counted.
+Only transports add to it; reports and tests read it. The payload is the values. The header is this
+project's framing around them. Bytes that ZeroMQ and TCP add are not counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Loss(StrEnum):
 
 
 class Channel(NamedTuple):
-    """A receiver, a purpose, and the scheme of the transport's address."""
+    """What sent bytes are counted by: receiver `peer`, purpose `kind`, `wire` (one of WIRES)."""
 
     peer: MemberId
     kind: Kind
@@ -72,8 +72,9 @@ class Ledger:
         self.counts: defaultdict[Channel, Count] = defaultdict(Count)
 
     def sent(self, link: Channel, header: int, payload: int, *, expected: int = 0) -> None:
-        """Count one message over `link`: `header` + `payload` bytes; its plan foresaw
-        `expected`.
+        """Count one message over `link`, of `header` and `payload` bytes.
+
+        The plan foresaw `expected` bytes of payload.
         """
         count = self.counts[link]
         count.header += header
@@ -89,7 +90,10 @@ class Ledger:
         )
 
     def load(self, rows: list[dict[str, Any]]) -> None:
-        """Continue from the `rows` of `to_wire`. Raises KeyError, TypeError, ValueError."""
+        """Continue from the `rows` of `to_wire`.
+
+        Raises KeyError, TypeError or ValueError if `rows` are not such rows.
+        """
         for row in rows:
             count = dict(row)
             link = Channel(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))

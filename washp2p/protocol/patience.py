@@ -1,6 +1,6 @@
-"""How long each part waits for another. All times follow from `--patience`.
+"""The times for which processes wait for each other. All follow from `--patience`.
 
-Both planes use it. docs/reliability.md has the same table for people.
+Both planes use them. docs/reliability.md has the same times in a table.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class Patience:
 
     @property
     def dead(self) -> float:
-        """A connection silent for this long is closed, and the worker behind it is dropped."""
+        """How long a connection may be silent before it is closed and its worker is dropped."""
         return self.seconds / 2
 
     @property
     def mute(self) -> float:
-        """How long a member waits, once, for a peer whose connection is broken."""
+        """How long a member waits for a peer whose connection is broken. It waits only once."""
         return self.seconds
 
     @property
     def back(self) -> float:
-        """How long a coordinator that is back waits for each of its members."""
+        """How long a coordinator that has returned waits for each of its members."""
         return 2 * self.seconds
 
     @property
     def stalled(self) -> float:
-        """How long a member waits for a peer that is alive and slow before it reports it."""
+        """How long a member waits for a live but slow peer before it reports that peer."""
         return 12 * self.seconds
 
     @property
     def asleep(self) -> float:
-        """A process that heard nothing for this long has been dropped.
+        """How long a process may hear nothing before it counts as dropped.
 
-        It was stopped, or cut off.
+        Such a process was suspended, or cut off from the network.
         """
         return 2 * self.seconds
 

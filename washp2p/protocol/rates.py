@@ -1,7 +1,7 @@
 """Selection rates by layer (equation 6), and the payload expected from them.
 
-Exact rational arithmetic: plans are derived from these numbers and must not depend on a machine's
-rounding. No NumPy, so that the coordinator can use it.
+Rates are exact fractions: plans are derived from them and must not depend on a machine's rounding.
+The module imports no NumPy, so that the coordinator can use it.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ def layer_rates(schedule: str, p: float, layers: int) -> tuple[Fraction, ...]:
 
 
 def expected_selected(layout: Layout, rates: tuple[Fraction, ...]) -> float:
-    """Sum over layers of p_l d_l: the scalars selected in a round, in expectation."""
+    """The expected number of scalars selected in a round: the sum over layers of p_l d_l."""
     return float(sum(rates[entry.layer] * entry.size for entry in layout.entries))
 
 
 def expected_payload(layout: Layout, rates: tuple[Fraction, ...], n: int, group: int = 0) -> float:
-    """Bytes a member sends in a round: (N-1)/N * sum_l p_l d_l * bytes of a scalar's slots.
+    """Expected bytes a member sends a round: (N-1)/N * sum_l p_l d_l * bytes of a scalar's
+    slots.
 
-    With groups a member finds itself in one of g with probability g/N, and sends (g-1)/g of what
-    is selected: together (N - groups)/N.
+    `group` is the largest size of a group; 0 means one group of all. A member is in a group of g
+    members with probability g/N, and then sends (g-1)/g of what is selected. Over all groups the
+    factor (N-1)/N becomes (N - groups)/N.
     """
     groups = -(-n // group) if group else 1
     return (n - groups) / n * expected_selected(layout, rates) * layout.scalar_bytes
 
 
 def paper_payload(layout: Layout, schedule: str, p: float) -> float:
-    """Bytes a round by the paper's rule: p d values, p d/2 where rates fall or rise with depth.
+    """Bytes per round by the paper's rule: p d values, or p d/2 if rates fall or rise with
+    depth.
 
-    It takes layers to be of equal size and N to be large; `expected_payload` is the layout's own.
+    The rule assumes layers of equal size and a large N. `expected_payload` assumes neither.
     """
     return p * layout.values * layout.scalar_bytes / (1 if schedule == "constant" else 2)
 
@@ -66,10 +69,10 @@ def all_reduce_payload(layout: Layout, n: int) -> float:
 
 
 def papa_payload(layout: Layout, period: int = 10) -> float:
-    """Bytes a round of PAPA as the paper counts them: all d parameters every `period` steps."""
+    """Bytes per round with PAPA as its paper counts them: all d parameters every `period` steps."""
     return parameter_payload(layout) / period
 
 
 def papa_all_reduce(layout: Layout, n: int, period: int = 10) -> float:
-    """Bytes a round that a member sends for PAPA by ring all-reduce: 2 (N-1)/N d / period."""
+    """Bytes per round that a member sends with PAPA by ring all-reduce: 2 (N-1)/N d / `period`."""
     return all_reduce_payload(layout, n) / period

@@ -1,7 +1,7 @@
-"""Refused messages, by reason, and the peers that keep sending them. No sockets.
+"""Counts refused messages by reason, and finds peers that send too many. Uses no sockets.
 
-Both planes drop and count messages that cannot be valid. Each peer has an allowance, which refills
-with time. A peer that has used it up is an offender, and the caller cuts it off.
+Both planes drop and count messages that cannot be valid. Each peer has an allowance of them, which
+refills with time. A peer that has used up its allowance is an offender, and the caller cuts it off.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Reason(StrEnum):
 
 
 class Refusals(Generic[P]):
-    """The allowances of peers: at most `burst`, refilled by `rate` a second.
+    """Counts refused messages. Each peer's allowance is `burst`, refilled by `rate` a second.
 
-    `tell` gets a line for a peer's first message refused for each reason, for at most TOLD peers.
+    `tell` gets one line for a peer's first refused message of each reason, for at most TOLD peers
+    per reason.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Refusals(Generic[P]):
         self._offenders: dict[P, str] = {}
 
     def refuse(self, peer: P | None, reason: Reason, detail: str, *, cost: float = 1) -> None:
-        """Count a dropped message of `peer`, which is None if its sender is not known."""
+        """Count a refused message, described by `detail`, and charge `cost` to `peer`.
+
+        `peer` is None if the sender is not known. Then nobody is charged.
+        """
         self.refused[reason] += 1
         if (peer, reason) not in self._seen and self._told[reason] < TOLD:
             self._seen.add((peer, reason))

@@ -1,7 +1,7 @@
 """Rounds, their seeds, and the roster of a generation.
 
-Values and arithmetic that the coordinator and the members share; no NumPy, no torch. Rounds count
-from 1. Round t follows each member's own optimizer step t.
+The coordinator and the members share these values and functions. They need no NumPy and no torch.
+Rounds count from 1. Round t follows each member's own optimizer step t.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def unpack_seeds(data: bytes) -> list[int]:
 class Peer:
     """One member as its peers see it: its id, its data plane's address, its host's name.
 
-    `key` is its data plane's public key, empty in plain text. `near` are other addresses for peers
-    at the same `place`, the nearest first.
+    `key` is its data plane's public key; it is empty without encryption. `near` has further
+    addresses, the nearest first, for peers whose `place` is the same.
     """
 
     member: MemberId
@@ -167,7 +167,7 @@ def roster_at(rosters: Sequence[Roster], round_number: int) -> Roster:
 
 
 def by_roster(rosters: Sequence[Roster], rounds: range) -> Iterator[tuple[Roster, range]]:
-    """Each roster, in order, with those of `rounds` that it holds for."""
+    """Each roster that holds for some of `rounds`, in order, with the range of these rounds."""
     for roster, following in zip_longest(rosters, rosters[1:]):
         stop = rounds.stop if following is None else min(following.first, rounds.stop)
         its = range(max(rounds.start, roster.first), stop)

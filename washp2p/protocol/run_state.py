@@ -1,4 +1,4 @@
-"""What the coordinator has said of a run so far."""
+"""What a member has learnt of its run from the coordinator's messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class RunState:
     """A run as `member` knows it.
 
     The control thread writes it, other threads read it. A lock guards what several threads change.
-    Rosters and keys need none: a list that only grows, and dicts that are replaced whole.
+    Rosters and keys need no lock: the list of rosters only grows, and the dicts of keys are
+    replaced whole.
     """
 
     def __init__(self) -> None:
@@ -69,21 +70,24 @@ class RunState:
         return bool(self.rosters) and self.member in self.rosters[-1].members
 
     def member_of(self, key: bytes) -> MemberId | None:
-        """The owner of a public `key` (32 bytes): a member of the newest roster, or a newcomer."""
+        """The member with this public `key` (32 bytes), or None if there is none.
+
+        It is a member of the newest roster, a guest or a donor.
+        """
         return self._keys.get(key)
 
     def take_guests(self) -> list[Peer]:
-        """Newcomers that will ask for a snapshot; each is returned once."""
+        """The newcomers that will ask for a snapshot. Only one call returns each newcomer."""
         with self._lock:
             return [self._guests.popleft() for _ in range(len(self._guests))]
 
     def checkpoint_from(self, round_number: int) -> int | None:
-        """The first round from `round_number` on after which a checkpoint is due, if any is."""
+        """The first round from `round_number` on after which a checkpoint is due, or None."""
         with self._lock:
             return min((due for due in self._checkpoints if due >= round_number), default=None)
 
     def saved(self, round_number: int) -> None:
-        """No checkpoint up to `round_number` is due any more."""
+        """Note that no checkpoint up to `round_number` is due any more."""
         with self._lock:
             self._checkpoints = {due for due in self._checkpoints if due > round_number}
 
@@ -135,7 +139,10 @@ class RunState:
         self.changes += 1
 
     def _admit(self, visitor: Peer) -> Peer:
-        """Accept the key of a guest or a donor, which is not in the newest roster known here."""
+        """Accept the key of `visitor`, a guest or a donor, and return `visitor`.
+
+        The visitor is not in the newest roster known here.
+        """
         self._visitors = {**self._visitors, visitor.key: visitor.member}
         self._keys = {**self._keys, visitor.key: visitor.member}
         return visitor

@@ -1,4 +1,4 @@
-"""The seeds that a member has received and not used yet. No I/O."""
+"""The seeds that a member has received and not used yet. Does no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SeedWindow:
-    """Seeds by round.
+    """The seeds of rounds that have not begun, by round.
 
     The control thread adds them, the planner's thread reads them, the training thread deletes them.
     """
@@ -53,7 +53,7 @@ class SeedWindow:
             self.until = max(self.until, message.first + len(seeds) - 1)
 
     def reach(self, round_number: int) -> bool:
-        """Note that a round begins, and delete older seeds. Returns whether to ask for more."""
+        """Note that a round begins, and delete seeds up to it. Returns whether to ask for more."""
         with self._lock:
             for number in range(self.reached + 1, round_number + 1):
                 self._seeds.pop(number, None)

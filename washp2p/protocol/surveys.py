@@ -1,4 +1,4 @@
-"""What a survey of the members' distance from their mean has found."""
+"""The result of a survey: how far the members are from their mean."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def consensus_line(
     """A line of consensus.jsonl, as plain values.
 
     `squares` has the members' mean squared Euclidean distance from their mean, for each quarter of
-    the parameters. `distance` is the root of the sum, `quarters` the roots of each. `exact` is
-    False if only a sample of scalars was compared.
+    the parameters. In the line, `distance` is the square root of their sum, and `quarters` has the
+    square root of each. `exact` is False if only a sample of scalars was compared.
     """
     return {
         "round": round_number,

@@ -1,7 +1,7 @@
 """Figures of finished runs, as SVG for a paper. Needs matplotlib (extra `report`).
 
-Each function draws one figure of one or several runs, and returns its text; None if the runs have
-nothing to show in it. No files, no HTML.
+Each function draws one figure of one or several runs, and returns its SVG text. It returns None if
+the runs have nothing to show in it. The functions write no files and no HTML.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ R = TypeVar("R")
 
 
 def _styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw in this module's style, whatever the caller's is."""
+    """Decorate `draw` to use this module's style, whatever the caller's style is."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -65,7 +65,7 @@ def _styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @_styled
 def accuracy(runs: Sequence[FinishedRun]) -> str | None:
-    """Held-out accuracy over rounds: of every member of one run, or the mean of each of several."""
+    """Held-out accuracy over rounds: each member's if there is one run, else each run's mean."""
     curves = [(run.name, run.curves("held_out")) for run in runs]
     if not any(members for _, members in curves):
         return None
@@ -100,7 +100,7 @@ def distance(runs: Sequence[FinishedRun]) -> str | None:
 
 @_styled
 def volume(runs: Sequence[FinishedRun]) -> str:
-    """Bytes that one worker sent in its exchanges, beside the theory's and PAPA's."""
+    """The mean payload that a worker sent in exchanges, beside the theory's and PAPA's."""
     bars = []
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
@@ -131,7 +131,7 @@ def volume(runs: Sequence[FinishedRun]) -> str:
 
 @_styled
 def matrix(run: FinishedRun) -> str | None:
-    """Bytes sent by each member to each other, for all purposes."""
+    """Bytes that each member sent to each other one, for all purposes; None if there are none."""
     sent: dict[tuple[int, int], int] = {}
     for row in run.summary["bytes"]:
         for link in row["links"]:
@@ -227,7 +227,7 @@ def lost(runs: Sequence[FinishedRun]) -> str | None:
 
 
 def _figure(width: float = 6.5, height: float = 3.0) -> tuple[Figure, Axes]:
-    """A figure of this size, in inches."""
+    """A figure of `width` by `height` inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
@@ -252,7 +252,10 @@ def _defined(points: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 
 def _mean_curve(members: list[list[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """The mean at each reported round, over the curves that had begun and not ended by then."""
+    """The mean of the curves at each reported round.
+
+    A curve counts from its first round to its last, interpolated between its points.
+    """
     rounds = sorted({at for points in members for at, _ in points})
     found = []
     for number in rounds:

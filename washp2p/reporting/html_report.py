@@ -1,6 +1,6 @@
 """`washp2p report --html`: one HTML file that reports a run, or compares several.
 
-Pictures and style are inside. Needs the extra `report`.
+The file contains its pictures and its style. The module needs the extra `report`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Table:
-    """A table; columns from `names` on hold numbers."""
+    """A table. Its first `names` columns hold text, the others hold numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -176,7 +176,7 @@ DISTANCE = "Distance of members from their mean, all shuffled layers"
 
 
 def results(runs: Sequence[FinishedRun]) -> _Table:
-    """The papers' columns, one row for each run."""
+    """The table of test accuracies as in the papers, one row for each run."""
     rows = []
     for run in runs:
         accuracy = run.summary["accuracy"]
@@ -197,7 +197,7 @@ def results(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def volumes(runs: Sequence[FinishedRun]) -> _Table:
-    """One worker's bytes, beside plan, theory and PAPA; one row for each run."""
+    """The table of a worker's mean bytes, beside plan, theory and PAPA, one row for each run."""
     rows = []
     for run in runs:
         keys = ("payload", "expected_payload", "theory", "papa", "papa_all_reduce")
@@ -278,7 +278,7 @@ def _differing(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def _environment(runs: Sequence[FinishedRun]) -> _Table:
-    """The members' hosts and versions at the start; equal members share a row."""
+    """The table of hosts and versions at the start. Equal members of a run share a row."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
         told = [("coordinator", "", run.versions)]

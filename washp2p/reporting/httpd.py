@@ -1,7 +1,7 @@
 """A small HTTP server for status pages and metrics: few threads, short requests, GET only.
 
-`coordinator.watch.web` and `washp2p.metrics` say what is served. This module says who may ask, and
-for how long.
+`coordinator.watch.web` and `washp2p.metrics` decide what is served. The code here decides who may
+ask, and for how long.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ HEADERS = {
 
 
 class Service:
-    """Answers at (host, port) until closed; port 0 takes a free one.
+    """Answers at `address`, as (host, port), until closed. Port 0 takes a free one.
 
-    `answers` has a function for each path: it takes the query and returns content type and body, on
-    a thread of the connection's. It may raise TimeoutError (the client should try again) and
-    UsageError (not available here). Raises UsageError if it cannot listen; `flag` is what chose the
-    address.
+    `answers` has a function for each path. The function takes the query and returns content type
+    and body. It runs on the connection's own thread. It may raise TimeoutError (the client should
+    try again) or UsageError (not available here). The constructor raises UsageError if it cannot
+    listen. `flag` is the flag that chose the address.
     """
 
     def __init__(self, address: tuple[str, int], answers: dict[str, Answer], *, flag: str) -> None:
@@ -97,11 +97,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        """Bind without resolving this host's name, as http.server would."""
+        """Bind without resolving this host's name; http.server would resolve it."""
         super(ThreadingHTTPServer, self).server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the request to a thread, if one is free."""
+        """Give the request to a thread. Close the connection if AT_ONCE threads are busy."""
         if self._places.acquire(blocking=False):
             super().process_request(request, client_address)
         else:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def exposition(families: Iterable[Metric]) -> tuple[str, bytes]:
-    """Content type and text in Prometheus's format.
+    """The content type and the text of `families` in Prometheus's format.
 
     Raises UsageError if prometheus-client is not installed.
     """

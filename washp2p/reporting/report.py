@@ -1,6 +1,7 @@
 """The report of a finished run: accuracies, and bytes beside plan, theory and PAPA.
 
-Reads summary.json and returns tables. No torch, so that the coordinator can print them.
+The functions read the content of summary.json and return tables. They need no torch, so that the
+coordinator can print them.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def plain(text: str) -> str:
-    """The line without characters that control a terminal."""
+    """`text` with an escape for each unprintable character, so that none controls a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -80,7 +81,7 @@ def amount(count: float, digits: int = 3) -> str:
 
 
 def accuracy_table(summary: Summary) -> Table | None:
-    """The papers' columns; None if nothing was evaluated."""
+    """The table of test accuracies as in the papers; None if nothing was evaluated."""
     accuracy = summary["accuracy"]
     if accuracy["averaged"] is None:
         return None
@@ -121,7 +122,7 @@ def notices(summary: Summary) -> list[str]:
 
 
 def per_worker(summary: Summary, key: str) -> float:
-    """The mean over workers of the value under `key` in a run's accounts."""
+    """The mean over workers of the value under `key` in their rows of summary.json."""
     values: list[float] = [row[key] for row in summary["bytes"]]
     return mean(values)
 
@@ -129,7 +130,7 @@ def per_worker(summary: Summary, key: str) -> float:
 def sent_for(row: dict[str, Any], kinds: Sequence[Kind]) -> int:
     """The bytes that a worker sent in messages of these `kinds`, headers included.
 
-    `row` is the worker's row in the accounts.
+    `row` is the worker's row in summary.json.
     """
     rows = (link for link in row["links"] if link["kind"] in kinds)
     return sum(link["payload"] + link["header"] for link in rows)
@@ -149,7 +150,7 @@ def sent(summary: Summary) -> Columns:
 
 
 def comparison(summary: Summary) -> str:
-    """The payload that PAPA would have sent, compared with the measured one."""
+    """A text that compares the payload sent with theory and with PAPA's payload."""
     row = summary["bytes"][0]
     sent, theory = per_worker(summary, "payload"), per_worker(summary, "theory")
     text = (
@@ -168,14 +169,15 @@ def comparison(summary: Summary) -> str:
 
 
 def surveyed(summary: Summary) -> float:
-    """The bytes that a worker sent for surveys, headers included."""
+    """The mean number of bytes that a worker sent for surveys, headers included."""
     return mean(sent_for(row, [Kind.CONSENSUS]) for row in summary["bytes"])
 
 
 def pace(summary: Summary) -> Columns:
     """The table of each worker's speed, and of the values it received.
 
-    `late by` is the bound on lateness it ended with; `lost` are values never applied.
+    `late by` is the bound on lateness that the worker ended with. `lost` counts values never
+    applied.
     """
     rows = [
         [
@@ -201,7 +203,7 @@ def losses(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def links(summary: Summary) -> Columns:
-    """Bytes by worker, peer, kind and wire."""
+    """The table of bytes sent, by worker, peer, kind and wire."""
     rows = [
         [
             str(row["member"]),

@@ -1,6 +1,6 @@
-"""A running population on a terminal: a table of members, and the run's progress. No torch.
+"""A running population on a terminal: a table of members, and the run's progress.
 
-It shows the values of a view (docs/protocol.md).
+The functions show the values of a View (docs/protocol.md). They need no torch.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ class Delay(Protocol):
 
     @property
     def bound(self) -> int | None:
-        """The bound S. Before its next step a member waits for rounds that are S behind. None:
-        it never waits.
+        """The bound S: before its next step a member waits for rounds that are S or more behind.
+        None means that it never waits.
         """
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
@@ -36,21 +36,22 @@ class Delay(Protocol):
 
 
 class FixedDelay:
-    """`--max-delay S` and `--max-delay none`."""
+    """A bound that never changes: `--max-delay S` and `--max-delay none`."""
 
     def __init__(self, bound: int | None) -> None:
         self.bound = bound
 
     def observe(self, *, waited: float, elapsed: float, useful: bool, lateness: int) -> None:
-        """Nothing to learn."""
+        """Do nothing: the bound is fixed."""
 
 
 class AutoDelay:
     """`--max-delay auto`: the smallest S with which the training thread does not wait.
 
-    If a peer that is waited for waits itself, the network holds both up, and S grows: by 1, then by
-    2, 4, ... while that goes on. If it does not wait, it computes more slowly, which no S can
-    change, and S shrinks. When nobody waits, S becomes the lateness that was seen.
+    If this member waits for a peer that waits, too, the network delays both, and S grows: by 1,
+    then by 2, 4, ... while that goes on. If the peer does not wait, it computes more slowly; no S
+    can change that, and S shrinks by 1. If this member does not wait, S shrinks to the lateness
+    that was seen.
     """
 
     def __init__(self) -> None:

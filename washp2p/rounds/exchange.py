@@ -52,8 +52,8 @@ AHEAD = 2
 
 
 class _Messages(NamedTuple):
-    """One leg's messages, sent once `marks` are reached: (peer, planned bytes, parts). `header`
-    lacks the receiver.
+    """One leg's messages, sent once `marks` are reached. `header` lacks the receiver. `parts`
+    has, for each message, (peer, planned bytes, buffers).
     """
 
     marks: list[Mark]
@@ -63,8 +63,8 @@ class _Messages(NamedTuple):
 
 
 class Exchange:
-    """One member's rounds. Merger takes `add`, `consensus` and `weight`; Arrivals takes `room`.
-    A mean is taken once no more of it will arrive.
+    """One member's rounds. `add`, `consensus` and `weight` go to Merger, `room` to Arrivals. A
+    mean is taken once no more values for it will arrive.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Exchange:
         self._expect(number, roster, plan.fingerprint, FIRST, parts)
 
     def pass_on(self, number: int, roster: Roster, beside: Beside) -> None:
-        """Send extra vectors after round `number`'s values; others' are in `came_beside` later."""
+        """Send extra vectors after a round's values; `came_beside` gets others' vectors later."""
         fingerprint, leg, absent = beside.fingerprint, beside.leg, self.arrivals.absent
         header = self._header(number, roster, fingerprint, leg)
         to = {p: [vector] for p, vector in beside.outgoing.items() if not absent(p, number)}
@@ -144,7 +144,7 @@ class Exchange:
         self._store.look()
 
     def measure(self) -> None:
-        """Estimate the distance between members in the next round."""
+        """Estimate members' distance in the next round, unless an estimate is under way."""
         self._measure = self._consensus is not None and not self.merger.measured
 
     @property
@@ -183,15 +183,15 @@ class Exchange:
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
-        """Tell `peer`, whose connection works again, up to where messages may be lost."""
+        """Tell `peer` up to which turn frames may be lost: its connection works again."""
         self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
 
     def apply(self) -> list[Applied]:
-        """Scatter what has arrived, round by round in ascending order. Returns what was applied.
-        Call `share` once the log has it.
+        """Apply the values that have arrived, in ascending order of rounds. Returns what was
+        applied. Call `share` once the log has it.
         """
         done = []
         waiting = False
@@ -217,8 +217,8 @@ class Exchange:
         return done
 
     def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
-        """Gather the round's values for each peer, on the device if its transport takes them
-        there.
+        """Gather a round's values for each peer: on the device if the transport takes them from
+        there, else on the host. Returns the messages.
         """
         parts = self._parts(staged, staged.plan.send, number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
@@ -263,7 +263,7 @@ class Exchange:
             self._transport.send(peer, messages.kind, header, parts, expected=planned)
 
     def _take_beside(self, round_: Round) -> list[Applied]:
-        """Keep the extra vectors of a round once no more will arrive."""
+        """Put a round's extra vectors in `came_beside` once no more come. Returns what to log."""
         if round_.missing:
             return []
         came = {sender: self.merger.vector(data) for sender, (_, data) in round_.arrived.items()}
@@ -273,8 +273,8 @@ class Exchange:
         return [applied] if round_.leg == MOMENTS else []
 
     def _take_mean(self, round_: Round) -> list[Applied]:
-        """Pull towards the mean of this member's shard (leg 0), or the others' shards (leg 1),
-        when no more will arrive.
+        """Once no more of a leg will arrive, pull towards the mean that this member makes (leg
+        0) or the means that others have sent (leg 1). Returns what was applied.
         """
         if round_.missing:
             return []
@@ -293,7 +293,7 @@ class Exchange:
         return [applied]
 
     def share(self) -> None:
-        """Send on the means that `apply` has made, once the log names their contributors."""
+        """Send the means that `apply` made to their contributors, once the log names these."""
         unshared, self._unshared = self._unshared, []
         for pass_on in unshared:
             pass_on()
@@ -322,7 +322,7 @@ class Exchange:
         return [part for part in parts if not absent(part[0], number)]
 
     def _send_vectors(self, header: Frame, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
-        """Send vectors that were made on the device, after everything posted."""
+        """Send each peer its vectors, made on the device, after all messages posted before."""
         self._store.copies.settle()
         hosted: dict[int, memoryview] = {}
         parts: list[tuple[MemberId, int, Buffers]] = []

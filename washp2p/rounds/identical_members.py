@@ -1,7 +1,8 @@
-"""Finds members that are identical: same seed, same batches, same values.
+"""Finds members that are identical, because they have the same seed and the same batches.
 
-It compares in the first rounds in which this member's own values have changed, until every peer is
-known to differ. It remembers at most MOST initial values. No sockets, no tensors.
+It compares members' values where this member's own have changed since the start. It stops when each
+peer is known to differ or to be identical, or after LOOKS rounds. It remembers at most MOST initial
+values. No sockets, no tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LOOKS = 1000
 
 
 class Likeness:
-    """Compares received values with this member's. `vector` is its flat vector at the start."""
+    """Compares received parameters with this member's. `vector` holds its own at the start."""
 
     def __init__(self, vector: npt.NDArray[np.floating]) -> None:
         self._every = -(-len(vector) // MOST)
@@ -38,7 +39,7 @@ class Likeness:
 
     @property
     def watches(self) -> bool:
-        """Whether it still needs to see received values."""
+        """Whether received values must still be passed to `observe`."""
         return self._initial is not None
 
     def observe(
@@ -65,7 +66,9 @@ class Likeness:
             self.same.add(sender)
 
     def conclude(self, peers: set[MemberId]) -> None:
-        """Conclude a round: stop when all `peers` are known to differ, or after enough rounds."""
+        """Conclude a round. Stop once each of `peers` is told apart or found identical, or after
+        LOOKS rounds.
+        """
         self._looks += 1
         if (peers and peers <= self._told_apart | self.same) or self._looks >= LOOKS:
             self._initial = None

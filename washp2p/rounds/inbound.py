@@ -1,9 +1,9 @@
-"""Arrivals: which frames belong to which outstanding round, which are early, which are lost.
+"""Arrivals: matches frames with outstanding rounds, holds early frames, and counts lost values.
 
-Bookkeeping of one member, over all generations: no tensors, no sockets. A value that never arrives
-is counted once, here at the receiver. An invalid frame is refused; the values that it stands for
-count as lost. A round may have several legs with frames of their own. A *turn* is a round and a
-leg, and turns are ordered.
+It keeps the books of one member, over all generations: no tensors, no sockets. A value that never
+arrives is counted once, by its receiver. An invalid frame is refused, and the values expected in
+its place count as lost. A round may have several legs, each with its own frames. A *turn* is a
+round and a leg; turns are ordered.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Arrivals:
         return peer in self._last
 
     def begin_after(self, number: int) -> None:
-        """Set the last round before this member's first one."""
+        """Begin after round `number`, and drop earlier frames."""
         self._turn = (number, sys.maxsize)
         self._pop_early(lambda turn: turn < self._turn)
 
@@ -111,7 +111,7 @@ class Arrivals:
         self.silence(peer)
 
     def is_gone(self, peer: MemberId) -> bool:
-        """Whether `peer` was a member. What it sent before may still arrive."""
+        """Whether `peer` was a member and is gone. Messages it sent before may still arrive."""
         return peer in self._gone
 
     def posted(self, sender: MemberId, last: Turn) -> None:
@@ -181,7 +181,7 @@ class Arrivals:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
-        """A peer takes part in no round after `end.last`, until an average is taken."""
+        """Note that a peer takes part in no round after `end.last`, until an average is taken."""
         if end.number <= self._averages:
             return  # which has been, meanwhile
         if end.number == FOREVER:
@@ -216,7 +216,7 @@ class Arrivals:
                 self._lose(round_, sender, Loss.LATE)
 
     def settle(self, round_: Round) -> None:
-        """Conclude `round_`: what has arrived is dealt with, and the rest counts as lost."""
+        """Forget what arrived and what was lost, and the round itself if nothing is missing."""
         round_.arrived.clear()
         round_.lost.clear()
         if not round_.missing:
@@ -229,7 +229,7 @@ class Arrivals:
 
     @property
     def oldest(self) -> int:
-        """The oldest outstanding round; the next one if there is none."""
+        """The number of the oldest outstanding round, or of the next round if there is none."""
         return next(iter(self._outstanding), (self._turn[0] + 1, FIRST))[0]
 
     def _match(self, round_: Round, frame: Frame, payload: Payload) -> None:
@@ -255,7 +255,7 @@ class Arrivals:
     def _unlike(
         self, round_: Round, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
-        """How a frame differs from the plan of its round, in words; empty if it does not."""
+        """How a frame differs from its round's plan: reason and words; None if it does not."""
         if frame.generation != round_.generation:
             return (
                 Reason.ROUND,
@@ -304,7 +304,7 @@ class Arrivals:
         self._early_bytes += size
 
     def _pop_early(self, which: Callable[[Turn], bool]) -> list[tuple[Frame, Payload]]:
-        """Take the early frames of some turns out of the buffer."""
+        """Remove and return the early frames of the turns that `which` selects."""
         popped = [
             one
             for turn in tuple(self._early)
@@ -315,7 +315,7 @@ class Arrivals:
         return popped
 
     def _release(self, before: Turn) -> None:
-        """Count as lost the early frames of turns that this member skipped."""
+        """Refuse early frames of turns before `before`: this member expected no values in them."""
         for frame, _ in self._pop_early(lambda turn: turn < before):
             if frame.leg < BESIDE:
                 self._refuse(frame, Reason.PLAN, "no values were expected")
@@ -335,12 +335,12 @@ class Arrivals:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
-        """Count what `sender` skipped before this turn as lost: messages arrive in order."""
+        """Count as lost what `sender` has not sent before `turn`: messages arrive in order."""
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)
 
     def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
-        """Count values as lost for the reason `why`; None if they were counted before."""
+        """Give up a sender's values. Count them by the reason `why`; None if counted before."""
         begin, end = round_.missing.pop(sender)
         after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)

@@ -95,9 +95,9 @@ class Inbox:
     ) -> None:
         """Handle arriving messages until `condition` holds.
 
-        `whom` returns the peers that it depends on. If the connection to one of them is broken,
-        waiting for it ends after one patience. A peer that is too slow is reported to the
-        coordinator, repeatedly. Raises RunStoppedError.
+        `whom` returns the peers on which `condition` depends. If the connection to one of them is
+        broken, waiting for that peer ends after one patience. A peer that is too slow is reported
+        to the coordinator, repeatedly. Raises RunStoppedError.
         """
         self._follow()
         began = asked_anew = time.monotonic()
@@ -141,7 +141,7 @@ class Inbox:
         kind: Kind,
         unless: Callable[[], bool],
     ) -> bool:
-        """Fill tensors with the peer's blobs `<what>:<name>`. Blocks as `wait_for`."""
+        """Fill `into` with the peer's blobs `<what>:<name>`. Blocks and returns as `wait_for`."""
         downloads = [
             self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
             for name, vector in into.items()
@@ -213,8 +213,8 @@ class Inbox:
         self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
-        """Give up peers behind broken connections, and report peers that are too slow to the
-        coordinator. Returns the reported ones.
+        """Give up values of peers behind broken connections. Tell the coordinator of other peers
+        that are out of reach or too slow. Returns the peers it told of.
         """
         reported = set()
         for peer in whom:

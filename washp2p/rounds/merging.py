@@ -1,7 +1,8 @@
-"""Merging: writes what has arrived of a round into the store.
+"""Merging writes the values that have arrived of a round into the store.
 
-Values replace a member's own, or are added by difference, or make a mean that pulls. Applied and
-refused values are counted here. Nothing waits, and nothing is sent.
+Received values replace a member's own, are added as differences, or make a mean that pulls the
+member's own values. Applied and refused values are counted here. Nothing waits, and nothing is
+sent.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ class Staged:
 
     @property
     def bytes(self) -> int:
-        """The bytes of the indices."""
+        """The bytes that the indices take in host memory."""
         return self.send.host.nbytes + self.receive.host.nbytes
 
     @property
     def legs(self) -> int:
-        """The number of legs: 2 for a mean, else 1."""
+        """The number of legs: 2 for a mean that members share by shards, else 1."""
         return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
 
 
@@ -63,9 +64,10 @@ def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | N
 class Merger:
     """Merges the rounds of one member.
 
-    With `add`, late values are applied by the difference to what this member held when it gathered.
-    Otherwise they overwrite, except where a newer round has written (section 4). A mean pulls by
-    `weight()`, as `Strategy.weight`. `consensus` sees the values of rounds that are `measured`.
+    With `add`, a received value is applied as its difference from what this member held when it
+    gathered. Without, it overwrites, except where a newer round has written (section 4). A mean
+    pulls by `weight()`, as `Strategy.weight`. `consensus` observes the values of the round
+    `measured`.
     """
 
     def __init__(
@@ -107,16 +109,16 @@ class Merger:
         return self.likeness is not None and self.likeness.watches
 
     def forget(self, oldest: int) -> None:
-        """Forget rounds before `oldest`."""
+        """Forget what rounds up to `oldest`, the oldest outstanding one, have written."""
         if len(self._newest_writes):
             self._newest_writes.forget(oldest)
 
     def scatter(self, round_: Round, staged: Staged, own: Vectors, *, newer_matter: bool) -> None:
-        """Write what has arrived of a round. If all is here, on the host, it is written at once;
-        else sender by sender.
+        """Write the values that have arrived of a round. If all are here, on the host, they are
+        written at once, else sender by sender.
 
-        `own` has this member's values at the received indices, if it `keeps` any. `newer_matter`
-        says that an older round is outstanding, which must not overwrite these values.
+        `own` has this member's values at the received indices, if `keeps` said so. `newer_matter`
+        is True if an older round is outstanding; its values must not overwrite these.
         """
         arrived = list(round_.arrived.items())
         count = sum(end - begin for _, ((begin, end), _) in arrived)
@@ -146,7 +148,7 @@ class Merger:
     def reduce(
         self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
     ) -> Vectors:
-        """The mean of members' values at the received places, in the roster's order."""
+        """The mean of finite values at the received places, added in the roster's order."""
         count, mean = len(staged.receive), staged.plan.mean
         assert mean is not None
         self.applied_values += count * len(arrived)
@@ -174,8 +176,8 @@ class Merger:
         return reduced
 
     def pull(self, places: Places, means: Vectors) -> int:
-        """Pull towards means. Returns how many scalars have none, because no member's value is
-        finite.
+        """Pull the values at `places` towards `means`. Returns how many scalars have no mean,
+        because no member's value is finite.
         """
         finite = _finite(means)
         refused = len(places) - int(finite.sum())
@@ -193,7 +195,7 @@ class Merger:
             self.applied_values += span[1] - span[0] - refused
 
     def vector(self, payload: Payload) -> torch.Tensor:
-        """One slot's values."""
+        """The values of a payload that has one slot."""
         if isinstance(payload, torch.Tensor):
             return payload.view(self._dtypes[0])
         values = torch.empty(payload.nbytes // self._item_bytes[0], dtype=self._dtypes[0])
@@ -201,7 +203,9 @@ class Merger:
         return values
 
     def follow_measurement(self, round_: Round, n: int) -> None:
-        """Conclude the estimate of distance: a measured round of `n` members has been merged."""
+        """Conclude the estimate of distance if no values of the measured round are missing.
+        Discard it if some are lost. `n` is the number of members in the round.
+        """
         assert self._consensus is not None
         if round_.lost:
             self._consensus.discard()
@@ -220,7 +224,7 @@ class Merger:
         own: Vectors,
         newer_matter: bool,
     ) -> None:
-        """Scatter payloads whose spans, shifted by `offset`, fill `places`."""
+        """Apply payloads by sender. Their spans, minus `offset`, fill `places`."""
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if own and self._watches:
             self._compare(places, own, values, pieces, offset)
@@ -279,8 +283,8 @@ class Merger:
         pieces: list[tuple[MemberId, tuple[Span, Payload]]],
         offset: int,
     ) -> tuple[Places, Vectors, Vectors]:
-        """Leave out scalars with a value that is not finite in some slot, and note their
-        senders.
+        """Leave out scalars that are not finite in some slot, and note their senders. Returns
+        the rest.
         """
         finite = _finite(values)
         for sender, ((begin, end), _) in pieces:

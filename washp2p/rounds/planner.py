@@ -64,7 +64,7 @@ class Planner(Generic[S, P]):
         return plan
 
     def prepare(self, number: int = 1) -> None:
-        """Start to derive plans, from round `number` on: the first round of this member."""
+        """Start to derive the plan of round `number`, this member's first one."""
         self._submit(number, number + 1)
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Planner(Generic[S, P]):
         self._thread.shutdown(cancel_futures=True)
 
     def _submit(self, first: int, stop: int) -> None:
-        """Start to derive the plans of round `first` and later ones, as far as there are seeds."""
+        """Start to derive plans of rounds from `first` to `stop` - 1, as far as seeds are here."""
         seeds = []
         for number in range(first, stop):
             seed = self._seed_of(number)

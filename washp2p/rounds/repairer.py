@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 class Repairer:
-    """The part of one member. `inputs` gives training batches, of the same images in all
-    members.
+    """Restores the features of one member's model after a mean. `inputs` returns training
+    batches, made of the same images in all members.
     """
 
     def __init__(self, model: torch.nn.Module, me: MemberId, inputs: Inputs) -> None:
@@ -37,11 +37,13 @@ class Repairer:
         self._among: list[MemberId] = []
 
     def note(self) -> None:
-        """Count the moments of this member's features, before a mean is taken."""
+        """Compute and keep the moments of this member's features, before a mean is taken."""
         self._own = moments(self._model, self._inputs())
 
     def begin(self, roster: Roster, plan: Plan) -> Beside:
-        """Send the moments to all members that the mean is of, and expect theirs."""
+        """Return this member's moments, for the members whose mean it contributes to, and what
+        to expect from the contributors to its own mean.
+        """
         assert plan.mean is not None
         to, of = (
             {roster.members[position] for position, _, _ in route.parts}
@@ -60,8 +62,9 @@ class Repairer:
         )
 
     def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
-        """Set the mean's features to the mean moments of its members. Members that have diverged
-        are left out.
+        """Give the model's features the mean of the contributors' moments. `came` has the
+        others' moments by sender; if it is empty, nothing changes. Moments that are not
+        finite are left out.
         """
         if came:
             counted = {self._me: self._own, **came}

@@ -124,9 +124,10 @@ class Timeline:
         return {"seconds": self.seconds, "waited": self.waited, "generations": self.generations}
 
     def begin(self, start: Start, joined: Joined | None = None) -> None:
-        """Derive the first plans and start the clock. The first step may follow.
+        """Start to derive the first plan, and start the clock. The first step may follow.
 
-        The first seeds have arrived. `joined` says how the member joined in mid-run.
+        The first seeds have to be here. `joined` says, for the log, how the member joined in
+        mid-run.
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
@@ -139,7 +140,8 @@ class Timeline:
         """Run the round that follows an optimizer step. Blocks as long as the bound on delay
         demands.
 
-        Raises UsageError beyond the announced number of steps, RunStoppedError.
+        Raises UsageError beyond the announced number of steps, or if a peer has ended its run with
+        the last average. Raises RunStoppedError.
         """
         if self._averaged and (gone := self._arrivals.ended_for_good):
             raise UsageError(
@@ -203,7 +205,7 @@ class Timeline:
         self._exchange.end(self.round, FOREVER, self._peers)
 
     def settle(self) -> None:
-        """Leave nothing outstanding: wait for it, or give it up under `--max-delay none`."""
+        """Wait for what is outstanding, or give it up under `--max-delay none`; then apply."""
         if self._arrivals.outstanding:
             waited = 0.0
             if self._delay.bound is None:
@@ -214,7 +216,7 @@ class Timeline:
             self._take_beside()
 
     def _apply(self) -> list[Applied]:
-        """Apply what has arrived. Means made of it are sent once the log has a record of it."""
+        """Apply what has arrived, log it, then send means made of it. Returns what was applied."""
         applied = self._exchange.apply()
         self._write(applied)
         self._exchange.share()
@@ -246,7 +248,9 @@ class Timeline:
             self._pass_on(number, staged.roster, beside, bound)
 
     def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
-        """Take part in a survey if one is due; an exact one after a round with a checkpoint."""
+        """Take part in a survey if one is due. After a round with a checkpoint it is exact,
+        unless there is no bound.
+        """
         exact = bound is not None and number == self._connection.state.checkpoint_from(number)
         roster = self._roster
         if len(roster.members) > 1 and (exact or surveyor.due(number)):
@@ -289,7 +293,7 @@ class Timeline:
         return time.monotonic() - began
 
     def _follow(self, applied: Sequence[Applied], waited: float) -> None:
-        """Update the statistics with what was applied."""
+        """Report members that have diverged, and update the statistics with what was applied."""
         if self._exchange.merger.diverged:
             if self._reported_in is not self._roster:  # votes are of one roster
                 self._reported_in = self._roster

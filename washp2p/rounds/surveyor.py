@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Surveyor:
-    """Takes part in a survey every `every` rounds, at a sample drawn from `seed`."""
+    """Takes part in a survey every `every` rounds. The surveyed scalars are drawn from `seed`."""
 
     def __init__(self, store: Store, me: MemberId, *, seed: int, every: int) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class Surveyor:
         return number % self._every == 0
 
     def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
-        """Read this member's values after round `number`, at all scalars if `exact`."""
+        """Begin a survey after a round, of all scalars if `exact`. Returns what to exchange."""
         self._store.look()
         survey = self._survey(roster, exact=exact)
         plan, copies = survey.plan, self._store.copies
@@ -56,8 +56,8 @@ class Surveyor:
         )
 
     def finish(self, number: int, came: dict[MemberId, torch.Tensor]) -> None:
-        """Compare all members' values in this member's shard, if all have arrived and are
-        finite.
+        """If the values of all members have arrived and are finite, add this shard's part of the
+        distance to `found`.
         """
         survey, roster, own, exact = self._open.pop(number)
         if len(came) == len(survey.plan.receive.parts):

@@ -1,1 +1,1 @@
-"""The files of a run folder: what lies where, reading and writing."""
+"""The files of a run folder: their names, and how they are read and written."""

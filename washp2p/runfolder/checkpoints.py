@@ -1,7 +1,7 @@
-"""Checkpoints on disk: members' snapshots of one round, checkpoints/<round>/<id>.safetensors.
+"""Checkpoints on disk: members' snapshots of a round, in checkpoints/<round>/<id>.safetensors.
 
-A file is there whole or not at all. Older rounds are deleted only once all members have a newer
-one, so there is always a round of which no member's is missing.
+A file exists whole or not at all. Older rounds are deleted only when all members have a newer
+checkpoint. So there is always a round for which every member's checkpoint exists.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:
 
 
 def members_in(run: Path) -> int:
-    """The number of checkpoints of the round that has most of them."""
+    """The largest number of checkpoints that any one round has; 0 if there are none."""
     folders = _folders(run).values()
     return max((len(list(folder.glob("*.safetensors"))) for folder in folders), default=0)
 

@@ -1,4 +1,4 @@
-"""Reads a finished run's folder for reports. No torch."""
+"""Reads a finished run's folder for reports. Imports no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class FinishedRun:
         )
 
     def curves(self, key: str) -> dict[MemberId, list[tuple[int, float]]]:
-        """For each member the (round, value) pairs that it reported under a name, where finite."""
+        """Each member's (round, value) pairs of the metric `key`, finite values only."""
         found: dict[MemberId, list[tuple[int, float]]] = {}
         for line in self.metrics:
             value = line.get(key)
@@ -75,8 +75,9 @@ class FinishedRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read several folders. Each run's name is the shortest end of its path that no other run
-    has. Raises UsageError.
+    """Read several run folders. Raises UsageError if one has no finished run.
+
+    A run's name is the last part of its path. If such names are not unique, all get more parts.
     """
     paths = [folder.resolve() for folder in folders]
     length = 1

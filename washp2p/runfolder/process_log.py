@@ -1,7 +1,7 @@
-"""A process's log: one line for each event, for people or, as JSON, for programs. No torch.
+"""A process's log: one line for each event, as text for people or as JSON for programs.
 
 A JSON line has `time` (UTC), `level`, `run` and `member` (null while not known), `event` (its
-kind), `message` (for people), and the event's own fields.
+kind), `message` (for people), and the event's own fields. The module imports no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JsonLines(logging.Formatter):
         self.context: dict[str, Any] = {"run": None, "member": None}
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """One log record as a line of JSON."""
         values = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -64,7 +64,7 @@ class Log:
         self._json.context = {"run": run, "member": member}
 
     def event(self, text: str, what: str, **fields: Any) -> None:
-        """Log an event. People see `text` on standard output."""
+        """Log an event of kind `what`. A text log prints only `text`, on standard output."""
         if self.for_programs:
             _log.info("%s", text, extra={"fields": {"event": what, **fields}})
         else:
@@ -91,7 +91,7 @@ def complain(text: str, what: str = "failed") -> None:
 
 
 def message_of(line: str) -> str:
-    """The message for people in a line of a log of either format."""
+    """The message for people in `line`, a line of a log in either format."""
     try:
         return str(json.loads(line)["message"])
     except (ValueError, KeyError, TypeError):

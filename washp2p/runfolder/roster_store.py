@@ -1,6 +1,6 @@
-"""The rosters of a run, in its journal: the coordinator writes them, a replay reads them.
+"""The rosters in a run's journal: the coordinator writes them, a replay reads them.
 
-No torch.
+The module imports no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def keep_roster(database: sqlite3.Connection, roster: Roster) -> None:
 
 
 def rosters_in(database: sqlite3.Connection) -> list[Roster]:
-    """All rosters, by generation."""
+    """All rosters in a journal, by generation.
+
+    Raises ValueError if one begins before an older generation does.
+    """
     rows = database.execute("SELECT * FROM rosters ORDER BY 1")
     rosters = [
         Roster.from_rows(generation, first, msgpack.unpackb(peers))
@@ -66,7 +69,10 @@ def refuse_damaged(path: Path) -> None:
 
 
 def read_rosters(path: Path) -> list[Roster]:
-    """The rosters of a run, from its journal. Raises UsageError."""
+    """The rosters of a run, from the journal at `path`.
+
+    Raises UsageError if the journal is missing or damaged.
+    """
     if not path.exists():
         raise UsageError(f"{path} is missing; --replay needs the coordinator's journal")
     try:

@@ -1,8 +1,8 @@
 """The run folder: the names of its files, and writing them so that no reader sees half a file.
 
-config.json; metrics.jsonl, population.jsonl and consensus.jsonl (the curves); summary.json;
-averaged.safetensors; members/<id>.safetensors; rescued/<id>.safetensors (models of members whose
-run was stopped); log/<id>.msgpack (the run log); checkpoints/<round>/<id>.safetensors
+The files are config.json; metrics.jsonl, population.jsonl and consensus.jsonl (the curves);
+summary.json; averaged.safetensors; members/<id>.safetensors; rescued/<id>.safetensors (models of
+members whose run was stopped); log/<id>.msgpack (the run log); checkpoints/<round>/<id>.safetensors
 (`checkpoints.py`); journal.sqlite (the coordinator's). Other programs rely on these names.
 """
 
@@ -48,7 +48,7 @@ def log_file(folder: Path, member: int) -> Path:
 
 
 def check_name(name: str) -> str:
-    """A run's name, if it is safe as a folder's name. Raises UsageError."""
+    """Return `name` if it is safe as the name of a run folder. Raises UsageError if it is not."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise UsageError(
             f"run name {name!r:.80}; expected 1 to 64 letters, digits, '.', '_' or '-'"
@@ -57,9 +57,9 @@ def check_name(name: str) -> str:
 
 
 def default() -> Path:
-    """Make a new folder runs/<timestamp> for a run without `--run-dir`; no other process has it.
+    """Make a new folder runs/<timestamp> for a run without `--run-dir`, and return its path.
 
-    Raises UsageError if it cannot be made.
+    No other process gets the same folder. Raises UsageError if it cannot be made.
     """
     now = Path("runs") / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     for attempt in count(1):
@@ -90,9 +90,9 @@ def require_unfinished(folder: Path) -> None:
 
 
 def create(folder: Path, *, go_on: bool = False) -> Path:
-    """Make the folder of a new run; with `go_on` it may have an unfinished one.
+    """Make the folder of a run. With `go_on` it may already hold an unfinished run.
 
-    Raises UsageError.
+    Raises UsageError if the folder cannot be made or holds another run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Write the whole file or nothing. With `lasting` it survives a power cut, which is slower.
+    """Write the whole file or nothing. With `lasting` it survives a power cut, but takes longer.
 
     Raises UsageError if it cannot be written.
     """
@@ -141,7 +141,10 @@ def reserve(path: Path, size: int) -> None:
 
 
 def write_reserved(path: Path, values: dict[str, Any]) -> None:
-    """Like `write_json`, in the reserved space if there is some."""
+    """Write like `write_json`, into the space that `reserve` reserved for `path`, if any.
+
+    Raises UsageError if it cannot be written.
+    """
     pending = _reserved(path)
     data = (json.dumps(values, indent=1) + "\n").encode()
     try:
@@ -172,9 +175,9 @@ def _make_last(folder: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file, each with a `round`; none if there is no file.
+    """The records of a .jsonl file that have a `round`. Returns [] if there is no file.
 
-    A line that a kill has cut short is left out.
+    A line that was cut short, because its writer was killed, is left out.
     """
     found = []
     text = path.read_text(errors="replace") if path.exists() else ""
@@ -187,7 +190,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a record to a .jsonl file, whose last line may have been cut short.
+    """Append a record to a .jsonl file as a new line, even if the last line was cut short.
 
     Raises OSError.
     """
@@ -214,7 +217,11 @@ def _finite(value: Any) -> Any:
 
 
 def trim_lines(folder: Path, round_number: int) -> None:
-    """Delete lines of the .jsonl files that a run which goes on from a round will write again."""
+    """Delete the .jsonl lines that a run will write again when it goes on from `round_number`.
+
+    In consensus.jsonl these are the lines of later rounds; in the other files, also those of
+    `round_number` itself.
+    """
     for name, told in ((METRICS, 0), (POPULATION, 0), (CONSENSUS, 1)):
         path = folder / name
         if path.exists():
@@ -223,8 +230,9 @@ def trim_lines(folder: Path, round_number: int) -> None:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """A run's configuration. Raises UsageError if the folder has no configuration of this
-    version.
+    """The configuration in a run folder.
+
+    Raises UsageError if the folder has no configuration of this version.
     """
     path = folder / CONFIG
     try:
@@ -236,8 +244,9 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a finished run, in this version's form. Raises UsageError if there is
-    none.
+    """The content of a finished run's summary.json, in this version's form.
+
+    Raises UsageError if there is none.
     """
     path = folder / SUMMARY
     try:

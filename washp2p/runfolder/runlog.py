@@ -1,13 +1,15 @@
-"""The run log: which values a member applied, and before which of its own steps.
+"""The run log: which values a member applied, and after which of its own steps.
 
-With the seeds it is all that a replay needs. A record is written after its values were applied and
-before the member's next gather, straight to the kernel: what a member passed on is always explained
-by what its log says, even after a kill. Records are msgpack arrays, a few bytes a round:
-[own step, generation, round, senders applied, senders lost, leg]; [own step, generation, round]
-where the member's clock jumped: that step belongs to `round`, not to the one after the last; and,
-first of all, [generation, round, donor, donor's own step] where it came in mid-run. Maps are no
-records: the first thing in a file says of which run and member it is; the last, where the member
-finished, has a checksum of all before it.
+With the seeds it is all that a replay needs. A record is written straight to the kernel, after its
+values are applied and before the member gathers values again. So the log always explains what the
+member sent, even if the member is killed.
+
+Records are msgpack arrays, a few bytes a round. [own step, generation, round, senders applied,
+senders lost, leg] says that values were applied. [own step, generation, round] says that the member
+skipped rounds: its own step belongs to `round`, not to the round after the last one. [generation,
+round, donor, donor's own step] comes first if the member joined mid-run. Maps are not records. A
+map at the beginning of a file names its run and member. If the member finished, a map at the end
+has a checksum of everything before it.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ _log = logging.getLogger("washp2p")
 
 
 class Record(NamedTuple):
-    """Values were applied after the member's own step `step`: those of these senders, for a leg
-    of `round`.
+    """The member applied values of a leg of `round` after its own step `step`.
+
+    `applied` are the senders of these values, `lost` the senders whose values were lost.
     """
 
     step: int
@@ -73,7 +76,10 @@ class RunLog:
     """
 
     def __init__(self, path: Path, run: bytes, member: MemberId, *, go_on: bool = False) -> None:
-        """Create the file at `path`, or open it to `go_on`. Raises UsageError if that fails."""
+        """Create the file at `path`. With `go_on`, open the existing one.
+
+        Raises UsageError if that fails.
+        """
         self._path = path
         self._broken = False
         self._hash = hashlib.blake2b(digest_size=16)
@@ -115,7 +121,7 @@ class RunLog:
             )
 
     def keep(self) -> tuple[int, bool]:
-        """Flush the file to disk. Returns its length in bytes, and whether it is whole.
+        """Flush the file to disk. Returns its length in bytes, and whether all writes succeeded.
 
         Raises OSError.
         """
@@ -123,7 +129,10 @@ class RunLog:
         return self._file.tell(), not self._broken
 
     def go_back(self, size: int, whole: bool) -> None:
-        """Cut the file to what `keep` returned. Raises UsageError if it has fewer bytes."""
+        """Cut the file to `size` bytes; `size` and `whole` are what `keep` returned.
+
+        Raises UsageError if the file has fewer bytes.
+        """
         self._broken = not whole
         there = self._file.seek(0, os.SEEK_END)
         if there < size:
@@ -143,12 +152,13 @@ class RunLog:
 def read_log(  # noqa: PLR0912 - a case a kind of record
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Iterator[Record | Jump | Joined]:
-    """The records in the order written. A last record that a kill has cut short is left out.
+    """The records in the order written. A last record that was cut short is left out.
 
-    Left out, too, are records of rounds that the run of these `rosters` went back on: a member that
-    did not come along to a checkpoint has them still. `member` is whose log it must be. If `whole`,
-    it must end with a finished member's checksum. Raises UsageError if the file is damaged, another
-    member's, or not whole; and OSError.
+    Records of rounds that the run discarded when it went back to a checkpoint are left out, too.
+    `rosters` tell which: the log of a member that did not go back still has such records. `member`
+    is the member whose log it must be, or None for any. If `whole`, the log must end with a
+    finished member's checksum. Raises UsageError if the file is damaged, another member's, or not
+    whole. Raises OSError if it cannot be read.
     """
     data = path.read_bytes()
     unpacker = msgpack.Unpacker(max_buffer_size=len(data) + 1)

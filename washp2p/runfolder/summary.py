@@ -20,10 +20,10 @@ def member_row(
     control: int = 0,
     seeds_received: int = 0,
 ) -> dict[str, Any]:
-    """What one member did and sent, all sizes in bytes.
+    """One member's row in summary.json: what it did and what it sent. All sizes are in bytes.
 
-    `links` has a row for each peer, kind and wire. `control` is what it sent to the coordinator,
-    `seeds_received` what it was sent in seeds.
+    `links` has a row for each peer, kind and wire. `control` is the size of its messages to the
+    coordinator, `seeds_received` that of the seeds it received.
     """
     exchanges = [link for link in links if link["kind"] == "exchange"]
     total = {
@@ -65,7 +65,7 @@ def run_totals(
     seconds: float,
     parameters: int,
 ) -> dict[str, Any]:
-    """What the run did as a whole; `rows` are from `member_row`."""
+    """The totals of a run in summary.json. `rows` are from `member_row`."""
     return {
         "method": method,
         "n": n,

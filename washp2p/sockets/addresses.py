@@ -41,10 +41,11 @@ def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, inse
 
 
 def advertised(bound: str, advertise: str | None, coordinator: str) -> str:
-    """The address that peers are told, for a socket `bound` there.
+    """The address that peers are told, for a socket that listens at `bound`.
 
-    If `advertise` (`tcp://HOST` or `tcp://HOST:PORT`) is given, it is used, with the bound port if
-    it names none. A socket bound to all addresses is reached at the one facing the coordinator.
+    If `advertise` (`tcp://HOST` or `tcp://HOST:PORT`) is given, it is used, with the port of
+    `bound` if it names none. For a socket bound to all addresses, peers are told the one facing the
+    coordinator.
     """
     host, port = split_tcp(bound)
     if advertise is not None:

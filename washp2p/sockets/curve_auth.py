@@ -1,7 +1,7 @@
-"""Who may connect to the sockets of a ZeroMQ context (ZAP, RFC 27), and closing connections.
+"""Decides who may connect to sockets of a ZeroMQ context (ZAP, RFC 27), and closes connections.
 
-Only CURVE connections are let in: a peer is its public key, and has proved that it holds the secret
-key. The caller decides whom to admit.
+Only CURVE connections are let in. A public key identifies a peer, which has proved that it holds
+the secret key. The caller decides whom to admit.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _WAITING = 100
 
 
 class Authenticator:
-    """Answers for all sockets of `context` to which `guard` was applied.
+    """Answers connection requests for all sockets of `context` to which `guard` was applied.
 
-    `admits` gets a public key and the IP address it comes from. It returns True, False, or None for
-    "not yet"; then the peer waits until it is admitted or its handshake times out. It is called on
-    the authenticator's thread.
+    `admits` takes a public key and the IP address it comes from. It returns True, False, or None
+    for "not yet". After None the peer waits until it is admitted or its handshake times out. The
+    authenticator's thread calls `admits`.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Authenticator:
             requests.close(linger=0)
 
     def _take(self, request: list[bytes]) -> None:
-        """Read a `request`: origin, an empty part, version, id, domain, address, identity,
-        CURVE, key.
+        """Let a request wait, unless too many wait from its address. Its parts: origin, an empty
+        part, version, id, domain, address, identity, CURVE, key.
         """
         beside = sum(other[5] == request[5] for other, _ in self._waiting.values())
         if beside < _WAITING:  # else it has to knock again
@@ -94,8 +94,8 @@ def guard(socket: zmq.Socket[Any], own: KeyPair) -> None:
 
 
 def present(socket: zmq.Socket[Any], own: KeyPair, server: bytes) -> None:
-    """Connect with the key pair `own`, and only to the holder of `server`'s secret key. Call it
-    before `connect`.
+    """Let a socket connect with the key pair `own`, and only to the holder of the public key
+    `server`. Call it before `connect`.
     """
     socket.set(zmq.CURVE_SERVERKEY, server)
     socket.set(zmq.CURVE_PUBLICKEY, own.public)
@@ -105,8 +105,8 @@ def present(socket: zmq.Socket[Any], own: KeyPair, server: bytes) -> None:
 def hang_up(frame: zmq.Frame) -> None:
     """Close the connection on which a frame has just come.
 
-    What was read before still arrives. If that connection has ended and another one has its number
-    now, that one is closed and made again.
+    Messages read before still arrive. If that connection has ended and another one has its file
+    descriptor now, the other one is closed, and its peer connects again.
     """
     with (
         suppress(OSError, zmq.ZMQError),

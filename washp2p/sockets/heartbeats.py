@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def close_dead_links(socket: Socket[Any], patience: Patience) -> None:
     """Let ZeroMQ close connections of a socket, at both ends, when one end is gone or hangs.
 
-    Call it before anything else. Incoming messages are not limited, so the caller has to bound
-    them: ZeroMQ aborts the process if it stopped reading at a limit and finds a ping in what is
-    left of a closed connection.
+    Call it before anything else. It removes the limit on incoming messages, so the caller has to
+    bound them. With a limit, ZeroMQ would abort the process if it stopped reading and then found a
+    ping in what is left of a closed connection.
     """
     socket.set(zmq.RCVHWM, 0)
     socket.set(zmq.HEARTBEAT_IVL, max(1, round(1000 * patience.ping)))

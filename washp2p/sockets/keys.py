@@ -59,7 +59,7 @@ class JoinKey:
 
 
 def make(folder: Path, *, anew: bool = False) -> None:
-    """Write both files. With `anew` they replace existing ones. Raises UsageError."""
+    """Write new keys to both files in `folder`; `anew` replaces old ones. Raises UsageError."""
     there = [path for path in (folder / COORDINATOR, folder / JOIN) if path.exists()]
     if there and not anew:
         raise UsageError(
@@ -99,7 +99,7 @@ def _write(path: Path, **keys: bytes) -> None:
 
 
 def _read(place: Path, name: str, other: str) -> tuple[bytes, bytes]:
-    """The secret key in a file, and the public key in it under the name `other`."""
+    """Read a file's secret key, and its public key called `other`. Raises UsageError."""
     path = place / name if place.is_dir() else place
     try:
         status, text = path.stat(), path.read_text()

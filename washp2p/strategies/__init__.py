@@ -1,4 +1,4 @@
-"""What a population does with a round: one module for each method, chosen by `--method`.
+"""Methods: what members exchange in a round. `--method` chooses one.
 
 Everything that a method of your own needs can be imported from here (docs/new-strategy.md).
 """
@@ -55,7 +55,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def strategy_for(config: RunConfig) -> Strategy:
-    """The strategy that `config.method.name` names, of this package or of another installed one.
+    """The strategy named `config.method.name`, from this package or another installed one.
 
     Raises UsageError if there is none.
     """

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Strategy(ABC):
-    """Which slots a method exchanges, in which rounds, and each round's plan.
+    """A method: it says which slots are exchanged, in which rounds, and by which plan.
 
-    `begin` is called first. For each generation `prepare` is called, then `plan` for each of its
-    rounds that is `due`. `config` is the method's section of the run's configuration.
+    `begin` is called first. For each generation `prepare` is called, then `plan` for each round of
+    it that is `due`. `config` is the method's section of the run's configuration.
     """
 
     lockstep: ClassVar[bool] = False
@@ -39,9 +39,9 @@ class Strategy(ABC):
         self._rate = Fraction(1, self.config.every)
 
     def begin(self, rounds: int) -> None:
-        """Start with a run of `rounds` rounds, 0 if the number is not known.
+        """Prepare for a run of `rounds` rounds; 0 means that the number is not known.
 
-        Raises UsageError if the method has to know it.
+        Raises UsageError if the method needs the number, or does not fit the other settings.
         """
         config = self.config
         if self.lockstep and self._max_delay != "0":
@@ -87,7 +87,7 @@ class Strategy(ABC):
         return ()
 
     def consensus(self, layout: Layout) -> Consensus | None:
-        """The estimator of how far members are apart; None if received values do not tell."""
+        """An estimator of how far members are apart; None if received values cannot show it."""
         return None
 
     def weight(self, lr: float) -> float:
@@ -99,11 +99,11 @@ class Strategy(ABC):
 
     @abstractmethod
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        """A generation begins: the member is at `position` among `n`, at least 2."""
+        """Begin a generation of `n` members (at least 2), with this member at `position`."""
 
     @abstractmethod
     def plan(self, seed: int) -> Plan | None:
-        """What to send and receive in the round of `seed`; None for nothing."""
+        """What to send and receive in the round with this seed; None if nothing."""
 
     @abstractmethod
     def expected_payload(self, layout: Layout, n: int) -> float:

@@ -29,16 +29,16 @@ class PapaAll(Strategy):
         return replace(self._plan, fingerprint=seed)
 
     def expected_payload(self, layout: Layout, n: int) -> float:
-        """The bytes of a ring all-reduce."""
+        """The bytes that a member sends in a ring all-reduce of all parameters."""
         return all_reduce_payload(layout, n)
 
     def paper_payload(self, layout: Layout) -> float:
-        """The bytes of every parameter, once."""
+        """The bytes of all parameters, counted once."""
         return parameter_payload(layout)
 
 
 class Papa(PapaAll):
-    """theta_n <- a theta_n + (1 - a) mean of theta, 1 - a falling as the learning rate does.
+    """theta_n <- a theta_n + (1 - a) mean of theta. 1 - a is proportional to the learning rate.
 
     Equation 1, section 2.3.
     """

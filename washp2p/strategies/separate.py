@@ -1,4 +1,4 @@
-"""`none`: separate training, the papers' Baseline. The same code path, nothing exchanged."""
+"""`none`: separate training, the papers' Baseline. It runs the same code, but exchanges nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Separate(Strategy):
         pass
 
     def plan(self, seed: int) -> None:
-        """Nothing to exchange."""
+        """Return None: there is nothing to exchange."""
 
     def expected_payload(self, layout: Layout, n: int) -> float:
         return 0.0

@@ -1,6 +1,6 @@
 """`wash` and `wash-opt`: parameter shuffling (WASH, Algorithm 1, equations 3 and 6).
 
-`sparta` has the same selection, and averages instead (Beton et al. 2025).
+`sparta` selects scalars in the same way, but averages them (Beton et al. 2025).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Sparta(Wash):
     lockstep: ClassVar[bool] = True
 
     def consensus(self, layout: Layout) -> None:
-        """None: received values are not another member's."""
+        """Return None: the new values are means, not another member's values."""
 
     def plan(self, seed: int) -> Plan:
         return self._deriver.derive_mean(seed)

@@ -1,1 +1,1 @@
-"""How messages move between members. One module for each way."""
+"""Transports move messages between members. Each kind has its own module."""

@@ -34,7 +34,7 @@ class Backlog:
         return len(self._waiting)
 
     def put(self, origin: Hashable, message: Message | None) -> bool:
-        """Keep a message. Returns False, and keeps nothing, if too much of its origin waits."""
+        """Keep a message. Returns False, and drops it, if too much from `origin` is waiting."""
         size = _size(message)
         waiting = self._messages[origin]
         if waiting >= MESSAGES or (waiting and self._bytes[origin] + size > self._room):
@@ -45,7 +45,7 @@ class Backlog:
         return True
 
     def pop(self) -> Message | None:
-        """The oldest message."""
+        """Remove and return the oldest message."""
         origin, message = self._waiting.popleft()
         self._messages[origin] -= 1
         self._bytes[origin] -= _size(message)

@@ -99,7 +99,7 @@ class Transport(ABC):
 
     @abstractmethod
     def broken(self, peer: MemberId) -> bool:
-        """Whether the link to `peer` is down, as of the last `mended`. Does not block."""
+        """Whether the link to `peer` was down at the last call of `mended`. Does not block."""
 
     @abstractmethod
     def mended(self) -> list[MemberId]:
@@ -140,7 +140,7 @@ class Transport(ABC):
     def interrupt(self) -> None:
         """Make the present `receive`, or the next one, return None early.
 
-        For one other thread.
+        Only one thread may call it at a time.
         """
 
     @abstractmethod

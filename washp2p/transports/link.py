@@ -1,6 +1,6 @@
 """A one-way connection to a peer over `torch.distributed`, and the thread that sends on it.
 
-A message is an announcement of fixed length and, unless that is empty, its payload.
+A message is an announcement of fixed length, followed by the payload if there is any.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Link:
     """A one-way connection. It is made again whenever it breaks, until it is let go."""
 
     def __init__(self, call: Callable[[], Pair], patience: Patience, turn: Lock) -> None:
-        """`call` makes a pair with the peer; it may block, and raise.
+        """`call` connects to the peer and returns a Pair. It may block, and raise.
 
-        Payloads on the device are sent when this connection has the `turn`.
+        Payloads on the device are sent while this connection holds the lock `turn`.
         """
         self._call = call
         self._patience = patience
@@ -72,11 +72,11 @@ class Link:
 
     @property
     def down_for(self) -> float:
-        """Seconds since the connection was last up, or since the first try."""
+        """Seconds since the connection was last up, or since the first try; 0 while it is up."""
         return 0.0 if self.up else time.monotonic() - self._held
 
     def has_mended(self) -> bool:
-        """Whether the connection was broken and works again; returned once."""
+        """Whether the connection was broken and works again. True once for each time it breaks."""
         mended, self._mended = self._mended, False
         return mended
 
@@ -95,11 +95,11 @@ class Link:
         self.finish()
 
     def finish(self) -> None:
-        """End after the queued messages."""
+        """End once the queued messages have been sent."""
         self._queue.put(None)
 
     def join(self, seconds: float) -> None:
-        """Wait at most so many seconds for the thread to end."""
+        """Wait at most `seconds` for the thread to end."""
         self._thread.join(seconds)
 
     def _run(self) -> None:

@@ -34,13 +34,13 @@ def listen_as(
     largest: int,
     bounded: bool,
 ) -> Transport:
-    """A member's transport; its values are on `device`.
+    """Open the transport of a member whose values are on `device`.
 
     It listens by ZeroMQ at `bind` (`tcp://HOST:PORT`), encrypted with `credentials`. `wires` is the
-    flag `--transport`: all but "tcp" add a socket for peers on this machine. `torch.distributed` is
-    added where it was asked for, and between GPUs. It needs plain text and `bounded` rounds, and
-    NCCL has to be told to keep to loopback. Messages of more than `largest` bytes are refused.
-    Raises UsageError.
+    value of `--transport`. All but "tcp" add a socket for peers on this machine. "torch", and
+    "auto" on a GPU, add `torch.distributed` where possible: it needs plain text, `bounded` rounds
+    and, on a GPU, an NCCL told to keep to loopback. Messages of more than `largest` bytes are
+    refused. Raises UsageError.
     """
     near_by = near_address() if wires != "tcp" else ""
     wide = ZeromqTransport(bind, patience, credentials, near_by, largest)
@@ -80,9 +80,9 @@ def listen(
     near: str = "",
     largest: int = -1,
 ) -> Transport:
-    """A transport that listens at `address`; a connection is broken after some `patience`.
+    """A transport that listens at `address`. `patience` says when a silent connection is broken.
 
-    If its kind can listen at two addresses, it also listens at `near`. With `credentials`,
+    Transports that can listen at two addresses also listen at `near`. With `credentials`,
     connections are encrypted and open to peers only. Messages of more than `largest` bytes, header
     included, are refused (-1: no limit). Raises UsageError for an unknown scheme or address.
     """

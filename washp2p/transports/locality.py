@@ -31,6 +31,6 @@ def this_place() -> str:
 def near_address() -> str:
     """A new `ipc://` address that only processes at this place can reach; "" if there is none.
 
-    It is no file, and gone with its socket.
+    The address is no file, and it disappears with its socket.
     """
     return f"ipc://@washp2p-{secrets.token_hex(8)}" if sys.platform == "linux" else ""

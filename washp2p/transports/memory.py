@@ -62,11 +62,11 @@ class MemoryTransport(Wire):
         return self._peers.get(peer) not in self._inboxes
 
     def mended(self) -> list[MemberId]:
-        """Nothing: connections do not break here."""
+        """An empty list, because connections do not break here."""
         return []
 
     def _put(self, peer: MemberId, header: bytes, buffers: Buffers) -> tuple[str, int] | None:
-        """Deliver a message. If the peer is not there, it is lost, as on a network."""
+        """Deliver a message. If the peer is not there, the message is lost, as on a network."""
         payload = b"".join(buffers)  # type: ignore[arg-type]
         if peer not in self._peers:
             return None

@@ -1,6 +1,7 @@
-"""Several wires behind one transport: each peer is reached by the nearest that both have.
+"""Several wires behind one transport: each peer is reached by the nearest wire that both ends
+have.
 
-A peer at the same place may be reached by `torch.distributed`, every peer by ZeroMQ.
+`torch.distributed` may reach peers at the same place; ZeroMQ reaches every peer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _log = logging.getLogger("washp2p")
 
 @dataclass(frozen=True)
 class _Near:
-    """A peer that is reached by the near wire."""
+    """A peer that is reached by the near wire. The fields are for ZeroMQ, if that wire fails."""
 
     key: bytes
     otherwise: Sequence[str]
@@ -74,8 +75,8 @@ class NearestTransport(Transport):
         return self._to(peer).broken(peer)
 
     def mended(self) -> list[MemberId]:
-        """Peers that work again. Peers that the near wire has not reached for long change to
-        ZeroMQ.
+        """Peers whose connections work again. A peer that the near wire does not reach for one
+        patience changes to ZeroMQ, and is among them.
         """
         mended = self._near.mended() + self._wide.mended()
         for peer, near in list(self._nearby.items()):
@@ -98,9 +99,7 @@ class NearestTransport(Transport):
         *,
         expected: int = 0,
     ) -> None:
-        """Send by the peer's wire. Tensors picked for another wire than the present one are
-        lost.
-        """
+        """Send by the peer's present wire. Tensors are lost if that wire is ZeroMQ by now."""
         to = self._to(peer)
         if to is self._near or all(isinstance(buffer, memoryview) for buffer in buffers):
             to.send(peer, kind, header, buffers, expected=expected)

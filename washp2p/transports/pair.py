@@ -1,10 +1,10 @@
-"""Two ranks of `torch.distributed`, of which one sends and the other receives. All calls block.
+"""Two ranks of `torch.distributed`: one sends, the other receives. All calls block.
 
-A process group for each pair, made over a store that the sender has. Store and gloo are bound to
-loopback, in plain text; NCCL's own sockets are where NCCL_SOCKET_IFNAME says. No operation has the
-tag of another one, none receives from any source, and each has its own deadline: gloo's own, and
-for NCCL a look at the device, with the group aborted in the end, for its own watch takes minutes,
-and then the process. The set-up of an NCCL pair has none.
+Each pair is a process group of its own, made over a store that the sender has. Store and gloo are
+bound to loopback, in plain text; NCCL's own sockets are where NCCL_SOCKET_IFNAME says. Every
+operation has its own tag and its own deadline, and names its source. gloo keeps deadlines itself.
+For NCCL this module polls the device, and aborts the group when time is up: NCCL's own watch takes
+minutes, and then ends the process. Only the set-up of an NCCL pair has no deadline.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _torch: Any = distributed
 
 
 class Pair:
-    """One of two ranks: rank 1 sends, rank 0 receives. Raises RuntimeError when the pair is
-    over.
+    """One end of a pair: rank 1 sends, rank 0 receives. Raises RuntimeError once the connection
+    is over.
     """
 
     def __init__(
@@ -86,9 +86,10 @@ class Pair:
         self.send(one)
 
     def recv(self, into: torch.Tensor, *, idle: bool = False) -> torch.Tensor:
-        """Fill a tensor (uint8) with as many bytes as the other end sends.
+        """Receive bytes until the tensor `into` (uint8) is full. Returns `into`.
 
-        After an `idle` time the other end may be late: Python's threads hold each other up.
+        With `idle`, wait for one patience instead of half of it: after idle time the other end may
+        be late, because Python's threads hold each other up.
         """
         wait = self._idle if idle else self._wait
         for piece in into.split(PIECE) if len(into) else ():
@@ -99,7 +100,7 @@ class Pair:
         return into
 
     def recv_values(self, size: int) -> torch.Tensor:
-        """Receive so many bytes on the device."""
+        """Receive `size` bytes into a new tensor (uint8) on the device."""
         with self._beside_training():
             into = torch.empty(size, dtype=torch.uint8, device=self._device)
         return self.recv(into)
@@ -111,9 +112,11 @@ class Pair:
         return next(self._tag) % TAGS
 
     def _by_nccl(self, operation: Callable[..., Any], piece: torch.Tensor, wait: timedelta) -> None:
-        """Until it is done on the device, or late: NCCL's own watch takes minutes.
+        """Run an NCCL operation. Blocks until the device has done it; aborts the group after
+        `wait`.
 
-        Who sends may have to wait until others' payloads have been received, or given up.
+        NCCL's own watch would take minutes. A sender may have to wait until payloads of others have
+        been received, or given up. Raises RuntimeError.
         """
         deadline = time.monotonic() + wait.total_seconds()
         done = torch.cuda.Event()
@@ -129,7 +132,11 @@ class Pair:
 
 @contextmanager
 def _without_a_watch_that_ends_the_process() -> Iterator[None]:
-    """NCCL's watch may end the process when a peer is gone; a group asks for it when it is made."""
+    """Make groups in this block without NCCL's watch, which may end the process when a peer is
+    gone.
+
+    A group reads the setting only when it is made.
+    """
     before = os.environ.get(_WATCH)
     os.environ[_WATCH] = "0"
     try:
@@ -141,7 +148,7 @@ def _without_a_watch_that_ends_the_process() -> Iterator[None]:
 
 
 class Meeting:
-    """Where a member meets who is to receive from it, and makes its ends of pairs."""
+    """Makes a member's ends of pairs. Members that receive from it meet it at its store."""
 
     def __init__(self, device: torch.device, patience: Patience) -> None:
         self._device = device
@@ -159,7 +166,9 @@ class Meeting:
         )
 
     def pair(self, port: int, name: str, rank: int) -> Pair:
-        """The end `rank` of the pair `name`, which meets at that port. Raises RuntimeError."""
+        """The end `rank` of the pair `name`, which meets at the store at `port`. Raises
+        RuntimeError.
+        """
         store = _torch.TCPStore(
             LOOPBACK,
             port,

@@ -1,13 +1,13 @@
 """`torch://127.0.0.1:PORT/DEVICE`: `torch.distributed` point to point, by NCCL or by gloo.
 
-NCCL is for values on GPUs, gloo for those on the CPU and for all else. Every link is a pair of its
-own (see `pair`): the end of one member breaks its own links and no others, and a new roster has
-nothing to build anew. A message is announced before its payload: the receiver takes what was sent,
-in the order in which it was sent, and nobody waits for what will not come. All waiting is done by
-threads, one at each end of a link, and ends after a time.
+NCCL carries values on GPUs; gloo carries values on the CPU and all else. Each link is a pair of its
+own (module `pair`). So a member that ends breaks no links but its own, and a new roster needs no
+rebuilding. A message is announced before its payload. So the receiver takes messages in the order
+of sending, and nobody waits for what will not come. Threads do all waiting, one at each end of a
+link, and every wait has a limit.
 
-Of the payloads that a member sends from a GPU one is on its way at a time, and it receives one at a
-time: so each that is being received is being sent, and none waits in a circle.
+A member sends at most one payload from its GPU at a time, and receives at most one at a time. So
+every payload that is being received is also being sent, and no members wait in a circle.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _log = logging.getLogger("washp2p")
 class TorchTransport(Wire):
     """Messages over `torch.distributed`. Payloads may be tensors on the device of the address.
 
-    Tensors are handed over, and arrive as one tensor (uint8) on the receiver's device.
+    The transport takes tensors over. They arrive as one tensor (uint8) on the receiver's device.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class TorchTransport(Wire):
         return [peer for peer, link in self._links.items() if link.has_mended()]
 
     def down_for(self, peer: MemberId) -> float:
-        """Seconds since the connection to `peer` was up, or begun."""
+        """Seconds since the connection to `peer` was up, or since the first try; 0 if it is up."""
         link = self._links.get(peer)
         return 0.0 if link is None else link.down_for
 
@@ -155,7 +155,7 @@ class TorchTransport(Wire):
             self._arrived.notify()
 
     def close(self, linger: float = 0.0) -> None:
-        """Close all connections. Returns when their threads have ended, or are late."""
+        """Close everything. Waits for threads, at most `linger` seconds and one patience."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -177,7 +177,7 @@ class TorchTransport(Wire):
             caller.join(max(0.0, until - time.monotonic()))
 
     def _call(self, port: int) -> Pair:
-        """Connect to the peer that listens there, as a process group of two.
+        """Connect to the peer that listens at `port`, and return this end of a pair with it.
 
         Blocks. Raises OSError or RuntimeError.
         """
@@ -266,7 +266,7 @@ def _split(address: str) -> tuple[int, str]:
 
 
 def _device(name: str) -> tuple[torch.device, str]:
-    """A device here, and its name for peers on this machine. Raises UsageError."""
+    """The device called `name` here, and its name for peers on this machine. Raises UsageError."""
     try:
         device = torch.device(name)
         if device.type == "cpu":

@@ -31,9 +31,9 @@ SERVED = 8
 
 @dataclass
 class Download:
-    """A part of a peer's blob on its way into `into`.
+    """A peer's blob, or a part of it, on its way into `into`.
 
-    The caller owns `into`. If it gave none, memory is made when the blob's size is known, at most
+    The caller owns `into`. If it is None, memory is made once the blob's size is known, at most
     `limit` bytes.
     """
 
@@ -96,7 +96,7 @@ class Transfer:
     ) -> Download:
         """Begin to fill `into` with the peer's blob `name`, from byte `offset` on.
 
-        None fetches the whole blob, of at most `limit` bytes.
+        If `into` is None, the whole blob is fetched into new memory, at most `limit` bytes.
         """
         download = Download(peer, name, offset, into, kind, limit)
         if not download.done:
@@ -116,7 +116,7 @@ class Transfer:
             del self._served[pair]
 
     def again(self, peer: MemberId) -> None:
-        """Ask again for what has not arrived: a connection to or from `peer` was broken."""
+        """Ask `peer` again for missing chunks, because a connection to or from it was broken."""
         for download in self._downloads.values():
             if download.peer == peer:
                 for offset, length in download.awaited.items():
@@ -127,7 +127,7 @@ class Transfer:
         return {peer for peer, _ in self._downloads}
 
     def on_fetch(self, fetch: Fetch) -> None:
-        """Answer a peer's request, or keep it until there is such a blob."""
+        """Answer a peer's request, keep it until the blob is offered, or refuse it."""
         if fetch.name not in self._blobs:
             early = self._early[fetch.sender]
             if len(early) == EARLY:
@@ -202,7 +202,7 @@ class Transfer:
 
 
 def _fits(download: Download, chunk: Chunk) -> bool:
-    """Whether the peer's blob has the part that is wanted."""
+    """Whether the peer's blob has the wanted part or, if all is wanted, is within the limit."""
     if download.into is None:
         return chunk.size <= download.limit
     return chunk.size >= download.offset + download.into.nbytes

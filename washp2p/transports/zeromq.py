@@ -1,10 +1,10 @@
 """`tcp://` and `ipc://` by ZeroMQ: one bound DEALER socket, and another one to each peer.
 
-Connections are one-way: replies use the replier's own connection. ZeroMQ's I/O thread sends,
-receives and encrypts, so messages move while the caller computes. There is no receive limit: if a
-socket stopped reading at a limit, a peer that pings and leaves meanwhile would make ZeroMQ abort
-the process. So while the caller computes for long, a thread looks at what has arrived ten times a
-second, and closes connections of which too much waits.
+Connections are one-way: a reply uses the replier's own connection. ZeroMQ's I/O thread sends,
+receives and encrypts, so messages move while the caller computes. Sockets have no receive limit: if
+one stopped reading at a limit, a peer that pings and then leaves would make ZeroMQ abort the
+process. Instead, while the caller computes, a thread looks at arrived messages ten times a second,
+and closes connections of which too much waits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ AT_A_LOOK = 10_000
 
 
 class ZeromqTransport(Wire):
-    """Messages over ZeroMQ, one frame each: the header's length in a byte, the header, the payload.
+    """Messages over ZeroMQ, one frame each: the header's length in a byte, the header, the
+    payload.
 
-    One frame costs half of a multipart message, on the wire and in calls.
+    One frame costs half as much as a multipart message, both on the wire and in calls.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class ZeromqTransport(Wire):
         near: str = "",
         largest: int = -1,
     ) -> None:
-        """Listen at `bind`, where port `*` takes a free one, and at `near`, if given.
+        """Listen at `bind`, where port `*` means any free one, and at `near`, if given and
+        possible.
 
-        `patience` says when a silent connection counts as broken. Raises UsageError if it cannot
-        listen.
+        `patience` says when a silent connection counts as broken. Messages of more than `largest`
+        bytes are refused (-1: no limit). Raises UsageError if it cannot listen.
         """
         if bind.startswith("ipc://") and "@" not in bind and in_use(bind.removeprefix("ipc://")):
             raise UsageError(f"cannot listen at {bind}: it is in use; choose another path")
@@ -244,7 +246,9 @@ class ZeromqTransport(Wire):
                     self._receiving.release()
 
     def _put_by(self, refused: set[int]) -> None:
-        """Move the next message into the backlog. Connections in `refused` are closed once."""
+        """Move the next message into the backlog. If too much of its origin waits, drop it and
+        close its connection, unless that is in `refused`. Raises zmq.Again.
+        """
         frame = self._incoming.recv(zmq.NOBLOCK, copy=False)
         found = self._read(frame)
         if found is None:
@@ -273,9 +277,9 @@ class ZeromqTransport(Wire):
                 return found[0]
 
     def _read(self, frame: zmq.Frame) -> tuple[Message | None, MemberId | None] | None:
-        """A frame's message and its proven sender; None if the sender is not admitted.
+        """A frame's message and its proven sender. Returns None if the sender is not admitted.
 
-        An interrupt is a message without a sender.
+        For an interrupt, both message and sender are None.
         """
         if self._credentials is None:
             return self._message(frame.buffer, None), None
@@ -290,7 +294,7 @@ class ZeromqTransport(Wire):
         return message or Message(_NOTHING, _NOTHING, sender), sender
 
     def _message(self, data: memoryview, sender: MemberId | None) -> Message | None:
-        """The message in a ZeroMQ frame; None if it is empty or has several parts."""
+        """The message in a ZeroMQ frame; None if the frame is empty or has further parts."""
         several = False
         while self._incoming.get(zmq.RCVMORE):
             self._incoming.recv()
@@ -301,7 +305,7 @@ class ZeromqTransport(Wire):
         return Message(data[1:end], data[end:], sender)
 
     def _admits(self, key: bytes, _: str) -> bool | None:
-        """Whether a key may connect. Called on the authenticator's thread."""
+        """Whether a key may connect; None: not yet. Called on the authenticator's thread."""
         assert self._credentials is not None
         if key in self._cut_off:
             return False

@@ -1,4 +1,4 @@
-"""One ZeroMQ connection to a peer, and what a frame tells of the connection it came by."""
+"""One ZeroMQ connection to a peer, and what a received frame tells about its connection."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import zmq
 
 @dataclass
 class ZeromqLink:
-    """A connection to a peer. `since` is when it was made, or broke.
+    """A connection to a peer. `since` is the time (monotonic) at which it was made or broke.
 
-    `otherwise` has addresses to try if it does not come up.
+    `otherwise` has the addresses to try next if the connection does not come up.
     """
 
     endpoint: str
@@ -35,7 +35,7 @@ def key_of(frame: zmq.Frame) -> bytes | None:
 
 
 def connection_of(frame: zmq.Frame) -> int:
-    """The number of the connection by which a frame has come; -1 for an interrupt."""
+    """The file descriptor of the connection on which a frame came; -1 for an interrupt."""
     try:
         return int(frame.get(zmq.SRCFD))
     except zmq.ZMQError:
@@ -50,6 +50,6 @@ def let_go(link: ZeromqLink, linger: float = 0.0) -> None:
 
 
 def in_use(path: str) -> bool:
-    """Whether a process listens at a Unix socket. ZeroMQ itself would take it over silently."""
+    """Whether a process listens at the Unix socket `path`. ZeroMQ would take it over silently."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(path) == 0

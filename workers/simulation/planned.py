@@ -1,6 +1,6 @@
-"""Simulates a method of another package, by the plans that its strategy makes.
+"""Simulates a method of another package from the plans that its strategy makes.
 
-The reference implements the built-in methods anew. Other methods it can only simulate by their
+The reference implements each built-in method a second time. It knows any other method only by its
 plans.
 """
 
@@ -51,7 +51,7 @@ class PlannedRounds:
         self.shares = plan is not None and plan.mean is not None and plan.mean.shared
 
     def draw(self, seed: int, roster: Sequence[int]) -> Round:
-        """The effect of the round with seed `seed` on the members of `roster`."""
+        """The round of seed `seed` for `roster`. Raises UsageError if it cannot be simulated."""
         made = [self._of(len(roster), k).plan(seed) for k in range(len(roster))]
         plans = {m: plan for m, plan in zip(roster, made, strict=True) if plan is not None}
         received = [plan.receive.indices for plan in plans.values()]

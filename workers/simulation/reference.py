@@ -25,7 +25,7 @@ ROUNDS = 24
 
 
 def rate(schedule: str, p: float, layer: int, layers: int) -> Fraction:
-    """p_l (equation 6 for `decreasing`)."""
+    """The selection rate p_l of one of `layers` layers (equation 6 for `decreasing`)."""
     if schedule == "constant" or layers == 1:
         return Fraction(p)
     if schedule == "increasing":
@@ -34,7 +34,7 @@ def rate(schedule: str, p: float, layer: int, layers: int) -> Fraction:
 
 
 def poisson_thresholds(mean: Decimal) -> list[int]:
-    """floor(2**64 P(M <= m)) for m = 0, 1, ... until it is 2**64 to the last unit."""
+    """floor(2**64 P(M <= m)) for Poisson M and m = 0, 1, ... until 1 - P(M <= m) <= 2**-70."""
     with localcontext(prec=80, Emin=MIN_EMIN, Emax=MAX_EMAX):
         term = (-mean).exp()
         total = term
@@ -47,7 +47,7 @@ def poisson_thresholds(mean: Decimal) -> list[int]:
 
 
 def permutations_of(seed: int, group: int, n: int, count: int) -> list[list[int]]:
-    """pi_i of the first `count` selected scalars, within a group of n."""
+    """The permutations pi_i of the group's n members for the first `count` selected scalars."""
     words = np.random.Philox(key=seed, counter=2**192 + group * 2**128).random_raw(count).tolist()
     if n > TABLE_UP_TO:
         return [keyed_permutation(word, n) for word in words]
@@ -86,14 +86,14 @@ def deal(seed: int, n: int, group: int) -> list[list[int]]:
 
 
 def draw_pairs(seed: int, n: int) -> list[list[int]]:
-    """The two members that papa-2 draws for each of n."""
+    """The two positions that papa-2 draws for each of `n` members."""
     every = [[a, b] for a in range(n) for b in range(n) if a != b]
     words = np.random.Philox(key=seed, counter=3 * 2**192).random_raw(n).tolist()
     return [every[word * len(every) >> 64] for word in words]
 
 
 def due(config: Any, rounds: int) -> Callable[[int], bool]:
-    """The rounds of a run in which members exchange values."""
+    """A function that tells whether members exchange values in a round, of `rounds` rounds."""
     by_epochs = config.method.name in {"papa-all", "dart", "papa-2"}
     period = (
         Fraction(rounds * config.method.every, config.training.epochs)
@@ -119,7 +119,7 @@ def splitmix(z: int) -> int:
 
 
 class Selection:
-    """Draws the scalars of a round. Parameters are (size, p_l) in flat order."""
+    """Draws the scalars of a round. `parameters` has each one's (size, p_l), in flat order."""
 
     def __init__(self, parameters: Sequence[tuple[int, Fraction]]) -> None:
         self._parameters = parameters
@@ -189,19 +189,19 @@ class Planned(Protocol):
     """Whether its means have two legs."""
 
     def draw(self, seed: int, roster: Sequence[int]) -> Round:
-        """The content of a round's plans."""
+        """The round of seed `seed` for the members of `roster`."""
 
     def weight(self, lr: float) -> float:
-        """As `Strategy.weight`."""
+        """How far a mean pulls a member's values, as `Strategy.weight` says."""
 
 
 class Reference:
-    """Models in one process that follow a method, at once or late (section 4).
+    """Models in one process that exchange values by a method, at once or late (section 4).
 
-    A member's number is its index in `models`; each round's roster says which members take part.
-    `due` tells in which rounds they exchange values. `planned` is a method of another package. A
-    mean has two legs: each member first computes the mean of its shard, then takes over those of
-    the others.
+    A member's number is its index in `models`. Each round's roster says which members take part.
+    `due` says in which rounds they exchange values. `planned` is a method of another package. A
+    mean in shards has two legs: each member first computes the mean of its shard, then takes over
+    the means of the other shards.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class Reference:
             self._permute(this, member, number, senders)
 
     def give(self, donor: int, guest: int) -> None:
-        """Copy the state of `donor` to `guest`."""
+        """Copy the highest learning rate so far of `donor` to `guest`."""
         self._highest_lr[guest] = self._highest_lr[donor]
 
     def among(self, member: int, number: int) -> list[int]:
@@ -335,9 +335,10 @@ class Reference:
         return this.pairs[member] if this.pairs else this.group_of(member)
 
     def _pull(self, member: int, places: np.ndarray, mean: np.ndarray) -> None:
-        """(1 - w) theta + w mean, with w = (1 - alpha) lr / highest lr so far (PAPA, section 2.3).
+        """Set theta to (1 - w) theta + w mean. w is 1, except for papa and `planned` methods.
 
-        The highest learning rate is over the member's own steps, and those of its donor.
+        For papa w = (1 - alpha) lr / highest lr so far (PAPA, section 2.3). The highest lr is over
+        the member's own steps and its donor's.
         """
         theta = self._flat(member, "")
         rounded = torch.from_numpy(mean).to(self._tensors(member, "")[0].dtype)
@@ -448,8 +449,8 @@ class Reference:
 def _mean(
     held: dict[int, list[np.ndarray]], part: slice, among: list[int], came: list[int], own: int
 ) -> np.ndarray:
-    """The mean of the finite values of the member itself and of those members of `among` whose
-    values `came`.
+    """The float64 mean of the finite values of those members of `among` that are `own` or in
+    `came`.
     """
     values = [held[m][0][part].astype(np.float64) for m in among if m in came or m == own]
     finite = [np.isfinite(each) for each in values]
@@ -468,7 +469,7 @@ def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 
 def plain_average(states: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean in order, in float64; the maximum of integers."""
+    """The mean of state dicts, in order, in float64. Integers become their maximum."""
     result = {}
     for name, first in states[0].items():
         values = [state[name] for state in states]

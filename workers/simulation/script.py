@@ -27,9 +27,9 @@ Application = tuple[int, tuple[int, ...] | None, int]
 class Script:
     """What one member does after each of its own steps, counted from 1.
 
-    `applies` has the rounds applied after each step, in order. `jumps` has the round of steps that
-    skipped rounds. `joined` names the donor of a member that joined late. The member's part ends
-    after `last_step`, if it did not reach the end.
+    `applies` maps a step to what is applied after it, in order. `jumps` maps a step that skipped
+    rounds to its round. `joined` names the donor of a member that joined late. A member that did
+    not reach the end of the run stops after `last_step`.
     """
 
     applies: dict[int, list[Application]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Script:
     last_step: int | None = None
 
     def step_of(self, number: int) -> int:
-        """The member's own step of a round."""
+        """The member's own step that belongs to round `number`."""
         step, at = 0, self.joined.round if self.joined else 0
         for jump, to in sorted(self.jumps.items()):
             if to > number:
@@ -48,8 +48,8 @@ class Script:
 
 
 def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
-    """Every member applies every round exactly `delay` steps late, and the last rounds at the
-    end.
+    """The script of a member that applies every round exactly `delay` steps late, and the last
+    rounds at the end.
     """
     script = Script()
     for number in range(1, rounds + 1):
@@ -61,7 +61,7 @@ def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
 def from_log(
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Script:
-    """The script of a member of a distributed run, from `runlog.read_log`."""
+    """The script of a run's member, from its log. Arguments and errors: `runlog.read_log`."""
     script = Script()
     for record in read_log(path, rosters, member, whole=whole):
         if isinstance(record, Jump):

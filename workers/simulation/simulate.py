@@ -1,8 +1,8 @@
 """A whole population in one process and one thread, without sockets: the oracle.
 
-Members take their steps in turn, then the reference shuffles them: at once, every round exactly S
-late, or as the logs of a distributed run say. In lockstep, and in a replay, a distributed run with
-the same configuration ends with the same bits, on the same machine and versions.
+Members take their steps in turn. Then the reference exchanges their values: at once, exactly S
+steps late, or as the logs of a distributed run say. In lockstep and in a replay, a distributed run
+with the same configuration, machine and versions ends with the same bits.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def simulate(
 ) -> dict[str, Any]:
     """Train the population on the CPU, fill the run folder, and return its summary.
 
-    Every round is applied exactly `max_delay` late (0 under `auto` and `none`), or as in the run in
-    the folder `replay`. `on_epoch` gets each line of metrics.jsonl. Sets torch to one thread.
-    Raises UsageError if `replay` has no complete log.
+    Every round is applied exactly `max_delay` steps late (0 under `auto` and `none`), or as the
+    logs in the run folder `replay` say. `on_epoch` gets each epoch's line of metrics.jsonl. Sets
+    torch to one thread. Raises UsageError if `replay` has no complete log.
     """
     torch.set_num_threads(1)
     rundir.write_json(
@@ -113,16 +113,16 @@ def simulate(
 
 
 def everyone(config: RunConfig) -> list[Roster]:
-    """The roster of a run in which no member comes or goes."""
+    """A list of the only roster of a run that no member joins or leaves."""
     peers = tuple(Peer(member=member, endpoint="", host="") for member in range(config.n))
     return [Roster(generation=0, peers=peers)]
 
 
 class SimulatedPopulation:
-    """All members that a run ever had, and the reference that shuffles them.
+    """All members that a run ever had, and the reference that exchanges their values.
 
-    They begin with the state of the first member of the first roster, or each with its own.
-    `joined` members take over a donor's state later.
+    If `init` is "same", all begin with the model of the first member of the first roster; otherwise
+    each begins with its own. Members that joined late take over a donor's state.
     """
 
     def __init__(self, config: RunConfig, data: Data, rosters: Sequence[Roster]) -> None:
@@ -204,8 +204,8 @@ class SimulatedPopulation:
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
     ) -> Iterator[list[int] | None]:
-        """Train one member. Yields a round's number when a round was applied, None while the
-        member must wait.
+        """Train one member. Yields [number] after applying round `number`, [] after a step, and
+        None while the member must wait.
         """
         trainer = self.trainers[member]
         while member in self._waiting:
@@ -248,7 +248,7 @@ class SimulatedPopulation:
     def _repair(
         self, trainer: Trainer, own: int, number: int, senders: Sequence[int] | None
     ) -> None:
-        """Give a mean the moments that its members had before."""
+        """Apply REPAIR: restore the moments that the averaged models had before their mean."""
         among = self.reference.among(own, number)
         came = [m for m in among if m != own and (senders is None or m in senders)]
         if came:
@@ -257,8 +257,7 @@ class SimulatedPopulation:
                 restore_mean(trainer.model, counted, trainer.repair_inputs)
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
-        """Record a member's values after a round with a survey. The last member to do so
-        measures.
+        """Record a member's values in a round with a survey; once all members have, measure.
 
         Results are by quarter of the parameters: scalar i of d is in quarter 4 i // d.
         """
@@ -289,7 +288,7 @@ class SimulatedPopulation:
 
 
 def differences(folder: Path, run: Path) -> list[str]:
-    """The models of a run folder that differ in any bit from those of the run it repeats."""
+    """The relative paths of model files that differ in any bit between `folder` and `run`."""
     final = rundir.read_summary(run)["averaged_over"]
     files = [rundir.member_file(Path(), member) for member in final]
     return [

@@ -25,10 +25,10 @@ def summary_of(
     sent_by: Sequence[Sequence[int]],
     seconds: float,
 ) -> dict[str, Any]:
-    """What a population did in `seconds` seconds. `trainer` is the trainer of one member.
+    """The summary of a run of `seconds` seconds. `trainer` is the trainer of one member.
 
-    `steps` has the optimizer steps of each member, in order. `sent_by` has the scalars that each
-    member sent to each other one, by position.
+    `steps` has the optimizer steps of each member, in order. `sent_by[a][b]` is the number of
+    scalars that the member at position a sent to the member at position b.
     """
     members = list(steps)
     rounds = trainer.steps

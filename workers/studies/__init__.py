@@ -1,5 +1,6 @@
 """The laboratory: the papers' tables and figures, one command each (`washp2p study NAME`).
 
-A study is runs of some settings over some seeds, a table in the paper's layout with the paper's own
-numbers beside, and pictures. Runs are kept and used again by every study that wants them.
+A study runs some settings with some seeds. It makes pictures, and a table in the paper's layout
+with the paper's own numbers beside the measured ones. Finished runs are kept; every study that
+needs them uses them again.
 """

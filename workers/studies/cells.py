@@ -1,8 +1,9 @@
-"""Cells: runs of one configuration each, made once and kept.
+"""Cells: finished runs, each of one configuration, made once and kept.
 
-A cell's folder is named by all fields that differ from their defaults, so that versions with more
-fields find it again; a file of weights by its content, a folder of images by its path. Before use,
-the folder is checked against the whole configuration. A run that lost a member is not used.
+The name of a cell's folder is a digest of all fields that differ from their defaults, so that
+versions with more fields find the folder again. A file of weights counts by its content, a folder
+of images by its path. Before use, the folder is checked against the whole configuration. A run that
+lost a member is not used.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 class Cells:
     """The finished runs below `folder`, on data in `data_dir`.
 
-    Data are fetched if `download`. `machine` has flags of `washp2p run` about this machine. With
-    `simulated`, members are trained in one process, by `washp2p simulate`: in lockstep that gives
-    the same bits.
+    With `download`, missing data are fetched. `machine` has flags of `washp2p run` about this
+    machine. With `simulated`, `washp2p simulate` trains the members in one process; in lockstep it
+    gives the same bits.
     """
 
     def __init__(
@@ -66,20 +67,19 @@ class Cells:
         return self._folder / f"{config.training.data}-n{config.n}-{config.method.name}-{digest}"
 
     def done(self, config: RunConfig, *, measured: bool = False) -> bool:
-        """Whether its run is finished, with all members.
+        """Whether the run of `config` is finished, with all members.
 
-        With `measured`, its bytes must be counted from its beginning: neither simulated nor
-        resumed.
+        With `measured`, a simulated or resumed run does not count, because not all its bytes were
+        counted.
         """
         return self._kept(config, measured=measured) is not None
 
     def run(self, config: RunConfig, *, measured: bool = False) -> FinishedRun:
-        """The finished run; it is made now if it is missing. Blocks, also while another study makes
-        it.
+        """The run of `config`, made now if missing. Blocks, also while another study makes it.
 
-        An interrupted run goes on from its checkpoint if it has one, unless `measured`, for which
-        the bytes must be of one run. What else an earlier try has left is removed. Raises
-        RunStoppedError if it fails.
+        An interrupted run goes on from its checkpoint if it has one. With `measured` it starts anew
+        instead, because one run must count all the bytes. Other remains of an earlier try are
+        removed. Raises RunStoppedError if the run fails.
         """
         place = self.place(config)
         with self._alone_with(place):
@@ -131,7 +131,7 @@ class Cells:
             yield
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
-        """Test accuracies, in per cent, of weighted means of a finished run's first members."""
+        """A function of weights: the test accuracy (%) of the first members' weighted mean."""
         from washp2p.evaluation import average_state
         from workers.__main__ import pick_device
         from workers.training.soup import read_models
@@ -146,24 +146,24 @@ class Cells:
 
 
 def _same(kept: RunConfig, config: RunConfig) -> bool:
-    """Whether a kept run's configuration is the wanted one, wherever its weights lie."""
+    """Whether two configurations are equal, wherever their pretrained weights lie."""
     return kept.with_options(weights=config.training.weights) == config
 
 
 def _whole(run: FinishedRun) -> bool:
-    """Whether all members took part from the beginning to the end, and were evaluated."""
+    """Whether all members took part throughout, lost no values, and were evaluated."""
     summary = run.summary
     evaluated = len(summary["accuracy"].get("members") or ()) == run.config.n
     return evaluated and not summary.get("departed") and not summary.get("lost_values")
 
 
 def _counted(run: FinishedRun) -> bool:
-    """Whether all bytes of a run were counted. Of a resumed run some are not."""
+    """Whether all bytes of a run were counted. In simulated and resumed runs they were not."""
     return not run.simulated and len(run.summary["rosters"]) == 1
 
 
 def _finish(command: list[str], place: Path) -> None:
-    """Run a process to its end. An interrupt is passed on to it."""
+    """Run a command to its end. An interrupt terminates it. Raises RunStoppedError if it fails."""
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -35,7 +35,7 @@ WITHOUT = {"toy": ("data", "model", "n", "seeds", "preset", "simulate"), "volume
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
-    """Flags for what a study compares, and where its runs and tables go."""
+    """Add the flags for what a study compares, and where its runs and tables go."""
     parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument("--preset", metavar="{cpu,gpu,paper}", help="its size (default: cpu)")
     for option, kind, what in (("data", str, "data set"), ("model", str, "model"), ("n", int, "N")):

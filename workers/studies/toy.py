@@ -1,7 +1,8 @@
 """The two-dimensional example (WASH, figure 3 and appendix, equations 7 and 8). Pure NumPy.
 
-Pairs of points start at (0, 5) and (5, 0) and take noisy gradient steps on a loss with two local
-minima and a global one, apart, pulled together (PAPA) or with shuffled coordinates (WASH).
+Pairs of points start at (0, 5) and (5, 0). They take noisy gradient steps on a loss with two local
+minima and a global one. Two points go separately, are pulled together (PAPA), or shuffle their
+coordinates (WASH).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def loss(points: Points) -> Points:
 
 
 def gradient(points: Points) -> Points:
-    """Of `loss`, at `points` (... x 2); 0 at the very place of a minimum's cusp."""
+    """The gradient of `loss` at `points` (... x 2). The term of a minimum is 0 at its own cusp."""
     total = np.zeros_like(points)
     for place, depth, steepness in MINIMA:
         distance = _distance(points, place)[..., None]
@@ -42,9 +43,9 @@ def gradient(points: Points) -> Points:
 
 
 def trajectories(method: str, *, runs: int, noise: float, seed: int = 0) -> Points:
-    """Where `runs` pairs of points go: (STEPS + 1) x runs x 2 points x 2 coordinates.
+    """The paths of `runs` pairs of points: (STEPS + 1) x runs x 2 points x 2 coordinates.
 
-    `noise` is the standard deviation of what is added to each coordinate of a gradient.
+    `noise` is the standard deviation of the noise on each coordinate of a gradient.
     """
     generator = np.random.default_rng(seed)
     points = np.tile(STARTS, (runs, 1, 1))
@@ -69,6 +70,6 @@ def reached(path: Points) -> npt.NDArray[np.bool_]:
 
 
 def _distance(points: Points, place: tuple[float, float]) -> Points:
-    """The root in equation 7."""
+    """The distance from `points` (... x 2) to `place`: the root in equation 7."""
     squares: Points = 0.5 * ((points - np.array(place)) ** 2).sum(axis=-1)
     return np.sqrt(squares)

@@ -147,7 +147,7 @@ def consensus(lab: Lab) -> Report:
 
 
 def probability(lab: Lab) -> Report:
-    """WASH, figure 5a: the phase transition over p."""
+    """WASH, figure 5a: accuracy by the base probability p, with its phase transition."""
     scene, n = lab.decided()
     base = lab.config(scene, n, lab.seeds[0]).method.p
     labels = [f"{base * x:.3g}" for x in (0.01, 0.1, 0.3, 1, 3, 10) if base * x < 1] + ["1"]
@@ -183,7 +183,7 @@ def _sweep(lab: Lab, name: str, title: str, what: str, values: dict[str, dict[st
 
 
 def heatmap(lab: Lab) -> Report:
-    """WASH, figure 6: models between three members."""
+    """WASH, figure 6: the accuracy of weighted means of three members."""
     scene, n = lab.decided()
     if n < 3:
         raise UsageError(f"--n is {n}; the study heatmap is of models between three: expected 3")
@@ -224,7 +224,7 @@ def heatmap(lab: Lab) -> Report:
 
 
 def nearest_to_the_middle(found: Sequence[float], grid: Sequence[tuple[float, ...]]) -> float:
-    """The value on a `grid` whose weights are closest to equal."""
+    """The value in `found` at the point of `grid` whose weights are closest to equal."""
     return min(zip(grid, found, strict=True), key=lambda pair: max(pair[0]) - min(pair[0]))[1]
 
 
@@ -252,9 +252,9 @@ def example(lab: Lab) -> Report:
 
 
 def _surveys(runs: Sequence[FinishedRun], key: str) -> dict[int, np.ndarray]:
-    """Survey results by round: runs x quantities.
+    """The survey results called `key`, by round: arrays of runs x quantities.
 
-    Only rounds with a survey in all runs; surveys at checkpoints are left out.
+    Rounds without a survey in all runs are left out, and so are surveys at checkpoints.
     """
     every = SURVEYED["track_consensus"]
     by_run = [

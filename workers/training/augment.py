@@ -1,6 +1,7 @@
 """Applies an `Augmentation` to batches, with torchvision's transforms.
 
-They draw from torch's global generator, which is the member's own while its streams are active.
+The transforms draw from torch's global generator. While a member's streams are active, that
+generator is the member's own.
 """
 
 from __future__ import annotations

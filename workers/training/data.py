@@ -1,8 +1,8 @@
 """Data sets, through torchvision's and scikit-learn's classes, and their loaders.
 
 Small images are held as one float32 tensor, so that a batch is one indexing operation. Image
-folders are read and transformed file by file. All members have the same held-out images, and each
-its own order of the rest.
+folders are read and transformed file by file. All members hold out the same images. Each member
+takes the other images in an order of its own.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Data:
 
 
 def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
-    """The data set that `config` names, from `folder`; downloaded if missing and allowed.
+    """The data set that `config` names, read from `folder`; `download` fetches it if missing.
 
-    Raises UsageError if it cannot be had, and names the ways to get it.
+    Raises UsageError if the data cannot be had; the message names the ways to get them.
     """
     if config.training.data == "imagefolder":
         return _image_folder(config, folder)
@@ -116,7 +116,7 @@ def load_data(config: RunConfig, folder: Path, *, download: bool) -> Data:
 
 
 class _Images(TensorDataset):
-    """Images and labels; images are resized to `size` pixels when they are read, 0: not."""
+    """Images and labels. Images are resized to `size` pixels when they are read, unless it is 0."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, size: int) -> None:
         super().__init__(images, labels)
@@ -132,8 +132,8 @@ class _Images(TensorDataset):
 
 
 def _readers() -> dict[str, Any]:
-    """Options for loaders of files. Their processes are not forked from a member, which has
-    threads.
+    """Options for loaders of files. A member has threads, so the loaders' processes are not
+    forked from it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchvision.datasets"])
@@ -257,8 +257,8 @@ def _image_folder(config: RunConfig, folder: Path) -> Data:
 
 
 def _limited(labels: Sequence[int], count: int) -> Sequence[int]:
-    """The indices of `count` images: the first ones; equally many of each class if they are
-    sorted by class.
+    """The ascending indices of `count` images: the first ones or, if `labels` are sorted,
+    equally many of each class.
     """
     if all(a <= b for a, b in pairwise(labels)):
         seen: Counter[int] = Counter()

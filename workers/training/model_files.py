@@ -1,4 +1,4 @@
-"""Models on disk as safetensors files. A file is there whole or not at all. Nothing unpickles.
+"""Models on disk as safetensors files. A file is written whole or not at all. No code unpickles.
 
 A file names its run, member and round, and has a checksum of its tensors.
 """
@@ -35,9 +35,9 @@ def save_model(
 
 
 def load_model(path: Path, *, member: int | None = None) -> dict[str, torch.Tensor]:
-    """Read the state dict in a file, which must be of `member` if it names one.
+    """Read a file's state dict. If `member` is given and the file names one, both must agree.
 
-    Raises UsageError if it cannot be read, is damaged, or is another member's.
+    Raises UsageError if the file cannot be read, is damaged, or is another member's.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -43,8 +43,8 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
 def last_layer(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of the layer that turns features into classes.
 
-    For timm's models these are the classifier's; for others, those of the last registered module
-    that owns some.
+    In timm's models these belong to the classifier, in others to the last registered module that
+    owns parameters.
     """
     named = getattr(model, "pretrained_cfg", {}).get("classifier")
     if named:
@@ -55,10 +55,10 @@ def last_layer(model: nn.Module) -> list[nn.Parameter]:
 
 
 def from_timm(name: str, shape: Shape, classes: int, *, pretrained: bool) -> nn.Module:
-    """The model timm:NAME; with `pretrained`, with the weights that timm downloads.
+    """The model `name`, as in timm:NAME; with `pretrained`, with weights that timm downloads.
 
-    Raises UsageError if timm is not installed, has no such model, cannot get its weights, or the
-    model is for images of another size.
+    Raises UsageError if timm is not installed, has no such model or cannot get its weights, or if
+    the model takes images of another size.
     """
     try:
         import timm

@@ -22,9 +22,9 @@ SAFETENSORS = ".safetensors"
 
 
 def load_pretrained(model: torch.nn.Module, config: RunConfig, shape: Shape, classes: int) -> None:
-    """Load the weights that `config` names into `model`. The last layer keeps its own.
+    """Load the weights that `config` names into `model`. The last layer keeps its own weights.
 
-    Raises UsageError if they cannot be had, or do not fit.
+    Raises UsageError if the weights cannot be read or downloaded, or do not fit.
     """
     if config.training.weights == TIMM:
         state = from_timm(config.training.model, shape, classes, pretrained=True).state_dict()
@@ -65,9 +65,9 @@ def read_state(path: Path) -> State:
 
 
 def by_position(own: State, state: State) -> State:
-    """`state` with each tensor under the name that `own` has at its position.
+    """`state` with its tensors renamed, in order, to the names in `own`.
 
-    Raises ValueError unless there are equally many, and the last parts of names agree.
+    Raises ValueError unless both have equally many tensors and the last parts of their names agree.
     """
     kinds = [[name.rpartition(".")[2] for name in names] for names in (own, state)]
     if kinds[0] != kinds[1]:
@@ -81,9 +81,9 @@ def by_position(own: State, state: State) -> State:
 def fill(model: torch.nn.Module, state: State) -> None:
     """Copy `state` into `model`, by name.
 
-    The last layer keeps its own tensors. If the model takes grey images and the weights colour
-    ones, a convolution of three channels is summed over them. Raises ValueError at the first tensor
-    that does not fit; then nothing is copied.
+    The last layer keeps its own tensors. If the model takes grey images and the weights are for
+    colour images, a convolution's weights are summed over the three channels. Raises ValueError at
+    the first tensor that does not fit; then nothing is copied.
     """
     head = {id(parameter) for parameter in last_layer(model)}
     own = model.state_dict(keep_vars=True)

@@ -30,7 +30,7 @@ GRACE_SECONDS = 0.6
 
 
 class Rescue:
-    """The files of one member of the run called `run`, in `folder`."""
+    """Writes the models of one member of the run called `run` into `folder`."""
 
     def __init__(self, folder: Path, run: str, member: int) -> None:
         self._folder = folder
@@ -65,7 +65,7 @@ class Rescue:
         timer.start()
 
     def keep(self, error: BaseException) -> None:
-        """Write the member's model, once, if it is good and not on disk yet."""
+        """Write the member's present model, once, if it is finite and no final model is on disk."""
         with self._writing:
             trainer, self._trainer = self._trainer, None
             if trainer is None or self._written or not trainer.round:

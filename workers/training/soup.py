@@ -67,7 +67,7 @@ class Models:
         return self.data.first_batches(REPAIR_BATCHES, REPAIR_BATCH, self.device)
 
     def held_out(self, state: State) -> float:
-        """The accuracy on held-out images, which decides choices."""
+        """The accuracy of `state` on held-out images, in per cent. Soups choose models by it."""
         return self.accuracy(state, self.data.held_out)
 
 
@@ -104,11 +104,11 @@ def soup(
     repaired: bool = False,
     new_statistics: bool = False,
 ) -> State:
-    """One state dict out of all: the mean, the GreedySoup, or the best by held-out accuracy.
+    """One state dict from all: the mean, the GreedySoup, or the best by held-out accuracy.
 
-    `aligned` permutes each model's units to match those of the soup so far, best model first (PAPA,
-    A.4). `repaired` applies REPAIR on training images. `new_statistics` computes those of batch
-    norms from all of them. Returns new CPU tensors.
+    `kind` is one of KINDS. `aligned` permutes each model's units to match those of the soup so far,
+    best model first (PAPA, A.4). `repaired` applies REPAIR on training images. `new_statistics`
+    computes batch norm statistics from all training images. Returns new CPU tensors.
     """
     states = models.states
     inputs = []
@@ -156,9 +156,10 @@ def evaluate(models: Models) -> dict[str, float]:
 
 
 def feature_similarities(models: Models, *, aligned: bool) -> list[Similarity]:
-    """The similarity of the models' features on test images; `aligned` permutes them first.
+    """The similarity of the models' features on test images, by hidden layer.
 
-    Their mean is the averaged model. Raises UsageError for a single model.
+    `aligned` first permutes each model's units to match the first model's. The features are
+    compared with those of the models' mean, too. Raises UsageError for a single model.
     """
     states = models.states
     if len(states) < 2:

@@ -1,7 +1,7 @@
 """A member's own random streams: torch, NumPy, Python and the data loader's.
 
-They depend on the run's seed and the MemberId alone, so a member draws the same numbers in a
-process of its own and beside its peers in one.
+They depend only on the run's seed and the MemberId. So a member draws the same numbers in a process
+of its own as in one process with its peers.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Streams:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. Not while active."""
+        """Restore what `state_dict` returned. Call it only while the streams are not active."""
         version, words, spare = state["python"]
         name, keys, *position = state["numpy"]
         self._python = version, tuple(words), spare

@@ -72,8 +72,8 @@ class _Pass:
 class Trainer:
     """Trains one member: SGD, Adam or AdamW, weight decay, cosine learning rate by step.
 
-    From `swa_from` on the learning rate is constant, and a second model is kept, the mean of the
-    member's own at the ends of those epochs (stochastic weight averaging; PAPA, A.11).
+    From `swa_from` on, the learning rate is constant, and a second model is kept. It is the mean of
+    the member's own models at the ends of those epochs (stochastic weight averaging; PAPA, A.11).
     """
 
     def __init__(self, config: RunConfig, data: Data, member: int, device: torch.device) -> None:
@@ -107,9 +107,9 @@ class Trainer:
         self._pass: _Pass | None = None
 
     def train(self) -> Iterator[Epoch | None]:
-        """Train to the end. Yields None after each step, and an Epoch after its last step.
+        """Train to the end. Yields None after each step, and then an Epoch if an epoch is over.
 
-        Advance it only while `streams` are active.
+        Advance the iterator only while `streams` are active.
         """
         self.model.train()
         while self._pass is not None or self.round < self.steps:
@@ -144,9 +144,9 @@ class Trainer:
             yield Epoch(now.number, float(now.loss) / now.taken, now.lr, held_out, skipped)
 
     def repair_inputs(self) -> list[torch.Tensor]:
-        """The batches for REPAIR: the same images for all members, with each one's augmentation.
+        """The batches for REPAIR: the same images for all members, in this one's augmentation.
 
-        To be called while `streams` are active, from which it draws.
+        Call it while `streams` are active, because it draws from them.
         """
         config = self._config
         batches = self._data.first_batches(
@@ -175,8 +175,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The state besides model and optimizer: streams, position in the data, SWA's mean.
 
-        Plain values and tensors, which stay this member's. Called in the middle of an optimizer
-        step.
+        The values are plain ones and tensors; the tensors are not copied. It is called in the
+        middle of an optimizer step.
         """
         now = self._pass
         assert now is not None
@@ -192,7 +192,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. Before `train`."""
+        """Restore what `state_dict` returned. Call it before `train`."""
         self.streams.load_state_dict(state["streams"])
         self._pass = _Pass(
             state["number"],
@@ -226,7 +226,7 @@ class Trainer:
         return islice(batches, now.taken, None if whole else now.length)
 
     def _learning_rate(self) -> float:
-        """The next step's learning rate: a cosine from `lr` to `min_lr`, until SWA."""
+        """The next step's learning rate: a cosine from `lr` to `min_lr`; under SWA `swa_lr`."""
         if self.round >= self._swa_at:
             return self._config.training.swa_lr
         low, high = self._config.training.min_lr, self._config.training.lr

@@ -1,8 +1,8 @@
-"""The control plane's messages and their encoding. No sockets, no torch.
+"""The control plane's messages and their encoding. Imports no sockets and no torch.
 
-One ordered channel between each worker and the coordinator. A field's type is its schema: a decoded
-message fits it, whoever sent it. `Hello` and `Refuse` never change their number or their form, so
-that two versions can still tell each other why they do not fit.
+The messages travel over one ordered channel between each worker and the coordinator. A field's type
+is its schema: every decoded message fits it, whoever sent it. The kind numbers and the fields of
+`Hello` and `Refuse` never change. So two versions can always tell each other why they do not fit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The headers of data-plane messages: encoding and validation, no sockets.
+"""The headers of data-plane messages: encoding and validation. Uses no sockets.
 
-A message is a header of at most 96 bytes, and raw values. The header names sender and receiver, so
-a message that reaches the wrong member is refused. It does not name the values' dtype, which is the
-slot's in the layout. docs/protocol.md describes every byte.
+A message is a header of at most 96 bytes, followed by raw values. The header names sender and
+receiver, so a member refuses a message that was meant for another. The header does not name the
+values' dtype: the layout has it for each slot. docs/protocol.md describes every byte.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ RUN_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Values of one round from one sender, one slot after the other.
+    """The header of one sender's values of a round. The values follow, slot after slot.
 
     `waits` is the share of its time, per mille, that the sender spends waiting for peers.
-    `fingerprint` differs if sender and receiver derived different plans. `leg` tells apart several
-    messages of a round.
+    `fingerprint` differs if sender and receiver derived different plans. `leg` tells apart the
+    messages of one round.
     """
 
     run: bytes
@@ -60,13 +60,13 @@ class Frame:
 
     @property
     def turn(self) -> tuple[int, int]:
-        """Round and leg."""
+        """The turn of these values, as (round, leg)."""
         return self.round, self.leg
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Asks for `length` bytes at `offset` of the blob `name`, or fewer where it ends."""
+    """Asks for `length` bytes of the blob `name` from `offset` on; fewer come if the blob ends."""
 
     run: bytes
     sender: int
@@ -78,7 +78,10 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Answers a Fetch. The bytes follow; `checksum` is theirs, `size` is the whole blob's."""
+    """Answers a Fetch. The requested bytes follow it.
+
+    `checksum` is the checksum of these bytes. `size` is the size of the whole blob in bytes.
+    """
 
     run: bytes
     sender: int
@@ -91,9 +94,9 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The sender takes part in no round after `last` before its average `number`.
+    """After round `last` the sender takes part in no round until it takes its average `number`.
 
-    No values follow.
+    If `number` is FOREVER, it takes part in no round ever again. No values follow.
     """
 
     run: bytes
@@ -106,9 +109,10 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """A broken connection works again: the sender has sent all up to this `leg` of round `last`.
+    """Tells a peer, after a broken connection works again, how far the sender has sent.
 
-    Messages up to there that have not arrived are lost. No values follow.
+    The sender has sent everything up to this `leg` of round `last`. What has not arrived of that is
+    lost. No values follow.
     """
 
     run: bytes
@@ -124,5 +128,5 @@ headers: Codec[Header] = Codec(get_args(Header), limit=HEADER_LIMIT, prefix=(VER
 
 
 def checksum(data: memoryview) -> bytes:
-    """BLAKE2b-64 of a chunk's bytes."""
+    """The BLAKE2b-64 checksum of a chunk's bytes."""
     return hashlib.blake2b(data, digest_size=8).digest()

@@ -1,4 +1,7 @@
-"""What the coordinator says to a worker."""
+"""The messages from the coordinator to a worker.
+
+Each docstring puts a message into the coordinator's words. In them "you" is the worker.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from washp2p.protocol.messages.records import Json  # noqa: TC001 - as above
 
 @dataclass(frozen=True)
 class Refuse:
-    """Coordinator: no, for this reason, which says what to do about it."""
+    """Coordinator: I refuse you, for this `reason`. The reason also says what to do about it."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Coordinator: the run `name` goes on from a checkpoint of one of these rounds.
+    """Coordinator: the run `name` goes on from a checkpoint of one of these `rounds`.
 
-    Answered by a Claim.
+    The worker answers with a Claim.
     """
 
     name: Name
@@ -29,10 +32,10 @@ class Resume:
 
 @dataclass(frozen=True)
 class Welcome:
-    """Coordinator: you are `member` of the run `name`; this is its whole configuration.
+    """Coordinator: you are `member` of the run `name`; `config` is its whole configuration.
 
-    `resumes`: you go on from that member's checkpoint, which you hold. `run` names this life of the
-    run, `origin` its first one.
+    If `resumes` is true, you go on from this member's checkpoint, which you hold. `run` identifies
+    this life of the run, `origin` its first life.
     """
 
     member: int
@@ -45,10 +48,10 @@ class Welcome:
 
 @dataclass(frozen=True)
 class NewRoster:
-    """Coordinator: from round `first` on these are the members.
+    """Coordinator: from round `first` on, `peers` are the members, in this order.
 
-    Who is missing is gone already: nobody waits for it in rounds before `first`, either. So many
-    `averages` have been taken.
+    A former member that is not among them is gone at once. Nobody waits for it, not even in rounds
+    before `first`. `averages` is the number of averages taken so far.
     """
 
     generation: int
@@ -66,14 +69,17 @@ class Guest:
 
 @dataclass(frozen=True)
 class Donor:
-    """Coordinator, to a newcomer: get a snapshot from this member; forget any other you asked."""
+    """Coordinator, to a newcomer: fetch a snapshot from this `peer`. Forget any earlier donor."""
 
     peer: PeerRow
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Coordinator: the seeds of consecutive rounds from `first` on, 8 bytes each."""
+    """Coordinator: these are the seeds of consecutive rounds from `first` on, 8 bytes each.
+
+    `roster` is the digest of the roster of this `generation`.
+    """
 
     generation: int
     roster: bytes
@@ -83,30 +89,33 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Coordinator: keep a checkpoint after this round. Comes before the round's seed."""
+    """Coordinator: keep a checkpoint after this `round`.
+
+    I say it before I send the round's seed.
+    """
 
     round: int
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Coordinator: all members hold a checkpoint of this round; older ones may go."""
+    """Coordinator: all members hold a checkpoint of this `round`. You may delete older ones."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class Discard:
-    """Coordinator: not all members could keep a checkpoint of this round; nobody need keep one."""
+    """Coordinator: not all members could keep a checkpoint of this `round`. Delete yours."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Coordinator: all members of this generation hold average `number`. It stands from now on.
+    """Coordinator: all members of this `generation` hold average `number`. It is now final.
 
-    They took it after these `rounds`, in the roster's order.
+    `rounds` has the round after which each member took it, in the roster's order.
     """
 
     generation: int
@@ -116,7 +125,7 @@ class Settled:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Coordinator: somebody has sent a Result for average `number`; nobody need evaluate it."""
+    """Coordinator: a member has sent a Result for average `number`. You need not evaluate it."""
 
     number: int
 
@@ -130,7 +139,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Finish:
-    """Coordinator: all are finished, nobody needs you any longer. Answered by Accounts."""
+    """Coordinator: all members are finished, and nobody needs you any longer.
+
+    The worker answers with Accounts.
+    """
 
 
 @dataclass(frozen=True)
@@ -143,11 +155,11 @@ class Stop:
 
 @dataclass(frozen=True)
 class Ping:
-    """Coordinator: nothing; sent so that a closed connection shows."""
+    """Coordinator: I have nothing to say. I send a Ping to notice a connection that is closed."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Coordinator: how the run goes, as docs/protocol.md says."""
+    """Coordinator: this is the state of the run. docs/protocol.md lists the `values`."""
 
     values: dict[str, Json]

@@ -1,4 +1,7 @@
-"""What a worker says to the coordinator."""
+"""The messages from a worker to the coordinator.
+
+Each docstring puts a message into the worker's words. In them "I" is the worker.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from washp2p.protocol.messages.records import Json  # noqa: TC001 - as above
 
 @dataclass(frozen=True)
 class Hello:
-    """Worker: I should like to join; this is what I am. Answered by Welcome or Refuse."""
+    """Worker: I want to join. These are my versions, my host and my process.
+
+    The coordinator answers with Welcome or Refuse, or with Resume if it resumes a run.
+    """
 
     protocol: int
     derivation: int
@@ -23,9 +29,9 @@ class Hello:
 
 @dataclass(frozen=True)
 class Claim:
-    """Worker: I hold these checkpoints, each [round, member], and can go on as one of them.
+    """Worker: I hold the checkpoints `held`, each as (round, member).
 
-    Answered by Welcome or Refuse.
+    I can go on as any one of these members. The coordinator answers with Welcome or Refuse.
     """
 
     host: Name
@@ -35,11 +41,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Attach:
-    """Worker: my model has this layout, my data plane listens here and is known by this key.
+    """Worker: my model has this `layout`. My data plane listens at `endpoint` and has this
+    `key`.
 
-    For peers at the same `place` it listens at `near`, too, the nearest first. `rounds` is how
-    many rounds I shall take part in, 0 if not known; `versions` is what I run on.
-    `no_snapshots` says why my optimizer's state cannot be given to others; empty if it can.
+    For peers at the same `place` it listens at the addresses `near`, too, the nearest first.
+    `rounds` is the number of rounds I shall take part in, 0 if not known. `versions` names the
+    software that I run on. `no_snapshots` says why my optimizer's state cannot be given to others;
+    it is empty if it can.
     """
 
     layout: LayoutWire
@@ -61,12 +69,18 @@ class Synced:
 
 @dataclass(frozen=True)
 class Ready:
-    """Worker: I hold a snapshot and can take part. Answered by a NewRoster that has me."""
+    """Worker: I hold a snapshot and can take part.
+
+    The coordinator answers with a NewRoster that includes me.
+    """
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Worker: I hold a checkpoint of this round; or not, because of `error`."""
+    """Worker: I hold a checkpoint of this `round`.
+
+    If `error` is not empty, I hold none, and it says why.
+    """
 
     round: int
     error: Text
@@ -88,9 +102,9 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Result:
-    """Worker: what evaluation found after average `number`, in per cent.
+    """Worker: these are the accuracies found by evaluating average `number`, in per cent.
 
-    `members` are in the order of `over`.
+    `members` has the accuracy of each member in `over`, in the same order.
     """
 
     number: int
@@ -119,7 +133,10 @@ class Averaged:
 
 @dataclass(frozen=True)
 class Stalled:
-    """Worker: I have waited too long for this member; or the link to it is `broken`."""
+    """Worker: I have waited too long for this `member`.
+
+    `broken` says whether my link to it is broken.
+    """
 
     member: int
     broken: bool
@@ -127,7 +144,7 @@ class Stalled:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Worker, a newcomer: what this member gave me as its snapshot is none that I can use."""
+    """Worker, a newcomer: I cannot use the snapshot that `member` gave me. `what` says why."""
 
     member: int
     what: Text
@@ -135,21 +152,24 @@ class Unusable:
 
 @dataclass(frozen=True)
 class NoSnapshots:
-    """Worker: my optimizer's state cannot be given to newcomers, nor kept, for this reason."""
+    """Worker: for this `reason`, newcomers cannot get my optimizer's state, nor can I save it."""
 
     reason: Text
 
 
 @dataclass(frozen=True)
 class Busy:
-    """Worker: my loop does something else for at most so many `seconds`; 0: it goes on again."""
+    """Worker: my training loop pauses for at most `seconds`. If 0, it goes on again."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Worker: people should know this of the run; `topic` is one of a few words."""
+    """Worker: people should know this `text` about the run.
+
+    `topic` is its category, one of a few words.
+    """
 
     topic: Name
     text: Text
@@ -164,7 +184,10 @@ class Diverged:
 
 @dataclass(frozen=True)
 class CutOff:
-    """Worker: I take nothing from this member any more, who keeps sending what cannot be."""
+    """Worker: I refuse everything from this `member` from now on.
+
+    It keeps sending invalid messages; `what` describes them.
+    """
 
     member: int
     what: Text
@@ -172,10 +195,10 @@ class CutOff:
 
 @dataclass(frozen=True)
 class Back:
-    """Worker: the connection was lost and is here again.
+    """Worker: the connection was lost and works again.
 
-    I hold rosters of generations below `generations`, and seeds up to round `seeds`. I say again
-    what I have said since Welcome.
+    I hold the rosters of all generations below `generations`, and the seeds up to round `seeds`.
+    After this message I repeat the important ones that I have sent since Welcome.
     """
 
     generations: int
@@ -186,10 +209,10 @@ class Back:
 class Finished:
     """Worker: I have all I need. I keep serving my peers until Finish.
 
-    `seconds` from the first round's beginning to the last one's end, of which I `waited` so many
-    for peers; `max_delay` is the S I ended with, or "none"; `lost` are values by reason. The last
-    four are what the selection's theory, the paper, and PAPA, with and without all-reduce, say of
-    the payload in bytes.
+    `seconds` is the time from the beginning of my first round to the end of my last one. For
+    `waited` of these seconds I waited for peers. `max_delay` is the bound S that I ended with, or
+    "none". `lost` has the lost values by reason. The last four fields are expected payloads in
+    bytes: by the selection's theory, by the paper, with PAPA, and with PAPA by all-reduce.
     """
 
     rounds: int
@@ -210,14 +233,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Accounts:
-    """Worker: my ledger, now that no byte will be added to it. My last word."""
+    """Worker: this is my ledger. No byte will be added to it. It is my last message."""
 
     counts: list[dict[str, Json]]
 
 
 @dataclass(frozen=True)
 class Leave:
-    """Worker: I go before the end, for this reason."""
+    """Worker: I leave before the end, for this `reason`. My exit code is `code`."""
 
     reason: Text
     code: int
@@ -225,13 +248,14 @@ class Leave:
 
 @dataclass(frozen=True)
 class Vitals:
-    """Worker, every second or so: how it goes. Totals since it joined.
+    """Worker, every second or so: this is my progress. Totals count from when I joined.
 
-    `seconds` since its first round began; of them it `waited` for peers, and a thread beside
-    training spent so many on `planning`. `max_delay` and `lost` as in Finished; values have been
-    `late` by so many rounds of late; so many were `applied` and, not being finite, `refused`.
-    `distance` is its estimate of the population's mean squared distance from its mean, negative if
-    there is none yet. `sent` are rows of peer, kind, wire and bytes.
+    `seconds` is the time since my first round began. For `waited` of these seconds I waited for
+    peers. `planning` is the CPU time, in seconds, that a thread beside training spent on plans.
+    `max_delay` and `lost` are as in Finished. `late` is the number of rounds by which recent values
+    were late, on average. `applied` values were applied; `refused` values were not finite and so
+    refused. `distance` is my estimate of the members' mean squared distance from their mean,
+    negative if there is none yet. `sent` has rows of peer, kind, wire and bytes.
     """
 
     steps: int
@@ -251,21 +275,23 @@ class Vitals:
 
 @dataclass(frozen=True)
 class Look:
-    """Anybody: how does the run go? Answered by a View."""
+    """Anybody: what is the state of the run? The coordinator answers with a View."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Worker, just before its Hello: I should like this MemberId, if it is nobody's yet."""
+    """Worker, just before its Hello: I want the MemberId `rank`, if no member has it yet."""
 
     rank: int
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """Worker: my part of the mean squared distance from the mean, by quarter of the parameters.
+    """Worker: this is my part of a survey's result, for each quarter of the parameters.
 
-    After a round, of so many members; at all scalars if `exact`, else estimated.
+    `squares` has my part of the members' mean squared distance from their mean, after `round`.
+    `members` is the number of members. If `exact`, all scalars were compared. If not, the distance
+    is estimated from a sample.
     """
 
     round: int

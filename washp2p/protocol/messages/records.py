@@ -1,8 +1,9 @@
-"""Records: a dataclass as a msgpack array, checked value by value when it comes in.
+"""Records: dataclasses that travel as msgpack arrays and are checked value by value on arrival.
 
-Both planes use it: `frames.py` for data headers, `control.py` for control messages. A field's type
-is its schema: nothing that does not fit it, however deep, gets out of here. No pickle, no code
-chosen by the sender: a record is one of the kinds its codec was made with, or refused.
+Both planes use them: `frames.py` for data headers, `control.py` for control messages. A field's
+type is its schema: decoding refuses a value that does not fit it, at any depth. A sender cannot
+choose code to run: there is no pickle, and a codec refuses every kind of record that it was not
+made with.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ JSON_DEPTH = 16
 
 
 class Codec(Generic[R]):
-    """Encodes records of `kinds` as [*prefix, kind number, fields...], `limit` bytes at most.
+    """Encodes and decodes records as arrays [*prefix, kind number, *fields].
 
-    Kinds are dataclasses; a kind's number is its place in `kinds`. Fields are int (unsigned, 64
-    bits), str, bytes, bool, float (finite), list[T], tuple[T, ...] (an array of just these),
-    dict[str, T], Json within a dict; Annotated[T, n] has at most n items.
+    `kinds` are dataclasses; a kind's number is its index in `kinds`. A record of more than `limit`
+    bytes is refused. A field is an int (unsigned, 64 bits), str, bytes, bool, float (finite),
+    list[T], tuple[A, B] (an array of exactly these items), dict[str, T], or, within a dict, Json. A
+    field of type Annotated[T, n] has at most n items.
     """
 
     def __init__(self, kinds: Sequence[type[R]], *, limit: int, prefix: Sequence[int] = ()) -> None:
@@ -69,7 +71,7 @@ class Codec(Generic[R]):
             )
 
     def encode(self, record: R) -> bytes:
-        """The record as it travels."""
+        """The bytes of `record`, as they travel."""
         number = self.kinds.index(type(record))
         values = [getattr(record, name) for name in self._fields[number]]
         packed: bytes = msgpack.packb([*self._prefix, number, *values])
@@ -108,9 +110,7 @@ class Codec(Generic[R]):
 
 
 def _shown(value: Any) -> str:
-    """A value as an error message shows it, cut short: it may be anything, of any depth and
-    size.
-    """
+    """`value` as a short text for an error message. It may be of any type, depth and size."""
     if isinstance(value, list):
         return "[" + ", ".join(map(_leaf, value[:12])) + ", ..." * (len(value) > 12) + "]"
     return _leaf(value)
@@ -133,8 +133,9 @@ def _on_the_wire(hint: Any) -> type:
 
 
 def _check(hint: Any) -> Check:
-    """A function that checks a value against this type: it returns the value, or raises
-    ValueError.
+    """A function that checks a value against the type `hint`.
+
+    It returns the value, or raises ValueError.
     """
     if hint == Json:
         return _json
