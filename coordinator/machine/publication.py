@@ -1,8 +1,8 @@
 """What the coordinator has published of a run: seeds, and which rounds have checkpoints.
 
-Seeds are published in windows, ahead of the fastest member, so that no member waits for a seed. A
-window holds as many rounds as take about a second: at least 8, at most 256, and at most the larger
-of 8 and 5 % of the run. No I/O; the caller passes the time.
+Seeds are published in windows, ahead of the fastest member, so that no member waits for one. A
+window holds as many rounds as take about a second, but no more than 256, and no more than 5 % of
+the run. It never holds fewer than 8. No I/O; the caller passes the time.
 """
 
 from __future__ import annotations

@@ -86,9 +86,10 @@ class RateLimits:
         return self._refusals.take_offenders()
 
     def cut_off(self, identity: bytes, what: str, frame: zmq.Frame) -> None:
-        """Close the connection on which `frame` came, and ignore its sender from now on.
+        """Close the connection on which `frame` came, and ignore its sender for good.
 
-        If links are encrypted, the sender's host cannot connect for `--patience` seconds.
+        If links are encrypted, also refuse new connections from the sender's host for `--patience`
+        seconds.
         """
         if len(self._cut_off) < TOLD:
             self._tell(f"cut off a worker: {what}")

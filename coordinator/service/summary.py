@@ -104,7 +104,9 @@ class SummaryFile:
         return True
 
     def write(self, summary: dict[str, Any]) -> None:
-        """Write the file. If there is no space, set `unwritten`; then call it again later."""
+        """Write the file. If the disk is full, this sets `unwritten`, and the caller must call
+        `write` again later.
+        """
         try:
             rundir.write_reserved(self._path, summary)
             self.unwritten = False

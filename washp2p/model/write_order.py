@@ -1,7 +1,7 @@
 """Tells which scalars a newer round has already written when an older round's values arrive.
 
-It remembers only rounds newer than the oldest outstanding one. So its size depends on what they
-wrote, not on the model.
+It remembers only rounds newer than the oldest outstanding one. So its size depends on how many
+values those rounds wrote, not on the model.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ Indices = npt.NDArray[np.int64]
 
 
 class WriteOrder:
-    """The newest round that wrote each scalar, for rounds above `forget`'s.
+    """For each scalar the newest round that wrote it, of the rounds that `forget` has not removed.
 
     >>> writes = WriteOrder()
     >>> writes.note(np.array([10, 20]), 7)
-    >>> writes.free(np.array([10, 15]), 6).tolist()  # round 6 comes late: 10 is newer already
+    >>> writes.free(np.array([10, 15]), 6).tolist()  # round 6 comes late
     [False, True]
     """
 

@@ -72,7 +72,9 @@ class Pair:
             self._stream = torch.cuda.Stream(device, priority=-rank)
 
     def send(self, tensor: torch.Tensor) -> None:
-        """Send bytes (uint8). Blocks until the other end has nearly all of them."""
+        """Send bytes (uint8). Blocks until the other end has taken all but the last of them,
+        which may be in a buffer.
+        """
         for piece in tensor.split(PIECE) if len(tensor) else ():
             if tensor.device.type == "cpu":
                 self._gloo.send([piece], self._other, self._next_tag()).wait(self._wait)
