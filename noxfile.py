@@ -18,7 +18,9 @@ def unit(session: nox.Session) -> None:
 def process(session: nox.Session) -> None:
     """Real processes, loopback and network namespaces."""
     session.install("-e", ".[test]")
-    session.run("pytest", "tests/process", "tests/faults", *session.posargs)
+    folders = ("tests/process", "tests/faults")
+    session.run("pytest", "-m", "not alone", *folders, *session.posargs)
+    session.run("pytest", "-n0", "-m", "alone", *folders, *session.posargs)
 
 
 @nox.session

@@ -29,6 +29,7 @@ def test_every_example_is_run():
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_trains_a_population(runs, name):
@@ -51,6 +52,7 @@ def test_an_example_trains_a_population(runs, name):
     assert coordinator.summary["lost_values"] == 0
 
 
+@pytest.mark.alone
 def test_the_script_in_timms_style_does_without_a_population():
     command = [sys.executable, ROOT / "examples" / "timm_style.py", "--epochs=2"]
     found = subprocess.run(

@@ -205,6 +205,7 @@ def gone(pid):
     return False
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("victim", ["coordinator", "worker"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
@@ -233,6 +234,7 @@ def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
     assert "Traceback" not in coordinator.text
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("whole_group", [True, False], ids=["as-a-terminal-does", "launcher-alone"])
 @pytest.mark.parametrize("moment", ["coordinator at", "joined (2 of 2)", "epoch 1"])

@@ -73,6 +73,7 @@ def test_two_hosts(tmp_path):
     assert all(row["control"] < 10_000 for row in summary["bytes"])
 
 
+@pytest.mark.alone
 def test_hosts_far_apart_do_not_wait_for_each_other(tmp_path):
     """A round trip of 100 ms: `auto` finds how late rounds must be, and lockstep pays for it."""
     with far_apart(0.05) as hosts:

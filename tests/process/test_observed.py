@@ -21,6 +21,8 @@ from tests.support.scalars import series
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
+pytestmark = pytest.mark.alone  # it looks at how fast a run goes
+
 
 def events_of(text):
     """The events of a log; every line of it is one."""

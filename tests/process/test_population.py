@@ -152,6 +152,7 @@ def test_the_report_warns_when_the_average_is_no_substitute(runs):
     assert all(row["payload"] == 0 for row in coordinator.summary["bytes"])
 
 
+@pytest.mark.alone
 def test_one_command(tmp_path):
     """`washp2p run --n 5` with its defaults: under a minute, all files, all columns."""
     began = time.monotonic()

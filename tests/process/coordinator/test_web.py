@@ -110,6 +110,7 @@ def test_a_busy_coordinator_is_said_to_be(page, monkeypatch):
         get(page, "status.json")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("trickle", [False, True], ids=["silent", "trickling"])
 def test_whoever_only_connects_takes_nobodys_place_for_long(monkeypatch, trickle):
     monkeypatch.setattr(httpd, "ANSWER_SECONDS", 1.0)

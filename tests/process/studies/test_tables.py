@@ -109,6 +109,8 @@ def test_what_was_interrupted_is_begun_anew(tmp_path):
     assert cells.run(one).summary["rounds"] == 5
 
 
+@pytest.mark.alone
+@pytest.mark.timeout(300)  # four runs
 def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
     cells, other = (Cells(tmp_path / name, tmp_path) for name in ("cells", "other"))
     one = config(epochs=40, checkpoint_epochs=1, max_delay="0")
@@ -194,6 +196,7 @@ def test_flags_are_the_configuration():
     assert config_from(parser.parse_args(chosen.flags())) == chosen
 
 
+@pytest.mark.alone
 def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):
     command = [sys.executable, "-m", "washp2p", "study", "volume", "--data=digits", "--n=2"]
     command += ["--seeds=0", f"--runs={tmp_path / 'cells'}", f"--into={tmp_path / 'tables'}"]

@@ -115,6 +115,7 @@ def test_nobody_else_is_heard(parties, stranger, keys):
     assert b.hears() == (2, b"still here")
 
 
+@pytest.mark.alone
 def test_who_knocks_before_it_is_known_gets_in_as_soon_as_it_is(parties):
     _, b, _ = parties
     late = Party()
