@@ -77,7 +77,9 @@ def test_two_hosts(tmp_path):
 def test_hosts_far_apart_do_not_wait_for_each_other(tmp_path):
     """A round trip of 100 ms: `auto` finds how late rounds must be, and lockstep pays for it."""
     with far_apart(0.05) as hosts:
-        summary = run_population(hosts, tmp_path, "--epochs=10", "--p=0.05", "--batch-size=8")
+        summary = run_population(
+            hosts, tmp_path, "--epochs=10", "--p=0.05", "--batch-size=8", "--lr=0.02"
+        )
     rows = summary["bytes"]
     rounds = summary["rounds"]
     for row in rows:
