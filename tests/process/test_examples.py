@@ -30,7 +30,7 @@ def test_every_example_is_run():
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_trains_a_population(runs, name):
     coordinator = runs.coordinator("--n=2", "--p=0.05")
@@ -39,7 +39,7 @@ def test_an_example_trains_a_population(runs, name):
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
