@@ -63,7 +63,7 @@ def look(turn: Event) -> None:
     while True:
         turn.wait()
         address = min(due, key=lambda each: due[each])
-        time.sleep(max(0.0, due[address] - time.monotonic()))
+        time.sleep(max(0.0, due[address] - time.monotonic()))  # the pace of requests
         due[address] = time.monotonic() + ASKED[address]
         if turn.is_set():
             with urllib.request.urlopen(address, timeout=10) as answer:

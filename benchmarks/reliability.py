@@ -28,6 +28,7 @@ import workers.__main__
 from benchmarks.record import record, run, spread
 from tests.support.population import start_coordinator
 from washp2p.errors import DroppedError
+from workers.fork import PRELOADED
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -37,16 +38,6 @@ N = 3
 STEP = 0.005
 """Seconds of a step."""
 SEEDS = range(5)
-PRELOADED = [
-    "torch",
-    "torchvision",
-    "sklearn.datasets",
-    "sklearn.model_selection",
-    "washp2p.member.joining",
-    "workers.training.evaluate",
-    "workers.training.data",
-]
-"""What takes long to import: a run of the digits lasts for seconds."""
 
 
 class Coordinator:
@@ -163,7 +154,7 @@ def worker(flags: list[str]) -> None:
 def disturbed(folder: Path, seed: int, *, disturb: bool) -> dict[str, object]:
     """A run of five members; its summary. With `disturb` one is killed and another joins."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED])
     coordinator = Coordinator(folder, "--n=5", f"--seed={seed}")
     flags = [f"--coordinator={coordinator.address}", f"--run-dir={folder}", "--threads=1"]
     members = [context.Process(target=worker, args=(flags,)) for _ in range(6)]

@@ -44,7 +44,7 @@ class Slow:
 
     def _before(self, *_: object) -> None:
         # Being slow is what this is about.
-        time.sleep((SLOWED - 1) * (time.monotonic() - self._since))
+        time.sleep((SLOWED - 1) * (time.monotonic() - self._since))  # to be slow
 
     def _after(self, *_: object) -> None:
         self._since = time.monotonic()

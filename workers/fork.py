@@ -22,6 +22,7 @@ PRELOADED = (
     "torch",
     "torchvision",
     "sklearn.datasets",
+    "sklearn.model_selection",
     "washp2p.member.joining",
     "workers.__main__",
     "workers.training.data",

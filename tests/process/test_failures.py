@@ -256,11 +256,7 @@ def test_washp2p_run_leaves_nobody_behind(tmp_path, number, whole_group, moment)
         for line in launcher.stdout:
             if moment in line:
                 break
-        pids = [
-            int(status.parent.name)
-            for status in Path("/proc").glob("[0-9]*/stat")
-            if session_of(status) == launcher.pid
-        ]
+        pids = processes_in(launcher.pid)
         assert launcher.pid in pids
         began = time.monotonic()
         (os.killpg if whole_group else os.kill)(launcher.pid, number)
@@ -275,11 +271,7 @@ def test_washp2p_run_ends_when_the_process_that_forks_workers_is_killed(tmp_path
         for line in launcher.stdout:
             if "epoch 1" in line:
                 break
-        pids = [
-            int(status.parent.name)
-            for status in Path("/proc").glob("[0-9]*/stat")
-            if session_of(status) == launcher.pid
-        ]
+        pids = processes_in(launcher.pid)
         (forking,) = (
             pid
             for pid in pids
@@ -296,6 +288,12 @@ def test_washp2p_run_ends_when_the_process_that_forks_workers_is_killed(tmp_path
 
 def parent_of(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def processes_in(session):
+    """The ids of all processes in a session."""
+    stats = Path("/proc").glob("[0-9]*/stat")
+    return [int(stat.parent.name) for stat in stats if session_of(stat) == session]
 
 
 def session_of(status):

@@ -25,22 +25,14 @@ from washp2p.protocol.version import DERIVATION, VERSION
 from washp2p.runfolder import rundir
 from washp2p.runfolder.roster_store import read_rosters
 from washp2p.runfolder.runlog import read_log
+from workers.fork import PRELOADED
 from workers.simulation.simulate import differences, simulate
 from workers.training.data import load_data
 
 LONG = ("--epochs=400", "--lr=0.02", "--p=0.05")
 """Flags of a run that goes on for as long as a test looks at it."""
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(
-    [
-        "torch",
-        "torchvision",
-        "sklearn.datasets",
-        "washp2p.member.joining",
-        "workers.training.evaluate",
-        "workers.training.data",
-    ]
-)
+FORKSERVER.set_forkserver_preload([*PRELOADED])
 
 
 def work(arguments, output):

@@ -6,13 +6,14 @@ command lines an option has the same name, which does not mention its section.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.config.augmentation import Augmentation, augmentation_of
 from washp2p.config.options import (
+    check,
     expect_known,
     expect_within,
     flag,
@@ -45,15 +46,7 @@ KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str
 class RunConfig:
     """All choices that members share. Make it with `resolve`, which knows the presets."""
 
-    n: int = field(
-        metadata={
-            "help": "number of members, at least 2",
-            "choices": (),
-            "limits": (2, 65535),
-            "moment": False,
-            "key": "",
-        }
-    )
+    n: int = option(MISSING, "number of members, at least 2", limits=(2, 65535))
     method: MethodConfig = field(default_factory=MethodConfig)
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -62,8 +55,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Raise UsageError on the first value that is out of range or contradicts another."""
-        expect_within("n", self.n, 2, 65535)
-        expect_within("seed", self.seed, 0, 2**63 - 1)
+        check(self)
         expect_within("min_n", self.operation.min_n, 0, self.n)
         augmentation_of(self.training.augment, self.training.data, self.seed, 0)
         method, epochs = self.method, self.training.epochs

@@ -23,9 +23,10 @@ def option(
 ) -> Any:
     """Make a field of a section.
 
-    `text` is its help text. `choices` are the only values it may have. `limits` are its smallest
-    and largest value. With `moment` its value is an epoch or a fraction of the run. `key` is its
-    name in files and as a flag, if that differs from the field's name.
+    A `default` of MISSING makes it required. `text` is its help text. `choices` are the only values
+    it may have. `limits` are its smallest and largest value. With `moment` its value is an epoch or
+    a fraction of the run. `key` is its name in files and as a flag, if that differs from the
+    field's name.
     """
     metadata = {"help": text, "choices": choices, "limits": limits, "moment": moment, "key": key}
     return field(default=default, metadata=metadata)
