@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from washp2p.errors import ProtocolError, UsageError
@@ -42,6 +43,56 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned. The tensors in it are on the CPU now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a checkpoint has besides the member's state: totals so far, and the loop's state."""
+
+    seconds: float
+    waited: float
+    generations: list[tuple[int, int, int]]
+    ledger: list[dict[str, Any]]
+    values: tuple[int, int]
+    """Applied and refused."""
+    lost: dict[str, int]
+    log: tuple[int, bool] | None
+    """As `RunLog.keep` returned it."""
+    state: dict[str, Any]
+
+
+def kept_in(extra: dict[str, Any]) -> Kept:
+    """What a checkpoint's `extra` says. Raises ProtocolError if no member wrote such values."""
+    spans = extra.get("generations", extra.get("epochs"))  # as earlier versions called them
+    match {**extra, "generations": spans}:
+        case {
+            "seconds": float(seconds),
+            "waited": float(waited),
+            "generations": list(generations),
+            "ledger": list(ledger),
+            "values": [int(applied), int(refused)],
+            "lost": dict(lost),
+            "log": None | [int(), bool()] as log,
+            "state": dict(state),
+        } if all(map(_is_span, generations)):
+            return Kept(
+                seconds=seconds,
+                waited=waited,
+                generations=[tuple(row) for row in generations],
+                ledger=ledger,
+                values=(applied, refused),
+                lost=lost,
+                log=None if log is None else (log[0], log[1]),
+                state=state,
+            )
+    raise ProtocolError(f"it holds {extra!r:.200}")
+
+
+def _is_span(row: object) -> bool:
+    match row:
+        case [int(), int(), int()]:
+            return True
+    return False
 
 
 class Checkpointing:
@@ -84,43 +135,49 @@ class Checkpointing:
         Raises UsageError if the checkpoint cannot be read.
         """
         kept = self._connection.state.rosters[0].first - 1
-        data = checkpoints.read(self._connection.folder, kept, self._connection.member)
+        folder, me = self._connection.folder, self._connection.member
+        data = checkpoints.read(folder, kept, me)
+        path = checkpoints.checkpoint_file(folder, kept, me)
         try:
             opened = open_snapshot(data)
-            snapshot, extra = opened.snapshot, opened.snapshot.extra
+            snapshot = opened.snapshot
             its = snapshot.run, snapshot.member, snapshot.round
-            if its != (self._connection.origin, self._connection.member, kept):
+            if its != (self._connection.origin, me, kept):
                 raise ProtocolError(  # noqa: TRY301
                     f"it holds that of member {its[1]} of round {its[2]} of run {its[0].hex()}"
                 )
+            its_own = kept_in(snapshot.extra)
             restore(self._store, opened)
-            spans = "generations" if "generations" in extra else "epochs"  # as earlier versions
-            start = Start(
-                round=snapshot.round,
-                steps=snapshot.step,
-                seconds=extra["seconds"],
-                waited=extra["waited"],
-                generations=[tuple(row) for row in extra[spans]],
-            )
-            self._ledger.load(extra["ledger"])
-            merger = self._exchange.merger
-            merger.applied_values, merger.refused_values = extra["values"]
-            self._exchange.arrivals.lost.update({Loss(k): n for k, n in extra["lost"].items()})
-            if self._log is not None:
-                self._log.go_back(*extra["log"])
-            if self._state is not None:
-                self._state.load_state_dict(extra["state"])
-        except UsageError:
-            raise
-        except (ProtocolError, *NATURAL) as error:
-            path = checkpoints.checkpoint_file(
-                self._connection.folder, kept, self._connection.member
-            )
+            self._continue(its_own)
+        except (ProtocolError, ValueError) as error:
             raise UsageError(
-                f"{path} is not the checkpoint of member {self._connection.member} of round "
-                f"{kept}: {error!s:.200}; expected the file it wrote, and the model and loop it had"
-            ) from None
-        return start
+                f"{path} is not the checkpoint of member {me} of round {kept}: {error!s:.200}; "
+                "expected the file it wrote, and the model and loop it had"
+            ) from error
+        if self._log is not None and its_own.log is not None:
+            self._log.go_back(*its_own.log)
+        if self._state is not None:
+            try:
+                self._state.load_state_dict(its_own.state)
+            except NATURAL as error:  # the loop's own code
+                raise UsageError(
+                    f"the loop's load_state_dict refuses the state in {path}: {error!r:.200}; "
+                    "expected the loop that it had"
+                ) from error
+        return Start(
+            round=snapshot.round,
+            steps=snapshot.step,
+            seconds=its_own.seconds,
+            waited=its_own.waited,
+            generations=its_own.generations,
+        )
+
+    def _continue(self, its_own: Kept) -> None:
+        """Count on from the checkpoint's totals. Raises ValueError if they are none."""
+        self._ledger.load(its_own.ledger)
+        merger = self._exchange.merger
+        merger.applied_values, merger.refused_values = its_own.values
+        self._exchange.arrivals.lost.update({Loss(k): n for k, n in its_own.lost.items()})
 
     def forget_what_was_to_come(self, start: Start) -> None:
         """Delete checkpoints of rounds after `start`: the run goes on from an earlier one."""
@@ -157,7 +214,7 @@ class Checkpointing:
             )
             data = take(self._store, where)
             checkpoints.write(self._connection.folder, timeline.round, me, data)
-        except (UsageError, OSError, *NATURAL) as error:
+        except (OSError, *NATURAL) as error:  # of the disk, the loop, or the optimizer's own code
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
                 me,

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 PROBES = ((64, 96), (96,))
 """Shapes of a twin's parameters: large enough for state that is factored or quantised."""
 FEW = 3
-_TENSOR = "washp2p.tensor"
-"""Stands in plain values, with a number, for a tensor beside them."""
 _PLAIN = (bool, int, float, str, type(None))
 NATURAL = (
     TypeError,
@@ -86,7 +84,7 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
         if type(value) not in {torch.Tensor, torch.nn.Parameter}:
             raise TypeError(f"a {type(value).__name__} cannot be written to a file")
         tensors.append(value.detach())
-        return {_TENSOR: len(tensors) - 1}
+        return {"washp2p.tensor": len(tensors) - 1}
     if isinstance(value, dict):
         if not all(isinstance(key, (str, int)) for key in value):
             raise TypeError(f"a dict with keys {list(value)!r:.60} cannot be written to a file")
@@ -100,16 +98,29 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
 
 
 def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
-    """Undo `take_apart`. `tensors` has each tensor under its number, as a string."""
-    if isinstance(value, dict):
-        if _TENSOR in value:
-            return tensors[str(value[_TENSOR])]
-        if "tuple" in value:
-            return tuple(put_together(item, tensors) for item in value["tuple"])
-        return {key: put_together(item, tensors) for key, item in value["items"]}
-    if isinstance(value, list):
-        return [put_together(item, tensors) for item in value]
-    return value
+    """Undo `take_apart`. `tensors` has each tensor under its number, as a string.
+
+    Raises ValueError if `take_apart` does not return such a value.
+    """
+    match value:
+        case {"washp2p.tensor": int(number)} if str(number) in tensors:
+            return tensors[str(number)]
+        case {"tuple": list(items)}:
+            return tuple(put_together(item, tensors) for item in items)
+        case {"items": list(items)}:
+            return dict(_entry(item, tensors) for item in items)
+        case list(items):
+            return [put_together(item, tensors) for item in items]
+        case bool() | int() | float() | str() | None:
+            return value
+    raise ValueError(f"{value!r:.100} stands for no value")
+
+
+def _entry(item: Plain, tensors: dict[str, torch.Tensor]) -> tuple[str | int, Any]:
+    match item:
+        case [str(key) | int(key), value]:
+            return key, put_together(value, tensors)
+    raise ValueError(f"{item!r:.100} is no entry of a dict")
 
 
 def state_of(
@@ -145,24 +156,32 @@ def give_state(
 ) -> None:
     """Set the optimizer's state to what `state_of` returned for an equal optimizer.
 
-    State shaped like its parameter gets the parameter's memory format. Raises one of the errors in
-    NATURAL if the state does not fit.
+    State shaped like its parameter gets the parameter's memory format. Raises ValueError if the
+    state does not fit.
     """
-    given = put_together(plain, tensors)
+    match put_together(plain, tensors):
+        case {"state": dict(given), "groups": list(options), "more": dict(more)}:
+            pass
+        case _:
+            raise ValueError("it is no optimizer's state")
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     places = {id(parameter): key for key, parameter in enumerate(ordered)}
+    if beyond := [key for key in given if isinstance(key, int) and key >= len(parameters)]:
+        raise ValueError(f"it has state of parameter {beyond[0]}, of {len(parameters)}")
     state = {
         (places[id(parameters[key])] if key >= 0 else -1 - key)
         if isinstance(key, int)
         else key: values
-        for key, values in given["state"].items()
+        for key, values in given.items()
     }
     own = optimizer.state_dict()
-    groups = [
-        {**mine, **theirs}
-        for mine, theirs in zip(own["param_groups"], given["groups"], strict=True)
-    ]
-    optimizer.load_state_dict({**own, **given["more"], "state": state, "param_groups": groups})
+    if len(options) != len(own["param_groups"]) or not all(isinstance(g, dict) for g in options):
+        raise ValueError(f"it has not {len(own['param_groups'])} parameter groups")
+    groups = [{**mine, **theirs} for mine, theirs in zip(own["param_groups"], options, strict=True)]
+    try:
+        optimizer.load_state_dict({**own, **more, "state": state, "param_groups": groups})
+    except NATURAL as error:  # the optimizer's own code
+        raise ValueError(f"{type(optimizer).__name__} refuses the state: {error!r:.200}") from error
     for parameter, values in optimizer.state.items():
         if not isinstance(parameter, torch.Tensor) or not isinstance(values, dict):
             continue

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from operator import index
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from washp2p.errors import ProtocolError
 from washp2p.model.digests import digest
-from washp2p.model.optimizers import NATURAL, put_together, take_apart
+from washp2p.model.optimizers import put_together, take_apart
 
 if TYPE_CHECKING:
     import torch
@@ -100,19 +100,9 @@ def open_snapshot(data: bytes) -> Opened:
             f"it is damaged: {len(data)} bytes whose checksum is wrong (or of an older version)"
         )
     try:
-        tensors = load(whole)
-        meta = json.loads(_metadata(whole)[_META])
-        snapshot = Snapshot(
-            run=bytes.fromhex(meta["run"]),
-            member=index(meta["member"]),
-            step=index(meta["step"]),
-            round=index(meta["round"]),
-            extra=put_together(meta["extra"], _part(tensors, "extra.")),
-        )
-        frozen = {name: bytes.fromhex(text) for name, text in meta["frozen"].items()}
-        return Opened(snapshot, tensors, meta["optimizer"], float(meta["highest_lr"]), frozen)
-    except NATURAL as error:
-        raise ProtocolError(f"not a snapshot: {error!r:.200}") from None
+        return _opened(load(whole), json.loads(_metadata(whole)))
+    except (ValueError, SafetensorError) as error:
+        raise ProtocolError(f"not a snapshot: {error!s:.200}") from None
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:
@@ -125,8 +115,8 @@ def restore(store: Store, opened: Opened, more: State | None = None) -> None:
         store.load_values(_part(opened.tensors, "model.") | (more or {}))
         store.load_optimizer_state(_part(opened.tensors, "optimizer."), opened.optimizer)
         store.learning_rate.highest = opened.highest_lr
-    except NATURAL as error:
-        raise ProtocolError(f"not a snapshot of such a member: {error!r:.200}") from None
+    except ValueError as error:
+        raise ProtocolError(f"not a snapshot of such a member: {error!s:.300}") from error
 
 
 def _checksum(data: bytes) -> bytes:
@@ -137,7 +127,33 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _metadata(data: bytes) -> dict[str, str]:
+def _opened(tensors: dict[str, torch.Tensor], meta: object) -> Opened:
+    """The snapshot that `meta` describes. Raises ValueError if `meta` is not as `take` wrote it."""
+    match meta:
+        case {
+            "run": str(run),
+            "member": int(member),
+            "step": int(step),
+            "round": int(round_),
+            "extra": plain,
+            "optimizer": optimizer,
+            "highest_lr": float(highest_lr),
+            "frozen": dict(frozen),
+        }:
+            extra = put_together(plain, _part(tensors, "extra."))
+        case _:
+            raise ValueError(f"its description is {meta!r:.100}")
+    if not isinstance(extra, dict) or not all(isinstance(d, str) for d in frozen.values()):
+        raise ValueError(f"it has {extra!r:.100} and {frozen!r:.100}")
+    where = Snapshot(run=bytes.fromhex(run), member=member, step=step, round=round_, extra=extra)
+    digests = {name: bytes.fromhex(text) for name, text in frozen.items()}
+    return Opened(where, tensors, optimizer, highest_lr, digests)
+
+
+def _metadata(data: bytes) -> str:
+    """The text that `take` stored beside the tensors of the safetensors file `data`."""
     length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata
+    match json.loads(data[8 : 8 + length]):
+        case {"__metadata__": {"washp2p": str(text)}}:
+            return text
+    raise ValueError("no member wrote it")

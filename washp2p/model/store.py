@@ -214,11 +214,13 @@ class Store:
     def load_values(self, state: State) -> None:
         """Overwrite the model with all or some of the `values` of an equal model.
 
-        If they do not fit, raises ValueError or KeyError and overwrites nothing.
+        If they do not fit, raises ValueError and overwrites nothing.
         """
         targets = self._targets()
         for name, value in state.items():
-            target = targets[name]
+            target = targets.get(name)
+            if target is None:
+                raise ValueError(f"the model has no {name}")
             if value.dtype != target.dtype or value.shape != (target.numel(),):
                 raise ValueError(f"{name} is not as long, or not of the same dtype")
         numbers = []
@@ -264,7 +266,7 @@ class Store:
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: Plain) -> None:
         """Restore what `optimizer_state` of an equal member returned.
 
-        Raises one of `optimizers.NATURAL` if it does not fit.
+        Raises ValueError if it does not fit.
         """
         give_state(self._optimizer, self._parameters, tensors, plain)
         self._optimizer_slots.forget()

@@ -92,17 +92,19 @@ class Ledger:
     def load(self, rows: list[dict[str, Any]]) -> None:
         """Continue from the `rows` of `to_wire`.
 
-        Raises KeyError, TypeError or ValueError if `rows` are not such rows.
+        Raises ValueError if `rows` are not such rows.
         """
         for row in rows:
-            count = dict(row)
-            link = Channel(count.pop("peer"), Kind(count.pop("kind")), count.pop("wire"))
-            numbers = (link.peer, *count.values())
+            match row:
+                case {"peer": peer, "kind": str(kind), "wire": str(wire), **count}:
+                    link = Channel(peer, Kind(kind), wire)
+                case _:
+                    raise ValueError(f"not counts: {row!r:.100}")
             if (
                 link in self.counts
                 or link.wire not in WIRES
                 or count.keys() != Count.__dataclass_fields__.keys()
-                or not all(type(n) is int and n >= 0 for n in numbers)
+                or not all(type(n) is int and n >= 0 for n in (peer, *count.values()))
             ):
                 raise ValueError(f"not counts: {row!r:.100}")
             self.counts[link] = Count(**count)

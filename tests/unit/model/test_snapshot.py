@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from washp2p.errors import ProtocolError
-from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
+from washp2p.model.snapshot import CHECKSUM_BYTES, Snapshot, open_snapshot, restore, take
 from washp2p.model.store import Store
 
 WHERE = Snapshot(run=b"12345678", member=3, step=7, round=9, extra={"a": [1, (2.5, None)], 5: "x"})
@@ -80,3 +83,60 @@ def test_that_of_another_model_changes_nothing():
     with pytest.raises(ProtocolError, match="not a snapshot of such a member"):
         restore(theirs, open_snapshot(take(store, WHERE)))
     assert torch.equal(other.weight, before)
+
+
+def rewritten(data, **changes):
+    """A snapshot whose description is changed, with a right checksum."""
+    whole = data[:-CHECKSUM_BYTES]
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    meta = json.loads(header["__metadata__"]["washp2p"]) | changes
+    header["__metadata__"]["washp2p"] = json.dumps(meta)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    whole = len(text).to_bytes(8, "little") + text + whole[8 + length :]
+    return whole + hashlib.blake2b(whole, digest_size=CHECKSUM_BYTES).digest()
+
+
+def test_a_description_may_be_written_again():
+    _, _, store = make()
+    assert open_snapshot(rewritten(take(store, WHERE), round=10)).snapshot.round == 10
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": "no hex"},
+        {"member": "3"},
+        {"step": None},
+        {"round": 1.5},
+        {"extra": [1]},
+        {"extra": {"items": [[1.5, 2]]}},
+        {"extra": {"items": [["a", {"washp2p.tensor": 77}]]}},
+        {"highest_lr": "0.1"},
+        {"frozen": {"0.weight": 5}},
+        {"frozen": []},
+    ],
+)
+def test_a_wrong_description_is_refused(changes):
+    _, _, store = make()
+    with pytest.raises(ProtocolError, match="not a snapshot: "):
+        open_snapshot(rewritten(take(store, WHERE), **changes))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        None,
+        {"items": []},
+        {"items": [["state", {"items": [[99, 1]]}], ["groups", []], ["more", {"items": []}]]},
+        {"items": [["state", {"items": []}], ["groups", [5]], ["more", {"items": []}]]},
+        {"items": [["state", {"items": []}], ["groups", []], ["more", {"items": []}]]},
+        {"items": [["state", {"items": [["a", {"tuple": 5}]]}], ["groups", []], ["more", 1]]},
+    ],
+)
+def test_a_state_that_no_such_optimizer_has_is_refused(optimizer):
+    _, _, store = make()
+    opened = open_snapshot(rewritten(take(store, WHERE), optimizer=optimizer))
+    with pytest.raises(ProtocolError, match="not a snapshot of such a member: "):
+        restore(store, opened)
