@@ -53,17 +53,15 @@ def main() -> int:
                     os.read(children, 4096)
                     _tell_of_ended()
                 elif line := asked.readline():
-                    wanted = json.loads(line)
-                    pid = os.fork()
-                    if not pid:
-                        signal.set_wakeup_fd(-1)
-                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                        for number, handler in handlers.items():
-                            signal.signal(number, handler)
-                        for pipe in (children, wakeup):
-                            os.close(pipe)
-                        _be_worker(wanted["arguments"], wanted["log"])
-                    _tell({"pid": pid})
+                    if pid := os.fork():
+                        _tell({"pid": pid})
+                        continue
+                    signal.set_wakeup_fd(-1)
+                    for number, handler in {**handlers, signal.SIGCHLD: signal.SIG_DFL}.items():
+                        signal.signal(number, handler)
+                    for pipe in (children, wakeup):
+                        os.close(pipe)
+                    _be_worker(**json.loads(line))
                 else:
                     return 0
 

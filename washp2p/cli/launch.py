@@ -62,6 +62,9 @@ class Launch:
         self._resume = resume
         self._devices = devices
         self._coordinator: list[Process] = []
+        self._forking: Process
+        self._listening: asyncio.Task[None]
+        """Reads what `workers.fork` reports. Kept: asyncio drops a task that nobody refers to."""
         self._workers: dict[ForkedWorker, Path] = {}
 
     async def run(self) -> int:
@@ -82,8 +85,9 @@ class Launch:
         )
         try:
             coordinator, address = await self._start_coordinator()
-            workers = self._start_workers(address) if address else {}
-            return await self._watch(coordinator, workers, interrupted)
+            if address:
+                self._start_workers(address)
+            return await self._watch(coordinator, interrupted)
         finally:
             await self._end()
 
@@ -106,8 +110,8 @@ class Launch:
         with os.fdopen(ready) as pipe:
             return process, (await asyncio.to_thread(pipe.readline)).strip()
 
-    def _start_workers(self, address: str) -> dict[ForkedWorker, Path]:
-        """Ask `workers.fork` for workers, which begin once it has PyTorch. Returns their logs."""
+    def _start_workers(self, address: str) -> None:
+        """Ask `workers.fork` for workers, which begin once it has PyTorch."""
         threads = max(1, (os.cpu_count() or 1) // self._n)
         logs = self._folder / "log"
         logs.mkdir(exist_ok=True)
@@ -120,7 +124,6 @@ class Launch:
             self._forking.stdin.write(f"{json.dumps(wanted)}\n".encode())
             self._workers[ForkedWorker()] = log
         self._listening = asyncio.create_task(self._listen())
-        return self._workers
 
     async def _listen(self) -> None:
         """Read what `workers.fork` reports: a worker has begun, or has ended with a code."""
@@ -138,12 +141,10 @@ class Launch:
             worker.kill()
             worker.has_ended(-signal.SIGKILL)
 
-    async def _watch(
-        self, coordinator: Process, workers: dict[ForkedWorker, Path], interrupted: asyncio.Event
-    ) -> int:
+    async def _watch(self, coordinator: Process, interrupted: asyncio.Event) -> int:
         end = asyncio.create_task(coordinator.wait())
         stop = asyncio.create_task(interrupted.wait())
-        working = {asyncio.create_task(worker.wait()): log for worker, log in workers.items()}
+        working = {asyncio.create_task(worker.wait()): log for worker, log in self._workers.items()}
         while not end.done():
             await asyncio.wait({end, stop, *working}, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
