@@ -138,7 +138,7 @@ def flooded(rank: int, address: str, folder: str, store: str, n: int) -> Found:
         if rank < n:
             member, step = bare(address, Path(folder))
             stack.enter_context(member)
-            endpoint[rank] = member._parts.endpoint
+            endpoint[rank] = member._lifecycle.around.endpoint
         dist.all_gather_object(endpoint, endpoint[rank])
         sink: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         sink.set(zmq.LINGER, 0)

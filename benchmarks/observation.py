@@ -122,7 +122,7 @@ def used(process: int) -> float:
 
 def _silence(member: Any) -> None:
     """Have a member say nothing of how it goes: there is no flag for that."""
-    member._lifecycle._tell = lambda: None
+    member._lifecycle.core._tell = lambda: None
 
 
 def against(its: list[float], other: list[float]) -> str:

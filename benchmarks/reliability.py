@@ -84,7 +84,7 @@ def member(address: str, times: Connection) -> None:
 def one_fault(number: signal.Signals) -> dict[str, float]:
     """Seconds until a member that gets the signal is dropped, and what follows."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "washp2p.member.joining"])
+    context.set_forkserver_preload(["torch", "washp2p.driver.joining"])
     with tempfile.TemporaryDirectory() as temporary:
         coordinator = Coordinator(Path(temporary) / "run", f"--n={N}", "--p=0.05", "--max-delay=0")
         pipes = [context.Pipe() for _ in range(N)]

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from washp2p.config.config import RunConfig
     from washp2p.coordinator_link.connection import Connection
-    from washp2p.member.joining import attach, connect, follow, join
-    from washp2p.member.member import Member
-    from washp2p.member.replicas import Replica
+    from washp2p.driver.joining import attach, connect, follow, join
+    from washp2p.driver.member import Member
+    from washp2p.driver.replicas import Replica
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
 
@@ -47,8 +47,8 @@ _WHERE = {
     "Connection": "coordinator_link.connection",
     "Layout": "protocol.layout",
     "Ledger": "protocol.ledger",
-    "Member": "member.member",
-    "Replica": "member.replicas",
+    "Member": "driver.member",
+    "Replica": "driver.replicas",
     "RunConfig": "config.config",
 }
 
@@ -56,4 +56,4 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'washp2p' has no attribute {name!r}")
-    return getattr(import_module(f"washp2p.{_WHERE.get(name, 'member.joining')}"), name)
+    return getattr(import_module(f"washp2p.{_WHERE.get(name, 'driver.joining')}"), name)

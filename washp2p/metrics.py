@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from washp2p.member.member import Member
+    from washp2p.driver.member import Member
 
 __all__ = ["Exporter"]
 

@@ -23,7 +23,7 @@ PRELOADED = (
     "torchvision",
     "sklearn.datasets",
     "sklearn.model_selection",
-    "washp2p.member.joining",
+    "washp2p.driver.joining",
     "workers.__main__",
     "workers.training.data",
     "workers.training.evaluate",

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import washp2p
 from tests.support.processes import FORKSERVER, collect
 from tests.support.sources import ROOT
+from washp2p.driver import replicas
 from washp2p.errors import DroppedError, RunStoppedError, UsageError
-from washp2p.member import replicas
 from washp2p.protocol.roster import round_seed, run_key
 from workers.simulation.reference import Reference, plain_average
 

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 
 import washp2p
 from tests.support.processes import FORKSERVER, collect
+from washp2p.driver import joining
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UsageError
-from washp2p.member import joining
 
 STEPS = 20
 

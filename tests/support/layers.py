@@ -20,21 +20,25 @@ LAYERS = {
     "washp2p.reporting": ["washp2p.errors", "washp2p.protocol", "washp2p.runfolder"],
     "washp2p.rounds": [
         "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model",
-        "washp2p.evaluation", "washp2p.transports", "washp2p.runfolder",
+        "washp2p.evaluation", "washp2p.config", "washp2p.transports", "washp2p.runfolder",
+    ],
+    "washp2p.member": [
+        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model", "washp2p.strategies",
+        "washp2p.transports", "washp2p.runfolder", "washp2p.rounds",
     ],
     "washp2p.coordinator_link": [
         "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
         "washp2p.transports", "washp2p.runfolder",
     ],
-    "washp2p.member": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.plan", "washp2p.model", "washp2p.config",
+    "washp2p.driver": [
+        "washp2p.errors", "washp2p.protocol", "washp2p.model", "washp2p.config",
         "washp2p.sockets", "washp2p.transports", "washp2p.strategies", "washp2p.runfolder",
-        "washp2p.rounds", "washp2p.coordinator_link",
+        "washp2p.rounds", "washp2p.member", "washp2p.coordinator_link",
     ],
     "washp2p.metrics": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.reporting", "washp2p.member",
+        "washp2p.errors", "washp2p.protocol", "washp2p.reporting", "washp2p.driver",
     ],
-    "washp2p": ["washp2p.protocol", "washp2p.config", "washp2p.coordinator_link", "washp2p.member"],
+    "washp2p": ["washp2p.protocol", "washp2p.config", "washp2p.coordinator_link", "washp2p.driver"],
     "workers": [],
     "workers.options": [],
     "workers.launched": ["washp2p.errors"],

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from tests.support.refusals import RecordedRefusals
+from washp2p.driver.outbox import AHEAD, DeviceOutbox
 from washp2p.model.device_copies import HostCopies, Staging
 from washp2p.model.store import Store
 from washp2p.protocol.messages.frames import End, headers
 from washp2p.protocol.roster import Peer, Roster
-from washp2p.rounds.exchange import AHEAD, Exchange
+from washp2p.rounds.exchange import Exchange
 from washp2p.rounds.merging import stage
 from washp2p.strategies import strategy_for
 from washp2p.transports.base import Message
@@ -122,6 +123,7 @@ class Population:
         )
         self.roster = roster
         self.exchanges = []
+        self.outboxes = [DeviceOutbox(transport) for transport in self.transports]
         self.refusals = [RecordedRefusals() for _ in range(config.n)]
         for me, transport in enumerate(self.transports):
             for peer in roster.peers:
@@ -135,6 +137,7 @@ class Population:
                 Exchange(
                     store=store,
                     transport=transport,
+                    outbox=self.outboxes[me],
                     me=me,
                     run=RUN,
                     add=config.exchange.late == "difference" and config.exchange.max_delay != "0",

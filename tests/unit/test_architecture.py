@@ -14,6 +14,7 @@ from tests.support.sources import ROOT, imports, modules
 
 SOCKETS = {"socket", "zmq", "asyncio", "selectors", "http"}
 CLOCKS = {"time", "sched"}
+THREADS = {"concurrent", "multiprocessing", "subprocess"}
 DISK = {"sqlite3", "shutil", "tempfile", "pathlib", "os"}
 TENSORS = {"torch", "torchvision", "safetensors"}
 ARRAYS = {"numpy", "scipy", "sklearn"}
@@ -30,8 +31,9 @@ PURE = {
     "washp2p.runfolder": SOCKETS | TENSORS | ARRAYS,
     "washp2p.reporting": TENSORS,
     "washp2p.cli.main": TENSORS | ARRAYS,
+    "washp2p.rounds": SOCKETS | CLOCKS | THREADS,
+    "washp2p.member": SOCKETS | CLOCKS | THREADS,
     "washp2p.rounds.inbound": SOCKETS | CLOCKS | TENSORS | ARRAYS,
-    "washp2p.rounds.merging": SOCKETS | CLOCKS,
     "coordinator": TENSORS,
     "coordinator.machine": SOCKETS | CLOCKS | DISK | TENSORS | ARRAYS | {"rich"},
     "coordinator.service": TENSORS | ARRAYS,

@@ -56,14 +56,13 @@ from washp2p.protocol.messages.from_worker import (
 )
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.run_state import RunState
-from washp2p.protocol.version import DERIVATION, VERSION, installed
+from washp2p.protocol.version import DERIVATION, VERSION
 from washp2p.runfolder import checkpoints, rundir
 from washp2p.transports.locality import this_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from washp2p.protocol.layout import Layout
     from washp2p.protocol.roster import MemberId, Order
     from washp2p.sockets.keys import JoinKey
 
@@ -78,7 +77,7 @@ class Connection:
     """A place in a run: the member's id, and the run's configuration.
 
     Made by `washp2p.connect`. Pass it to `washp2p.join` together with a model built from `config`.
-    Methods belong to one thread; only `attach` blocks.
+    Methods belong to one thread; none blocks.
     """
 
     address: str
@@ -187,33 +186,6 @@ class Connection:
             self._on_stop, failure = callback, self._failure
         if failure is not None:
             callback(failure)
-
-    def attach(  # noqa: PLR0917 - what a model and its place are
-        self,
-        layout: Layout,
-        endpoint: str,
-        near: Sequence[str],
-        key: bytes,
-        rounds: int,
-        no_snapshots: str = "",
-    ) -> None:
-        """Present the model, and wait until this member is in a roster, or has a `donor`.
-
-        `layout` is the model's. The data plane listens at `endpoint`, and at `near`, the nearest
-        address first. `key` is its public key (32 bytes, empty without encryption). `rounds` is how
-        many rounds the run has, 0 if not known. `no_snapshots` says why the optimizer's state
-        cannot be given to others. Blocks. Raises RunStoppedError, or JoinRefusedError if the model
-        does not fit the population's.
-        """
-        wire, where = layout.to_wire(), self.place
-        self.tell(
-            Attach(
-                wire, endpoint, list(near), where, key, rounds, installed(), shortened(no_snapshots)
-            )
-        )
-        with self._changed:
-            self._changed.wait_for(lambda: self.state.enrolled or self.state.donor or self._failure)
-        self.check()
 
     def check(self) -> None:
         """Raise RunStoppedError, or the coordinator's refusal, if this member's run is over."""

@@ -20,9 +20,9 @@ from washp2p.rounds.identical_members import Likeness
 if TYPE_CHECKING:
     import torch
 
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.model.store import Store
     from washp2p.rounds.merging import Merger
+    from washp2p.rounds.ports import ControlPlane
 
 _log = logging.getLogger("washp2p")
 
@@ -36,7 +36,7 @@ class Advice:
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: ControlPlane,
         store: Store,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,

@@ -17,9 +17,10 @@ from washp2p.protocol.messages.from_worker import Averaging
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.model.store import State, Store
     from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.waiting import Procedure
     from washp2p.transports.transfer import Transfer
 
 
@@ -30,7 +31,7 @@ class Averages:
         self,
         *,
         store: Store,
-        connection: Connection,
+        connection: ControlPlane,
         inbox: Inbox,
         transfer: Transfer,
         tell: Callable[[str, str], None],
@@ -112,13 +113,11 @@ class Averages:
             transfer=self._transfer,
         )
 
-    def take(self) -> PeerAverage:
-        """Finish the current average with all members; return it. Blocks. Raises
-        RunStoppedError.
-        """
+    def take(self) -> Procedure[PeerAverage]:
+        """Finish the current average with all members; return it. Raises RunStoppedError."""
         assert self.current is not None
         if self.current.over is None:
-            self.current.average()
+            yield from self.current.average()
             self.taken = self.current.number
             if self._served is not None:
                 self._served.withdraw()

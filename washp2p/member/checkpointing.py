@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,15 +17,15 @@ from washp2p.model.optimizers import NATURAL
 from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
 from washp2p.protocol.ledger import Loss
 from washp2p.rounds.round_loop import Start
-from washp2p.runfolder import checkpoints
 
 if TYPE_CHECKING:
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.model.store import Store
     from washp2p.protocol.ledger import Ledger
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.ports import ControlPlane
     from washp2p.rounds.round_loop import Timeline
+    from washp2p.rounds.waiting import Clock, Procedure
     from washp2p.runfolder.runlog import RunLog
 
 _log = logging.getLogger("washp2p")
@@ -95,20 +94,40 @@ def _is_span(row: object) -> bool:
     return False
 
 
+class Folder(Protocol):
+    """Where one member's checkpoints lie, as `runfolder.checkpoints.CheckpointFolder`."""
+
+    def name(self, round_number: int) -> str:
+        """What the checkpoint of a round is called in messages."""
+
+    def read(self, round_number: int) -> bytes:
+        """Return the checkpoint of a round. Raises UsageError if it cannot be read."""
+
+    def write(self, round_number: int, data: bytes) -> None:
+        """Keep the checkpoint of a round: all or nothing, and lasting. Raises UsageError."""
+
+    def forget(self, rounds: range) -> None:
+        """Delete all members' checkpoints of these rounds."""
+
+
 class Checkpointing:
     """One member's checkpoints."""
 
     def __init__(
         self,
         *,
-        connection: Connection,
+        connection: ControlPlane,
         inbox: Inbox,
         store: Store,
         exchange: Exchange,
         ledger: Ledger,
         log: RunLog | None,
         state: Stateful | None,
+        folder: Folder,
+        clock: Clock,
     ) -> None:
+        self._folder = folder
+        self._clock = clock
         self._connection = connection
         self._inbox = inbox
         self._store = store
@@ -117,17 +136,18 @@ class Checkpointing:
         self._log = log
         self._state = state
 
-    def after_round(self, timeline: Timeline) -> None:
+    def after_round(self, timeline: Timeline) -> Procedure[None]:
         """Save a checkpoint if one is due, or if no seed comes because the coordinator is away.
 
-        A save blocks until nothing is outstanding and the file is on disk. Raises RunStoppedError.
+        A save waits until nothing is outstanding. Raises RunStoppedError.
         """
         if timeline.round == self._connection.state.checkpoint_from(timeline.round):
-            self._connection.saved(timeline.round, self._save(timeline))
+            problem = yield from self._save(timeline)
+            self._connection.saved(timeline.round, problem)
         elif timeline.goes_on and timeline.round + 1 not in self._connection.state.seeds:
             self._connection.progress(timeline.round)
-            if not self._seed_comes(timeline.round + 1):
-                self._save(timeline)
+            if not (yield from self._seed_comes(timeline.round + 1)):
+                yield from self._save(timeline)
 
     def go_on(self) -> Start:
         """Restore this member from its checkpoint. Returns where its rounds begin.
@@ -135,9 +155,8 @@ class Checkpointing:
         Raises UsageError if the checkpoint cannot be read.
         """
         kept = self._connection.state.rosters[0].first - 1
-        folder, me = self._connection.folder, self._connection.member
-        data = checkpoints.read(folder, kept, me)
-        path = checkpoints.checkpoint_file(folder, kept, me)
+        me, path = self._connection.member, self._folder.name(kept)
+        data = self._folder.read(kept)
         try:
             opened = open_snapshot(data)
             snapshot = opened.snapshot
@@ -181,19 +200,19 @@ class Checkpointing:
 
     def forget_what_was_to_come(self, start: Start) -> None:
         """Delete checkpoints of rounds after `start`: the run goes on from an earlier one."""
-        checkpoints.forget(self._connection.folder, range(start.round + 1, sys.maxsize))
+        self._folder.forget(range(start.round + 1, sys.maxsize))
 
-    def _seed_comes(self, number: int) -> bool:
-        connection = self._connection
-        end = time.monotonic() + connection.patience.seconds
-        self._inbox.wait_until(lambda: number in connection.state.seeds or time.monotonic() > end)
-        return number in connection.state.seeds
+    def _seed_comes(self, number: int) -> Procedure[bool]:
+        seeds = self._connection.state.seeds
+        end = self._clock() + self._connection.patience.seconds
+        yield from self._inbox.wait_until(lambda: number in seeds, deadline=end)
+        return number in seeds
 
-    def _save(self, timeline: Timeline) -> str:
+    def _save(self, timeline: Timeline) -> Procedure[str]:
         """Save a checkpoint of the present state. Returns an empty string, or the reason why it
         failed.
         """
-        timeline.settle()
+        yield from timeline.settle()
         self._exchange.flush()
         me, merger = self._connection.member, self._exchange.merger
         try:
@@ -213,7 +232,7 @@ class Checkpointing:
                 extra=extra,
             )
             data = take(self._store, where)
-            checkpoints.write(self._connection.folder, timeline.round, me, data)
+            self._folder.write(timeline.round, data)
         except (OSError, *NATURAL) as error:  # of the disk, the loop, or the optimizer's own code
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
@@ -23,8 +22,6 @@ class Derivation:
         self._store = store
         self._me = me
         self._prepared: Roster | None = None
-        self.cpu_seconds = 0.0
-        """What plans have cost so far; read by the training thread."""
 
     def __call__(self, order: Order) -> Staged | None:
         """Derive the plan for `order`; None if nothing is exchanged in that round.
@@ -38,13 +35,10 @@ class Derivation:
             position = roster.position(self._me)
             self._strategy.prepare(self._store.layout, len(roster.members), position)
             self._prepared = roster
-        began = time.thread_time()
         plan = self._strategy.plan(seed)
         if plan is not None and plan.mean is not None and not self._strategy.lockstep:
             raise UsageError(
                 f"{type(self._strategy).__name__} plans a mean, for which everyone must wait; "
                 "expected lockstep = True"
             )
-        staged = stage(plan, roster, self._store.copies)
-        self.cpu_seconds += time.thread_time() - began
-        return staged
+        return stage(plan, roster, self._store.copies)

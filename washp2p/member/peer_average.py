@@ -25,11 +25,12 @@ from washp2p.rounds import hold_points
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.model.store import State
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.waiting import Procedure
     from washp2p.transports.transfer import Download, Transfer
 
 
@@ -53,7 +54,7 @@ class PeerAverage:
         by_hand: bool,
         layout: Layout,
         frozen: Collection[str] = (),
-        connection: Connection,
+        connection: ControlPlane,
         inbox: Inbox,
         transfer: Transfer,
     ) -> None:
@@ -78,10 +79,10 @@ class PeerAverage:
         self._inbox = inbox
         self._transfer = transfer
 
-    def average(self) -> None:
+    def average(self) -> Procedure[None]:
         """Take the average, together with all members. If interrupted, it may be called again.
 
-        Blocks until all members have the average. Raises RunStoppedError, also if a tensor is not
+        Waits until all members have the average. Raises RunStoppedError, also if a tensor is not
         finite here and is finite on another member. Raises UsageError if some members average their
         models and others something else.
         """
@@ -90,15 +91,15 @@ class PeerAverage:
             roster = self._connection.state.roster
             hold_points.reach(hold_points.AVERAGING)
             try:
-                self.averaged = self._average_over(roster)
+                self.averaged = yield from self._average_over(roster)
                 self.over = roster
             except _RosterChangedError:
                 continue
 
-    def leads(self) -> bool:
+    def leads(self) -> Procedure[bool]:
         """Whether this member has to evaluate the average.
 
-        Blocks until another member has evaluated it, the run is over, or it falls to this member.
+        Waits until another member has evaluated it, the run is over, or it falls to this member.
         """
         connection = self._connection
 
@@ -107,14 +108,14 @@ class PeerAverage:
             evaluated = connection.state.evaluated >= self.number
             return evaluated or connection.state.over or first == connection.member
 
-        self._inbox.wait_until(known)
+        yield from self._inbox.wait_until(known)
         falls_to_me = not (connection.state.evaluated >= self.number or connection.state.over)
         if falls_to_me:
             hold_points.reach(hold_points.EVALUATING)
         return falls_to_me
 
-    def of(self, member: MemberId) -> State | None:
-        """The values that `member` brought to the average; None if it is gone. Blocks."""
+    def of(self, member: MemberId) -> Procedure[State | None]:
+        """The values that `member` brought to the average; None if it is gone."""
         if member == self._connection.member:
             return self.state
 
@@ -124,16 +125,16 @@ class PeerAverage:
 
         vectors = [torch.empty_like(self._joined(names)) for names in self._groups]
         into = {str(number): vector for number, vector in enumerate(vectors)}
-        if not self._inbox.fetch(member, f"final{self._label}", into, Kind.AVERAGE, gone):
-            return None
-        return self._filled(vectors)
+        blobs = f"final{self._label}"
+        whole = yield from self._inbox.fetch(member, blobs, into, Kind.AVERAGE, gone)
+        return self._filled(vectors) if whole else None
 
     def withdraw(self) -> None:
         """Stop offering this average's values to other members."""
         for blob in ("digests", "final", "mean"):
             self._transfer.withdraw(f"{blob}{self.number}.")
 
-    def _average_over(self, roster: Roster) -> State:
+    def _average_over(self, roster: Roster) -> Procedure[State]:
         connection = self._connection
         self._label = f"{self.number}.{roster.generation}"
 
@@ -147,13 +148,14 @@ class PeerAverage:
                 roster.generation,
             )
 
-        def wait_until(condition: Callable[[], bool]) -> None:
-            self._inbox.wait_until(lambda: condition() or changed(), self._transfer.peers)
+        def wait_until(condition: Callable[[], bool]) -> Procedure[None]:
+            peers = self._transfer.peers
+            yield from self._inbox.wait_until(lambda: condition() or changed(), peers)
             if changed():
                 raise _RosterChangedError
 
         names = list(self.state)
-        told = self._exchange_digests(roster, wait_until)
+        told = yield from self._exchange_digests(roster, wait_until)
         if len({row[0] for row in told.values()}) > 1:
             own = [str(member) for member, row in told.items() if row[0]]
             raise UsageError(
@@ -168,7 +170,7 @@ class PeerAverage:
                     f"member {connection.member} has diverged, {name} is not finite, though on "
                     "other members it is; a lower --lr may help"
                 )
-            wait_until(lambda: False)  # it goes, and says why
+            yield from wait_until(lambda: False)  # it goes, and says why
         self.differing = tuple(differing(names, rows.values()))
         vectors = self._group(self.differing)
         self.state = self._filled(vectors)  # which are copies
@@ -178,7 +180,7 @@ class PeerAverage:
         for number, vector in enumerate(vectors):
             blob = f"final{self._label}:{number}"
             self._transfer.offer(blob, as_bytes(vector), Kind.AVERAGE)
-        means = average_peer_to_peer(
+        means = yield from average_peer_to_peer(
             vectors[: self._means],
             transfer=self._transfer,
             members=roster.members,
@@ -195,17 +197,17 @@ class PeerAverage:
                 )
                 for number, vector in enumerate(firsts, self._means)
             ]
-            wait_until(all_done(downloads))
+            yield from wait_until(all_done(downloads))
         connection.tell(Averaged(roster.generation, self.number))
-        wait_until(settled)
+        yield from wait_until(settled)
         assert connection.state.settled is not None
         self.rounds = tuple(connection.state.settled.rounds)
         return self._filled([*means, *firsts])
 
     def _exchange_digests(
-        self, roster: Roster, wait_until: Callable[[Callable[[], bool]], None]
-    ) -> dict[MemberId, bytes]:
-        """Fetch the digests of all members, by member; their first byte is `by_hand`. Blocks."""
+        self, roster: Roster, wait_until: Callable[[Callable[[], bool]], Procedure[None]]
+    ) -> Procedure[dict[MemberId, bytes]]:
+        """Fetch the digests of all members, by member; their first byte is `by_hand`."""
         blob = f"digests{self._label}"
         me = self._connection.member
         self._transfer.offer(blob, memoryview(self._digests), Kind.AVERAGE)
@@ -215,7 +217,7 @@ class PeerAverage:
             for member, row in rows.items()
             if member != me
         ]
-        wait_until(all_done(downloads))
+        yield from wait_until(all_done(downloads))
         return {member: bytes(row) for member, row in rows.items()}
 
     def _group(self, names: tuple[str, ...]) -> list[torch.Tensor]:
@@ -276,14 +278,14 @@ def average_peer_to_peer(
     members: Sequence[MemberId],
     me: MemberId,
     attempt: str,
-    wait_until: Callable[[Callable[[], bool]], None],
-) -> list[torch.Tensor]:
+    wait_until: Callable[[Callable[[], bool]], Procedure[None]],
+) -> Procedure[list[torch.Tensor]]:
     """The mean of all members' `vectors`. Every member in `members` must call this.
 
     `vectors` are one-dimensional contiguous CPU tensors. All members have the same number of them,
     with the same lengths, and must already offer them as the blobs `final<attempt>:<number>`.
     Values are added in the order of `members`. If `members` change, use another `attempt`, so that
-    a late message of the former attempt is not taken for one of this attempt. Blocks by calling
+    a late message of the former attempt is not taken for one of this attempt. It waits by
     `wait_until`, and lets its exceptions through. The caller owns the result.
     """
     results = []
@@ -307,7 +309,7 @@ def average_peer_to_peer(
             for m, part in zip(members, parts, strict=True)
             if m != me and end > begin
         ]
-        wait_until(all_done(downloads))
+        yield from wait_until(all_done(downloads))
         result[begin:end] = mean(parts)
         blob = f"mean{attempt}:{number}"
         transfer.offer(blob, as_bytes(result[begin:end]), Kind.AVERAGE)
@@ -316,7 +318,7 @@ def average_peer_to_peer(
             for m, a, b in zip(members, bounds, bounds[1:], strict=False)
             if m != me and b > a
         ]
-        wait_until(all_done(downloads))
+        yield from wait_until(all_done(downloads))
         results.append(result)
     return results
 

@@ -1,14 +1,13 @@
 """How a member gets its initial state, and gives its own to newcomers.
 
 At the start all members take over the parameters of the roster's first member. In mid-run a
-newcomer takes over the whole state of a live member. Both use state transfer, on the training
-thread.
+newcomer takes over the whole state of a live member. Both use state transfer. The methods that wait
+are procedures.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,12 +28,13 @@ from washp2p.runfolder.runlog import Joined
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from washp2p.coordinator_link.connection import Connection
     from washp2p.model.snapshot import Opened, Snapshot
     from washp2p.model.store import State, Store
     from washp2p.protocol.roster import MemberId, Peer, Roster
     from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.ports import ControlPlane
     from washp2p.rounds.round_loop import Start
+    from washp2p.rounds.waiting import Clock, Procedure
     from washp2p.transports.transfer import Transfer
 
 _log = logging.getLogger("washp2p")
@@ -44,40 +44,47 @@ class Startup:
     """Brings one member into the population, and gives its state to newcomers."""
 
     def __init__(
-        self, *, connection: Connection, inbox: Inbox, transfer: Transfer, store: Store
+        self,
+        *,
+        connection: ControlPlane,
+        inbox: Inbox,
+        transfer: Transfer,
+        store: Store,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._connection = connection
         self._inbox = inbox
         self._transfer = transfer
         self._store = store
         self._served: set[MemberId] = set()
 
-    def start_together(self) -> None:
+    def start_together(self) -> Procedure[None]:
         """Take over the parameters and buffers of the roster's first member, as all members do.
 
         Under `--init different` the member keeps its own. If the first member is lost before
         training begins, the next one takes its place. A member that cannot reach the first member
-        fetches from others that already have its values. Blocks until training begins. Raises
+        fetches from others that already have its values. Waits until training begins. Raises
         RunStoppedError.
         """
         own = self._store.values()
         taken = own
         begun = False
         while not begun:
-            self._inbox.drain()  # peers are connected to before anything is sent to them
+            self._inbox.follow()  # peers are connected to before anything is sent to them
             roster = self._connection.state.roster
             hold_points.reach(hold_points.STARTING)
             first = roster.members[0] == self._connection.member
             if first or self._connection.config.training.init == "different":
                 taken = own
             else:
-                found = self._fetch_start(roster, own)
+                found = yield from self._fetch_start(roster, own)
                 if found is None:
                     continue
                 taken = found
             self._offer(f"start{roster.generation}", taken)
             self._connection.tell(Synced(roster.generation))
-            begun = self._wait_for_the_seed_of(1, roster.generation)
+            begun = yield from self._wait_for_the_seed_of(1, roster.generation)
             self._transfer.withdraw(f"start{roster.generation}:")
         if taken is not own:
             self._store.load_values(
@@ -90,7 +97,7 @@ class Startup:
             self._transfer.offer(f"{what}:{number}", as_bytes(vector), Kind.STATE)
         self._transfer.offer(f"{what}:digests", memoryview(digests_of(state)), Kind.STATE)
 
-    def _fetch_start(self, roster: Roster, own: State) -> State | None:
+    def _fetch_start(self, roster: Roster, own: State) -> Procedure[State | None]:
         """Fetch the first member's state. Returns None if a new roster has come. Tensors equal
         to `own` are not fetched.
         """
@@ -113,21 +120,21 @@ class Startup:
             row = self._transfer.fetch(
                 source, f"{what}:digests", memoryview(theirs), kind=Kind.STATE
             )
-            if not self._inbox.wait_for([row], elsewhere):
+            if not (yield from self._inbox.wait_for([row], elsewhere)):
                 continue
             numbers = {name: number for number, name in enumerate(own)}
             fresh = {
                 name: torch.empty_like(own[name]) for name in differing(own, [mine, bytes(theirs)])
             }
             wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
-            if self._inbox.fetch(source, what, wanted, Kind.STATE, elsewhere):
+            if (yield from self._inbox.fetch(source, what, wanted, Kind.STATE, elsewhere)):
                 return own | fresh
         return None
 
-    def go_on_together(self, start: Start, *, rounds: int) -> None:
+    def go_on_together(self, start: Start, *, rounds: int) -> Procedure[None]:
         """Begin the rounds after `start` with all members, each restored from its checkpoint.
 
-        `rounds` is the run's last round, 0 if not known. Blocks until training begins. Raises
+        `rounds` is the run's last round, 0 if not known. Waits until training begins. Raises
         RunStoppedError.
         """
         connection = self._connection
@@ -135,26 +142,28 @@ class Startup:
         self._inbox.arrivals.begin_after(start.round)
         begun = False
         while not begun:
-            self._inbox.drain()
+            self._inbox.follow()
             generation = connection.state.roster.generation
             hold_points.reach(hold_points.STARTING)
             connection.tell(Synced(generation))
-            begun = first > rounds > 0 or self._wait_for_the_seed_of(first, generation)
+            begun = first > rounds > 0
+            if not begun:
+                begun = yield from self._wait_for_the_seed_of(first, generation)
         connection.state.seeds.reached = start.round
 
-    def come_in(self) -> Joined:
+    def come_in(self) -> Procedure[Joined]:
         """Take over the state of a live member of a run that has begun, and enter its roster.
 
-        Blocks until this member's first round can follow. Returns how the member joined. Raises
+        Waits until this member's first round can follow. Returns how the member joined. Raises
         RunStoppedError.
         """
         connection = self._connection
-        self._inbox.drain()
+        self._inbox.follow()
         while True:
-            donor, data = self._fetch_snapshot()
+            donor, data = yield from self._fetch_snapshot()
             try:
                 opened = self._open(donor, data)
-                more = self._fetch_frozen(donor, opened.lacks(self._store))
+                more = yield from self._fetch_frozen(donor, opened.lacks(self._store))
                 if more is None:
                     continue  # there is another donor
                 restore(self._store, opened, more)
@@ -165,17 +174,19 @@ class Startup:
                 if self._store.is_finite():
                     break
                 connection.tell(Diverged(donor.member))
-            self._inbox.wait_until(partial(self._donor_is_not, donor))
+            yield from self._inbox.wait_until(partial(self._donor_is_not, donor))
         connection.tell(Ready())
-        self._inbox.wait_until(lambda: connection.state.enrolled)
+        yield from self._inbox.wait_until(lambda: connection.state.enrolled)
         entry = next(r for r in connection.state.rosters if connection.member in r.members)
         connection.state.seeds.reached = entry.first - 1
         self._inbox.arrivals.begin_after(entry.first - 1)
-        self._inbox.wait_until(lambda: entry.first in connection.state.seeds)
+        yield from self._inbox.wait_until(lambda: entry.first in connection.state.seeds)
         config = connection.config
         if config.exchange.max_delay == "none" and config.method.name != "none" and config.method.p:
-            end = time.monotonic() + connection.patience.seconds  # perhaps nobody sends just now
-            self._inbox.wait_until(lambda: self._is_reached(entry.first) or time.monotonic() > end)
+            yield from self._inbox.wait_until(
+                lambda: self._is_reached(entry.first),
+                deadline=self._clock() + connection.patience.seconds,  # perhaps nobody sends now
+            )
         return Joined(entry.generation, entry.first - 1, donor.member, opened.snapshot.step)
 
     @property
@@ -207,7 +218,7 @@ class Startup:
             self._served.remove(guest)
             self._transfer.withdraw(f"snapshot:{guest}")
 
-    def _fetch_snapshot(self) -> tuple[Peer, bytes]:
+    def _fetch_snapshot(self) -> Procedure[tuple[Peer, bytes]]:
         """Fetch a snapshot; if its donor is lost, from the next one. Returns donor and bytes."""
         limit = self._store.largest_snapshot
         while True:
@@ -217,7 +228,8 @@ class Startup:
             hold_points.reach(hold_points.RECEIVING)
             name = f"snapshot:{self._connection.member}"
             download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE, limit=limit)
-            if self._inbox.wait_for([download], partial(self._donor_is_not, donor)):
+            gone = partial(self._donor_is_not, donor)
+            if (yield from self._inbox.wait_for([download], gone)):
                 assert download.into is not None
                 return donor, bytes(download.into)
 
@@ -228,8 +240,8 @@ class Startup:
             raise ProtocolError(f"it is member {whose.member}'s, of run {whose.run.hex()}")
         return opened
 
-    def _fetch_frozen(self, donor: Peer, names: list[str]) -> State | None:
-        """Fetch the frozen parameters `names` from `donor`; None if the donor changes. Blocks."""
+    def _fetch_frozen(self, donor: Peer, names: list[str]) -> Procedure[State | None]:
+        """Fetch the frozen parameters `names` from `donor`; None if the donor changes."""
         if not names:
             return {}
         own, numbers = self._store.values(), {n: k for k, n in enumerate(self._store.frozen)}
@@ -239,7 +251,8 @@ class Startup:
         wanted = {str(numbers[name]): vector for name, vector in fresh.items()}
         what = f"snapshot:{self._connection.member}"
         gone = partial(self._donor_is_not, donor)
-        return fresh if self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone) else None
+        whole = yield from self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone)
+        return fresh if whole else None
 
     def _is_reached(self, first: int) -> bool:
         """Whether some older member has reached round `first`, or no older member is left.
@@ -254,14 +267,14 @@ class Startup:
     def _donor_is_not(self, donor: Peer) -> bool:
         return self._connection.state.donor is not donor
 
-    def _wait_for_the_seed_of(self, first: int, generation: int) -> bool:
-        """Block until the seed of round `first` is here, or the roster changes.
+    def _wait_for_the_seed_of(self, first: int, generation: int) -> Procedure[bool]:
+        """Wait until the seed of round `first` is here, or the roster changes.
 
         Returns whether training has begun.
         """
         connection = self._connection
         changed = self._changed(generation)
-        self._inbox.wait_until(lambda: first in connection.state.seeds or changed())
+        yield from self._inbox.wait_until(lambda: first in connection.state.seeds or changed())
         return (
             first in connection.state.seeds
             and roster_at(connection.state.rosters, first).generation == generation

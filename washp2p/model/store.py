@@ -219,10 +219,8 @@ class Store:
         targets = self._targets()
         for name, value in state.items():
             target = targets.get(name)
-            if target is None:
-                raise ValueError(f"the model has no {name}")
-            if value.dtype != target.dtype or value.shape != (target.numel(),):
-                raise ValueError(f"{name} is not as long, or not of the same dtype")
+            if target is None or (value.dtype, *value.shape) != (target.dtype, target.numel()):
+                raise ValueError(f"{name} is not in this model, or of other length or dtype")
         numbers = []
         flat = self._memory.vector
         for number, entry in enumerate(self.layout.entries):

@@ -9,10 +9,8 @@ frames in and does the waiting. Nothing here reads a socket or a clock.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Protocol
 
 from washp2p.model.device_copies import as_bytes
 from washp2p.protocol.ledger import Kind
@@ -29,11 +27,10 @@ from washp2p.protocol.messages.frames import (
 from washp2p.rounds import hold_points
 from washp2p.rounds.inbound import Arrivals
 from washp2p.rounds.merging import Merger
-from washp2p.rounds.round_state import Applied, Beside
+from washp2p.rounds.round_state import Applied, Beside, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
 
     import torch
 
@@ -47,19 +44,15 @@ if TYPE_CHECKING:
     from washp2p.rounds.round_state import Round
     from washp2p.transports.base import Buffers, Transport
 
-AHEAD = 2
-"""Rounds whose values may still be on their way from the device when the next one is gathered."""
 
+class Outbox(Protocol):
+    """Sends rounds, as `driver.outbox.DeviceOutbox` does."""
 
-class _Messages(NamedTuple):
-    """One leg's messages, sent once `marks` are reached. `header` lacks the receiver. `parts`
-    has, for each message, (peer, planned bytes, buffers).
-    """
+    def post(self, messages: Messages) -> None:
+        """Send a leg's messages, after all posted before, once its marks are reached."""
 
-    marks: list[Mark]
-    header: Frame
-    parts: list[tuple[MemberId, int, Buffers]]
-    kind: Kind = Kind.EXCHANGE
+    def flush(self) -> None:
+        """Return once everything posted has been sent."""
 
 
 class Exchange:
@@ -72,6 +65,7 @@ class Exchange:
         *,
         store: Store,
         transport: Transport,
+        outbox: Outbox,
         me: MemberId,
         run: bytes,
         add: bool,
@@ -91,8 +85,7 @@ class Exchange:
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()
-        self._sender: ThreadPoolExecutor | None = None
-        self._unsent: deque[Future[None]] = deque()
+        self._outbox = outbox
         self._gathered: dict[tuple[int, int], tuple[Staged, Vectors]] = {}
         self.posted = 0
         """The last round posted."""
@@ -111,8 +104,7 @@ class Exchange:
         """Gather the values of round `number`, and send them as soon as they have left the device.
 
         Rounds between the last one and this are skipped. `share` is the share of its time, per
-        mille, that this member waits. Does not block, unless the device is more than AHEAD rounds
-        behind.
+        mille, that this member waits.
         """
         plan, roster = staged.plan, staged.roster
         self._store.look()
@@ -123,7 +115,7 @@ class Exchange:
         kept = self.merger.keeps(plan, number)
         self._gathered[number, FIRST] = staged, self._store.keep(staged.receive) if kept else []
         hold_points.reach(hold_points.BEFORE_SEND, number)
-        self._hand_over(messages)
+        self._outbox.post(messages)
         parts = self._parts(staged, plan.receive, number)
         self._expect(number, roster, plan.fingerprint, FIRST, parts)
 
@@ -153,20 +145,14 @@ class Exchange:
         return -1.0 if self._consensus is None else self._consensus.distance
 
     def flush(self) -> None:
-        """Block until everything posted has left the device and is sent."""
-        while self._unsent:
-            self._unsent.popleft().result()
-
-    def close(self) -> None:
-        """Stop sending. Harmless when called twice."""
-        if self._sender is not None:
-            self._sender.shutdown(cancel_futures=True)
+        """Return once everything posted has left the device and is sent."""
+        self._outbox.flush()
 
     def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
         """Tell `peers` that no round follows after round `last`, until average `number` is
         taken.
         """
-        self.flush()
+        self._outbox.flush()
         self._last, self._number = last, number
         for peer in peers:
             self.greet(peer)
@@ -184,7 +170,7 @@ class Exchange:
 
     def resume(self, peer: MemberId) -> None:
         """Tell `peer` up to which turn frames may be lost: its connection works again."""
-        self.flush()
+        self._outbox.flush()
         header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
@@ -216,7 +202,7 @@ class Exchange:
         self.merger.forget(self.arrivals.oldest)
         return done
 
-    def _gather(self, staged: Staged, header: Frame, number: int) -> _Messages:
+    def _gather(self, staged: Staged, header: Frame, number: int) -> Messages:
         """Gather a round's values for each peer: on the device if the transport takes them from
         there, else on the host. Returns the messages.
         """
@@ -241,26 +227,7 @@ class Exchange:
                 sized = zip(memory, self._item_bytes, strict=True)
                 buffers = [view[begin * size : end * size] for view, size in sized]
             messages.append((peer, (end - begin) * self._scalar_bytes, buffers))
-        return _Messages(marks, header, messages)
-
-    def _hand_over(self, messages: _Messages) -> None:
-        """Send messages in order: at once, or on another thread if values are still being
-        copied.
-        """
-        while self._unsent and (self._unsent[0].done() or len(self._unsent) > AHEAD):
-            self._unsent.popleft().result()
-        if not self._unsent and all(mark.done() for mark in messages.marks):
-            self._send(messages)
-        else:
-            self._sender = self._sender or ThreadPoolExecutor(1, "washp2p sender")
-            self._unsent.append(self._sender.submit(self._send, messages))
-
-    def _send(self, messages: _Messages) -> None:
-        for mark in messages.marks:
-            mark.wait()
-        for peer, planned, parts in messages.parts:
-            header = headers.encode(messages.header.to(peer))
-            self._transport.send(peer, messages.kind, header, parts, expected=planned)
+        return Messages(marks, header, messages)
 
     def _take_beside(self, round_: Round) -> list[Applied]:
         """Put a round's extra vectors in `came_beside` once no more come. Returns what to log."""
@@ -334,7 +301,7 @@ class Exchange:
                         hosted[id(vector)] = as_bytes(vector.cpu())
                 buffers = [hosted[id(vector)] for vector in vectors]
             parts.append((peer, sum(vector.nbytes for vector in vectors), buffers))
-        self._hand_over(_Messages([], header, parts, kind))
+        self._outbox.post(Messages([], header, parts, kind))
 
     def _expect(
         self,

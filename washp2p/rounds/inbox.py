@@ -1,14 +1,14 @@
-"""A member's inbox: distributes arriving messages, and waits for them.
+"""A member's inbox: distributes arriving messages, and loses patience with those who send none.
 
-All waiting for peers on the data plane is here, on the training thread. The inbox follows the
-roster, too: it stops waiting for members that are gone, and connects to new ones.
+A driver hands over each message and says when time has passed. The inbox follows the roster, too:
+it stops waiting for members that are gone, and connects to new ones. Nothing here blocks.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING
 
 from washp2p.errors import ProtocolError, UsageError
@@ -17,9 +17,10 @@ from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.frames import Chunk, End, Fetch, Frame, Posted, headers
 from washp2p.protocol.messages.from_worker import CutOff, Stalled
 from washp2p.protocol.refusals import Reason
+from washp2p.rounds.waiting import Wait, Waiting, nobody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
 
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
     from washp2p.protocol.messages.frames import Header
     from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId, Peer
-    from washp2p.rounds.control_plane import ControlPlane
     from washp2p.rounds.exchange import Exchange
+    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.waiting import Clock, Procedure
     from washp2p.transports.base import Message, Payload, Transport
     from washp2p.transports.transfer import Download, Transfer
-
-AT_ONCE = 10_000
-"""Messages handled before the caller goes on, however many there are."""
 
 GUESTS = 16
 """Newcomers that a member gives snapshots to at a time."""
@@ -61,8 +60,10 @@ class Inbox:
         transfer: Transfer,
         exchange: Exchange,
         refusals: Refusals[MemberId],
+        clock: Clock,
     ) -> None:
         self._refusals = refusals
+        self._clock = clock
         self._connection = connection
         self._patience = connection.patience
         self._ping = self._patience.ping
@@ -81,46 +82,53 @@ class Inbox:
         """Newcomers that wait for a snapshot of this member."""
         self.out_of_reach: set[MemberId] = set()
         """Peers that were waited for in vain, the link to them being broken."""
-
-    def drain(self) -> None:
-        """Handle all messages that have arrived. Does not block. Raises as `wait_until`."""
-        self._follow()
-        for _ in range(AT_ONCE):
-            if (message := self._transport.receive(0)) is None:
-                break
-            self._dispatch(message)
+        self._waiting: Waiting | None = None
 
     def wait_until(
-        self, condition: Callable[[], bool], whom: Callable[[], set[MemberId]] = set
-    ) -> None:
-        """Handle arriving messages until `condition` holds.
+        self,
+        condition: Callable[[], bool],
+        peers: Callable[[], set[MemberId]] = nobody,
+        deadline: float = inf,
+    ) -> Procedure[None]:
+        """Wait as `Wait` says. Raises RunStoppedError."""
+        self.follow()
+        if not condition():
+            yield Wait(condition, peers, deadline)
 
-        `whom` returns the peers on which `condition` depends. If the connection to one of them is
-        broken, waiting for that peer ends after one patience. A peer that is too slow is reported
-        to the coordinator, repeatedly. Raises RunStoppedError.
+    def begin(self, wait: Wait) -> None:
+        """Begin to count the time of a wait, which a procedure has yielded."""
+        now = self._clock()
+        self._waiting = Waiting(wait, now, now, now + NOTICE_SECONDS)
+
+    def is_over(self) -> bool:
+        """Whether the present wait is over."""
+        assert self._waiting is not None
+        wait = self._waiting.wait
+        return wait.condition() or self._clock() >= wait.deadline
+
+    def look(self) -> None:
+        """Note that time has passed, or that the coordinator has told something.
+
+        If the connection to a peer that is waited for is broken, its values are given up after one
+        patience. A peer that is too slow is reported to the coordinator, repeatedly. Raises
+        RunStoppedError.
         """
-        self._follow()
-        began = asked_anew = time.monotonic()
-        notice = began + NOTICE_SECONDS
-        reported: set[MemberId] = set()
-        while not condition():
-            message = self._transport.receive(self._ping)
-            if message is not None:
-                self._dispatch(message)
-                continue
-            self._follow()  # whatever the control plane brings interrupts `receive`
-            now = time.monotonic()
-            if now - asked_anew > self._patience.stalled:  # the last report may have been in vain
-                asked_anew = now
-                reported.clear()
-            if now - began > self._patience.mute:
-                reported |= self._lose_patience(whom() - reported, now - began)
-            if now > notice:
-                notice = now + NOTICE_SECONDS
-                self._say_what_is_missing(whom())
+        self.follow()
+        waiting = self._waiting
+        assert waiting is not None
+        now, peers = self._clock(), waiting.wait.peers
+        if now - waiting.asked_anew > self._patience.stalled:  # that report may have been in vain
+            waiting.asked_anew = now
+            waiting.reported.clear()
+        if now - waiting.began > self._patience.mute:
+            told = self._lose_patience(peers() - waiting.reported, now - waiting.began)
+            waiting.reported |= told
+        if now > waiting.notice:
+            waiting.notice = now + NOTICE_SECONDS
+            self._say_what_is_missing(peers())
 
-    def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> bool:
-        """Block until all downloads are done. If `unless` holds before that, give up the rest.
+    def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> Procedure[bool]:
+        """Wait until all downloads are done. If `unless` holds before that, give up the rest.
 
         Returns whether all are done. Raises as `wait_until`.
         """
@@ -128,7 +136,7 @@ class Inbox:
         def here() -> bool:
             return all(download.done for download in downloads)
 
-        self.wait_until(lambda: here() or unless(), self._transfer.peers)
+        yield from self.wait_until(lambda: here() or unless(), self._transfer.peers)
         if not here():
             self._transfer.cancel()
         return here()
@@ -140,13 +148,13 @@ class Inbox:
         into: dict[str, torch.Tensor],
         kind: Kind,
         unless: Callable[[], bool],
-    ) -> bool:
-        """Fill `into` with the peer's blobs `<what>:<name>`. Blocks and returns as `wait_for`."""
+    ) -> Procedure[bool]:
+        """Fill `into` with the peer's blobs `<what>:<name>`. Waits and returns as `wait_for`."""
         downloads = [
             self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
             for name, vector in into.items()
         ]
-        return self.wait_for(downloads, unless)
+        return (yield from self.wait_for(downloads, unless))
 
     def link(self, peer: Peer) -> None:
         """Connect to a peer, if it is not connected yet."""
@@ -168,13 +176,16 @@ class Inbox:
             else:
                 self._exchange.greet(peer.member)
 
-    def _follow(self) -> None:
-        """Handle roster changes, newcomers, and connections that work again."""
+    def follow(self) -> None:
+        """Handle roster changes, newcomers, and connections that work again.
+
+        Raises RunStoppedError.
+        """
         self._connection.check()
         if self._connection.state.changes != self._changes:
             self._changes = self._connection.state.changes
             self._follow_roster()
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._look_at:
             self._look_at = now + self._ping
             for peer in self._transport.mended():
@@ -204,7 +215,7 @@ class Inbox:
                 self._let_go(self.guests.pop(0).member)
         ahead, self._ahead, self._ahead_bytes = self._ahead, deque(), 0
         for message in ahead:
-            self._dispatch(message)
+            self.take(message)
 
     def _let_go(self, peer: MemberId) -> None:
         self._transport.disconnect(peer)
@@ -244,7 +255,16 @@ class Inbox:
                 NOTICE_SECONDS,
             )
 
-    def _dispatch(self, message: Message) -> None:
+    def take_all(self, messages: Iterable[Message]) -> None:
+        """Before a round: follow the control plane, then take what has arrived.
+
+        Raises RunStoppedError.
+        """
+        self.follow()
+        for message in messages:
+            self.take(message)
+
+    def take(self, message: Message) -> None:
         """Pass a message on, or refuse it. No message from a peer can end this process."""
         me, sender = self._connection.member, message.sender
         try:
@@ -298,7 +318,7 @@ class Inbox:
     def _knows(self, sender: MemberId) -> bool:
         """Whether the sender is, or was, a member."""
         if sender not in self._linked:
-            self._follow()
+            self.follow()
         return sender in self._linked or self.arrivals.is_gone(sender)
 
     def _keep(self, message: Message) -> None:

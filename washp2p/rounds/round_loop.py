@@ -2,15 +2,14 @@
 
     seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
 
-All of it runs on the training thread, which only gathers, hands over and scatters. ZeroMQ's own
-thread sends and receives, the planner's thread derives plans, and both hardly need the GIL.
+The methods that wait are procedures (`waiting.py`). Nothing here reads a socket, a file or a clock
+of its own.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from washp2p.errors import UsageError
 from washp2p.protocol.messages.frames import FOREVER, SURVEY
@@ -23,17 +22,34 @@ from washp2p.runfolder.runlog import Jump, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from washp2p.protocol.roster import MemberId, Order, Roster
-    from washp2p.rounds.control_plane import ControlPlane
+    from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.delay import Delay
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.merging import Staged
-    from washp2p.rounds.planner import Planner
+    from washp2p.rounds.ports import ControlPlane
     from washp2p.rounds.repairer import Repairer
     from washp2p.rounds.round_state import Applied, Beside
     from washp2p.rounds.surveyor import Surveyor
-    from washp2p.runfolder.runlog import Joined, RunLog
+    from washp2p.rounds.waiting import Clock, Procedure
+    from washp2p.runfolder.runlog import Joined
+
+
+class Plans(Protocol):
+    """The plans of the rounds to come, as `driver.planner.Planner` has them."""
+
+    def take(self, number: int) -> Staged | None:
+        """The plan of round `number`, whose seed has arrived; None if nothing is exchanged."""
+
+    def prepare(self, number: int = 1) -> None:
+        """Expect round `number` to be this member's first one."""
+
+
+class Log(Protocol):
+    """The run log, as `runfolder.runlog.RunLog` writes it."""
+
+    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
+        """Write records. What depends on them may be sent afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +73,12 @@ class Timeline:
         connection: ControlPlane,
         inbox: Inbox,
         exchange: Exchange,
-        planner: Planner[Order, Staged | None],
+        plans: Plans,
         delay: Delay,
         expire: int,
         rounds: int,
-        log: RunLog | None,
+        log: Log | None,
+        clock: Clock,
         surveyor: Surveyor | None = None,
         repairer: Repairer | None = None,
     ) -> None:
@@ -71,7 +88,8 @@ class Timeline:
         self._inbox = inbox
         self._exchange = exchange
         self._arrivals = exchange.arrivals
-        self._planner = planner
+        self._plans = plans
+        self._clock = clock
         self._delay = delay
         self._expire = expire
         self._rounds = rounds
@@ -82,7 +100,7 @@ class Timeline:
         """Optimizer steps it has taken: as many, unless it jumped."""
         self.waited = 0.0
         """Seconds spent waiting for peers."""
-        self.began = self.ended = time.monotonic()
+        self.began = self.ended = clock()
         self.late = 0.0
         """By how many rounds values have been late of late."""
         self._share = 0.0
@@ -133,11 +151,11 @@ class Timeline:
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
         if joined is not None and self._log is not None:
             self._log.append([joined])
-        self._planner.prepare(self.round + 1)
-        self.began = self.ended = time.monotonic()
+        self._plans.prepare(self.round + 1)
+        self.began = self.ended = self._clock()
 
-    def step(self) -> None:
-        """Run the round that follows an optimizer step. Blocks as long as the bound on delay
+    def step(self) -> Procedure[None]:
+        """Run the round that follows an optimizer step. Waits as long as the bound on delay
         demands.
 
         Raises UsageError beyond the announced number of steps, or if a peer has ended its run with
@@ -156,7 +174,6 @@ class Timeline:
                 f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
                 "it out"
             )
-        self._inbox.drain()
         number = self.round + 1
         newest = min(self._arrivals.newest, self._connection.state.seeds.until)
         bound = self._delay.bound
@@ -165,28 +182,28 @@ class Timeline:
             number = newest
         if self._rounds and number > self._rounds:
             return  # it jumped, and now its peers have ended
-        self._await_seed(number)
+        yield from self._await_seed(number)
         if jumps:  # but not over a round of which a checkpoint is to be kept
             number = min(number, self._connection.state.checkpoint_from(self.round + 1) or number)
             jumps = number > self.round + 1
-        staged = self._planner.take(number)
+        staged = self._plans.take(number)
         self._connection.reached(number)
         self.round = number
         if jumps and self._log is not None:
             self._log.append([Jump(self.steps, self._roster.generation, number)])
         if staged is not None or self._arrivals.outstanding:
-            self._trade(number, staged, bound)
+            yield from self._trade(number, staged, bound)
         if self._surveyor is not None:
-            self._survey(self._surveyor, number, bound)
-        self.ended = time.monotonic()
+            yield from self._survey(self._surveyor, number, bound)
+        self.ended = self._clock()
 
-    def pause(self, number: int) -> None:
+    def pause(self, number: int) -> Procedure[None]:
         """Stop before average `number`: tell the peers, and apply what is still to come.
 
-        Blocks. If interrupted, it may be called again.
+        If interrupted, it may be called again.
         """
         self._exchange.end(self.round, number, self._peers)
-        self._inbox.wait_until(
+        yield from self._inbox.wait_until(
             lambda: self._arrivals.complete(self.round),
             lambda: self._arrivals.waits_for(self.round),
         )
@@ -198,20 +215,20 @@ class Timeline:
         """Continue with rounds: all members took the average after the same round."""
         self._averaged = True
         self._exchange.go_on()
-        self.ended = time.monotonic()
+        self.ended = self._clock()
 
     def finish(self) -> None:
         """Tell the peers that no step follows."""
         self._exchange.end(self.round, FOREVER, self._peers)
 
-    def settle(self) -> None:
+    def settle(self) -> Procedure[None]:
         """Wait for what is outstanding, or give it up under `--max-delay none`; then apply."""
         if self._arrivals.outstanding:
             waited = 0.0
             if self._delay.bound is None:
                 self._arrivals.give_up(self.round + 1)
             else:
-                waited = self._wait(self.round, 0)
+                waited = yield from self._wait(self.round, 0)
             self._follow(self._apply(), waited)
             self._take_beside()
 
@@ -222,7 +239,7 @@ class Timeline:
         self._exchange.share()
         return applied
 
-    def _trade(self, number: int, staged: Staged | None, bound: int | None) -> None:
+    def _trade(self, number: int, staged: Staged | None, bound: int | None) -> Procedure[None]:
         """Send a round's values, wait as long as the bound demands, apply what has arrived, and
         repair a mean.
         """
@@ -238,16 +255,16 @@ class Timeline:
         applied: list[Applied] = []
         waited = 0.0
         for _ in range(1 if staged is None else staged.legs):
-            waited += self._wait(number, bound)
+            waited += yield from self._wait(number, bound)
             hold_points.reach(hold_points.APPLYING, number)
             applied += self._apply()
         self._follow(applied, waited)
         self._take_beside()
         if repairer is not None and staged is not None:
             beside = repairer.begin(staged.roster, staged.plan)
-            self._pass_on(number, staged.roster, beside, bound)
+            yield from self._pass_on(number, staged.roster, beside, bound)
 
-    def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> None:
+    def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> Procedure[None]:
         """Take part in a survey if one is due. After a round with a checkpoint it is exact,
         unless there is no bound.
         """
@@ -255,12 +272,14 @@ class Timeline:
         roster = self._roster
         if len(roster.members) > 1 and (exact or surveyor.due(number)):
             beside = surveyor.begin(number, roster, exact=exact)
-            self._pass_on(number, roster, beside, bound)
+            yield from self._pass_on(number, roster, beside, bound)
 
-    def _pass_on(self, number: int, roster: Roster, beside: Beside, bound: int | None) -> None:
+    def _pass_on(
+        self, number: int, roster: Roster, beside: Beside, bound: int | None
+    ) -> Procedure[None]:
         """Send extra vectors with a round, and handle those that have arrived."""
         self._exchange.pass_on(number, roster, beside)
-        self.waited += self._wait(number, bound)
+        self.waited += yield from self._wait(number, bound)
         self._apply()
         self._take_beside()
 
@@ -274,23 +293,24 @@ class Timeline:
                 assert self._repairer is not None
                 self._repairer.finish(came)
 
-    def _await_seed(self, number: int) -> None:
+    def _await_seed(self, number: int) -> Procedure[None]:
         if number not in self._connection.state.seeds:
             self._connection.progress(number - 1)
-            self._inbox.wait_until(lambda: number in self._connection.state.seeds)
+            yield from self._inbox.wait_until(lambda: number in self._connection.state.seeds)
 
-    def _wait(self, number: int, bound: int | None) -> float:
+    def _wait(self, number: int, bound: int | None) -> Procedure[float]:
+        """Wait for the rounds that `bound` demands. Returns the seconds that this took."""
         if bound is None:
             self._arrivals.give_up(number - self._expire)
             return 0.0
         due = number - bound
         if self._arrivals.complete(due):
             return 0.0
-        began = time.monotonic()
-        self._inbox.wait_until(
+        began = self._clock()
+        yield from self._inbox.wait_until(
             lambda: self._arrivals.complete(due), lambda: self._arrivals.waits_for(due)
         )
-        return time.monotonic() - began
+        return self._clock() - began
 
     def _follow(self, applied: Sequence[Applied], waited: float) -> None:
         """Report members that have diverged, and update the statistics with what was applied."""
@@ -302,7 +322,7 @@ class Timeline:
                 self._connection.tell(Diverged(member))
             self._reported |= self._exchange.merger.diverged
             self._exchange.merger.diverged.clear()
-        elapsed = time.monotonic() - self.ended
+        elapsed = self._clock() - self.ended
         self.waited += waited
         self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
         lateness = max((self.round - one.round for one in applied if one.senders), default=0)

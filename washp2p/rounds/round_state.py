@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import FIRST
 
 if TYPE_CHECKING:
     import torch
 
-    from washp2p.protocol.ledger import Kind
+    from washp2p.model.device_copies import Mark
+    from washp2p.protocol.messages.frames import Frame
     from washp2p.protocol.roster import MemberId
-    from washp2p.transports.base import Payload
+    from washp2p.transports.base import Buffers, Payload
 
 Span = tuple[int, int]
 Turn = tuple[int, int]
@@ -40,6 +42,17 @@ class Round:
     def turn(self) -> Turn:
         """Round and leg."""
         return self.number, self.leg
+
+
+class Messages(NamedTuple):
+    """One leg's messages, sent once `marks` are reached. `header` lacks the receiver. `parts`
+    has, for each message, (peer, planned bytes, buffers).
+    """
+
+    marks: list[Mark]
+    header: Frame
+    parts: list[tuple[MemberId, int, Buffers]]
+    kind: Kind = Kind.EXCHANGE
 
 
 class Applied(NamedTuple):

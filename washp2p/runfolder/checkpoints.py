@@ -26,20 +26,34 @@ def checkpoint_file(run: Path, round_number: int, member: MemberId) -> Path:
     return run / FOLDER / str(round_number) / f"{member}.safetensors"
 
 
-def write(run: Path, round_number: int, member: MemberId, data: bytes) -> None:
-    """Write a member's snapshot. Raises UsageError if it cannot be written."""
-    write_bytes(checkpoint_file(run, round_number, member), data)
+class CheckpointFolder:
+    """The checkpoints of `member` in the run folder `run`."""
 
+    def __init__(self, run: Path, member: MemberId) -> None:
+        self._run = run
+        self._member = member
 
-def read(run: Path, round_number: int, member: MemberId) -> bytes:
-    """Read a member's snapshot. Raises UsageError if it cannot be read."""
-    path = checkpoint_file(run, round_number, member)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {path}: {error.strerror}; expected this member's checkpoint there"
-        ) from None
+    def name(self, round_number: int) -> str:
+        """The path of the checkpoint of a round."""
+        return str(checkpoint_file(self._run, round_number, self._member))
+
+    def write(self, round_number: int, data: bytes) -> None:
+        """Write the snapshot of a round. Raises UsageError if it cannot be written."""
+        write_bytes(checkpoint_file(self._run, round_number, self._member), data)
+
+    def read(self, round_number: int) -> bytes:
+        """Read the snapshot of a round. Raises UsageError if it cannot be read."""
+        path = checkpoint_file(self._run, round_number, self._member)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {path}: {error.strerror}; expected this member's checkpoint there"
+            ) from None
+
+    def forget(self, rounds: range) -> None:
+        """Delete the checkpoints of these rounds, of all members."""
+        forget(self._run, rounds)
 
 
 def held(run: Path, rounds: Iterable[int]) -> list[tuple[int, MemberId]]:

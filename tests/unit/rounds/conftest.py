@@ -17,7 +17,7 @@ def population(memory_address):
 
     yield make
     for one in made:
-        for exchange in one.exchanges:
-            exchange.close()
+        for outbox in one.outboxes:
+            outbox.close()
         for transport in one.transports:
             transport.close()

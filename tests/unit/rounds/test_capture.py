@@ -73,12 +73,13 @@ class Victim:
             transfer=Transfer(transport, RUN, 0, self.refusals),
             exchange=exchange,
             refusals=self.refusals,
+            clock=lambda: 0.0,
         )
         for peer in (1, 2):
             self.inbox._linked[peer] = Peer(peer, "", "")
 
     def receive(self, header, payload=b""):
-        self.inbox._dispatch(Message(memoryview(header), memoryview(payload)))
+        self.inbox.take(Message(memoryview(header), memoryview(payload)))
 
 
 def mutated(capture, which, how, at):
@@ -165,5 +166,5 @@ def test_a_sender_who_proved_to_be_another_is_not_believed(population):
     rounds.step(1)
     one = rounds.peers.transports[0].receive(5)
     victim = Victim(rounds)
-    victim.inbox._dispatch(Message(one.header, one.payload, sender=2))
+    victim.inbox.take(Message(one.header, one.payload, sender=2))
     assert victim.refusals.all[0][:2] == (2, "under another's name")

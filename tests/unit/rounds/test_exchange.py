@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.support.rounds import RUN, FromDevices, LateRounds, LazyCopies, model, step
 from washp2p.config.config import RunConfig
+from washp2p.driver.outbox import AHEAD
 from washp2p.model.device_copies import HostCopies
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import Frame, headers
 from washp2p.protocol.refusals import Reason
-from washp2p.rounds.exchange import AHEAD
 from washp2p.transports.memory import MemoryTransport
 from workers.simulation.reference import Reference
 

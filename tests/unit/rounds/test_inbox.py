@@ -31,9 +31,6 @@ class Recorder:
         self.arrivals = self
         self.messages = []
 
-    def receive(self, timeout):
-        return self.messages.pop(0) if self.messages else None
-
     def is_gone(self, peer):
         return False
 
@@ -53,6 +50,21 @@ class Recorder:
 def roster(generation, *members):
     peers = tuple(Peer(member=m, endpoint=f"memory://{m}", host="") for m in members)
     return Roster(generation=generation, peers=peers)
+
+
+class Clock:
+    """A clock that a test advances."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def take(inbox, wire):
+    """Hand the inbox what has come."""
+    messages, wire.messages = wire.messages, []
+    inbox.take_all(messages)
 
 
 @pytest.fixture
@@ -79,8 +91,9 @@ def scene():
         transfer=wire,
         exchange=wire,
         refusals=RecordedRefusals(),
+        clock=Clock(),
     )
-    inbox.drain()
+    take(inbox, wire)
     return connection, wire, inbox
 
 
@@ -93,7 +106,7 @@ def test_peers_are_connected_to_once_and_let_go_of_when_they_are_gone(scene):
     assert calls(wire, "connect") == [[m, f"memory://{m}", b"", []] for m in (1, 2)]
     connection.state.rosters.append(roster(1, 0, 2, 3))
     connection.state.changes += 1
-    inbox.drain()
+    take(inbox, wire)
     assert calls(wire, "connect")[2:] == [[3, "memory://3", b"", []]]
     assert calls(wire, "remove") == [[1]]
     assert calls(wire, "disconnect") == [[1]]
@@ -103,7 +116,7 @@ def test_who_came_and_went_between_two_looks_is_given_up_too(scene):
     connection, wire, inbox = scene
     connection.state.rosters += [roster(1, 0, 1, 2, 3), roster(2, 0, 1, 2)]
     connection.state.changes += 2
-    inbox.drain()
+    take(inbox, wire)
     assert calls(wire, "remove") == [[3]]
 
 
@@ -111,19 +124,35 @@ def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twel
     connection, wire, inbox = scene
     wire.broken_to = {1}
     wire.waits = {1, 2}
-    seen = []
-
-    def condition():
-        seen.append((calls(wire, "silence"), list(connection.reported)))
-        return bool(connection.reported)
 
     def whom():
         return wire.waits - {peer for (peer,) in calls(wire, "silence")}
 
-    inbox._patience = Patience(0.02)
-    inbox.wait_until(condition, whom)
+    clock, patience = inbox._clock, connection.patience
+    (wait,) = inbox.wait_until(lambda: False, whom, deadline=100.0)
+    inbox.begin(wait)
+    silenced, reported = [], []
+    while len(reported) < 2:
+        clock.now += patience.ping
+        inbox.look()
+        at = clock.now / patience.seconds
+        silenced += [at] * (len(calls(wire, "silence")) - len(silenced))
+        reported += [at] * (len(connection.reported) - len(reported))
+    assert silenced == [pytest.approx(1, abs=0.11)]
     assert calls(wire, "silence") == [[1]]
-    assert connection.reported == [2]
+    assert reported[0] == pytest.approx(12, abs=0.11)
+    assert reported[1] == pytest.approx(24, abs=0.21)  # the first report may have been in vain
+    assert connection.reported == [2, 2]
+
+
+def test_a_wait_is_over_at_its_deadline(scene):
+    _, _, inbox = scene
+    (wait,) = inbox.wait_until(lambda: False, deadline=3.0)
+    inbox.begin(wait)
+    assert not inbox.is_over()
+    inbox._clock.now = 3.0
+    assert inbox.is_over()
+    assert list(inbox.wait_until(lambda: True)) == []
 
 
 def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
@@ -132,7 +161,7 @@ def test_newcomers_that_nobody_hears_of_again_are_let_go(scene):
         guest = Peer(number, f"memory://{number}")
         connection.state.take_guests = lambda guest=guest: [guest] * 2
         connection.state.changes += 1
-        inbox.drain()
+        take(inbox, wire)
     assert len(inbox.guests) == GUESTS
     assert [peer for (peer,) in calls(wire, "disconnect")] == list(range(10, 10 + 2 * GUESTS))
 
@@ -145,12 +174,12 @@ def fetch(sender, number):
 def test_what_comes_before_the_control_plane_has_told_of_its_sender_is_kept(scene):
     connection, wire, inbox = scene
     wire.messages = [fetch(3, 0), fetch(3, 1)]
-    inbox.drain()
+    take(inbox, wire)
     assert calls(wire, "on_fetch") == []
     connection.state.take_guests = lambda: [Peer(3, "memory://3")]
     connection.state.changes += 1
     wire.messages = [fetch(3, 2)]
-    inbox.drain()
+    take(inbox, wire)
     assert [asked.offset for (asked,) in calls(wire, "on_fetch")] == [0, 1, 2]
     assert not inbox._refusals.refused
 
@@ -158,7 +187,7 @@ def test_what_comes_before_the_control_plane_has_told_of_its_sender_is_kept(scen
 def test_of_nobody_only_so_much_is_kept(scene):
     _, wire, inbox = scene
     wire.messages = [fetch(7, number) for number in range(AHEAD + 5)]
-    inbox.drain()
+    take(inbox, wire)
     assert inbox._refusals.refused == {Reason.STRANGER: 5}
 
 
@@ -182,6 +211,6 @@ def test_what_is_meant_for_another_member_is_refused(scene):
     _, wire, inbox = scene
     header = headers.encode(Fetch(RUN, 1, 2, "snapshot:3", 0, 1))
     wire.messages = [Message(memoryview(header), memoryview(b""))]
-    inbox.drain()
+    take(inbox, wire)
     assert calls(wire, "on_fetch") == []
     assert list(inbox._refusals.refused) == [Reason.ASTRAY]

@@ -1,10 +1,11 @@
-"""What the rounds of a member need of its connection to the coordinator."""
+"""What a member's core needs of its connection to the coordinator."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
     from washp2p.protocol.patience import Patience
     from washp2p.protocol.roster import MemberId
@@ -12,9 +13,12 @@ if TYPE_CHECKING:
 
 
 class ControlPlane(Protocol):
-    """The part of `coordinator_link.connection.Connection` that rounds use. Nothing blocks."""
+    """The part of `coordinator_link.connection.Connection` that a core uses. Nothing blocks."""
 
     run: bytes
+    origin: bytes
+    config: RunConfig
+    resumes: bool
     place: str
     patience: Patience
     state: RunState
@@ -34,3 +38,6 @@ class ControlPlane(Protocol):
 
     def progress(self, rounds: int) -> None:
         """Report that `rounds` rounds are done."""
+
+    def saved(self, round_number: int, error: str) -> None:
+        """Report a checkpoint of `round_number`: held if `error` is empty, else why it is not."""

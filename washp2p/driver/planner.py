@@ -7,6 +7,7 @@ Touches no parameter and no socket.
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -43,6 +44,8 @@ class Planner(Generic[S, P]):
         self._ready: dict[int, P] = {}
         self._batches: list[tuple[range, Future[list[P]]]] = []
         self._ahead = 1
+        self.cpu_seconds = 0.0
+        """What plans have cost so far, in CPU time of their thread."""
 
     def take(self, number: int) -> P:
         """The plan of round `number`, whose seed has arrived. Blocks until it is derived."""
@@ -80,5 +83,11 @@ class Planner(Generic[S, P]):
                 break
             seeds.append(seed)
         if seeds:
-            future = self._thread.submit(lambda: [self._derive(seed) for seed in seeds])
+            future = self._thread.submit(self._derive_all, seeds)
             self._batches.append((range(first, first + len(seeds)), future))
+
+    def _derive_all(self, seeds: list[S]) -> list[P]:
+        began = time.thread_time()
+        plans = [self._derive(seed) for seed in seeds]
+        self.cpu_seconds += time.thread_time() - began
+        return plans

@@ -1,4 +1,4 @@
-"""Makes the parts of one member, and gives each the parts that it needs."""
+"""Makes one member: its core, and the sockets, threads and files around it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
+from washp2p.driver.outbox import DeviceOutbox
+from washp2p.driver.planner import Planner
 from washp2p.errors import UsageError
 from washp2p.member.advice import Advice
 from washp2p.member.averages import Averages
 from washp2p.member.checkpointing import Checkpointing
+from washp2p.member.core import MemberCore, Parts
 from washp2p.member.derivation import Derivation
 from washp2p.member.startup import Startup
 from washp2p.model.parameters import plain_model
@@ -21,10 +24,10 @@ from washp2p.protocol.refusals import Refusals
 from washp2p.rounds.delay import delay_for
 from washp2p.rounds.exchange import Exchange
 from washp2p.rounds.inbox import Inbox
-from washp2p.rounds.planner import Planner
 from washp2p.rounds.repairer import Repairer
 from washp2p.rounds.round_loop import Timeline
 from washp2p.rounds.surveyor import Surveyor
+from washp2p.runfolder.checkpoints import CheckpointFolder
 from washp2p.runfolder.runlog import RunLog
 from washp2p.sockets.addresses import advertised
 from washp2p.sockets.keys import KeyPair
@@ -72,33 +75,20 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """All parts of one member."""
+class Surroundings:
+    """What a member's core has around it in this process."""
 
     connection: Connection
     choices: Choices
-    strategy: Strategy
-    slots: tuple[str, ...]
     last: str
+    """The module whose parameters are the last layer; empty: the one registered last."""
     optimizer: torch.optim.Optimizer
-    store: Store
     transport: Transport
     endpoint: str
     key: bytes
     """The public key of the data plane; empty where links are in plain text."""
-
-    refusals: Refusals[MemberId]
-    exchange: Exchange
-    inbox: Inbox
-    derivation: Derivation
+    outbox: DeviceOutbox
     planner: Planner[Order, Staged | None]
-    timeline: Timeline
-    surveyor: Surveyor | None
-    repairer: Repairer | None
-    startup: Startup
-    checkpointing: Checkpointing
-    averages: Averages
-    advice: Advice
     log: RunLog | None
 
 
@@ -107,8 +97,8 @@ def assemble(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     choices: Choices,
-) -> Parts:
-    """Make a member's parts.
+) -> tuple[MemberCore, Surroundings]:
+    """Make a member's core, and what it has around it.
 
     The model's parameters move into flat memory, and the data plane begins to listen. Raises
     UsageError.
@@ -135,10 +125,13 @@ def assemble(
         tell=_log.warning,
         clock=time.monotonic,
     )
+    clock = time.monotonic
     transfer = Transfer(transport, connection.run, me, refusals)
+    outbox = DeviceOutbox(transport)
     exchange = Exchange(
         store=store,
         transport=transport,
+        outbox=outbox,
         me=me,
         run=connection.run,
         add=config.exchange.late == "difference" and config.exchange.max_delay != "0",
@@ -153,6 +146,7 @@ def assemble(
         transfer=transfer,
         exchange=exchange,
         refusals=refusals,
+        clock=clock,
     )
     surveyor = None
     if config.operation.track_consensus:
@@ -168,37 +162,33 @@ def assemble(
         optimizer=optimizer,
         merger=exchange.merger,
     )
-    return Parts(
+    parts = Parts(
         connection=connection,
-        choices=choices,
         strategy=strategy,
         slots=slots,
-        last=last,
-        optimizer=optimizer,
+        rounds=choices.rounds,
         store=store,
-        transport=transport,
-        endpoint=endpoint,
-        key=pair.public if connection.encrypted else b"",
+        ledger=transport.ledger,
         refusals=refusals,
         exchange=exchange,
         inbox=inbox,
-        derivation=derivation,
-        planner=planner,
         timeline=Timeline(
             connection=connection,
             inbox=inbox,
             exchange=exchange,
-            planner=planner,
+            plans=planner,
             delay=delay_for(config.exchange.max_delay),
             expire=config.exchange.expire,
             rounds=choices.rounds,
             log=log,
+            clock=clock,
             surveyor=surveyor,
             repairer=repairer,
         ),
         surveyor=surveyor,
-        repairer=repairer,
-        startup=Startup(connection=connection, inbox=inbox, transfer=transfer, store=store),
+        startup=Startup(
+            connection=connection, inbox=inbox, transfer=transfer, store=store, clock=clock
+        ),
         checkpointing=Checkpointing(
             connection=connection,
             inbox=inbox,
@@ -207,6 +197,8 @@ def assemble(
             ledger=transport.ledger,
             log=log,
             state=choices.state,
+            folder=CheckpointFolder(connection.folder, me),
+            clock=clock,
         ),
         averages=Averages(
             store=store,
@@ -216,6 +208,19 @@ def assemble(
             tell=advice.tell,
         ),
         advice=advice,
+        log=log,
+        planning=lambda: planner.cpu_seconds,
+    )
+    return MemberCore(parts), Surroundings(
+        connection=connection,
+        choices=choices,
+        last=last,
+        optimizer=optimizer,
+        transport=transport,
+        endpoint=endpoint,
+        key=pair.public if connection.encrypted else b"",
+        outbox=outbox,
+        planner=planner,
         log=log,
     )
 

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 
 from washp2p.config.config import RunConfig
+from washp2p.driver.grad_scaler import Attempts
 from washp2p.errors import RunStoppedError, UsageError
-from washp2p.member.grad_scaler import Attempts
 from washp2p.model.parameters import plain_model
 from washp2p.model.snapshot import Snapshot, open_snapshot, restore, take
 from washp2p.model.store import Store

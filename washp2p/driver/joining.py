@@ -12,11 +12,11 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from washp2p.coordinator_link.connection import Connection
+from washp2p.driver.assembly import Choices, assemble
+from washp2p.driver.lifecycle import Lifecycle
+from washp2p.driver.member import Member
+from washp2p.driver.replicas import Replica, Replicas, group_of, wrapped
 from washp2p.errors import RunStoppedError
-from washp2p.member.assembly import Choices, assemble
-from washp2p.member.lifecycle import Lifecycle
-from washp2p.member.member import Member
-from washp2p.member.replicas import Replica, Replicas, group_of, wrapped
 from washp2p.model.optimizers import plain_optimizer, plain_scaler
 from washp2p.protocol.endpoints import require_loopback
 from washp2p.sockets.addresses import where_to_listen
@@ -137,7 +137,7 @@ def join(
                 last=last,
                 buffers=buffers or {},
             )
-            lifecycle = Lifecycle(assemble(connection, model, optimizer, choices))
+            lifecycle = Lifecycle(*assemble(connection, model, optimizer, choices))
         except BaseException as error:
             connection.leave(error)
             raise
@@ -242,7 +242,7 @@ def _leave_former(address: str) -> None:
             _open.remove(entry)
             _log.warning(
                 "this process is still member %d of the run at %s: it leaves, to join again",
-                lifecycle.parts.connection.member,
+                lifecycle.around.connection.member,
                 address,
             )
             lifecycle.finish_alone()

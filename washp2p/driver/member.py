@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from washp2p.errors import UsageError, WashError
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from washp2p.config.config import RunConfig
-    from washp2p.member.lifecycle import Final, Lifecycle, State
+    from washp2p.driver.lifecycle import Lifecycle
+    from washp2p.member.core import Final, State
     from washp2p.protocol.layout import Layout
     from washp2p.protocol.ledger import Ledger
     from washp2p.protocol.messages.from_worker import Vitals
@@ -36,7 +36,7 @@ class Member:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._parts = lifecycle.parts
+        self._parts = lifecycle.core.parts
 
     @property
     def closed(self) -> bool:
@@ -46,7 +46,7 @@ class Member:
     @property
     def vitals(self) -> Vitals | None:
         """The last progress report, made about every second; do not change it."""
-        return self._lifecycle.vitals
+        return self._lifecycle.core.vitals
 
     @property
     def id(self) -> MemberId:
@@ -56,12 +56,12 @@ class Member:
     @property
     def config(self) -> RunConfig:
         """The run's configuration."""
-        return self._parts.connection.config
+        return self._lifecycle.around.connection.config
 
     @property
     def members(self) -> tuple[MemberId, ...]:
         """The members of the newest roster, in order; after an average, those averaged over."""
-        return self._lifecycle.members
+        return self._lifecycle.core.members
 
     @property
     def layout(self) -> Layout:
@@ -81,7 +81,7 @@ class Member:
     @property
     def ledger(self) -> Ledger:
         """What this member has sent so far, by peer and kind, in bytes; read it only."""
-        return self._parts.transport.ledger
+        return self._parts.ledger
 
     @property
     def max_delay(self) -> str:
@@ -123,7 +123,7 @@ class Member:
         `result`, or has died. If no average was taken yet, this takes one. Blocks. Raises
         RunStoppedError, and UsageError if training has gone on since the last average.
         """
-        return self._lifecycle.final().leads()
+        return self._lifecycle.run(self._lifecycle.final().leads())
 
     def models(self) -> dict[MemberId, State]:
         """The final state dicts of all averaged members that are still alive, by MemberId.
@@ -138,7 +138,7 @@ class Member:
 
         Blocks. Raises what `models` raises.
         """
-        values = self._lifecycle.final().of(member)
+        values = self._lifecycle.run(self._lifecycle.final().of(member))
         return None if values is None else self._parts.store.state_dict(values)
 
     def report(self, **values: Any) -> None:
@@ -215,7 +215,7 @@ class Member:
             end = time.monotonic() + 1.0
             with suppress(WashError):  # the run may be over meanwhile: what is kept is not lost
                 if not self.closed:
-                    self._parts.inbox.wait_until(partial(_is_past, end))
+                    self._lifecycle.serve(end - time.monotonic())
             time.sleep(max(0.0, end - time.monotonic()))
 
     def leave(self) -> None:
@@ -258,7 +258,3 @@ class Member:
         except BaseException as late:
             self._lifecycle.end(late)
             raise
-
-
-def _is_past(end: float) -> bool:
-    return time.monotonic() > end

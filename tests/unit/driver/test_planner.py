@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from washp2p.rounds.planner import MOST, ROOM, Planner
+from washp2p.driver.planner import MOST, ROOM, Planner
 
 
 @settings(max_examples=30, deadline=None)

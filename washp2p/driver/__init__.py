@@ -1,0 +1,1 @@
+"""Runs one member in this process: its sockets, threads, files and clock."""
