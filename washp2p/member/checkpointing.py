@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from washp2p.protocol.ledger import Ledger
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
-    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.ports import ControlPlane, Log
     from washp2p.rounds.round_loop import Timeline
     from washp2p.rounds.waiting import Clock, Procedure
-    from washp2p.runfolder.runlog import RunLog
 
 _log = logging.getLogger("washp2p")
 
@@ -56,7 +55,7 @@ class Kept:
     """Applied and refused."""
     lost: dict[str, int]
     log: tuple[int, bool] | None
-    """As `RunLog.keep` returned it."""
+    """As `Log.keep` returned it."""
     state: dict[str, Any]
 
 
@@ -121,7 +120,7 @@ class Checkpointing:
         store: Store,
         exchange: Exchange,
         ledger: Ledger,
-        log: RunLog | None,
+        log: Log | None,
         state: Stateful | None,
         folder: Folder,
         clock: Clock,

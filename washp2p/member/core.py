@@ -7,7 +7,7 @@ arrives and carries out what the parts ask of their ports. No sockets, threads, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import RunStoppedError
 from washp2p.member.accounting import finished, vitals_of
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
-    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.ports import ControlPlane, Log
     from washp2p.rounds.round_loop import Timeline
     from washp2p.rounds.surveyor import Surveyor
     from washp2p.rounds.waiting import Procedure
@@ -45,13 +45,6 @@ if TYPE_CHECKING:
 
 FEW = 32
 """Members of whom each may tell every second how it goes."""
-
-
-class FinishedLog(Protocol):
-    """The run log of a member that finishes."""
-
-    def finish(self) -> None:
-        """Write the checksum: the member has finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +67,7 @@ class Parts:
     checkpointing: Checkpointing
     averages: Averages
     advice: Advice
-    log: FinishedLog | None
+    log: Log | None
     planning: Callable[[], float]
     """Returns the seconds of CPU time that plans have cost."""
 

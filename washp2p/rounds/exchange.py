@@ -10,7 +10,7 @@ frames in and does the waiting. Nothing here reads a socket or a clock.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from washp2p.model.device_copies import as_bytes
 from washp2p.protocol.ledger import Kind
@@ -41,18 +41,9 @@ if TYPE_CHECKING:
     from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.merging import Staged
+    from washp2p.rounds.ports import Outbox
     from washp2p.rounds.round_state import Round
     from washp2p.transports.base import Buffers, Transport
-
-
-class Outbox(Protocol):
-    """Sends rounds, as `driver.outbox.DeviceOutbox` does."""
-
-    def post(self, messages: Messages) -> None:
-        """Send a leg's messages, after all posted before, once its marks are reached."""
-
-    def flush(self) -> None:
-        """Return once everything posted has been sent."""
 
 
 class Exchange:

@@ -1,19 +1,27 @@
-"""What a member's core needs of its connection to the coordinator."""
+"""What a member's core needs around it: the coordinator, plans, a log, a way out.
+
+A driver gives it objects that have these methods. None of them blocks for long.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
     from washp2p.protocol.patience import Patience
     from washp2p.protocol.roster import MemberId
     from washp2p.protocol.run_state import RunState
+    from washp2p.rounds.merging import Staged
+    from washp2p.rounds.round_state import Messages
+    from washp2p.runfolder.runlog import Joined, Jump, Record
 
 
 class ControlPlane(Protocol):
-    """The part of `coordinator_link.connection.Connection` that a core uses. Nothing blocks."""
+    """The part of `coordinator_link.conversation.Conversation` that a core uses."""
 
     run: bytes
     origin: bytes
@@ -41,3 +49,39 @@ class ControlPlane(Protocol):
 
     def saved(self, round_number: int, error: str) -> None:
         """Report a checkpoint of `round_number`: held if `error` is empty, else why it is not."""
+
+
+class Plans(Protocol):
+    """The plans of the rounds to come, as `driver.planner.Planner` has them."""
+
+    def take(self, number: int) -> Staged | None:
+        """The plan of round `number`, whose seed has arrived; None if nothing is exchanged."""
+
+    def prepare(self, number: int = 1) -> None:
+        """Expect round `number` to be this member's first one."""
+
+
+class Outbox(Protocol):
+    """Sends rounds, as `driver.outbox.DeviceOutbox` does."""
+
+    def post(self, messages: Messages) -> None:
+        """Send a leg's messages, after all posted before, once its marks are reached."""
+
+    def flush(self) -> None:
+        """Return once everything posted has been sent."""
+
+
+class Log(Protocol):
+    """The run log, as `runfolder.runlog.RunLog` writes it."""
+
+    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
+        """Write records. What depends on them may be sent afterwards."""
+
+    def keep(self) -> tuple[int, bool]:
+        """Make the log last. Returns its length in bytes, and whether all writes succeeded."""
+
+    def go_back(self, size: int, whole: bool) -> None:
+        """Cut the log to `size` bytes; `size` and `whole` are what `keep` returned."""
+
+    def finish(self) -> None:
+        """Write the checksum: the member has finished."""

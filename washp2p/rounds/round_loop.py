@@ -9,7 +9,7 @@ of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
 from washp2p.protocol.messages.frames import FOREVER, SURVEY
@@ -27,29 +27,12 @@ if TYPE_CHECKING:
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.merging import Staged
-    from washp2p.rounds.ports import ControlPlane
+    from washp2p.rounds.ports import ControlPlane, Log, Plans
     from washp2p.rounds.repairer import Repairer
     from washp2p.rounds.round_state import Applied, Beside
     from washp2p.rounds.surveyor import Surveyor
     from washp2p.rounds.waiting import Clock, Procedure
     from washp2p.runfolder.runlog import Joined
-
-
-class Plans(Protocol):
-    """The plans of the rounds to come, as `driver.planner.Planner` has them."""
-
-    def take(self, number: int) -> Staged | None:
-        """The plan of round `number`, whose seed has arrived; None if nothing is exchanged."""
-
-    def prepare(self, number: int = 1) -> None:
-        """Expect round `number` to be this member's first one."""
-
-
-class Log(Protocol):
-    """The run log, as `runfolder.runlog.RunLog` writes it."""
-
-    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
-        """Write records. What depends on them may be sent afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The state of one round: what is missing, what has arrived, what was applied."""
+"""The state of one round: what is missing, what has arrived, what was applied, what is sent."""
 
 from __future__ import annotations
 
