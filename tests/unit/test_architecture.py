@@ -145,4 +145,4 @@ def test_nothing_unpickles():
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: p.stem)
 def test_what_tests_share_lies_in_support(path):
     theirs = {name.split(".")[1] for name in imports(path) if name.startswith("tests.")}
-    assert theirs <= {"support"}
+    assert theirs <= {"support", "simulation"}

@@ -63,8 +63,7 @@ class Connection(Conversation):
             failed=self._fail,
         )
         try:
-            for data in self._greeting:
-                self._socket.send(data)
+            self.greet()
             with self._changed:
                 self._changed.wait_for(lambda: self._welcome or self._failure, wait)
         except BaseException:

@@ -137,6 +137,11 @@ class Conversation(ABC):
         """The member's id, from 0 on in order of joining."""
         return self.state.member
 
+    def greet(self) -> None:
+        """Say hello."""
+        for data in self._greeting:
+            self._send(data)
+
     def begin(self) -> None:
         """Take over what the Welcome says. Raises UsageError if its configuration is none."""
         assert self._welcome is not None

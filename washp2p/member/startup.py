@@ -180,7 +180,9 @@ class Startup:
         entry = next(r for r in connection.state.rosters if connection.member in r.members)
         connection.state.seeds.reached = entry.first - 1
         self._inbox.arrivals.begin_after(entry.first - 1)
-        yield from self._inbox.wait_until(lambda: entry.first in connection.state.seeds)
+        yield from self._inbox.wait_until(
+            lambda: entry.first in connection.state.seeds or self._others_have_ended()
+        )
         config = connection.config
         if config.exchange.max_delay == "none" and config.method.name != "none" and config.method.p:
             yield from self._inbox.wait_until(
@@ -253,6 +255,12 @@ class Startup:
         gone = partial(self._donor_is_not, donor)
         whole = yield from self._inbox.fetch(donor.member, what, wanted, Kind.STATE, gone)
         return fresh if whole else None
+
+    def _others_have_ended(self) -> bool:
+        """Whether all others average before this newcomer's first round, and wait for it there."""
+        me, arrivals = self._connection.member, self._inbox.arrivals
+        others = [m for m in self._connection.state.roster.members if m != me]
+        return bool(others) and all(map(arrivals.has_ended, others))
 
     def _is_reached(self, first: int) -> bool:
         """Whether some older member has reached round `first`, or no older member is left.

@@ -10,6 +10,7 @@ frames in and does the waiting. Nothing here reads a socket or a clock.
 from __future__ import annotations
 
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from washp2p.model.device_copies import as_bytes
@@ -132,8 +133,12 @@ class Exchange:
 
     @property
     def distance(self) -> float:
-        """The last estimate of `Consensus.distance`, or a negative number if there is none."""
-        return -1.0 if self._consensus is None else self._consensus.distance
+        """The last estimate of `Consensus.distance`, or a negative number if there is none.
+
+        There is none either if this member has diverged.
+        """
+        distance = -1.0 if self._consensus is None else self._consensus.distance
+        return distance if isfinite(distance) else -1.0
 
     def flush(self) -> None:
         """Return once everything posted has left the device and is sent."""

@@ -68,6 +68,8 @@ class Transfer:
         self._early: defaultdict[MemberId, list[Fetch]] = defaultdict(list)
         self._served: Counter[tuple[MemberId, str]] = Counter()
         self._downloads: dict[tuple[MemberId, str], Download] = {}
+        self._superfluous: set[tuple[MemberId, str, int]] = set()
+        """Chunks that may come though nobody waits: asked for twice, or before a `cancel`."""
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
         """Serve `data` as the blob `name`. It must not change until withdrawn."""
@@ -106,7 +108,9 @@ class Transfer:
         return download
 
     def cancel(self) -> None:
-        """Give up all downloads."""
+        """Give up all downloads. Chunks that were asked for may still come."""
+        for (peer, name), download in self._downloads.items():
+            self._superfluous |= {(peer, name, offset) for offset in download.awaited}
         self._downloads.clear()
 
     def forget(self, peer: MemberId) -> None:
@@ -114,12 +118,14 @@ class Transfer:
         self._early.pop(peer, None)
         for pair in [pair for pair in self._served if pair[0] == peer]:
             del self._served[pair]
+        self._superfluous = {chunk for chunk in self._superfluous if chunk[0] != peer}
 
     def again(self, peer: MemberId) -> None:
         """Ask `peer` again for missing chunks, because a connection to or from it was broken."""
         for download in self._downloads.values():
             if download.peer == peer:
                 for offset, length in download.awaited.items():
+                    self._superfluous.add((peer, download.name, offset))
                     self._request(download, offset, length)
 
     def peers(self) -> set[MemberId]:
@@ -154,7 +160,11 @@ class Transfer:
         """Take a peer's answer. An answer to no request is refused."""
         download = self._downloads.get((chunk.sender, chunk.name))
         if download is None or chunk.offset not in download.awaited:
-            self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
+            asked = chunk.sender, chunk.name, chunk.offset
+            if asked in self._superfluous:
+                self._superfluous.remove(asked)
+            else:
+                self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
             return
         awaited = download.awaited[chunk.offset]
         length = min(awaited, max(0, chunk.size - chunk.offset))

@@ -14,10 +14,11 @@ from washp2p.runfolder.roster_store import read_rosters
 from washp2p.runfolder.runlog import Joined, Jump, read_log
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.runfolder.runlog import Record
 
 Application = tuple[int, tuple[int, ...] | None, int]
 """A round, whose values of it are applied (None for everyone's), and of which leg."""
@@ -62,8 +63,13 @@ def from_log(
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Script:
     """The script of a run's member, from its log. Arguments and errors: `runlog.read_log`."""
+    return from_records(read_log(path, rosters, member, whole=whole))
+
+
+def from_records(records: Iterable[Record | Jump | Joined]) -> Script:
+    """The script of a run's member, from the records of its log."""
     script = Script()
-    for record in read_log(path, rosters, member, whole=whole):
+    for record in records:
         if isinstance(record, Jump):
             script.jumps[record.step] = record.round
         elif isinstance(record, Joined):
@@ -83,7 +89,13 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
     final = rundir.read_summary(run)["averaged_over"]
     members = sorted({member for roster in rosters for member in roster.members})
     scripts = {m: _script(run, m, rosters, whole=m in final) for m in members}
-    needed = dict.fromkeys(members, 0)
+    end_where_needed(scripts, final)
+    return rosters, scripts, final
+
+
+def end_where_needed(scripts: dict[MemberId, Script], final: Sequence[MemberId]) -> None:
+    """End the scripts of members that are not in `final` after the last step that others used."""
+    needed = dict.fromkeys(scripts, 0)
     for script in scripts.values():
         if script.joined is not None:
             donor = script.joined.donor
@@ -91,10 +103,9 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
         for number, senders, _ in (a for applies in script.applies.values() for a in applies):
             for sender in senders or ():
                 needed[sender] = max(needed[sender], scripts[sender].step_of(number))
-    for member in members:
+    for member, script in scripts.items():
         if member not in final:
-            scripts[member].last_step = needed[member]
-    return rosters, scripts, final
+            script.last_step = needed[member]
 
 
 def _script(run: Path, member: int, rosters: Sequence[Roster], *, whole: bool) -> Script:

@@ -1,0 +1,341 @@
+"""A simulated worker process: a member's core, its loop, and what surrounds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from washp2p.coordinator_link.conversation import Conversation
+from washp2p.driver.outbox import DeviceOutbox
+from washp2p.errors import WashError
+from washp2p.member.assembly import Ports, core_of
+from washp2p.member.derivation import Derivation
+from washp2p.model.store import Store
+from washp2p.protocol.messages.from_worker import Attach
+from washp2p.rounds.waiting import Wait
+from washp2p.strategies import strategy_for
+from washp2p.testing.coordinator import PLACE
+from washp2p.testing.network import SimulatedTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from random import Random
+
+    import torch
+
+    from washp2p.member.core import MemberCore
+    from washp2p.protocol.roster import MemberId
+    from washp2p.rounds.inbox import Inbox
+    from washp2p.rounds.merging import Staged
+    from washp2p.runfolder.runlog import Joined, Jump, Record
+    from washp2p.testing.events import Events
+    from washp2p.testing.network import Network
+    from washp2p.testing.tasks import Task
+    from washp2p.transports.base import Message
+
+
+class Pause(NamedTuple):
+    """The process computes for some seconds."""
+
+    seconds: float
+
+
+class Until(NamedTuple):
+    """The process waits for its coordinator, before it is a member."""
+
+    condition: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class World:
+    """What all processes of a simulation share."""
+
+    events: Events
+    network: Network
+    random: Random
+    task: Task
+    rounds: int
+    tell: Callable[[bytes, bytes], None]
+    """Brings the message of a worker to the coordinator: its identity, and the bytes."""
+
+
+class SimulatedConversation(Conversation):
+    """A worker's talk with its coordinator over the simulated network."""
+
+    def __init__(self, world: World, process: SimulatedProcess) -> None:
+        super().__init__("tcp://coordinator:5555", "simulated", process.number, process.place, None)
+        self._world = world
+        self._process = process
+
+    @property
+    def decided(self) -> bool:
+        """Whether the coordinator has answered."""
+        return self._welcome is not None or self._failure is not None
+
+    def _send(self, data: bytes) -> None:
+        identity = self._process.identity
+        tell = self._world.tell
+        self._world.network.carry(self._process.place, PLACE, lambda: tell(identity, data))
+
+    def _answer(self, data: bytes) -> None:
+        self._send(data)
+
+    def _announce(self) -> None:
+        self._process.wake()
+
+    def _open_folder(self, name: str) -> None:
+        pass
+
+    def _held(self, name: str, rounds: Sequence[int]) -> list[tuple[int, MemberId]]:
+        return []
+
+    def _forget(self, rounds: range) -> None:
+        pass
+
+
+class MemoryLog:
+    """A run log in memory."""
+
+    def __init__(self) -> None:
+        self.records: list[Record | Jump | Joined] = []
+        """What was written, in order."""
+        self.whole = False
+        """Whether the member has finished."""
+
+    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
+        """Write records."""
+        self.records += records
+
+    def keep(self) -> tuple[int, bool]:
+        """The number of records, and that all were written."""
+        return len(self.records), True
+
+    def go_back(self, size: int, whole: bool) -> None:
+        """Drop all but the first `size` records."""
+        del self.records[size:]
+
+    def finish(self) -> None:
+        """Note that the member has finished."""
+        self.whole = True
+
+
+class MemoryFolder:
+    """A member's checkpoints in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, bytes] = {}
+        """By round."""
+
+    def name(self, round_number: int) -> str:
+        """What the checkpoint of a round is called."""
+        return f"checkpoint {round_number}"
+
+    def read(self, round_number: int) -> bytes:
+        """The checkpoint of a round."""
+        return self.kept[round_number]
+
+    def write(self, round_number: int, data: bytes) -> None:
+        """Keep the checkpoint of a round."""
+        self.kept[round_number] = data
+
+    def forget(self, rounds: range) -> None:
+        """Delete the checkpoints of these rounds."""
+        self.kept = {n: data for n, data in self.kept.items() if n not in rounds}
+
+
+class DirectPlans:
+    """Derives each plan when it is taken."""
+
+    def __init__(self, derivation: Derivation, conversation: Conversation) -> None:
+        self._derivation = derivation
+        self._conversation = conversation
+
+    def take(self, number: int) -> Staged | None:
+        """The plan of round `number`."""
+        order = self._conversation.order_of(number)
+        assert order is not None
+        return self._derivation(order)
+
+    def prepare(self, number: int = 1) -> None:
+        """Do nothing: plans are derived when they are taken."""
+
+
+class SimulatedProcess:
+    """One worker process. `number` is its own in the simulation; its member id may differ."""
+
+    def __init__(self, world: World, number: int, *, step_seconds: float) -> None:
+        self.number = number
+        self.identity = b"w" + number.to_bytes(15, "big")
+        """What the coordinator knows its connection by."""
+        self.place = f"process-{number}"
+        self.log = MemoryLog()
+        self.folder = MemoryFolder()
+        self.alive = True
+        """Whether it runs."""
+        self.error: WashError | None = None
+        """Why it has ended early, if it has."""
+        self.averaged: dict[str, torch.Tensor] | None = None
+        """The averaged model's state dict, once it is taken."""
+        self.model: torch.nn.Module | None = None
+        self.core: MemberCore | None = None
+        self.transport: SimulatedTransport | None = None
+        self._world = world
+        self._step_seconds = step_seconds
+        self._conversation = SimulatedConversation(world, self)
+        self._life = self._live()
+        self._waits: Wait | Pause | Until = Pause(0.0)
+        self._turn = 0
+        world.network.add(self.place)
+        world.events.after(0.0, self._resume)
+
+    @property
+    def member(self) -> MemberId:
+        """Its member id; -1 before it has one."""
+        return self._conversation.member
+
+    def hear(self, data: bytes) -> None:
+        """Take a message of the coordinator."""
+        if self.alive:
+            self._conversation.hear(data)
+
+    def wake(self) -> None:
+        """Look again: the coordinator has told something, or time has passed."""
+        if isinstance(self._waits, Wait):
+            self._try(self._inbox.look)
+        self._go_on()
+
+    def die(self) -> None:
+        """End at once, like a process that is killed."""
+        self.alive = False
+        self._world.network.remove(self.place)
+        if self.transport is not None:
+            self.transport.close()
+        if self.core is not None:
+            self.core.parts.advice.close()
+
+    def _live(self) -> Generator[Wait | Pause | Until, None, None]:
+        """The program of a worker, from its first message to the last."""
+        world, conversation = self._world, self._conversation
+        conversation.greet()
+        yield Until(lambda: conversation.decided)
+        conversation.check()
+        conversation.begin()
+        member, task = conversation.member, world.task
+        model, optimizer = task.make(member)
+        self.model = model
+        strategy = strategy_for(conversation.config)
+        store = Store(model, optimizer, strategy.slots(optimizer))
+        transport = SimulatedTransport(
+            world.network, f"tcp://10.0.0.{self.number + 1}:5556", self._arrived
+        )
+        ports = Ports(
+            connection=conversation,
+            transport=transport,
+            outbox=DeviceOutbox(transport),
+            plans=DirectPlans(Derivation(strategy, store, member), conversation),
+            planning=lambda: 0.0,
+            log=self.log,
+            folder=self.folder,
+            clock=lambda: world.events.now,
+            warn=lambda _: None,
+            proven=False,
+        )
+        core = core_of(ports, model, optimizer, store=store, strategy=strategy, rounds=world.rounds)
+        self.core, self.transport = core, transport
+        attach = Attach(
+            store.layout.to_wire(), transport.endpoint, [], self.place, b"", world.rounds, {}, ""
+        )
+        yield from core.begin(attach)
+        timeline = core.parts.timeline
+        while timeline.round < world.rounds:
+            yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
+            task.step(model, optimizer, member, timeline.steps + 1)
+            arrived = list(transport.held)
+            transport.held.clear()
+            self._inbox.take_all(arrived)
+            yield from core.round()
+        yield from core.begin_average(None)
+        average = yield from core.take_average()
+        self.averaged = store.state_dict(average.averaged)
+        yield from core.finish()
+
+    def _arrived(self, message: Message) -> None:
+        if isinstance(self._waits, Wait):
+            self._try(partial(self._inbox.take, message))
+            self._go_on()
+        else:
+            assert self.transport is not None
+            self.transport.held.append(message)
+
+    @property
+    def _inbox(self) -> Inbox:
+        assert self.core is not None
+        return self.core.parts.inbox
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Do something during a wait; an error ends the wait within the procedure."""
+        try:
+            action()
+        except WashError as error:
+            self._resume(error)
+
+    def _go_on(self) -> None:
+        """Resume the program if what it waits for is there."""
+        while self.alive:
+            match self._waits:
+                case Wait() if self._inbox.is_over():
+                    self._resume()
+                case Until(condition) if condition():
+                    self._resume()
+                case _:
+                    return
+
+    def _resume(self, error: WashError | None = None) -> None:
+        if not self.alive:
+            return
+        self._turn += 1
+        try:
+            self._waits = next(self._life) if error is None else self._life.throw(error)
+        except StopIteration:
+            self.die()
+            return
+        except WashError as failure:
+            self.error = failure
+            self._conversation.tell_why(failure)
+            self.die()
+            return
+        match self._waits:
+            case Pause(seconds):
+                self._world.events.after(seconds, self._after_pause(self._turn))
+            case Wait():
+                self._take_what_was_held(self._waits)
+
+    def _take_what_was_held(self, wait: Wait) -> None:
+        """Begin a wait: what has come meanwhile is handed over first."""
+        self._inbox.begin(wait)
+        turn = self._turn
+        assert self.transport is not None
+        while self.transport.held and turn == self._turn and not self._inbox.is_over():
+            self._try(partial(self._inbox.take, self.transport.held.popleft()))
+        if turn == self._turn:
+            self._tick_later(turn)
+
+    def _tick_later(self, turn: int) -> None:
+        ping = self._conversation.patience.ping
+
+        def tick() -> None:
+            if self.alive and turn == self._turn:
+                self.wake()
+                if turn == self._turn:
+                    self._tick_later(turn)
+
+        self._world.events.after(ping, tick)
+
+    def _after_pause(self, turn: int) -> Callable[[], None]:
+        def resume() -> None:
+            if turn == self._turn:
+                self._resume()
+                self._go_on()
+
+        return resume

@@ -1,0 +1,53 @@
+"""What simulated members train: something tiny, the same in each repetition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from washp2p.protocol.roster import MemberId
+
+
+class Task(Protocol):
+    """A model and its steps. Both follow from the member and the step alone."""
+
+    def make(self, member: MemberId) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A new model of `member`, and its optimizer."""
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, member: MemberId, number: int
+    ) -> None:
+        """Take the member's own step `number`, counted from 1."""
+
+
+class ToyTask:
+    """Three layers and a buffer of running means, pulled to and fro by drawn gradients."""
+
+    def __init__(self, *, optimizer: str = "sgd") -> None:
+        self._optimizer = optimizer
+
+    def make(self, member: MemberId) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A model of 65 parameters in four tensors, and SGD with momentum or AdamW."""
+        torch.manual_seed(1000 + member)
+        model = nn.Sequential(
+            nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, 5, bias=False)
+        )
+        model.append(nn.Linear(5, 1, bias=False))
+        if self._optimizer == "adamw":
+            return model, torch.optim.AdamW(model.parameters(), lr=0.01)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, member: MemberId, number: int
+    ) -> None:
+        """Take a step along a gradient that is drawn for this member and step."""
+        generator = torch.Generator().manual_seed(1_000_003 * (member + 1) + number)
+        parameters = list(model.parameters())
+        drawn = torch.randn(sum(p.numel() for p in parameters), generator=generator)
+        parts = drawn.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view(parameter.shape)
+        optimizer.step()
