@@ -6,10 +6,10 @@ so a run can be repeated.
 
 >>> from washp2p.testing import SimulatedRun
 >>> run = SimulatedRun(seed=1, n=3, rounds=20, p=0.1)
->>> run.kill(2, at=3.0)
+>>> run.kill(2, at=0.5)  # which is member 0: ids go by who comes first
 >>> run.finish()
->>> run.over
-(0, 1)
+>>> run.over  # the members of the average
+(1, 2)
 """
 
 from washp2p.testing.population import SimulatedRun
