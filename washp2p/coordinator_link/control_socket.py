@@ -74,6 +74,7 @@ class ControlSocket:
         self._returned = returned
         self._failed = failed
         self._closing = False
+        self._sending = threading.Lock()
         self._context = zmq.Context()
         self._context.set(zmq.BLOCKY, 0)  # no socket lingers unless it is told to
         inner = self._context.socket(zmq.PAIR)
@@ -86,15 +87,18 @@ class ControlSocket:
         self._thread.start()
 
     def send(self, data: bytes) -> None:
-        """Send a message. Does not block. Belongs to one thread."""
-        self._outbox.send(data)
+        """Send a message. Does not block; does nothing after `close`. Any thread may call this."""
+        with self._sending:
+            if not self._closing:
+                self._outbox.send(data)
 
     def close(self) -> None:
         """Close the socket. Sent messages still leave. Harmless when called twice."""
-        if self._closing:
-            return
-        self._closing = True
-        self._outbox.send(b"")
+        with self._sending:
+            if self._closing:
+                return
+            self._closing = True
+            self._outbox.send(b"")
         self._thread.join()
         self._outbox.close(linger=0)
         self._context.term()

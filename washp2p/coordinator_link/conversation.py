@@ -66,7 +66,7 @@ MILESTONES = (
 
 
 class Conversation(ABC):
-    """One worker's part. `tell` and what follows it belong to one thread, `hear` to another."""
+    """One worker's part. One thread may `hear` and repeat what was missed, others may `tell`."""
 
     address: str
     """Where the coordinator listens."""

@@ -56,7 +56,8 @@ class Kept:
     lost: dict[str, int]
     log: tuple[int, bool] | None
     """As `Log.keep` returned it."""
-    state: dict[str, Any]
+    state: Any
+    """What the loop's `state_dict` returned."""
 
 
 def kept_in(extra: dict[str, Any]) -> Kept:
@@ -71,7 +72,7 @@ def kept_in(extra: dict[str, Any]) -> Kept:
             "values": [int(applied), int(refused)],
             "lost": dict(lost),
             "log": None | [int(), bool()] as log,
-            "state": dict(state),
+            "state": state,
         } if all(map(_is_span, generations)):
             return Kept(
                 seconds=seconds,
@@ -172,11 +173,18 @@ class Checkpointing:
                 f"{path} is not the checkpoint of member {me} of round {kept}: {error!s:.200}; "
                 "expected the file it wrote, and the model and loop it had"
             ) from error
-        if self._log is not None and its_own.log is not None:
+        if self._log is not None:
+            if its_own.log is None:
+                raise UsageError(
+                    f"{path} was written by a member without a run log; expected none now, either: "
+                    "leave out log="
+                )
             self._log.go_back(*its_own.log)
         if self._state is not None:
             try:
                 self._state.load_state_dict(its_own.state)
+            except UsageError:
+                raise
             except NATURAL as error:  # the loop's own code
                 raise UsageError(
                     f"the loop's load_state_dict refuses the state in {path}: {error!r:.200}; "

@@ -180,6 +180,7 @@ class Startup:
         entry = next(r for r in connection.state.rosters if connection.member in r.members)
         connection.state.seeds.reached = entry.first - 1
         self._inbox.arrivals.begin_after(entry.first - 1)
+        self._inbox.arrivals.go_on(connection.state.averages)
         yield from self._inbox.wait_until(
             lambda: entry.first in connection.state.seeds or self._others_have_ended()
         )
@@ -257,10 +258,13 @@ class Startup:
         return fresh if whole else None
 
     def _others_have_ended(self) -> bool:
-        """Whether all others average before this newcomer's first round, and wait for it there."""
+        """Whether all older members average before this newcomer's first round, and wait for it.
+
+        Of several newcomers the oldest follows them first, and the others follow it.
+        """
         me, arrivals = self._connection.member, self._inbox.arrivals
-        others = [m for m in self._connection.state.roster.members if m != me]
-        return bool(others) and all(map(arrivals.has_ended, others))
+        older = [m for m in self._connection.state.roster.members if m < me]
+        return bool(older) and all(map(arrivals.has_ended, older))
 
     def _is_reached(self, first: int) -> bool:
         """Whether some older member has reached round `first`, or no older member is left.

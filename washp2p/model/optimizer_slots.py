@@ -157,9 +157,10 @@ class OptimizerSlots:
             if not state or any(state.get(slot.name) is None for slot in self._slots):
                 continue
             for slot, vector in zip(self._slots, self.vectors, strict=True):
-                if state[slot.name].shape != parameter.shape:
+                shape = getattr(state[slot.name], "shape", ())
+                if shape != parameter.shape:
                     raise UsageError(
-                        f"{slot.name} of {entry.name} is {list(state[slot.name].shape)}; expected "
+                        f"{slot.name} of {entry.name} is {list(shape)}; expected "
                         f"{list(parameter.shape)}: --method wash shuffles parameters alone"
                     )
                 view_of(vector, entry).copy_(state[slot.name])

@@ -166,8 +166,12 @@ def give_state(
             raise ValueError("it is no optimizer's state")
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     places = {id(parameter): key for key, parameter in enumerate(ordered)}
-    if beyond := [key for key in given if isinstance(key, int) and key >= len(parameters)]:
-        raise ValueError(f"it has state of parameter {beyond[0]}, of {len(parameters)}")
+    for key in given:
+        if isinstance(key, int) and key >= 0:
+            if key >= len(parameters):
+                raise ValueError(f"it has state of parameter {key}, of {len(parameters)}")
+            if id(parameters[key]) not in places:
+                raise ValueError(f"it has state of parameter {key}, which the optimizer lacks")
     state = {
         (places[id(parameters[key])] if key >= 0 else -1 - key)
         if isinstance(key, int)

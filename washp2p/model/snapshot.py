@@ -101,8 +101,9 @@ def open_snapshot(data: bytes) -> Opened:
         )
     try:
         return _opened(load(whole), json.loads(_metadata(whole)))
-    except (ValueError, SafetensorError) as error:
-        raise ProtocolError(f"not a snapshot: {error!s:.200}") from None
+    except (ValueError, KeyError, RecursionError, SafetensorError) as error:
+        # KeyError: safetensors', for a dtype that it does not know
+        raise ProtocolError(f"not a snapshot: {error!r:.200}") from None
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:

@@ -96,7 +96,7 @@ class Ledger:
         """
         for row in rows:
             match row:
-                case {"peer": peer, "kind": str(kind), "wire": str(wire), **count}:
+                case {"peer": int(peer), "kind": str(kind), "wire": str(wire), **count}:
                     link = Channel(peer, Kind(kind), wire)
                 case _:
                     raise ValueError(f"not counts: {row!r:.100}")

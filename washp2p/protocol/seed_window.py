@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class SeedWindow:
     """The seeds of rounds that have not begun, by round.
 
-    The control thread adds them, the planner's thread reads them, the training thread deletes them.
+    The control thread adds them, the training thread reads and deletes them.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The bound S on how late a round may be applied (section 4), and how `auto` finds it.
+"""The bound S on how late a round may be applied, and how `auto` finds it.
 
 Measurements go in, the bound comes out. No clocks, no sockets.
 """

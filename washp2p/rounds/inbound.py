@@ -1,9 +1,9 @@
 """Arrivals: matches frames with outstanding rounds, holds early frames, and counts lost values.
 
-It keeps the books of one member, over all generations: no tensors, no sockets. A value that never
-arrives is counted once, by its receiver. An invalid frame is refused, and the values expected in
-its place count as lost. A round may have several legs, each with its own frames. A *turn* is a
-round and a leg; turns are ordered.
+It keeps the books of one member, over all generations, and does not look into payloads. A value
+that never arrives is counted once, by its receiver. An invalid frame is refused, and the values
+expected in its place count as lost. A round may have several legs, each with its own frames. A
+*turn* is a round and a leg; turns are ordered.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Merger:
     """Merges the rounds of one member.
 
     With `add`, a received value is applied as its difference from what this member held when it
-    gathered. Without, it overwrites, except where a newer round has written (section 4). A mean
+    gathered. Without, it overwrites, except where a newer round has written. A mean
     pulls by `weight()`, as `Strategy.weight`. `consensus` observes the values of the round
     `measured`.
     """

@@ -1,6 +1,6 @@
-"""The rounds of a member: what happens between its steps t and t + 1 (section 4).
+"""The rounds of a member: what happens between its steps t and t + 1.
 
-    seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived
+    seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived -> log it
 
 The methods that wait are procedures (`waiting.py`). Nothing here reads a socket, a file or a clock
 of its own.
@@ -127,8 +127,8 @@ class Timeline:
     def begin(self, start: Start, joined: Joined | None = None) -> None:
         """Start to derive the first plan, and start the clock. The first step may follow.
 
-        The first seeds have to be here. `joined` says, for the log, how the member joined in
-        mid-run.
+        The first seeds are here, unless all others have ended. `joined` says, for the log, how the
+        member joined in mid-run.
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited

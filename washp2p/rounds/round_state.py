@@ -45,8 +45,10 @@ class Round:
 
 
 class Messages(NamedTuple):
-    """One leg's messages, sent once `marks` are reached. `header` lacks the receiver. `parts`
-    has, for each message, (peer, planned bytes, buffers).
+    """One leg's messages, sent once `marks` are reached.
+
+    `header` names the sender in the receiver's place until `Frame.to`. `parts` has, for each
+    message, (peer, planned bytes, buffers).
     """
 
     marks: list[Mark]

@@ -140,3 +140,14 @@ def test_a_state_that_no_such_optimizer_has_is_refused(optimizer):
     opened = open_snapshot(rewritten(take(store, WHERE), optimizer=optimizer))
     with pytest.raises(ProtocolError, match="not a snapshot of such a member: "):
         restore(store, opened)
+
+
+def test_state_of_a_parameter_that_the_optimizer_lacks_is_refused():
+    model, optimizer, trained = make()
+    step(model, optimizer)
+    other = make(1)[0]
+    head = torch.optim.Adam(other[2].parameters(), lr=0.1)
+    theirs = Store(other, head)
+    opened = open_snapshot(take(trained, WHERE))
+    with pytest.raises(ProtocolError, match="which the optimizer lacks"):
+        restore(theirs, opened)
