@@ -148,7 +148,7 @@ class Exchange:
         """Tell `peers` that no round follows after round `last`, until average `number` is
         taken.
         """
-        self._outbox.flush()
+        self.flush()
         self._last, self._number = last, number
         for peer in peers:
             self.greet(peer)
@@ -166,7 +166,7 @@ class Exchange:
 
     def resume(self, peer: MemberId) -> None:
         """Tell `peer` up to which turn frames may be lost: its connection works again."""
-        self._outbox.flush()
+        self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, self.posted, self._leg))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)

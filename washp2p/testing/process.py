@@ -251,9 +251,7 @@ class SimulatedProcess:
         while timeline.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
             task.step(model, optimizer, member, timeline.steps + 1)
-            arrived = list(transport.held)
-            transport.held.clear()
-            self._inbox.take_all(arrived)
+            self._inbox.take_all(iter(transport.receive, None))
             yield from core.round()
         yield from core.begin_average(None)
         average = yield from core.take_average()
@@ -307,9 +305,9 @@ class SimulatedProcess:
             return
         match self._waits:
             case Pause(seconds):
-                self._world.events.after(seconds, self._after_pause(self._turn))
-            case Wait():
-                self._take_what_was_held(self._waits)
+                self._world.events.after(seconds, self._after_pause)
+            case Wait() as wait:
+                self._take_what_was_held(wait)
 
     def _take_what_was_held(self, wait: Wait) -> None:
         """Begin a wait: what has come meanwhile is handed over first."""
@@ -332,10 +330,6 @@ class SimulatedProcess:
 
         self._world.events.after(ping, tick)
 
-    def _after_pause(self, turn: int) -> Callable[[], None]:
-        def resume() -> None:
-            if turn == self._turn:
-                self._resume()
-                self._go_on()
-
-        return resume
+    def _after_pause(self) -> None:
+        self._resume()
+        self._go_on()
