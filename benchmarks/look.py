@@ -30,8 +30,8 @@ def microseconds(model: str, *, opt: bool) -> tuple[int, float, float]:
     store = Store(net, optimizer, optimizer_slots(optimizer) if opt else ())
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
-    store.look()  # takes in what the optimizer has made
-    took = [t / CALLS * 1e6 for t in timeit.repeat(store.look, number=CALLS, repeat=BLOCKS)]
+    store.refresh()  # takes in what the optimizer has made
+    took = [t / CALLS * 1e6 for t in timeit.repeat(store.refresh, number=CALLS, repeat=BLOCKS)]
     return len(store.layout.entries), min(took), median(took)
 
 

@@ -35,7 +35,7 @@ def main(arguments=None):
             run.finish()
             check(run)
             rounds += sum(
-                process.core.parts.timeline.steps
+                process.core.parts.round_loop.steps
                 for process in run.processes.values()
                 if process.core is not None
             )

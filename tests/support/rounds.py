@@ -17,7 +17,7 @@ from washp2p.model.store import Store
 from washp2p.protocol.messages.frames import End, headers
 from washp2p.protocol.roster import Peer, Roster
 from washp2p.rounds.exchange import Exchange
-from washp2p.rounds.merging import stage
+from washp2p.rounds.round_state import stage
 from washp2p.strategies import strategy_for
 from washp2p.transports.base import Message
 from washp2p.transports.memory import MemoryTransport
@@ -150,11 +150,11 @@ class Population:
             strategy.prepare(store.layout, config.n, me)
             self.strategies.append(strategy)
 
-    def post(self, me, number, seed):
+    def send(self, me, number, seed):
         self.stores[me].learning_rate.sample()
         staged = stage(self.strategies[me].plan(seed), self.roster, self.stores[me].copies)
         if staged is not None:
-            self.exchanges[me].post(number, staged, 0)
+            self.exchanges[me].send(number, staged)
 
     def deliver(self, me, count=10**9):
         """Hand a member what has arrived, `count` messages at most."""
@@ -166,7 +166,7 @@ class Population:
         """A lockstep round of everyone; what each member applied."""
         everyone = range(len(self.models))
         for me in everyone:
-            self.post(me, number, seed)
+            self.send(me, number, seed)
         applied = [[] for _ in everyone]
         for _ in range(2):  # a mean has two legs
             for me in everyone:
@@ -174,7 +174,6 @@ class Population:
             for me in everyone:
                 assert self.exchanges[me].arrivals.complete(number)
                 applied[me] += self.exchanges[me].apply()
-                self.exchanges[me].share()
         return applied
 
 
@@ -217,7 +216,7 @@ class LateRounds:
         lane = self.peers.stores[member].copies
         if isinstance(lane, LazyCopies):  # or it would have to wait for the device
             lane.run(len(lane.queue) - AHEAD)
-        self.peers.post(member, number, number)
+        self.peers.send(member, number, number)
 
     def deliver(self, sender, receiver, count):
         """Let through up to `count` messages of a link."""

@@ -33,7 +33,7 @@ PURE = {
     "washp2p.cli.main": TENSORS | ARRAYS,
     "washp2p.rounds": SOCKETS | CLOCKS | THREADS,
     "washp2p.member": SOCKETS | CLOCKS | THREADS,
-    "washp2p.rounds.inbound": SOCKETS | CLOCKS | TENSORS | ARRAYS,
+    "washp2p.rounds.arrivals": SOCKETS | CLOCKS | TENSORS | ARRAYS,
     "coordinator": TENSORS,
     "coordinator.machine": SOCKETS | CLOCKS | DISK | TENSORS | ARRAYS | {"rich"},
     "coordinator.service": TENSORS | ARRAYS,

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from washp2p.member.checkpointing import Stateful
     from washp2p.member.core import MemberCore
     from washp2p.protocol.roster import MemberId, Order
-    from washp2p.rounds.merging import Staged
     from washp2p.rounds.repairer import Inputs
+    from washp2p.rounds.round_state import Staged
     from washp2p.transports.base import Transport
 
 _log = logging.getLogger("washp2p")

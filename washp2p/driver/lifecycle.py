@@ -205,7 +205,7 @@ class Lifecycle:
                 self.run(self.core.round())
                 if self._replicas is not None:
                     parts = self.core.parts
-                    self._replicas.after_round(parts.timeline.round, parts.store)
+                    self._replicas.after_round(parts.round_loop.round, parts.store)
         except RunStoppedError as error:
             self.end(error)
             raise
@@ -214,7 +214,7 @@ class Lifecycle:
         with self._replicas_told():
             begun = self.run(self.core.begin_average(final))
             if begun and self._replicas is not None:
-                self._replicas.pause(self.core.parts.timeline.round, self.core.parts.store)
+                self._replicas.pause(self.core.parts.round_loop.round, self.core.parts.store)
 
     def _take_average(self) -> PeerAverage:
         if self.core.parts.averages.stands or self._replicas is None:
@@ -233,12 +233,12 @@ class Lifecycle:
     def _wait(self, wait: Wait) -> None:
         """Hand over what arrives until `wait` is over."""
         ping = self.around.connection.patience.ping
-        self._inbox.begin(wait)
-        while not self._inbox.is_over():
+        waiting = self._inbox.begin(wait)
+        while not self._inbox.is_over(waiting):
             left = wait.deadline - time.monotonic()
             message: Message | None = self._transport.receive(max(0.0, min(ping, left)))
             if message is None:
-                self._inbox.look()  # whatever the coordinator says interrupts `receive`
+                self._inbox.tick(waiting)  # whatever the coordinator says interrupts `receive`
             else:
                 self._inbox.take(message)
 

@@ -76,7 +76,7 @@ class Member:
         none` let the member fall so far behind that it skipped rounds. A loop that ends by this
         number, and sets its learning rate by it, keeps pace with its peers.
         """
-        return self._parts.timeline.round
+        return self._parts.round_loop.round
 
     @property
     def ledger(self) -> Ledger:
@@ -89,7 +89,7 @@ class Member:
 
         The number changes under `--max-delay auto`.
         """
-        return self._parts.timeline.max_delay
+        return self._parts.round_loop.max_delay
 
     def average(self, final: Final | None = None, *, trainable_only: bool = False) -> State:
         """The state dict of the averaged model: fresh contiguous CPU tensors.

@@ -309,7 +309,7 @@ class Replica:
     def _take(self, number: int, count: int) -> None:
         """Receive the `count` values that the member wrote in round `number`, and write them."""
         self._round = number
-        self._store.look()
+        self._store.refresh()
         if count:
             device = self._store.device
             indices = self._channel.share(torch.empty(count, dtype=torch.int64, device=device))

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.exchange import Exchange
-    from washp2p.rounds.round_loop import Timeline
+    from washp2p.rounds.round_loop import RoundLoop
     from washp2p.strategies import Strategy
 
 
 def vitals_of(
-    timeline: Timeline,
+    round_loop: RoundLoop,
     exchange: Exchange,
     ledger: Ledger,
     refusals: Refusals[MemberId],
@@ -28,14 +28,14 @@ def vitals_of(
     seconds.
     """
     return Vitals(
-        steps=timeline.steps,
-        seconds=timeline.seconds,
-        waited=timeline.waited,
+        steps=round_loop.steps,
+        seconds=round_loop.seconds,
+        waited=round_loop.waited,
         planning=planning,
         generation=exchange.generation,
         applied=exchange.merger.applied_values,
-        max_delay=timeline.max_delay,
-        late=timeline.late,
+        max_delay=round_loop.max_delay,
+        late=round_loop.late,
         lost=exchange.arrivals.lost_by_reason,
         refused=exchange.merger.refused_values,
         refused_messages={str(k): n for k, n in refusals.refused.items()},
@@ -47,7 +47,7 @@ def vitals_of(
 
 
 def finished(
-    timeline: Timeline,
+    round_loop: RoundLoop,
     exchange: Exchange,
     layout: Layout,
     strategy: Strategy,
@@ -58,14 +58,14 @@ def finished(
     `theory` follows from the method's selection, `paper` from the rule of the method's paper.
     `papa` and `papa_all_reduce` are for PAPA, without and with all-reduce.
     """
-    generations = [(n, range(first, stop)) for n, first, stop in timeline.generations]
+    generations = [(n, range(first, stop)) for n, first, stop in round_loop.generations]
     exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]
     return Finished(
-        rounds=timeline.round,
-        steps=timeline.steps,
-        seconds=timeline.seconds,
-        waited=timeline.waited,
-        max_delay=timeline.max_delay,
+        rounds=round_loop.round,
+        steps=round_loop.steps,
+        seconds=round_loop.seconds,
+        waited=round_loop.waited,
+        max_delay=round_loop.max_delay,
         applied_values=exchange.merger.applied_values,
         lost=exchange.arrivals.lost_by_reason,
         refused_values=exchange.merger.refused_values,

@@ -15,7 +15,7 @@ from washp2p.protocol.refusals import Refusals
 from washp2p.rounds.delay import delay_for
 from washp2p.rounds.exchange import Exchange
 from washp2p.rounds.inbox import Inbox
-from washp2p.rounds.round_loop import Timeline
+from washp2p.rounds.round_loop import RoundLoop
 from washp2p.rounds.surveyor import Surveyor
 from washp2p.transports.transfer import Transfer
 
@@ -125,7 +125,7 @@ def core_of(
             refusals=refusals,
             exchange=exchange,
             inbox=inbox,
-            timeline=Timeline(
+            round_loop=RoundLoop(
                 connection=connection,
                 inbox=inbox,
                 exchange=exchange,
@@ -133,6 +133,7 @@ def core_of(
                 delay=delay_for(config.exchange.max_delay),
                 expire=config.exchange.expire,
                 rounds=rounds,
+                store=store,
                 log=ports.log,
                 clock=clock,
                 surveyor=surveyor,

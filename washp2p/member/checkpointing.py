@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.ports import ControlPlane, Log
-    from washp2p.rounds.round_loop import Timeline
+    from washp2p.rounds.round_loop import RoundLoop
     from washp2p.rounds.waiting import Clock, Procedure
 
 _log = logging.getLogger("washp2p")
@@ -136,18 +136,18 @@ class Checkpointing:
         self._log = log
         self._state = state
 
-    def after_round(self, timeline: Timeline) -> Procedure[None]:
+    def after_round(self, round_loop: RoundLoop) -> Procedure[None]:
         """Save a checkpoint if one is due, or if no seed comes because the coordinator is away.
 
         A save waits until nothing is outstanding. Raises RunStoppedError.
         """
-        if timeline.round == self._connection.state.checkpoint_from(timeline.round):
-            problem = yield from self._save(timeline)
-            self._connection.saved(timeline.round, problem)
-        elif timeline.goes_on and timeline.round + 1 not in self._connection.state.seeds:
-            self._connection.progress(timeline.round)
-            if not (yield from self._seed_comes(timeline.round + 1)):
-                yield from self._save(timeline)
+        if round_loop.round == self._connection.state.checkpoint_from(round_loop.round):
+            problem = yield from self._save(round_loop)
+            self._connection.saved(round_loop.round, problem)
+        elif round_loop.goes_on and round_loop.round + 1 not in self._connection.state.seeds:
+            self._connection.progress(round_loop.round)
+            if not (yield from self._seed_comes(round_loop.round + 1)):
+                yield from self._save(round_loop)
 
     def go_on(self) -> Start:
         """Restore this member from its checkpoint. Returns where its rounds begin.
@@ -215,16 +215,16 @@ class Checkpointing:
         yield from self._inbox.wait_until(lambda: number in seeds, deadline=end)
         return number in seeds
 
-    def _save(self, timeline: Timeline) -> Procedure[str]:
+    def _save(self, round_loop: RoundLoop) -> Procedure[str]:
         """Save a checkpoint of the present state. Returns an empty string, or the reason why it
         failed.
         """
-        yield from timeline.settle()
+        yield from round_loop.settle()
         self._exchange.flush()
         me, merger = self._connection.member, self._exchange.merger
         try:
             extra = {
-                **timeline.account(),
+                **round_loop.account(),
                 "ledger": self._ledger.to_wire(),
                 "values": [merger.applied_values, merger.refused_values],
                 "lost": self._exchange.arrivals.lost_by_reason,
@@ -234,17 +234,17 @@ class Checkpointing:
             where = Snapshot(
                 run=self._connection.origin,
                 member=me,
-                step=timeline.steps,
-                round=timeline.round,
+                step=round_loop.steps,
+                round=round_loop.round,
                 extra=extra,
             )
             data = take(self._store, where)
-            self._folder.write(timeline.round, data)
+            self._folder.write(round_loop.round, data)
         except (OSError, *NATURAL) as error:  # of the disk, the loop, or the optimizer's own code
             _log.warning(
                 "member %d: no checkpoint of round %d: %s; the run goes on, the last one is kept",
                 me,
-                timeline.round,
+                round_loop.round,
                 error,
             )
             return str(error)

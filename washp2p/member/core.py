@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.ports import ControlPlane, Log
-    from washp2p.rounds.round_loop import Timeline
+    from washp2p.rounds.round_loop import RoundLoop
     from washp2p.rounds.surveyor import Surveyor
     from washp2p.rounds.waiting import Procedure
     from washp2p.strategies import Strategy
@@ -61,7 +61,7 @@ class Parts:
     refusals: Refusals[MemberId]
     exchange: Exchange
     inbox: Inbox
-    timeline: Timeline
+    round_loop: RoundLoop
     surveyor: Surveyor | None
     startup: Startup
     checkpointing: Checkpointing
@@ -92,12 +92,12 @@ class MemberCore:
     @property
     def snapshot(self) -> Snapshot:
         """The run, id, step and round of this member."""
-        connection, timeline = self.parts.connection, self.parts.timeline
+        connection, round_loop = self.parts.connection, self.parts.round_loop
         return Snapshot(
             run=connection.origin,
             member=connection.member,
-            step=timeline.steps,
-            round=timeline.round,
+            step=round_loop.steps,
+            round=round_loop.round,
         )
 
     def begin(self, attach: Attach) -> Procedure[None]:
@@ -116,31 +116,31 @@ class MemberCore:
             start = parts.checkpointing.go_on()
             yield from parts.startup.go_on_together(start, rounds=parts.rounds)
             parts.checkpointing.forget_what_was_to_come(start)
-            parts.timeline.begin(start)
+            parts.round_loop.begin(start)
         elif state.enrolled:
             yield from parts.startup.start_together()
-            parts.timeline.begin(Start())
+            parts.round_loop.begin(Start())
         else:
             joined = yield from parts.startup.come_in()
-            parts.timeline.begin(Start(round=joined.round), joined)
+            parts.round_loop.begin(Start(round=joined.round), joined)
         parts.averages.taken = state.averages
         parts.exchange.arrivals.go_on(state.averages)
         parts.advice.begin(parts.slots)
 
     def round(self) -> Procedure[None]:
         """Run the round that follows an optimizer step. Raises UsageError, RunStoppedError."""
-        parts, timeline = self.parts, self.parts.timeline
+        parts, round_loop = self.parts, self.parts.round_loop
         if parts.averages.step():
-            timeline.go_on()
+            round_loop.go_on()
         parts.store.learning_rate.sample()
         parts.advice.before_round()
-        yield from timeline.step()
-        yield from parts.checkpointing.after_round(timeline)
+        yield from round_loop.advance()
+        yield from parts.checkpointing.after_round(round_loop)
         self._tell_surveyed()
         if parts.inbox.guests or parts.startup.serves:
             parts.startup.serve_guests(self.snapshot)
-        parts.advice.after_round(timeline.round, self.members)
-        if timeline.ended - self._told_at > max(1.0, len(self.members) / FEW):
+        parts.advice.after_round(round_loop.round, self.members)
+        if round_loop.ended - self._told_at > max(1.0, len(self.members) / FEW):
             self._tell()
             parts.store.check_model()
 
@@ -150,17 +150,17 @@ class MemberCore:
         `final` is as in `Member.average`. Returns whether one has begun. Raises RunStoppedError,
         UsageError.
         """
-        averages, timeline = self.parts.averages, self.parts.timeline
+        averages, round_loop = self.parts.averages, self.parts.round_loop
         number, stands = averages.taken + 1, averages.stands
         if not stands:
-            yield from timeline.pause(number)
+            yield from round_loop.pause(number)
             self.parts.advice.before_average()
         state, values = self._values_for(final)
         if stands:
             if averages.is_of(values):
                 return False
-            yield from timeline.pause(number)
-        averages.begin(values, timeline.round, by_hand=state is not None)
+            yield from round_loop.pause(number)
+        averages.begin(values, round_loop.round, by_hand=state is not None)
         return True
 
     def take_average(self) -> Procedure[PeerAverage]:
@@ -170,7 +170,7 @@ class MemberCore:
     def finish(self) -> Procedure[None]:
         """Finish the run together with all others, after the last average."""
         parts = self.parts
-        parts.timeline.finish()
+        parts.round_loop.finish()
         self._tell()
         self._tell_surveyed()
         self._account()
@@ -192,7 +192,7 @@ class MemberCore:
         Raises RunStoppedError if not all trained values are finite.
         """
         store = self.parts.store
-        store.look()
+        store.refresh()
         store.check_model()
         state = final() if callable(final) else final
         values = store.values() if state is None else store.values_of(state)
@@ -207,10 +207,10 @@ class MemberCore:
     def _tell(self) -> None:
         """Report progress to the coordinator."""
         parts = self.parts
-        self._told_at = parts.timeline.ended
+        self._told_at = parts.round_loop.ended
         parts.exchange.measure()
         self.vitals = vitals_of(
-            parts.timeline, parts.exchange, parts.ledger, parts.refusals, parts.planning()
+            parts.round_loop, parts.exchange, parts.ledger, parts.refusals, parts.planning()
         )
         parts.connection.tell(self.vitals)
 
@@ -229,5 +229,5 @@ class MemberCore:
                 parts.log.finish()
             layout = parts.store.layout
             parts.connection.tell(
-                finished(parts.timeline, parts.exchange, layout, parts.strategy, parts.refusals)
+                finished(parts.round_loop, parts.exchange, layout, parts.strategy, parts.refusals)
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from washp2p.errors import UsageError
-from washp2p.rounds.merging import stage
+from washp2p.rounds.round_state import stage
 
 if TYPE_CHECKING:
     from washp2p.model.store import Store
     from washp2p.protocol.roster import MemberId, Order, Roster
-    from washp2p.rounds.merging import Staged
+    from washp2p.rounds.round_state import Staged
     from washp2p.strategies import Strategy
 
 

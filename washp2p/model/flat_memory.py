@@ -70,7 +70,7 @@ class FlatParameters:
         """Whether some parameters live outside of the vector."""
         return bool(self._apart)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Make the vector hold the parameters' present values.
 
         A parameter that was given other memory (`p.data = ...`) moves back into the vector with its

@@ -1,7 +1,7 @@
 """Optimizer state that is exchanged with the parameters, in flat vectors like theirs.
 
 An optimizer makes its state when it first steps. From then on each state tensor lies in its slot's
-vector. Calls such as `load_state_dict` give it other memory; the next `look` moves it back.
+vector. Calls such as `load_state_dict` give it other memory; the next `refresh` moves it back.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class OptimizerSlots:
         """Whether some state does not exist yet."""
         return bool(self._missing)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Move all state that exists into the vectors, with its values. Call it once per round."""
         if self._slots:
             self._check()

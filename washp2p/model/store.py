@@ -126,25 +126,25 @@ class Store:
         """Host memory for values of all slots: for those to send, or for those to receive."""
         return self.copies.staging(self.dtypes)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Bring the vectors up to date with what training has done to the model's memory.
 
         Call it once per round, before values are read or written. Raises UsageError if the
         parameters of the model or optimizer are no longer the ones that joined.
         """
-        self._memory.look()
+        self._memory.refresh()
         if _count(self._optimizer) != self._optimized:
             raise UsageError(
                 f"the optimizer has {_count(self._optimizer)} parameters, {self._optimized} when "
                 "the model joined; expected the same ones to the end: add them before joining"
             )
-        self._optimizer_slots.look()
+        self._optimizer_slots.refresh()
 
     def gather(self, places: Places, out: Vectors) -> Mark:
         """Copy the values of slot k at `places` into `out[k]`, complete once the mark is done.
 
         `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
-        reads as zeros. Call `look` before.
+        reads as zeros. Call `refresh` before.
         """
         return self.copies.gather(self._vectors, places, out)
 

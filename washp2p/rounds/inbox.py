@@ -82,7 +82,6 @@ class Inbox:
         """Newcomers that wait for a snapshot of this member."""
         self.out_of_reach: set[MemberId] = set()
         """Peers that were waited for in vain, the link to them being broken."""
-        self._waiting: Waiting | None = None
 
     def wait_until(
         self,
@@ -95,27 +94,24 @@ class Inbox:
         if not condition():
             yield Wait(condition, peers, deadline)
 
-    def begin(self, wait: Wait) -> None:
+    def begin(self, wait: Wait) -> Waiting:
         """Begin to count the time of a wait, which a procedure has yielded."""
         now = self._clock()
-        self._waiting = Waiting(wait, now, now, now + NOTICE_SECONDS)
+        return Waiting(wait, now, now, now + NOTICE_SECONDS)
 
-    def is_over(self) -> bool:
-        """Whether the present wait is over."""
-        assert self._waiting is not None
-        wait = self._waiting.wait
-        return wait.condition() or self._clock() >= wait.deadline
+    def is_over(self, waiting: Waiting) -> bool:
+        """Whether a wait is over."""
+        wait = waiting.wait
+        return wait.condition() or (wait.deadline < inf and self._clock() >= wait.deadline)
 
-    def look(self) -> None:
-        """Note that time has passed, or that the coordinator has told something.
+    def tick(self, waiting: Waiting) -> None:
+        """Note that time has passed in a wait, or that the coordinator has told something.
 
         If the connection to a peer that is waited for is broken, its values are given up after one
         patience. A peer that is too slow is reported to the coordinator, repeatedly. Raises
         RunStoppedError.
         """
         self.follow()
-        waiting = self._waiting
-        assert waiting is not None
         now, peers = self._clock(), waiting.wait.peers
         if now - waiting.asked_anew > self._patience.stalled:  # that report may have been in vain
             waiting.asked_anew = now
@@ -230,7 +226,7 @@ class Inbox:
         reported = set()
         for peer in whom:
             broken = self._transport.broken(peer)
-            if broken and peer in self.arrivals.waits_for(self._exchange.posted):
+            if broken and peer in self.arrivals.waits_for():
                 _log.warning(
                     "member %d: the link to member %d is broken, its values count as lost",
                     self._connection.member,

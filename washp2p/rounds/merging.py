@@ -7,7 +7,6 @@ sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,43 +21,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from washp2p.model.device_copies import DeviceCopies, Places, Vectors
+    from washp2p.model.device_copies import Places, Vectors
     from washp2p.model.store import Store
     from washp2p.plan.consensus import Consensus
     from washp2p.plan.plan import Plan
-    from washp2p.protocol.roster import MemberId, Roster
+    from washp2p.protocol.roster import MemberId
     from washp2p.rounds.identical_members import Likeness
-    from washp2p.rounds.round_state import Round, Span
+    from washp2p.rounds.round_state import Leg, Span, Staged
     from washp2p.transports.base import Payload
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """A plan, its roster, and its indices on the store's device."""
-
-    plan: Plan
-    roster: Roster
-    send: Places
-    receive: Places
-
-    @property
-    def bytes(self) -> int:
-        """The bytes that the indices take in host memory."""
-        return self.send.host.nbytes + self.receive.host.nbytes
-
-    @property
-    def legs(self) -> int:
-        """The number of legs: 2 for a mean that members share by shards, else 1."""
-        return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
-
-
-def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | None:
-    """Copy a plan's indices to the device. Runs ahead of need, on the planner's thread."""
-    if plan is None:
-        return None
-    return Staged(
-        plan, roster, copies.upload(plan.send.indices), copies.upload(plan.receive.indices)
-    )
 
 
 class Merger:
@@ -66,8 +36,7 @@ class Merger:
 
     With `add`, a received value is applied as its difference from what this member held when it
     gathered. Without, it overwrites, except where a newer round has written. A mean
-    pulls by `weight()`, as `Strategy.weight`. `consensus` observes the values of the round
-    `measured`.
+    pulls by `weight()`, as `Strategy.weight`. `consensus` observes the values of measured legs.
     """
 
     def __init__(
@@ -88,8 +57,8 @@ class Merger:
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._incoming = store.staging()
         self._newest_writes = WriteOrder()
-        self.measured = 0
-        """The round that tells how far the members are apart, 0 for none."""
+        self.measuring = False
+        """Whether an estimate of how far the members are apart is under way."""
         self.applied_values = 0
         """Scalars received and applied."""
         self.refused_values = 0
@@ -99,10 +68,10 @@ class Merger:
         self.likeness: Likeness | None = None
         """Sees what comes while it watches, if there is one."""
 
-    def keeps(self, plan: Plan, number: int) -> bool:
+    def keeps(self, plan: Plan) -> bool:
         """Whether the member's own values at the received indices must be kept for later."""
         own = plan.mean is not None and plan.mean.own
-        return self._add or own or number == self.measured or self._watches
+        return self._add or own or self._watches
 
     @property
     def _watches(self) -> bool:
@@ -113,37 +82,23 @@ class Merger:
         if len(self._newest_writes):
             self._newest_writes.forget(oldest)
 
-    def scatter(self, round_: Round, staged: Staged, own: Vectors, *, newer_matter: bool) -> None:
-        """Write the values that have arrived of a round. If all are here, on the host, they are
+    def merge(self, leg: Leg, staged: Staged, *, older_waits: bool) -> None:
+        """Write the values that have arrived of a leg. If all are here, on the host, they are
         written at once, else sender by sender.
 
-        `own` has this member's values at the received indices, if `keeps` said so. `newer_matter`
-        is True if an older round is outstanding; its values must not overwrite these.
+        `older_waits` is True if an older round is outstanding; its values must not overwrite these.
         """
-        arrived = list(round_.arrived.items())
+        arrived = list(leg.arrived.items())
         count = sum(end - begin for _, ((begin, end), _) in arrived)
         self.applied_values += count
         on_device = any(isinstance(payload, torch.Tensor) for _, (_, payload) in arrived)
         if count == len(staged.receive) and not on_device:
-            self._merge(
-                round_.number,
-                staged.receive,
-                arrived,
-                offset=0,
-                own=own,
-                newer_matter=newer_matter,
-            )
+            self._write(leg, staged.receive, arrived, 0, leg.own, older_waits=older_waits)
             return
         for piece in arrived:
             begin, end = piece[1][0]
-            self._merge(
-                round_.number,
-                staged.receive.part(begin, end),
-                [piece],
-                offset=begin,
-                own=[vector[begin:end] for vector in own],
-                newer_matter=newer_matter,
-            )
+            places, own = staged.receive.part(begin, end), [v[begin:end] for v in leg.own]
+            self._write(leg, places, [piece], begin, own, older_waits=older_waits)
 
     def reduce(
         self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
@@ -202,46 +157,49 @@ class Merger:
         as_bytes(values)[:] = payload
         return values
 
-    def follow_measurement(self, round_: Round, n: int) -> None:
-        """Conclude the estimate of distance if no values of the measured round are missing.
-        Discard it if some are lost. `n` is the number of members in the round.
+    def conclude(self, leg: Leg, staged: Staged) -> None:
+        """Conclude the estimate of distance if no values of a measured leg are missing. Discard
+        it if some are lost.
         """
         assert self._consensus is not None
-        if round_.lost:
+        if leg.missing and not leg.lost:
+            return
+        if leg.lost:
             self._consensus.discard()
-            self.measured = 0
-        elif not round_.missing:
-            self._consensus.finish(n)
-            self.measured = 0
+        else:
+            self._consensus.finish(len(staged.roster.members))
+        leg.measured = self.measuring = False
 
-    def _merge(
+    def _write(
         self,
-        number: int,
+        leg: Leg,
         places: Places,
         pieces: list[tuple[MemberId, tuple[Span, Payload]]],
-        *,
         offset: int,
         own: Vectors,
-        newer_matter: bool,
+        *,
+        older_waits: bool,
     ) -> None:
-        """Apply payloads by sender. Their spans, minus `offset`, fill `places`."""
+        """Apply payloads by sender. Their spans, minus `offset`, fill `places`. `own` has this
+        member's values there, if they were kept.
+        """
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if own and self._watches:
             self._compare(places, own, values, pieces, offset)
         if not self._store.copies.finite(values):
             places, values, own = self._refuse(places, values, own, pieces, offset)
-        if number == self.measured:
+        if leg.measured:
             assert self._consensus is not None
             self._consensus.observe(places.host, as_array(own[0]), as_array(values[0]))
         if self._add:
             self._store.add(places, values, own)
             return
         if len(self._newest_writes):
-            free = np.flatnonzero(self._newest_writes.free(places.host, number))
+            free = np.flatnonzero(self._newest_writes.free(places.host, leg.number))
             if len(free) < len(places):
                 places, values = self._only(free, places, values)
-        if newer_matter:
-            self._newest_writes.note(places.host, number)
+        if older_waits:
+            self._newest_writes.note(places.host, leg.number)
         self._store.scatter(places, values)
 
     def _compare(

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.patience import Patience
     from washp2p.protocol.roster import MemberId
     from washp2p.protocol.run_state import RunState
-    from washp2p.rounds.merging import Staged
-    from washp2p.rounds.round_state import Messages
+    from washp2p.rounds.round_state import Messages, Staged
     from washp2p.runfolder.runlog import Joined, Jump, Record
 
 

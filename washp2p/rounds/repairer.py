@@ -6,9 +6,8 @@ its model, using its own inputs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
-
-import torch
 
 from washp2p.evaluation.repair import moments, restore_mean
 from washp2p.protocol.ledger import Kind
@@ -17,6 +16,8 @@ from washp2p.rounds.round_state import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import torch
 
     from washp2p.plan.plan import Plan
     from washp2p.protocol.roster import MemberId, Roster
@@ -33,16 +34,14 @@ class Repairer:
         self._model = model
         self._me = me
         self._inputs = inputs
-        self._own = torch.empty(0)
-        self._among: list[MemberId] = []
 
-    def note(self) -> None:
-        """Compute and keep the moments of this member's features, before a mean is taken."""
-        self._own = moments(self._model, self._inputs())
+    def moments(self) -> torch.Tensor:
+        """The moments of this member's features, to be taken before a mean is."""
+        return moments(self._model, self._inputs())
 
-    def begin(self, roster: Roster, plan: Plan) -> Beside:
-        """Return this member's moments, for the members whose mean it contributes to, and what
-        to expect from the contributors to its own mean.
+    def begin(self, own: torch.Tensor, roster: Roster, plan: Plan) -> Beside:
+        """Return this member's moments `own`, for the members whose mean it contributes to, and
+        what to expect from the contributors to its own mean.
         """
         assert plan.mean is not None
         to, of = (
@@ -52,21 +51,23 @@ class Repairer:
         if plan.mean.shared:
             to = of = to | of
         among = of | {self._me} if plan.mean.own else of
-        self._among = [member for member in roster.members if member in among]
         return Beside(
             leg=MOMENTS,
             kind=Kind.REPAIR,
             fingerprint=plan.fingerprint,
-            outgoing=dict.fromkeys(to, self._own),
-            incoming=dict.fromkeys(of, len(self._own)),
+            outgoing=dict.fromkeys(to, own),
+            incoming=dict.fromkeys(of, len(own)),
+            finish=partial(self._finish, own, [m for m in roster.members if m in among]),
         )
 
-    def finish(self, came: dict[MemberId, torch.Tensor]) -> None:
+    def _finish(
+        self, own: torch.Tensor, among: list[MemberId], came: dict[MemberId, torch.Tensor]
+    ) -> None:
         """Give the model's features the mean of the contributors' moments. `came` has the
         others' moments by sender; if it is empty, nothing changes. Moments that are not
         finite are left out.
         """
         if came:
-            counted = {self._me: self._own, **came}
-            present = [counted[m].to(self._own.device) for m in self._among if m in counted]
+            counted = {self._me: own, **came}
+            present = [counted[m].to(own.device) for m in among if m in counted]
             restore_mean(self._model, present, self._inputs)

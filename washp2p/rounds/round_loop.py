@@ -1,6 +1,6 @@
 """The rounds of a member: what happens between its steps t and t + 1.
 
-    seed -> plan -> gather -> post -> wait for rounds <= t - S -> apply what has arrived -> log it
+    seed -> plan -> gather -> send -> wait for rounds <= t - S -> apply what has arrived -> log it
 
 The methods that wait are procedures (`waiting.py`). Nothing here reads a socket, a file or a clock
 of its own.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from washp2p.errors import UsageError
-from washp2p.protocol.messages.frames import FOREVER, SURVEY
+from washp2p.protocol.messages.frames import FOREVER
 from washp2p.protocol.messages.from_worker import Diverged
 from washp2p.protocol.roster import by_roster, roster_at
 from washp2p.rounds import hold_points
@@ -22,14 +22,14 @@ from washp2p.runfolder.runlog import Jump, Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from washp2p.model.store import Store
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.delay import Delay
     from washp2p.rounds.exchange import Exchange
     from washp2p.rounds.inbox import Inbox
-    from washp2p.rounds.merging import Staged
     from washp2p.rounds.ports import ControlPlane, Log, Plans
     from washp2p.rounds.repairer import Repairer
-    from washp2p.rounds.round_state import Applied, Beside
+    from washp2p.rounds.round_state import Applied, Beside, Staged
     from washp2p.rounds.surveyor import Surveyor
     from washp2p.rounds.waiting import Clock, Procedure
     from washp2p.runfolder.runlog import Joined
@@ -44,10 +44,10 @@ class Start:
     seconds: float = 0.0
     waited: float = 0.0
     generations: list[tuple[int, int, int]] = field(default_factory=list)
-    """As `Timeline.generations`."""
+    """As `RoundLoop.generations`."""
 
 
-class Timeline:
+class RoundLoop:
     """One member's rounds. `rounds` is the run's last round, 0 if not known."""
 
     def __init__(
@@ -60,6 +60,7 @@ class Timeline:
         delay: Delay,
         expire: int,
         rounds: int,
+        store: Store,
         log: Log | None,
         clock: Clock,
         surveyor: Surveyor | None = None,
@@ -76,6 +77,7 @@ class Timeline:
         self._delay = delay
         self._expire = expire
         self._rounds = rounds
+        self._store = store
         self._log = log
         self.round = 0
         """The last round this member took part in."""
@@ -86,7 +88,7 @@ class Timeline:
         self.began = self.ended = clock()
         self.late = 0.0
         """By how many rounds values have been late of late."""
-        self._share = 0.0
+        self._waits = 0.0
         self._start = Start()
         self._reported: set[MemberId] = set()
         self._reported_in: Roster | None = None
@@ -137,13 +139,34 @@ class Timeline:
         self._plans.prepare(self.round + 1)
         self.began = self.ended = self._clock()
 
-    def step(self) -> Procedure[None]:
-        """Run the round that follows an optimizer step. Waits as long as the bound on delay
-        demands.
+    def advance(self) -> Procedure[None]:
+        """Take part in the next round, an optimizer step having been taken. Waits as long as the
+        bound on delay demands.
 
         Raises UsageError beyond the announced number of steps, or if a peer has ended its run with
         the last average. Raises RunStoppedError.
         """
+        self._count_step()
+        jumps, number = self._next_round()
+        if self._rounds and number > self._rounds:
+            return  # it jumped, and now its peers have ended
+        yield from self._await_seed(number)
+        if jumps:  # but not over a round of which a checkpoint is to be kept
+            number = min(number, self._connection.state.checkpoint_from(self.round + 1) or number)
+            jumps = number > self.round + 1
+        staged = self._plans.take(number)
+        self._connection.reached(number)
+        self.round = number
+        if jumps and self._log is not None:
+            self._log.append([Jump(self.steps, self._roster.generation, number)])
+        bound = self._delay.bound
+        if staged is not None or self._arrivals.outstanding:
+            yield from self._trade(number, staged, bound)
+        if self._surveyor is not None:
+            yield from self._survey(self._surveyor, number, bound)
+        self.ended = self._clock()
+
+    def _count_step(self) -> None:
         if self._averaged and (gone := self._arrivals.ended_for_good):
             raise UsageError(
                 f"member {min(gone)} has ended its run with an average, and member "
@@ -157,28 +180,14 @@ class Timeline:
                 f"{self._rounds} rounds; take no more steps than join(rounds=...) said, or leave "
                 "it out"
             )
+
+    def _next_round(self) -> tuple[bool, int]:
+        """Whether this member jumps to its next round, and the number of that round."""
         number = self.round + 1
         newest = min(self._arrivals.newest, self._connection.state.seeds.until)
-        bound = self._delay.bound
-        jumps = bound is None and newest - number > self._expire
-        if jumps:
-            number = newest
-        if self._rounds and number > self._rounds:
-            return  # it jumped, and now its peers have ended
-        yield from self._await_seed(number)
-        if jumps:  # but not over a round of which a checkpoint is to be kept
-            number = min(number, self._connection.state.checkpoint_from(self.round + 1) or number)
-            jumps = number > self.round + 1
-        staged = self._plans.take(number)
-        self._connection.reached(number)
-        self.round = number
-        if jumps and self._log is not None:
-            self._log.append([Jump(self.steps, self._roster.generation, number)])
-        if staged is not None or self._arrivals.outstanding:
-            yield from self._trade(number, staged, bound)
-        if self._surveyor is not None:
-            yield from self._survey(self._surveyor, number, bound)
-        self.ended = self._clock()
+        if self._delay.bound is None and newest - number > self._expire:
+            return True, newest
+        return False, number
 
     def pause(self, number: int) -> Procedure[None]:
         """Stop before average `number`: tell the peers, and apply what is still to come.
@@ -190,9 +199,8 @@ class Timeline:
             lambda: self._arrivals.complete(self.round),
             lambda: self._arrivals.waits_for(self.round),
         )
-        self._exchange.look()
-        self._apply()
-        self._take_beside()
+        self._store.refresh()
+        self._exchange.apply(self._write)
 
     def go_on(self) -> None:
         """Continue with rounds: all members took the average after the same round."""
@@ -212,15 +220,7 @@ class Timeline:
                 self._arrivals.give_up(self.round + 1)
             else:
                 waited = yield from self._wait(self.round, 0)
-            self._follow(self._apply(), waited)
-            self._take_beside()
-
-    def _apply(self) -> list[Applied]:
-        """Apply what has arrived, log it, then send means made of it. Returns what was applied."""
-        applied = self._exchange.apply()
-        self._write(applied)
-        self._exchange.share()
-        return applied
+            self._follow(self._exchange.apply(self._write), waited)
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> Procedure[None]:
         """Send a round's values, wait as long as the bound demands, apply what has arrived, and
@@ -228,24 +228,22 @@ class Timeline:
         """
         means = staged is not None and staged.plan.mean is not None
         repairer = self._repairer if means else None
-        if repairer is not None:
-            repairer.note()
+        own_moments = None if repairer is None else repairer.moments()
         if staged is not None:
-            self._exchange.post(number, staged, round(1000 * self._share))
+            self._exchange.send(number, staged, round(1000 * self._waits))
         else:
-            self._exchange.look()
+            self._store.refresh()
         hold_points.reach(hold_points.AFTER_SEND, number)
         applied: list[Applied] = []
         waited = 0.0
         for _ in range(1 if staged is None else staged.legs):
             waited += yield from self._wait(number, bound)
             hold_points.reach(hold_points.APPLYING, number)
-            applied += self._apply()
+            applied += self._exchange.apply(self._write)
         self._follow(applied, waited)
-        self._take_beside()
-        if repairer is not None and staged is not None:
-            beside = repairer.begin(staged.roster, staged.plan)
-            yield from self._pass_on(number, staged.roster, beside, bound)
+        if repairer is not None and own_moments is not None and staged is not None:
+            beside = repairer.begin(own_moments, staged.roster, staged.plan)
+            yield from self._trade_beside(number, staged.roster, beside, bound)
 
     def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> Procedure[None]:
         """Take part in a survey if one is due. After a round with a checkpoint it is exact,
@@ -255,26 +253,15 @@ class Timeline:
         roster = self._roster
         if len(roster.members) > 1 and (exact or surveyor.due(number)):
             beside = surveyor.begin(number, roster, exact=exact)
-            yield from self._pass_on(number, roster, beside, bound)
+            yield from self._trade_beside(number, roster, beside, bound)
 
-    def _pass_on(
+    def _trade_beside(
         self, number: int, roster: Roster, beside: Beside, bound: int | None
     ) -> Procedure[None]:
-        """Send extra vectors with a round, and handle those that have arrived."""
-        self._exchange.pass_on(number, roster, beside)
+        """Send extra vectors with a round, and use those that have arrived."""
+        self._exchange.send_beside(number, roster, beside)
         self.waited += yield from self._wait(number, bound)
-        self._apply()
-        self._take_beside()
-
-    def _take_beside(self) -> None:
-        came_beside, self._exchange.came_beside = self._exchange.came_beside, []
-        for number, leg, came in came_beside:
-            if leg == SURVEY:
-                assert self._surveyor is not None
-                self._surveyor.finish(number, came)
-            else:
-                assert self._repairer is not None
-                self._repairer.finish(came)
+        self._exchange.apply(self._write)
 
     def _await_seed(self, number: int) -> Procedure[None]:
         if number not in self._connection.state.seeds:
@@ -307,13 +294,13 @@ class Timeline:
             self._exchange.merger.diverged.clear()
         elapsed = self._clock() - self.ended
         self.waited += waited
-        self._share += RECENT * (min(1.0, waited / elapsed) - self._share) if elapsed else 0.0
+        self._waits += RECENT * (min(1.0, waited / elapsed) - self._waits) if elapsed else 0.0
         lateness = max((self.round - one.round for one in applied if one.senders), default=0)
         self.late += RECENT * (lateness - self.late)
         self._delay.observe(
             waited=waited,
             elapsed=elapsed,
-            useful=self._arrivals.last_share > 1000 * WORTH_WAITING,
+            useful=self._arrivals.senders_wait > 1000 * WORTH_WAITING,
             lateness=lateness,
         )
 

@@ -1,4 +1,8 @@
-"""The state of one round: what is missing, what has arrived, what was applied, what is sent."""
+"""The state of a round: its plan, what is missing, what has arrived, what was applied.
+
+A round has one leg, or several: a mean has two, and vectors beside the values go in legs of their
+own. A *turn* is the number of a round and that of a leg. Turns are ordered.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +13,103 @@ from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import FIRST
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import torch
 
-    from washp2p.model.device_copies import Mark
+    from washp2p.model.device_copies import DeviceCopies, Mark, Places, Vectors
+    from washp2p.plan.plan import Plan
     from washp2p.protocol.messages.frames import Frame
-    from washp2p.protocol.roster import MemberId
+    from washp2p.protocol.roster import MemberId, Roster
     from washp2p.transports.base import Buffers, Payload
 
 Span = tuple[int, int]
+"""The part of a plan's receive route that one sender's values fill: begin, end."""
 Turn = tuple[int, int]
 
 
-@dataclass(slots=True)
-class Round:
-    """A leg of a round that this member has gathered: what has arrived of it, and what is
-    missing.
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A plan, its roster, and its indices on the store's device."""
 
-    `slots` values are expected for each scalar. A span is the part of the plan's receive route that
-    one sender's values fill.
+    plan: Plan
+    roster: Roster
+    send: Places
+    receive: Places
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that the indices take in host memory."""
+        return self.send.host.nbytes + self.receive.host.nbytes
+
+    @property
+    def legs(self) -> int:
+        """The number of legs: 2 for a mean that members share by shards, else 1."""
+        return 2 if self.plan.mean is not None and self.plan.mean.shared else 1
+
+
+def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | None:
+    """Copy a plan's indices to the device. Runs ahead of need, on the planner's thread."""
+    if plan is None:
+        return None
+    return Staged(
+        plan, roster, copies.upload(plan.send.indices), copies.upload(plan.receive.indices)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Extra vectors that are sent with a round's values, in a leg of their own. They have the
+    parameters' dtype.
+
+    `outgoing` has them by peer; any thread may read them. `incoming` has the number of values
+    expected of each peer. `finish` gets those that came, by sender, once no more will come.
+    """
+
+    leg: int
+    kind: Kind
+    fingerprint: int
+    outgoing: dict[MemberId, torch.Tensor]
+    incoming: dict[MemberId, int]
+    finish: Callable[[dict[MemberId, torch.Tensor]], None]
+
+
+@dataclass(slots=True)
+class Leg:
+    """A leg of a round that this member has sent: all that it knows of it until it is over.
+
+    `slots` values are expected for each scalar.
     """
 
     number: int
+    """Of the round."""
     generation: int
     fingerprint: int
     missing: dict[MemberId, Span]
     leg: int = FIRST
-    slots: int = 0
+    slots: int = 1
     arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
+    """What has come and is not applied yet, by sender."""
     lost: list[MemberId] = field(default_factory=list)
+    """Senders given up since values were last applied."""
+    staged: Staged | None = None
+    """The plan; None in a leg of extra vectors."""
+    own: Vectors = field(default_factory=list)
+    """This member's values at the received indices when it gathered, if they are needed."""
+    measured: bool = False
+    """Whether the leg tells how far the members are apart."""
+    beside: Beside | None = None
+    """The extra vectors, in a leg of them."""
 
     @property
     def turn(self) -> Turn:
         """Round and leg."""
         return self.number, self.leg
+
+    @property
+    def applied(self) -> Applied:
+        """What to log once it is applied: who sent what has arrived, and who was given up."""
+        return Applied(self.number, tuple(self.arrived), tuple(self.lost), self.leg)
 
 
 class Messages(NamedTuple):
@@ -51,9 +119,9 @@ class Messages(NamedTuple):
     message, (peer, planned bytes, buffers).
     """
 
-    marks: list[Mark]
+    marks: Sequence[Mark]
     header: Frame
-    parts: list[tuple[MemberId, int, Buffers]]
+    parts: Sequence[tuple[MemberId, int, Buffers]]
     kind: Kind = Kind.EXCHANGE
 
 
@@ -66,19 +134,3 @@ class Applied(NamedTuple):
     senders: tuple[MemberId, ...]
     lost: tuple[MemberId, ...]
     leg: int = FIRST
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """Extra vectors that are sent with a round's values, in a leg of their own. They have the
-    parameters' dtype.
-
-    `outgoing` has them by peer; any thread may read them. `incoming` has the number of values
-    expected of each peer.
-    """
-
-    leg: int
-    kind: Kind
-    fingerprint: int
-    outgoing: dict[MemberId, torch.Tensor]
-    incoming: dict[MemberId, int]

@@ -28,7 +28,6 @@ class Surveyor:
         self._seed = seed
         self._every = every
         self._last: tuple[Roster, Survey] | None = None
-        self._open: dict[int, tuple[Survey, Roster, torch.Tensor, bool]] = {}
         self.found: list[Surveyed] = []
         """What was found, until it is told."""
 
@@ -37,35 +36,36 @@ class Surveyor:
         return number % self._every == 0
 
     def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
-        """Begin a survey after a round, of all scalars if `exact`. Returns what to exchange."""
-        self._store.look()
+        """Begin a survey after a round, of all scalars if `exact`. Returns what to exchange.
+
+        Once the values of all members are here, and finite, this shard's part of the distance is
+        in `found`.
+        """
+        self._store.refresh()
         survey = self._survey(roster, exact=exact)
         plan, copies = survey.plan, self._store.copies
         values, own = (
             self._store.keep(copies.upload(indices))[0]
             for indices in (plan.send.indices, plan.receive.indices)
         )
-        self._open[number] = survey, roster, own, exact
         members = roster.members
+
+        def finish(came: dict[MemberId, torch.Tensor]) -> None:
+            if len(came) == len(plan.receive.parts):
+                held = {self._me: own, **came}
+                arrays = [as_array(held[member]) for member in members if member in held]
+                found = survey.squares(arrays)
+                if all(map(isfinite, found)):  # else somebody has diverged
+                    self.found.append(Surveyed(number, len(members), exact, found))
+
         return Beside(
             leg=SURVEY,
             kind=Kind.CONSENSUS,
             fingerprint=plan.fingerprint,
             outgoing={members[p]: values[begin:end] for p, begin, end in plan.send.parts},
             incoming={members[p]: end - begin for p, begin, end in plan.receive.parts},
+            finish=finish,
         )
-
-    def finish(self, number: int, came: dict[MemberId, torch.Tensor]) -> None:
-        """If the values of all members have arrived and are finite, add this shard's part of the
-        distance to `found`.
-        """
-        survey, roster, own, exact = self._open.pop(number)
-        if len(came) == len(survey.plan.receive.parts):
-            held = {self._me: own, **came}
-            arrays = [as_array(held[member]) for member in roster.members if member in held]
-            found = survey.squares(arrays)
-            if all(map(isfinite, found)):  # else somebody has diverged
-                self.found.append(Surveyed(number, len(roster.members), exact, found))
 
     def _survey(self, roster: Roster, *, exact: bool) -> Survey:
         if not exact and self._last is not None and self._last[0] is roster:

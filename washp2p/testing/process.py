@@ -13,7 +13,7 @@ from washp2p.member.assembly import Ports, core_of
 from washp2p.member.derivation import Derivation
 from washp2p.model.store import Store
 from washp2p.protocol.messages.from_worker import Attach
-from washp2p.rounds.waiting import Wait
+from washp2p.rounds.waiting import Wait, Waiting
 from washp2p.strategies import strategy_for
 from washp2p.testing.coordinator import PLACE
 from washp2p.testing.network import SimulatedTransport
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from washp2p.member.core import MemberCore
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.inbox import Inbox
-    from washp2p.rounds.merging import Staged
+    from washp2p.rounds.round_state import Staged
     from washp2p.runfolder.runlog import Joined, Jump, Record
     from washp2p.testing.events import Events
     from washp2p.testing.network import Network
@@ -184,7 +184,7 @@ class SimulatedProcess:
         self._step_seconds = step_seconds
         self._conversation = SimulatedConversation(world, self)
         self._life = self._live()
-        self._waits: Wait | Pause | Until = Pause(0.0)
+        self._waits: Waiting | Pause | Until = Pause(0.0)
         self._turn = 0
         world.network.add(self.place)
         world.events.after(0.0, self._resume)
@@ -201,8 +201,8 @@ class SimulatedProcess:
 
     def wake(self) -> None:
         """Look again: the coordinator has told something, or time has passed."""
-        if isinstance(self._waits, Wait):
-            self._try(self._inbox.look)
+        if isinstance(self._waits, Waiting):
+            self._try(partial(self._inbox.tick, self._waits))
         self._go_on()
 
     def die(self) -> None:
@@ -247,10 +247,10 @@ class SimulatedProcess:
             store.layout.to_wire(), transport.endpoint, [], self.place, b"", world.rounds, {}, ""
         )
         yield from core.begin(attach)
-        timeline = core.parts.timeline
-        while timeline.round < world.rounds:
+        round_loop = core.parts.round_loop
+        while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
-            task.step(model, optimizer, member, timeline.steps + 1)
+            task.step(model, optimizer, member, round_loop.steps + 1)
             self._inbox.take_all(iter(transport.receive, None))
             yield from core.round()
         yield from core.begin_average(None)
@@ -259,7 +259,7 @@ class SimulatedProcess:
         yield from core.finish()
 
     def _arrived(self, message: Message) -> None:
-        if isinstance(self._waits, Wait):
+        if isinstance(self._waits, Waiting):
             self._try(partial(self._inbox.take, message))
             self._go_on()
         else:
@@ -282,7 +282,7 @@ class SimulatedProcess:
         """Resume the program if what it waits for is there."""
         while self.alive:
             match self._waits:
-                case Wait() if self._inbox.is_over():
+                case Waiting() as waiting if self._inbox.is_over(waiting):
                     self._resume()
                 case Until(condition) if condition():
                     self._resume()
@@ -294,7 +294,7 @@ class SimulatedProcess:
             return
         self._turn += 1
         try:
-            self._waits = next(self._life) if error is None else self._life.throw(error)
+            wanted = next(self._life) if error is None else self._life.throw(error)
         except StopIteration:
             self.die()
             return
@@ -303,18 +303,21 @@ class SimulatedProcess:
             self._conversation.tell_why(failure)
             self.die()
             return
-        match self._waits:
+        match wanted:
+            case Wait():
+                self._waits = self._inbox.begin(wanted)
+                self._take_what_was_held(self._waits)
             case Pause(seconds):
+                self._waits = wanted
                 self._world.events.after(seconds, self._after_pause)
-            case Wait() as wait:
-                self._take_what_was_held(wait)
+            case Until():
+                self._waits = wanted
 
-    def _take_what_was_held(self, wait: Wait) -> None:
+    def _take_what_was_held(self, waiting: Waiting) -> None:
         """Begin a wait: what has come meanwhile is handed over first."""
-        self._inbox.begin(wait)
         turn = self._turn
         assert self.transport is not None
-        while self.transport.held and turn == self._turn and not self._inbox.is_over():
+        while self.transport.held and turn == self._turn and not self._inbox.is_over(waiting):
             self._try(partial(self._inbox.take, self.transport.held.popleft()))
         if turn == self._turn:
             self._tick_later(turn)

@@ -90,7 +90,7 @@ def test_memory_given_by_assignment_is_taken_in_with_its_values(name):
     parameter = net.get_parameter(name)
     parameter.data = parameter.detach().clone().mul(3)
     values = parameter.detach().clone()
-    store.look()
+    store.refresh()
     entry = next(e for e in store.layout.entries if e.name == name)
     assert torch.equal(parameter, values)
     assert torch.equal(store.values()[name].as_strided(entry.shape, entry.stride), values)
@@ -111,7 +111,7 @@ def test_memory_of_another_kind_is_named(change, words):
     store = Store(net, sgd(net))
     net[2].weight.data = change(net[2].weight)
     with pytest.raises(UsageError, match=words):
-        store.look()
+        store.refresh()
 
 
 def test_a_replaced_layer_is_named():
@@ -122,7 +122,7 @@ def test_a_replaced_layer_is_named():
     with pytest.raises(
         UsageError, match=r"2.weight of the model is another object, of Parameter, than"
     ):
-        store.look()
+        store.refresh()
 
 
 def test_a_transposed_parameter_keeps_its_values():
@@ -130,7 +130,7 @@ def test_a_transposed_parameter_keeps_its_values():
     store = Store(net, sgd(net))
     net[0].weight.data = net[0].weight.detach().t()  # same pointer and size, other strides
     values = net[0].weight.detach().clone()
-    store.look()
+    store.refresh()
     assert torch.equal(net[0].weight, values)
     assert torch.equal(store.values()["0.weight"].view(4, 4), values)
 
@@ -141,7 +141,7 @@ def test_shared_memory_stays_shared_and_others_see_what_rounds_write(caplog):
     pointer = seen.data_ptr()
     store = Store(net, sgd(net))
     assert "in memory that other processes share" in caplog.text
-    store.look()
+    store.refresh()
     entry = next(e for e in store.layout.entries if e.name == "2.weight")
     store.scatter(at(entry.offset), [torch.tensor([9.0])])
     assert net[2].weight.is_shared()
@@ -149,7 +149,7 @@ def test_shared_memory_stays_shared_and_others_see_what_rounds_write(caplog):
     assert seen.reshape(-1)[0] == 9
     with torch.no_grad():
         net[2].weight.mul_(2)
-    store.look()
+    store.refresh()
     assert store.values()["2.weight"][0] == 18
     store.release()
     assert net[2].weight.data_ptr() == pointer
@@ -160,7 +160,7 @@ def test_memory_that_is_shared_later_is_followed(caplog):
     store = Store(net, sgd(net))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net.share_memory()
-    store.look()
+    store.refresh()
     assert "was moved to memory that other processes share" in caplog.text
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     store.scatter(at(0), [torch.tensor([5.0])])
@@ -183,7 +183,7 @@ def test_afterwards_the_model_is_its_owners_alone():
     store = Store(net, optimizer, ("exp_avg", "exp_avg_sq"))
     net(torch.randn(2, 3, 4, 4)).sum().backward()
     optimizer.step()
-    store.look()
+    store.refresh()
     assert optimizer.state[net[2].weight]["exp_avg"].untyped_storage().nbytes() == 16 * 5 * 4
     values = {name: value.clone() for name, value in net.state_dict().items()}
     average = optimizer.state[net[2].weight]["exp_avg"].clone()
@@ -204,11 +204,11 @@ def test_optimizer_state_that_moves_is_taken_in_again():
     for _ in range(2):
         net(torch.randn(2, 3, 4, 4)).sum().backward()
         optimizer.step()
-        store.look()
+        store.refresh()
     state = optimizer.state[net[0].weight]  # not the last one
     state["momentum_buffer"] = state["momentum_buffer"] * 2
     expected = state["momentum_buffer"].flatten(1).clone()
-    store.look()
+    store.refresh()
     out = store.keep(at(*range(4)))
     memory_order = expected.view(4, 3, 9).transpose(1, 2).reshape(-1)[:4]
     assert torch.equal(out[1], memory_order)
@@ -219,7 +219,7 @@ def test_looking_at_every_parameter_is_cheap():
     net = torchvision.models.resnet18(num_classes=10)
     store = Store(net, torch.optim.SGD(net.parameters(), lr=0.1))
     assert len(store.layout.entries) == 62
-    times = timeit.repeat(store.look, number=200, repeat=5, timer=time.thread_time)
+    times = timeit.repeat(store.refresh, number=200, repeat=5, timer=time.thread_time)
     seconds = min(times) / 200
     assert seconds < 100e-6  # docs/performance.md has the figure of a quiet machine
 
@@ -230,7 +230,7 @@ def test_parameters_that_exchange_their_memory_keep_their_values():
     a, b, c = (layer.weight for layer in net)
     values = [p.detach().clone() for p in (b, c, a)]
     a.data, b.data, c.data = b.data, c.data, a.data
-    store.look()
+    store.refresh()
     assert all(torch.equal(p, v) for p, v in zip((a, b, c), values, strict=True))
     for value, now in zip(store.values().values(), values, strict=True):
         assert torch.equal(value.view(4, 4), now)
@@ -241,7 +241,7 @@ def test_parameters_that_are_tied_by_memory_after_joining_are_refused():
     store = Store(net, sgd(net))
     net[1].weight.data = net[0].weight.data
     with pytest.raises(UsageError, match=r"0.weight and 1.weight are two Parameters in the same"):
-        store.look()
+        store.refresh()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -60,7 +60,7 @@ def test_training_goes_on_bit_for_bit(make):
     for seed in range(4):
         step(plain, plain_optimizer, seed)
         step(flat, flat_optimizer, seed)
-        store.look()
+        store.refresh()
         store.gather(everything, out)
     for (name, a), b in zip(plain.state_dict().items(), flat.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -76,12 +76,12 @@ def test_gather_and_scatter_address_values_and_their_momentum():
     entry = next(e for e in store.layout.entries if e.name == "4.weight")
     places = at(entry.offset + 7, entry.offset + 100)
     out = [torch.empty(2), torch.empty(2)]
-    store.look()
+    store.refresh()
     store.gather(places, out)
     assert torch.equal(out[0], model[4].weight.detach().view(-1)[[7, 100]])
     assert torch.equal(out[1], torch.zeros(2))  # there is no momentum yet
     step(model, optimizer, 0)
-    store.look()
+    store.refresh()
     store.gather(places, out)
     momentum = optimizer.state[model[4].weight]["momentum_buffer"]
     assert torch.equal(out[1], momentum.view(-1)[[7, 100]])
@@ -227,7 +227,7 @@ def test_a_parameter_added_after_joining_is_noticed():
     store = Store(model, optimizer)
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(UsageError, match="when the model joined; expected the same ones"):
-        store.look()
+        store.refresh()
 
 
 def test_moving_the_model_after_joining_is_noticed():
@@ -235,7 +235,7 @@ def test_moving_the_model_after_joining_is_noticed():
     store = Store(model, sgd(model))
     model.double()
     with pytest.raises(UsageError, match=r"0.weight is .* float64 on cpu now; it was .* float32"):
-        store.look()
+        store.refresh()
 
 
 def test_a_loaded_optimizer_state_is_taken_over():
@@ -245,13 +245,13 @@ def test_a_loaded_optimizer_state_is_taken_over():
     out = [torch.empty(store.layout.size) for _ in range(2)]
     everything = at(*range(store.layout.size))
     step(model, optimizer, 0)
-    store.look()
+    store.refresh()
     store.gather(everything, out)
     checkpoint = copy.deepcopy(optimizer.state_dict())
     saved = out[1].clone()
     step(model, optimizer, 1)
     optimizer.load_state_dict(checkpoint)
-    store.look()
+    store.refresh()
     store.gather(everything, out)
     assert torch.equal(out[1], saved)
     store.scatter(at(0), [torch.zeros(1), torch.full((1,), 7.0)])
@@ -296,7 +296,7 @@ def test_wash_opt_takes_along_whatever_state_is_shaped_like_its_parameter(kind, 
     optimizer.step()
     optimizer.step()
     out = [torch.empty(4) for _ in range(1 + len(names))]
-    store.look()
+    store.refresh()
     store.gather(everything, out)
     for values, name in zip(out[1:], names, strict=True):
         state = optimizer.state[next(model.parameters())][name]
@@ -330,7 +330,7 @@ def test_parameters_without_dimensions_or_elements():
 
     model = Odd()
     store = Store(model, sgd(model))
-    store.look()
+    store.refresh()
     values = {name: value.clone() * 2 for name, value in store.values().items()}
     store.load_values(values)
     assert model.scale == 6

@@ -96,7 +96,7 @@ def test_values_that_are_not_finite_are_refused_in_all_slots_and_their_sender_na
     for member in range(3):
         late_rounds.rounds[member] = number
         late_rounds.reference.gather(member, number, number)
-        late_rounds.peers.post(member, number, number)
+        late_rounds.peers.send(member, number, number)
     late_rounds.let_everything_through()
     for member in (0, 1):
         exchange = late_rounds.peers.exchanges[member]
@@ -137,15 +137,15 @@ def test_frames_the_plan_did_not_foresee_are_named_and_count_as_lost(
 ):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     before = [p.detach().clone() for p in peers.models[1].parameters()]
-    peers.post(0, 1, 5)
+    peers.send(0, 1, 5)
     message = peers.transports[1].receive(5)
     frame = replace(headers.decode(message.header), **change)
     arrivals = peers.exchanges[1].arrivals
     if not early:
-        peers.post(1, 1, 5)
+        peers.send(1, 1, 5)
     arrivals.accept(frame, message.payload if payload is None else payload)
     if early:
-        peers.post(1, 1, 5)
+        peers.send(1, 1, 5)
     assert [(peer, why) for peer, why, _ in peers.refusals[1].all] == [(0, reason)]
     assert arrivals.complete(1)
     assert arrivals.expired_values > 0
@@ -169,10 +169,10 @@ def test_frames_of_the_past_and_twice_the_same_are_refused(population):
 def test_values_of_whom_the_plan_does_not_foresee_are_refused(population, early):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     if not early:
-        peers.post(0, 1, 1)
+        peers.send(0, 1, 1)
     peers.exchanges[0].arrivals.accept(Frame(RUN, 5, 0, 0, 1, 1, 0, 0), memoryview(b"1234"))
     if early:
-        peers.post(0, 1, 1)
+        peers.send(0, 1, 1)
     assert peers.refusals[0].reasons == [Reason.PLAN]
     assert peers.exchanges[0].arrivals.waits_for(1) == {1}
 
@@ -180,8 +180,8 @@ def test_values_of_whom_the_plan_does_not_foresee_are_refused(population, early)
 def test_a_frame_that_a_newer_connection_overtook_is_refused_and_its_loss_counted_once(population):
     peers = population(RunConfig.resolve(n=2, p=1.0))
     for number in (1, 2):
-        peers.post(0, number, number)
-        peers.post(1, number, number)
+        peers.send(0, number, number)
+        peers.send(1, number, number)
     first, second = (peers.transports[0].receive(5) for _ in range(2))
     arrivals = peers.exchanges[0].arrivals
     arrivals.accept(headers.decode(second.header), second.payload)
@@ -199,7 +199,7 @@ def test_whoever_falls_silent_is_waited_for_no_longer(population, leaves):
     peers = population(RunConfig.resolve(n=3, p=1.0))
     arrivals = peers.exchanges[0].arrivals
     for me in range(3):
-        peers.post(me, 1, 1)
+        peers.send(me, 1, 1)
     early = [peers.transports[0].receive(5) for _ in range(2)]
     getattr(arrivals, leaves)(2)
     assert arrivals.waits_for(1) == {1}
@@ -211,14 +211,14 @@ def test_whoever_falls_silent_is_waited_for_no_longer(population, leaves):
     ((_, senders, missing, _),) = peers.exchanges[0].apply()
     assert (senders, missing) == ((1,), (2,))
     for me in range(3):
-        peers.post(me, 2, 2)
+        peers.send(me, 2, 2)
     peers.deliver(0)
     again = leaves == "silence"  # it is heard again
     assert arrivals.complete(2)
     ((_, senders, missing, _),) = peers.exchanges[0].apply()
     assert set(missing) == (set() if again else {2})
     for me in range(3):
-        peers.post(me, 3, 3)
+        peers.send(me, 3, 3)
     assert arrivals.waits_for(3) == ({1, 2} if again else {1})
 
 
@@ -283,14 +283,14 @@ def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
     peers = population(RunConfig.resolve(n=2, p=1.0, max_delay="none"), LazyCopies)
     lane = peers.stores[0].copies
     for number in range(1, AHEAD + 2):
-        peers.post(0, number, number)
+        peers.send(0, number, number)
     assert peers.transports[1].receive(0) is None
     lane.run(1)
     assert headers.decode(peers.transports[1].receive(5).header).round == 1
     assert peers.transports[1].receive(0) is None
-    peers.post(0, AHEAD + 2, AHEAD + 2)
+    peers.send(0, AHEAD + 2, AHEAD + 2)
     with ThreadPoolExecutor(1) as training:
-        posted = training.submit(peers.post, 0, AHEAD + 3, AHEAD + 3)
+        posted = training.submit(peers.send, 0, AHEAD + 3, AHEAD + 3)
         with pytest.raises(TimeoutError):
             posted.result(0.2)
         lane.run(1)
@@ -302,12 +302,12 @@ def test_nothing_waits_for_a_device_but_one_that_lags_behind(population):
 
 
 def test_the_next_round_is_held_whatever_its_size(population, monkeypatch):
-    monkeypatch.setattr("washp2p.rounds.inbound.HELD_BYTES", 0)
+    monkeypatch.setattr("washp2p.rounds.arrivals.HELD_BYTES", 0)
     peers = population(RunConfig.resolve(n=2, p=1.0))
     for number in range(1, 4):
-        peers.post(0, number, number)
+        peers.send(0, number, number)
         peers.deliver(1)
-        peers.post(1, number, number)
+        peers.send(1, number, number)
         peers.deliver(0)
         assert [e.apply()[0].lost for e in peers.exchanges] == [(), ()]
 
@@ -413,7 +413,7 @@ def test_a_peer_that_ended_is_absent(population):
 
 
 def test_early_frames_are_bounded_in_bytes(population, monkeypatch):
-    monkeypatch.setattr("washp2p.rounds.inbound.HELD_BYTES", 1000)
+    monkeypatch.setattr("washp2p.rounds.arrivals.HELD_BYTES", 1000)
     late = LateRounds(population, RunConfig.resolve(n=2, p=1.0, max_delay="none"))
     for _ in range(6):
         late.step(0)

@@ -27,7 +27,6 @@ class Recorder:
         self.calls = []
         self.broken_to = set()
         self.waits = set()
-        self.posted = 1
         self.arrivals = self
         self.messages = []
 
@@ -40,7 +39,7 @@ class Recorder:
     def broken(self, peer):
         return peer in self.broken_to
 
-    def waits_for(self, upto):
+    def waits_for(self):
         return self.waits
 
     def __getattr__(self, name):
@@ -130,11 +129,11 @@ def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twel
 
     clock, patience = inbox._clock, connection.patience
     (wait,) = inbox.wait_until(lambda: False, whom, deadline=100.0)
-    inbox.begin(wait)
+    waiting = inbox.begin(wait)
     silenced, reported = [], []
     while len(reported) < 2:
         clock.now += patience.ping
-        inbox.look()
+        inbox.tick(waiting)
         at = clock.now / patience.seconds
         silenced += [at] * (len(calls(wire, "silence")) - len(silenced))
         reported += [at] * (len(connection.reported) - len(reported))
@@ -148,10 +147,10 @@ def test_a_broken_link_costs_one_patience_and_a_slow_peer_is_reported_after_twel
 def test_a_wait_is_over_at_its_deadline(scene):
     _, _, inbox = scene
     (wait,) = inbox.wait_until(lambda: False, deadline=3.0)
-    inbox.begin(wait)
-    assert not inbox.is_over()
+    waiting = inbox.begin(wait)
+    assert not inbox.is_over(waiting)
     inbox._clock.now = 3.0
-    assert inbox.is_over()
+    assert inbox.is_over(waiting)
     assert list(inbox.wait_until(lambda: True)) == []
 
 

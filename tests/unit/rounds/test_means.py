@@ -106,14 +106,18 @@ def test_the_pull_follows_the_rate_of_every_step_not_of_those_with_a_mean(popula
 def test_nothing_made_of_a_mean_is_sent_before_the_log_says_so(population):
     peers = population(RunConfig.resolve(n=2, method="papa-all"))
     for me in range(2):
-        peers.post(me, 1, 5)
+        peers.send(me, 1, 5)
     for me in range(2):
         peers.deliver(me)
-        assert peers.exchanges[me].apply()
-    assert [transport.receive(0) for transport in peers.transports] == [None, None]
-    for exchange in peers.exchanges:
-        exchange.share()
-    assert all(transport.receive(0) is not None for transport in peers.transports)
+    for exchange, other in zip(peers.exchanges, reversed(peers.transports), strict=True):
+        logged = []
+
+        def log(applied, logged=logged, other=other):
+            assert other.receive(0) is None
+            logged += applied
+
+        assert exchange.apply(log) == logged != []
+        assert other.receive(0) is not None
 
 
 @pytest.mark.parametrize("n", [2, 3, 6])
@@ -237,13 +241,12 @@ def test_a_mean_is_of_those_who_are_left_and_what_they_do_not_share_stays(
     held = theta(peers)
     bounds = [D * k // 3 for k in range(4)]
     for me in (0, 1):
-        peers.post(me, 1, 5)
+        peers.send(me, 1, 5)
     for me in (0, 1):
         peers.exchanges[me].arrivals.remove(2)
         peers.deliver(me)
         assert peers.exchanges[me].arrivals.complete(1)
         assert [one.lost for one in peers.exchanges[me].apply()] == [(2,)]
-        peers.exchanges[me].share()
     for me in (0, 1):
         peers.deliver(me)
         assert peers.exchanges[me].arrivals.complete(1)
@@ -262,10 +265,9 @@ def test_a_lone_shard_stays_as_it_is(population):
     """A mean of one's own values is none: not even a rounding error is left."""
     peers = population(RunConfig.resolve(n=2, method="papa", alpha=0.3))
     held = theta(peers)
-    peers.post(0, 1, 5)
+    peers.send(0, 1, 5)
     peers.exchanges[0].arrivals.remove(1)
     peers.exchanges[0].apply()
-    peers.exchanges[0].share()
     peers.exchanges[0].apply()
     assert (theta(peers)[0] == held[0]).all()
     assert not peers.exchanges[0].arrivals.outstanding
@@ -363,9 +365,8 @@ def test_what_was_lost_beside_a_round_without_values_is_given_up_when_the_link_h
     for me in (0, 1):
         surveyor = Surveyor(peers.stores[me], me, seed=0, every=1)
         beside = surveyor.begin(15, peers.roster, exact=False)
-        peers.exchanges[me].pass_on(15, peers.roster, beside)
+        peers.exchanges[me].send_beside(15, peers.roster, beside)
         assert peers.transports[1 - me].receive(0) is not None  # lost on the way
-    assert peers.exchanges[0].posted == 15
     for me in (0, 1):
         peers.exchanges[me].resume(1 - me)
     for me in (0, 1):
@@ -382,14 +383,13 @@ def test_moments_of_one_that_has_diverged_are_left_out():
     inputs = [torch.randn(16, 3)]
     repairer = Repairer(models[0], 0, lambda: inputs)
     roster = Roster(generation=0, peers=tuple(Peer(m, "") for m in range(3)))
-    repairer.note()
-    repairer.begin(roster, reduce_and_share(np.arange(26), np.arange(3), 0, 1))
-    own, other = moments(models[0], inputs), moments(models[1], inputs)
-    repairer.finish({1: other, 2: torch.full_like(own, float("nan"))})
+    plan = reduce_and_share(np.arange(26), np.arange(3), 0, 1)
+    own, other = repairer.moments(), moments(models[1], inputs)
+    repairer.begin(own, roster, plan).finish({1: other, 2: torch.full_like(own, float("nan"))})
     assert moments(models[0], inputs) == pytest.approx((own + other) / 2, abs=1e-5)
     before = [p.clone() for p in models[0].parameters()]
-    repairer._own = torch.full_like(own, float("nan"))
-    repairer.finish({2: torch.full_like(own, float("nan"))})
+    diverged = torch.full_like(own, float("nan"))
+    repairer.begin(diverged, roster, plan).finish({2: diverged})
     assert all(map(torch.equal, before, models[0].parameters()))
 
 
@@ -398,10 +398,9 @@ def test_nothing_is_found_where_somebody_has_diverged(population):
     surveyor = Surveyor(peers.stores[0], 0, seed=0, every=1)
     beside = surveyor.begin(1, peers.roster, exact=True)
     (count,) = beside.incoming.values()
-    surveyor.finish(1, {1: torch.full((count,), float("nan"))})
+    beside.finish({1: torch.full((count,), float("nan"))})
     assert surveyor.found == []
-    surveyor.begin(2, peers.roster, exact=True)
-    surveyor.finish(2, {1: torch.zeros(count)})
+    surveyor.begin(2, peers.roster, exact=True).finish({1: torch.zeros(count)})
     assert [(one.round, one.members, one.exact) for one in surveyor.found] == [(2, 2, True)]
 
 

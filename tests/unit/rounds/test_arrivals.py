@@ -8,8 +8,9 @@ from tests.support.refusals import RecordedRefusals
 from washp2p.protocol.ledger import Loss
 from washp2p.protocol.messages.frames import FOREVER, MOMENTS, SECOND, SURVEY, End, Frame
 from washp2p.protocol.refusals import Reason
-from washp2p.rounds import inbound as module
-from washp2p.rounds.inbound import Arrivals
+from washp2p.rounds import arrivals as module
+from washp2p.rounds.arrivals import Arrivals
+from washp2p.rounds.round_state import Leg
 
 RUN = b"12345678"
 ME, PEER, OTHER = 0, 1, 2
@@ -27,7 +28,7 @@ def values(count):
 def arrivals():
     """Round 1 is out: ten values are to come of one peer, five of another."""
     made = Arrivals([4], RecordedRefusals())
-    made.expect(1, 0, 7, {PEER: (0, 10), OTHER: (10, 15)})
+    made.expect(Leg(1, 0, 7, {PEER: (0, 10), OTHER: (10, 15)}))
     return made
 
 
@@ -40,13 +41,13 @@ def test_nothing_is_lost_that_comes(arrivals):
 
 def test_of_who_was_dropped(arrivals):
     arrivals.remove(PEER)
-    arrivals.expect(2, 0, 7, {PEER: (0, 4)})
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 4)}))
     assert arrivals.lost_by_reason == {"sender dropped": 14}
 
 
 def test_behind_a_broken_link(arrivals):
     arrivals.silence(PEER)
-    arrivals.expect(2, 0, 7, {PEER: (0, 4)})
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 4)}))
     assert arrivals.lost_by_reason == {"link broken": 14}
 
 
@@ -56,13 +57,13 @@ def test_on_the_way_when_a_link_broke(arrivals):
 
 
 def test_too_late(arrivals):
-    arrivals.expect(2, 0, 7, {PEER: (0, 4)})
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 4)}))
     arrivals.give_up(2)
     assert arrivals.lost_by_reason == {"too late": 15}
 
 
 def test_of_a_round_that_its_sender_jumped_over(arrivals):
-    arrivals.expect(2, 0, 7, {PEER: (0, 4)})
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 4)}))
     arrivals.accept(frame(2), values(4))
     assert arrivals.lost_by_reason == {"sender skipped the round": 10}
     arrivals.ended(End(RUN, OTHER, ME, 0, 2, 1))
@@ -71,7 +72,7 @@ def test_of_a_round_that_its_sender_jumped_over(arrivals):
 
 def test_of_a_round_that_this_member_jumped_over(arrivals):
     arrivals.accept(frame(2), values(3))  # early
-    arrivals.expect(4, 0, 7, {})
+    arrivals.expect(Leg(4, 0, 7, {}))
     arrivals.accept(frame(3, OTHER), values(2))  # late
     assert arrivals.lost[Loss.JUMPED] == 5
 
@@ -85,8 +86,8 @@ def test_too_early(arrivals, monkeypatch):
     monkeypatch.setattr(module, "HELD_BYTES", 16)
     arrivals.accept(frame(1), values(10))
     arrivals.accept(frame(3), values(5))
-    arrivals.expect(2, 0, 7, {})
-    arrivals.expect(3, 0, 7, {PEER: (0, 5)})  # counted when it was dropped, and not again
+    arrivals.expect(Leg(2, 0, 7, {}))
+    arrivals.expect(Leg(3, 0, 7, {PEER: (0, 5)}))  # counted when it was dropped, and not again
     assert arrivals.lost_by_reason == {"too early": 5}
 
 
@@ -94,19 +95,19 @@ def test_a_link_that_broke_between_legs_loses_those_before_it_and_no_others(arri
     arrivals.accept(frame(1), values(10))
     arrivals.accept(frame(1, OTHER), values(5))
     arrivals.posted(PEER, (1, 0))
-    arrivals.expect(1, 0, 7, {PEER: (0, 6)}, SECOND)
+    arrivals.expect(Leg(1, 0, 7, {PEER: (0, 6)}, SECOND))
     arrivals.accept(frame(1, leg=SECOND), values(6))
     assert arrivals.complete(1)
     assert arrivals.lost_by_reason == {}
     arrivals.posted(PEER, (1, MOMENTS))
-    arrivals.expect(1, 0, 7, {PEER: (0, 2)}, MOMENTS)
-    arrivals.expect(2, 0, 7, {PEER: (0, 2)})
+    arrivals.expect(Leg(1, 0, 7, {PEER: (0, 2)}, MOMENTS))
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 2)}))
     assert arrivals.waits_for(1) == set()
     assert arrivals.waits_for(2) == {PEER}
 
 
 def test_what_goes_beside_a_round_is_not_counted_as_lost(arrivals):
-    arrivals.expect(1, 0, 7, {PEER: (0, 9)}, SURVEY)
+    arrivals.expect(Leg(1, 0, 7, {PEER: (0, 9)}, SURVEY))
     arrivals.silence(PEER)
     assert arrivals.lost_by_reason == {"link broken": 10}
     assert arrivals.newest == 0
@@ -117,9 +118,9 @@ def test_what_goes_beside_a_round_is_not_counted_as_lost(arrivals):
 def test_an_exchange_far_ahead_is_held_if_there_is_room(monkeypatch):
     monkeypatch.setattr(module, "HELD_BYTES", 16)
     arrivals = Arrivals([4], RecordedRefusals(), room=40)
-    arrivals.expect(10, 0, 7, {})
+    arrivals.expect(Leg(10, 0, 7, {}))
     arrivals.accept(frame(20), values(10))
-    arrivals.expect(20, 0, 7, {PEER: (0, 10)})
+    arrivals.expect(Leg(20, 0, 7, {PEER: (0, 10)}))
     assert arrivals.complete(20)
     assert arrivals.lost_by_reason == {}
 
@@ -127,11 +128,11 @@ def test_an_exchange_far_ahead_is_held_if_there_is_room(monkeypatch):
 def test_legs_that_there_are_not_are_refused_and_not_held():
     refusals = RecordedRefusals()
     arrivals = Arrivals([4], refusals)
-    arrivals.expect(1, 0, 7, {PEER: (0, 1)})
+    arrivals.expect(Leg(1, 0, 7, {PEER: (0, 1)}))
     arrivals.accept(frame(1), values(1))
     for leg in (SECOND, SURVEY, SURVEY + 1, 2**40):
         arrivals.accept(frame(1, leg=leg), values(1000))
-    arrivals.expect(2, 0, 7, {PEER: (0, 1)})
+    arrivals.expect(Leg(2, 0, 7, {PEER: (0, 1)}))
     assert arrivals._early_bytes == 0
     reasons = [why for _, why, _ in refusals.all]
     assert reasons == [Reason.MALFORMED, Reason.MALFORMED, Reason.PLAN]

@@ -1,9 +1,8 @@
-"""Arrivals: matches frames with outstanding rounds, holds early frames, and counts lost values.
+"""Arrivals: matches frames with outstanding legs, holds early frames, and counts lost values.
 
 It keeps the books of one member, over all generations, and does not look into payloads. A value
 that never arrives is counted once, by its receiver. An invalid frame is refused, and the values
-expected in its place count as lost. A round may have several legs, each with its own frames. A
-*turn* is a round and a leg; turns are ordered.
+expected in its place count as lost.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 from washp2p.protocol.ledger import Loss
 from washp2p.protocol.messages.frames import BESIDE, FIRST, FOREVER, SURVEY
 from washp2p.protocol.refusals import Reason
-from washp2p.rounds.round_state import Round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.messages.frames import End, Frame
     from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId
-    from washp2p.rounds.round_state import Span, Turn
+    from washp2p.rounds.round_state import Leg, Span, Turn
     from washp2p.transports.base import Payload
 
 HELD_BYTES = 64 << 20
@@ -33,7 +31,7 @@ much is dropped and counts as expired."""
 
 
 class Arrivals:
-    """Matches arriving frames with rounds. `item_bytes` has the size of a value for each slot.
+    """Matches arriving frames with legs. `item_bytes` has the size of a value for each slot.
 
     Frames that arrive too early may take HELD_BYTES, or `room` bytes if that is more. Frames of the
     very next round do not count.
@@ -46,7 +44,7 @@ class Arrivals:
         self._refusals = refusals
         self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
-        self._outstanding: dict[Turn, Round] = {}
+        self._outstanding: dict[Turn, Leg] = {}
         self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
         self._early_bytes = 0
         self._dropped: set[tuple[Turn, MemberId]] = set()
@@ -62,7 +60,7 @@ class Arrivals:
         self._gone: set[MemberId] = set()
         self.newest = 0
         """The newest round of which values have arrived."""
-        self.last_share = 0
+        self.senders_wait = 0
         """Per mille of its time that the sender of the last frame says it waits."""
         self.lost: Counter[Loss] = Counter()
         """Scalars this member should have received and never will apply, by reason."""
@@ -79,8 +77,8 @@ class Arrivals:
         """The number of lost values by reason, as plain values."""
         return {str(why): count for why, count in self.lost.items()}
 
-    def __iter__(self) -> Iterator[Round]:
-        """The outstanding rounds, oldest first."""
+    def __iter__(self) -> Iterator[Leg]:
+        """The outstanding legs, oldest first."""
         return iter(list(self._outstanding.values()))
 
     def absent(self, peer: MemberId, number: int) -> bool:
@@ -96,8 +94,8 @@ class Arrivals:
         self._turn = (number, sys.maxsize)
         self._pop_early(lambda turn: turn < self._turn)
 
-    def waits_for(self, upto: int) -> set[MemberId]:
-        """The members whose values are still missing in rounds up to `upto`."""
+    def waits_for(self, upto: int = sys.maxsize) -> set[MemberId]:
+        """The members whose values are still missing in rounds up to `upto` (default: in all)."""
         return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
 
     def silence(self, peer: MemberId) -> None:
@@ -120,35 +118,26 @@ class Arrivals:
             number, leg = last
             self._lose_before(sender, (number, leg + 1), Loss.LINK)
 
-    def expect(
-        self,
-        number: int,
-        generation: int,
-        fingerprint: int,
-        spans: dict[MemberId, Span],
-        leg: int = FIRST,
-    ) -> None:
-        """Begin a leg of round `number`; rounds between the last one and it are skipped."""
-        slots = 1 if leg >= BESIDE else len(self._item_bytes)
-        round_ = Round(number, generation, fingerprint, spans, leg, slots)
-        turn, (last, _) = round_.turn, self._turn
+    def expect(self, leg: Leg) -> None:
+        """Begin a leg; rounds between the last one and its round are skipped."""
+        turn, number, (last, _) = leg.turn, leg.number, self._turn
         if number > last + 1:
             self._skip(range(last + 1, number))
         self._turn = turn
-        self._outstanding[turn] = round_
+        self._outstanding[turn] = leg
         self._release(turn)
         for frame, payload in self._early.pop(turn, {}).values():
             self._early_bytes -= payload.nbytes
-            self._match(round_, frame, payload)
+            self._match(leg, frame, payload)
         if self._dropped:
-            for sender in [s for s in spans if (turn, s) in self._dropped]:
+            for sender in [s for s in leg.missing if (turn, s) in self._dropped]:
                 self._dropped.remove((turn, sender))
-                self._lose(round_, sender, None)
-        for sender in [s for s in round_.missing if turn < self._heard.get(s, turn)]:
-            self._lose(round_, sender, Loss.SKIPPED)  # and is heard no more
+                self._lose(leg, sender, None)
+        for sender in [s for s in leg.missing if turn < self._heard.get(s, turn)]:
+            self._lose(leg, sender, Loss.SKIPPED)  # and is heard no more
         if self._silent:
-            for sender in self._silent.intersection(round_.missing):
-                self._lose(round_, sender, self._why_silent(sender))
+            for sender in self._silent.intersection(leg.missing):
+                self._lose(leg, sender, self._why_silent(sender))
 
     def accept(self, frame: Frame, payload: Payload) -> None:
         """Take an arriving frame, unless it is invalid.
@@ -166,11 +155,11 @@ class Arrivals:
             return
         if frame.leg < BESIDE:
             self.newest = max(self.newest, number)
-        self.last_share = frame.waits
+        self.senders_wait = frame.waits
         self._lose_before(sender, turn, Loss.SKIPPED)
-        round_ = self._outstanding.get(turn)
-        if round_ is not None:
-            self._match(round_, frame, payload)
+        leg = self._outstanding.get(turn)
+        if leg is not None:
+            self._match(leg, frame, payload)
         elif turn > self._turn:
             self._hold(frame, payload)
         elif turn < self._given_up.get(sender, turn):
@@ -188,8 +177,8 @@ class Arrivals:
             self.ended_for_good.add(end.sender)
         self._last[end.sender], self._before[end.sender] = end.last, end.number
         self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
-        for round_ in self._outstanding.values():
-            round_.missing.pop(end.sender, None)
+        for leg in self._outstanding.values():
+            leg.missing.pop(end.sender, None)
 
     def go_on(self, number: int) -> None:
         """All members have taken average `number`: peers that had ended before it take part
@@ -200,31 +189,31 @@ class Arrivals:
 
     def complete(self, upto: int) -> bool:
         """Whether nothing more will arrive of rounds up to `upto`."""
-        for round_ in self._outstanding.values():
-            if round_.number > upto:
+        for leg in self._outstanding.values():
+            if leg.number > upto:
                 return True
-            if round_.missing:
+            if leg.missing:
                 return False
         return True
 
     def give_up(self, before: int) -> None:
         """Stop waiting for what is missing of rounds before `before`."""
-        for round_ in self._outstanding.values():
-            if round_.number >= before:
+        for leg in self._outstanding.values():
+            if leg.number >= before:
                 return
-            for sender in tuple(round_.missing):
-                self._lose(round_, sender, Loss.LATE)
+            for sender in tuple(leg.missing):
+                self._lose(leg, sender, Loss.LATE)
 
-    def settle(self, round_: Round) -> None:
-        """Forget what arrived and what was lost, and the round itself if nothing is missing."""
-        round_.arrived.clear()
-        round_.lost.clear()
-        if not round_.missing:
-            del self._outstanding[round_.turn]
+    def settle(self, leg: Leg) -> None:
+        """Forget what arrived and what was lost, and the leg itself if nothing is missing."""
+        leg.arrived.clear()
+        leg.lost.clear()
+        if not leg.missing:
+            del self._outstanding[leg.turn]
 
     @property
     def outstanding(self) -> bool:
-        """Whether there is a round of which something is missing or not applied."""
+        """Whether there is a leg of which something is missing or not applied."""
         return bool(self._outstanding)
 
     @property
@@ -232,45 +221,45 @@ class Arrivals:
         """The number of the oldest outstanding round, or of the next round if there is none."""
         return next(iter(self._outstanding), (self._turn[0] + 1, FIRST))[0]
 
-    def _match(self, round_: Round, frame: Frame, payload: Payload) -> None:
+    def _match(self, leg: Leg, frame: Frame, payload: Payload) -> None:
         sender = frame.sender
-        span = round_.missing.get(sender)
+        span = leg.missing.get(sender)
         if span is None:
-            if round_.turn < self._given_up.get(sender, round_.turn):
+            if leg.turn < self._given_up.get(sender, leg.turn):
                 self.refused += 1
                 return
-            if sender in round_.arrived:
+            if sender in leg.arrived:
                 self._refuse(frame, Reason.AGAIN, "once was expected")
             else:
                 self._refuse(frame, Reason.PLAN, "no values were expected: run the same version")
             return
-        if problem := self._unlike(round_, frame, payload, span):
+        if problem := self._unlike(leg, frame, payload, span):
             self._refuse(frame, *problem)
             # what has come in its stead is not it, nor will that come
-            self._lose(round_, sender, Loss.REFUSED)
+            self._lose(leg, sender, Loss.REFUSED)
             return
-        del round_.missing[sender]
-        round_.arrived[sender] = (span, payload)
+        del leg.missing[sender]
+        leg.arrived[sender] = (span, payload)
 
     def _unlike(
-        self, round_: Round, frame: Frame, payload: Payload, span: Span
+        self, leg: Leg, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
         """How a frame differs from its round's plan: reason and words; None if it does not."""
-        if frame.generation != round_.generation:
+        if frame.generation != leg.generation:
             return (
                 Reason.ROUND,
-                f"in generation {frame.generation}, here it is in {round_.generation}",
+                f"in generation {frame.generation}, here it is in {leg.generation}",
             )
-        if frame.fingerprint != round_.fingerprint:
+        if frame.fingerprint != leg.fingerprint:
             return Reason.OTHER_PLAN, (
-                f"fingerprint {frame.fingerprint:016x}, here {round_.fingerprint:016x}; expected "
+                f"fingerprint {frame.fingerprint:016x}, here {leg.fingerprint:016x}; expected "
                 "the same everywhere: run the same version on the same kind of platform"
             )
-        size = (span[1] - span[0]) * sum(self._item_bytes[: round_.slots])
-        if payload.nbytes != size or frame.slots != round_.slots:
+        size = (span[1] - span[0]) * sum(self._item_bytes[: leg.slots])
+        if payload.nbytes != size or frame.slots != leg.slots:
             return Reason.LENGTH, (
                 f"{payload.nbytes} bytes of {frame.slots} slots, the plan says {size} of "
-                f"{round_.slots}: run the same version everywhere"
+                f"{leg.slots}: run the same version everywhere"
             )
         return None
 
@@ -282,11 +271,11 @@ class Arrivals:
         return Loss.GONE if peer in self._gone else Loss.LINK
 
     def _give_up_on(self, peer: MemberId, why: Loss, before: tuple[float, int] = (inf, 0)) -> None:
-        for turn, round_ in self._outstanding.items():
+        for turn, leg in self._outstanding.items():
             if turn >= before:
                 break
-            if peer in round_.missing:
-                self._lose(round_, peer, why)
+            if peer in leg.missing:
+                self._lose(leg, peer, why)
 
     def _hold(self, frame: Frame, payload: Payload) -> None:
         turn = frame.turn
@@ -339,11 +328,11 @@ class Arrivals:
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)
 
-    def _lose(self, round_: Round, sender: MemberId, why: Loss | None) -> None:
+    def _lose(self, leg: Leg, sender: MemberId, why: Loss | None) -> None:
         """Give up a sender's values. Count them by the reason `why`; None if counted before."""
-        begin, end = round_.missing.pop(sender)
-        after = round_.number, round_.leg + 1  # of a broken link, old ones may come after new ones
+        begin, end = leg.missing.pop(sender)
+        after = leg.number, leg.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)
-        if why is not None and round_.leg < BESIDE:
+        if why is not None and leg.leg < BESIDE:
             self.lost[why] += end - begin
-        round_.lost.append(sender)
+        leg.lost.append(sender)
