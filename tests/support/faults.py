@@ -44,7 +44,7 @@ def _work(arguments, output, host, hold_at, pipe, slow):
         if slow is not None and point == hold_points.BEFORE_SEND and slow.poll(1 / 20):
             slow = None
 
-    hold_points.hold = hold
+    hold_points.reach = hold
     work(arguments, output)
 
 

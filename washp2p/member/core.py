@@ -108,7 +108,7 @@ class MemberCore:
         """
         parts, connection = self.parts, self.parts.connection
         parts.strategy.begin(parts.rounds)
-        hold_points.reach(hold_points.JOINING)
+        hold_points.reach(hold_points.JOINING, 0)
         connection.tell(attach)
         state = connection.state
         yield from parts.inbox.wait_until(lambda: state.enrolled or state.donor is not None)
@@ -136,11 +136,12 @@ class MemberCore:
         parts.advice.before_round()
         yield from round_loop.advance()
         yield from parts.checkpointing.after_round(round_loop)
-        self._tell_surveyed()
+        if parts.surveyor is not None:
+            self._tell_surveyed(parts.surveyor)
         if parts.inbox.guests or parts.startup.serves:
             parts.startup.serve_guests(self.snapshot)
-        parts.advice.after_round(round_loop.round, self.members)
-        if round_loop.ended - self._told_at > max(1.0, len(self.members) / FEW):
+        parts.advice.after_round(round_loop.round, members := self.members)
+        if round_loop.ended - self._told_at > max(1.0, len(members) / FEW):
             self._tell()
             parts.store.check_model()
 
@@ -172,7 +173,8 @@ class MemberCore:
         parts = self.parts
         parts.round_loop.finish()
         self._tell()
-        self._tell_surveyed()
+        if parts.surveyor is not None:
+            self._tell_surveyed(parts.surveyor)
         self._account()
         yield from parts.inbox.wait_until(lambda: parts.connection.state.over)
         parts.connection.tell(Accounts(parts.ledger.to_wire()))
@@ -214,11 +216,10 @@ class MemberCore:
         )
         parts.connection.tell(self.vitals)
 
-    def _tell_surveyed(self) -> None:
-        if self.parts.surveyor is not None:
-            for found in self.parts.surveyor.found:
-                self.parts.connection.tell(found)
-            self.parts.surveyor.found.clear()
+    def _tell_surveyed(self, surveyor: Surveyor) -> None:
+        for found in surveyor.found:
+            self.parts.connection.tell(found)
+        surveyor.found.clear()
 
     def _account(self) -> None:
         """Send the final report, once."""

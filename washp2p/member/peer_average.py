@@ -89,7 +89,7 @@ class PeerAverage:
         while self.over is None:
             self._transfer.cancel()
             roster = self._connection.state.roster
-            hold_points.reach(hold_points.AVERAGING)
+            hold_points.reach(hold_points.AVERAGING, 0)
             try:
                 self.averaged = yield from self._average_over(roster)
                 self.over = roster
@@ -111,7 +111,7 @@ class PeerAverage:
         yield from self._inbox.wait_until(known)
         falls_to_me = not (connection.state.evaluated >= self.number or connection.state.over)
         if falls_to_me:
-            hold_points.reach(hold_points.EVALUATING)
+            hold_points.reach(hold_points.EVALUATING, 0)
         return falls_to_me
 
     def of(self, member: MemberId) -> Procedure[State | None]:

@@ -73,7 +73,7 @@ class Startup:
         while not begun:
             self._inbox.follow()  # peers are connected to before anything is sent to them
             roster = self._connection.state.roster
-            hold_points.reach(hold_points.STARTING)
+            hold_points.reach(hold_points.STARTING, 0)
             first = roster.members[0] == self._connection.member
             if first or self._connection.config.training.init == "different":
                 taken = own
@@ -144,7 +144,7 @@ class Startup:
         while not begun:
             self._inbox.follow()
             generation = connection.state.roster.generation
-            hold_points.reach(hold_points.STARTING)
+            hold_points.reach(hold_points.STARTING, 0)
             connection.tell(Synced(generation))
             begun = first > rounds > 0
             if not begun:
@@ -206,7 +206,7 @@ class Startup:
         guests = {guest.member for guest in self._inbox.guests}
         for guest in guests - self._served:
             self._served.add(guest)
-            hold_points.reach(hold_points.GIVING)
+            hold_points.reach(hold_points.GIVING, 0)
             try:
                 blob = memoryview(take(self._store, where, frozen=False))
             except NATURAL as error:  # at this step; it was tried when joining
@@ -228,7 +228,7 @@ class Startup:
             donor = self._connection.state.donor
             assert donor is not None
             self._inbox.link(donor)
-            hold_points.reach(hold_points.RECEIVING)
+            hold_points.reach(hold_points.RECEIVING, 0)
             name = f"snapshot:{self._connection.member}"
             download = self._transfer.fetch(donor.member, name, None, kind=Kind.STATE, limit=limit)
             gone = partial(self._donor_is_not, donor)

@@ -62,7 +62,8 @@ class Refusals(Generic[P]):
         self._used: dict[P, tuple[float, float]] = {}
         self._told: Counter[Reason] = Counter()
         self._seen: set[tuple[P | None, Reason]] = set()
-        self._offenders: dict[P, str] = {}
+        self.offenders: dict[P, str] = {}
+        """Who has used up their allowance since `take_offenders`, each with the reason."""
 
     def refuse(self, peer: P | None, reason: Reason, detail: str, *, cost: float = 1) -> None:
         """Count a refused message, described by `detail`, and charge `cost` to `peer`.
@@ -84,13 +85,11 @@ class Refusals(Generic[P]):
         used = max(0.0, used - self._rate * (now - since)) + cost
         self._used[peer] = (used, now)
         if used > self._burst:
-            self._offenders.setdefault(peer, what)
+            self.offenders.setdefault(peer, what)
 
     def take_offenders(self) -> dict[P, str]:
         """The peers that used up their allowance since the last call, each with the reason."""
-        if not self._offenders:
-            return {}
-        offenders, self._offenders = self._offenders, {}
+        offenders, self.offenders = self.offenders, {}
         return offenders
 
     def forget_idle(self) -> None:

@@ -51,7 +51,8 @@ class Arrivals:
         self._given_up: dict[MemberId, Turn] = {}
         self._skipped: list[range] = []
         self._heard: dict[MemberId, Turn] = {}
-        self._last: dict[MemberId, int] = {}
+        self.last_rounds: dict[MemberId, int] = {}
+        """By peer that has ended: the last round that it takes part in."""
         self._before: dict[MemberId, int] = {}
         self._averages = 0
         self.ended_for_good: set[MemberId] = set()
@@ -83,11 +84,11 @@ class Arrivals:
 
     def absent(self, peer: MemberId, number: int) -> bool:
         """Whether `peer` has said that it does not take part in round `number`."""
-        return bool(self._last) and self._last.get(peer, number) < number
+        return self.last_rounds.get(peer, number) < number
 
     def has_ended(self, peer: MemberId) -> bool:
         """Whether `peer` has said that it takes part in no further round."""
-        return peer in self._last
+        return peer in self.last_rounds
 
     def begin_after(self, number: int) -> None:
         """Begin after round `number`, and drop earlier frames."""
@@ -125,7 +126,8 @@ class Arrivals:
             self._skip(range(last + 1, number))
         self._turn = turn
         self._outstanding[turn] = leg
-        self._release(turn)
+        if self._early or self._dropped:
+            self._release(turn)
         for frame, payload in self._early.pop(turn, {}).values():
             self._early_bytes -= payload.nbytes
             self._match(leg, frame, payload)
@@ -175,7 +177,7 @@ class Arrivals:
             return  # which has been, meanwhile
         if end.number == FOREVER:
             self.ended_for_good.add(end.sender)
-        self._last[end.sender], self._before[end.sender] = end.last, end.number
+        self.last_rounds[end.sender], self._before[end.sender] = end.last, end.number
         self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
         for leg in self._outstanding.values():
             leg.missing.pop(end.sender, None)
@@ -185,7 +187,9 @@ class Arrivals:
         again.
         """
         self._averages = number
-        self._last = {p: last for p, last in self._last.items() if self._before[p] > number}
+        self.last_rounds = {
+            p: last for p, last in self.last_rounds.items() if self._before[p] > number
+        }
 
     def complete(self, upto: int) -> bool:
         """Whether nothing more will arrive of rounds up to `upto`."""

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     from washp2p.model.device_copies import Mark, Vectors
     from washp2p.model.store import Store
     from washp2p.plan.consensus import Consensus
-    from washp2p.plan.plan import Route
     from washp2p.protocol.refusals import Refusals
     from washp2p.protocol.roster import MemberId, Roster
     from washp2p.rounds.ports import Outbox
-    from washp2p.rounds.round_state import Applied, Beside, Staged, Turn
+    from washp2p.rounds.round_state import Applied, Beside, Part, Staged, Turn
     from washp2p.transports.base import Buffers, Transport
 
 
@@ -95,7 +94,7 @@ class Exchange:
             number,
             roster.generation,
             plan.fingerprint,
-            {p: (begin, end) for p, begin, end in self._parts(staged, plan.receive, number)},
+            {p: (begin, end) for p, begin, end in self._present(staged.of, number)},
             slots=len(self._item_bytes),
             staged=staged,
             measured=measured,
@@ -201,7 +200,7 @@ class Exchange:
         """Gather a round's values for each peer: on the device if the transport takes them from
         there, else on the host. Returns the messages.
         """
-        parts = self._parts(staged, staged.plan.send, leg.number)
+        parts = self._present(staged.to, leg.number)
         direct = {peer for peer, _, _ in parts if self._transport.direct(peer)}
         marks: list[Mark] = []
         picked: Vectors = []
@@ -250,12 +249,12 @@ class Exchange:
             number,
             first.generation,
             first.fingerprint,
-            {p: (begin, end) for p, begin, end in self._parts(staged, staged.plan.send, number)},
+            {p: (begin, end) for p, begin, end in self._present(staged.to, number)},
             SECOND,
             first.slots,
             staged=staged,
         )
-        to = [peer for peer, _, _ in self._parts(staged, staged.plan.receive, number)]
+        to = [peer for peer, _, _ in self._present(staged.of, number)]
         self._send_vectors(leg, dict.fromkeys(to, reduced), Kind.EXCHANGE)
         self._expect(leg)
 
@@ -272,11 +271,11 @@ class Exchange:
             leg.leg,
         )
 
-    def _parts(self, staged: Staged, route: Route, number: int) -> list[tuple[MemberId, int, int]]:
-        """The parts of a route, (member, begin, end), without members not in the round."""
-        members, absent = staged.roster.members, self.arrivals.absent
-        parts = ((members[position], begin, end) for position, begin, end in route.parts)
-        return [part for part in parts if not absent(part[0], number)]
+    def _present(self, parts: Sequence[Part], number: int) -> Sequence[Part]:
+        """The parts of a route without members that take no part in the round."""
+        if not self.arrivals.last_rounds:
+            return parts
+        return [part for part in parts if not self.arrivals.absent(part[0], number)]
 
     def _send_vectors(self, leg: Leg, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
         """Send each peer its vectors, made on the device, after all messages posted before."""

@@ -1,6 +1,6 @@
 """Named points in a member's life, where a test can hold the member.
 
-Only tests set `hold`. In every other process it does nothing.
+Only tests set `reach`. In every other process it does nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,5 @@ def _pass_by(point: str, number: int) -> None:
     pass
 
 
-hold: Callable[[str, int], None] = _pass_by
-
-
-def reach(point: str, number: int = 0) -> None:
-    """Note that the member is at `point`, in round `number` if it has one."""
-    hold(point, number)
+reach: Callable[[str, int], None] = _pass_by
+"""Called with the point that the member has reached, and its round; 0 if it has none."""

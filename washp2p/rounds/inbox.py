@@ -281,11 +281,12 @@ class Inbox:
                 self._refusals.refuse(
                     header.sender, Reason.MALFORMED, f"{header!r:.200} and values"
                 )
-            elif not self._knows(header.sender):
+            elif header.sender not in self._linked and not self._knows(header.sender):
                 self._keep(message)
             else:
                 self._hand_on(header, message.payload)
-        self._cut_off_offenders()
+        if self._refusals.offenders:
+            self._cut_off_offenders()
 
     def _hand_on(self, header: Header, payload: Payload) -> None:
         match header:
@@ -312,9 +313,8 @@ class Inbox:
         return max(self._connection.state.seeds.until, rosters[-1].first - 1 if rosters else 0)
 
     def _knows(self, sender: MemberId) -> bool:
-        """Whether the sender is, or was, a member."""
-        if sender not in self._linked:
-            self.follow()
+        """Whether a sender that this member has no link to is, or was, a member after all."""
+        self.follow()
         return sender in self._linked or self.arrivals.is_gone(sender)
 
     def _keep(self, message: Message) -> None:

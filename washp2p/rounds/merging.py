@@ -89,9 +89,11 @@ class Merger:
         `older_waits` is True if an older round is outstanding; its values must not overwrite these.
         """
         arrived = list(leg.arrived.items())
-        count = sum(end - begin for _, ((begin, end), _) in arrived)
+        count, on_device = 0, False
+        for (begin, end), payload in leg.arrived.values():
+            count += end - begin
+            on_device = on_device or isinstance(payload, torch.Tensor)
         self.applied_values += count
-        on_device = any(isinstance(payload, torch.Tensor) for _, (_, payload) in arrived)
         if count == len(staged.receive) and not on_device:
             self._write(leg, staged.receive, arrived, 0, leg.own, older_waits=older_waits)
             return

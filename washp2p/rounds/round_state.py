@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 """The part of a plan's receive route that one sender's values fill: begin, end."""
+Part = tuple["MemberId", int, int]
+"""A member, and the part of a route that it sends or gets: member, begin, end."""
 Turn = tuple[int, int]
 
 
@@ -36,6 +38,10 @@ class Staged:
     roster: Roster
     send: Places
     receive: Places
+    to: Sequence[Part]
+    """Who gets which part of the send route."""
+    of: Sequence[Part]
+    """Who sends which part of the receive route."""
 
     @property
     def bytes(self) -> int:
@@ -52,8 +58,14 @@ def stage(plan: Plan | None, roster: Roster, copies: DeviceCopies) -> Staged | N
     """Copy a plan's indices to the device. Runs ahead of need, on the planner's thread."""
     if plan is None:
         return None
+    members = roster.members
     return Staged(
-        plan, roster, copies.upload(plan.send.indices), copies.upload(plan.receive.indices)
+        plan,
+        roster,
+        copies.upload(plan.send.indices),
+        copies.upload(plan.receive.indices),
+        [(members[position], begin, end) for position, begin, end in plan.send.parts],
+        [(members[position], begin, end) for position, begin, end in plan.receive.parts],
     )
 
 
@@ -100,11 +112,10 @@ class Leg:
     """Whether the leg tells how far the members are apart."""
     beside: Beside | None = None
     """The extra vectors, in a leg of them."""
+    turn: Turn = field(init=False)
 
-    @property
-    def turn(self) -> Turn:
-        """Round and leg."""
-        return self.number, self.leg
+    def __post_init__(self) -> None:
+        self.turn = self.number, self.leg
 
     @property
     def applied(self) -> Applied:
