@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from coordinator.machine.admission import Admission
-from coordinator.machine.averages import begin_average, settle, settled
+from coordinator.machine.averages import begin_average, settle
 from coordinator.machine.commands import (
     AppendConsensus,
     AppendMetrics,
@@ -28,6 +28,7 @@ from coordinator.machine.members import Phase
 from coordinator.machine.observation import Observation
 from coordinator.machine.plausibility import implausible
 from coordinator.machine.population import Population
+from coordinator.machine.returning import missed_by
 from coordinator.machine.surveys import Surveys
 from washp2p.errors import EXIT_CODES
 from washp2p.protocol.messages.from_coordinator import (
@@ -188,8 +189,17 @@ class Membership:
             text = f"{member} is not connected, nor is any other: it is waited for"
             yield Event(text, What.AWAY, member.id)
         elif member.phase < Phase.ACCOUNTED:
-            yield from population.drop(member, "died: its connection is closed")
+            yield from self._lose(member, "died: its connection is closed")
             yield from self._move_on()
+
+    def _lose(self, member: KnownMember, what: str) -> Iterator[Command]:
+        """Drop a member that is lost. One that may have left since all have finished is not."""
+        if self._farewell and member.phase is Phase.FINISHED:
+            text = "left before its byte counts had come: the summary has none of it"
+            yield from self.population.note(member, "no counts", text)
+            yield from self._advance(member, Phase.ACCOUNTED)
+        else:
+            yield from self.population.drop(member, what)
 
     def cut_off(self, identity: bytes, what: str) -> Iterator[Command]:
         """Drop a worker that exceeded its allowance of messages. `what` says how it did so."""
@@ -205,8 +215,8 @@ class Membership:
         population = self.population
         for member in list(population.members.values()):
             if member.away_until is not None and now >= member.away_until and not population.ended:
-                what = f"did not come back within {self._patience.back:g} s"
-                yield from population.drop(member, what)
+                member.away_until = None
+                yield from self._lose(member, f"did not come back within {self._patience.back:g} s")
         yield from self._admission.tick(now, self._patience.seconds)
         yield from self._move_on()
 
@@ -308,25 +318,10 @@ class Membership:
 
     def _back(self, member: KnownMember, generations: int, seeds: int) -> Iterator[Command]:
         """Handle Back: a member is connected again. Send it all that it missed."""
-        population = self.population
         member.away_until = None
         yield Event(f"{member} is back", What.BACK, member.id)
-        its = [roster for roster in population.rosters if member.id in roster.members]
-        for roster in its:
-            if roster.generation >= generations:
-                yield Send(member.identity, population.announcement(roster))
-        if its:
-            missed = range(max(its[0].first, seeds + 1), population.published + 1)
-            for message in population.publication.messages(population.rosters, missed):
-                yield Send(member.identity, message)
-        if population.settled is not None:
-            yield Send(member.identity, settled(population))
-        if population.accuracy:
-            yield Send(member.identity, Evaluated(population.accuracy["number"]))
-        enrolled = population.enrolled()
-        if enrolled and all(m.phase >= Phase.FINISHED for m in enrolled):
-            yield Send(member.identity, Finish())
-        for newcomer in population.attached():  # neither may have heard of the other
+        yield from missed_by(self.population, member, generations, seeds)
+        for newcomer in self.population.attached():  # neither may have heard of the other
             if member is newcomer or member.id == newcomer.donor:
                 newcomer.donor = None
 

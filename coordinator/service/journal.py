@@ -40,16 +40,24 @@ class Journal:
     `tell` gets a line for people when writing fails, and when it works again.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
-        """Open or create the file. Raises UsageError if it cannot be written."""
+    def __init__(
+        self,
+        path: Path,
+        tell: Callable[[str], None],
+        database: sqlite3.Connection | None = None,
+    ) -> None:
+        """Open or create the file, or use `database` in its place. Raises UsageError if it cannot
+        be written.
+        """
         self._path = path
         self._tell = tell
         self._waiting: dict[tuple[str, Any], Entry] = {}
         self.failing = False
         """Whether something could not be written and waits."""
-        refuse_damaged(path)
+        if database is None:
+            refuse_damaged(path)
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, timeout=1)
+            self._database = database or sqlite3.connect(path, isolation_level=None, timeout=1)
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")  # one coordinator a run
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")

@@ -20,15 +20,14 @@ from coordinator.machine.commands import (
     AppendMetrics,
     EndRun,
     Event,
-    Keep,
     Reject,
     Reserve,
     Rewind,
-    Send,
     Started,
     What,
 )
 from coordinator.machine.membership import Membership
+from coordinator.service.command_runner import CommandRunner
 from coordinator.service.journal import Journal
 from coordinator.service.opening import open_run
 from coordinator.service.rate_limits import RateLimits
@@ -36,7 +35,7 @@ from coordinator.service.router import Router
 from coordinator.service.summary import SummaryFile, summarise
 from washp2p.errors import INTERRUPTED, ProtocolError, UsageError
 from washp2p.protocol.messages.control import messages
-from washp2p.protocol.messages.from_coordinator import Kept, Ping, Seeds, View
+from washp2p.protocol.messages.from_coordinator import Ping, Seeds, View
 from washp2p.protocol.messages.from_worker import Back, Claim, Hello, Look, Rank
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
@@ -106,6 +105,7 @@ class Server:
             encrypted=keys is not None,
         )
         self._population = self._membership.population
+        self._runner = CommandRunner(self._journal, self._deliver, self._perform)
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
         self._unreachable: set[bytes] = set()
@@ -147,9 +147,9 @@ class Server:
         try:
             self._listen(bind or self._journal.fact("address") or DEFAULT_BIND, ready_fd)
             if self._opening.resumes:
-                self._carry_out(self._membership.resume(self._opening.past))
+                self._runner.run(self._membership.resume(self._opening.past))
             elif self._opening.goes_on:
-                self._carry_out(self._membership.go_on(self._opening.past, time.monotonic()))
+                self._runner.run(self._membership.go_on(self._opening.past, time.monotonic()))
             await self._loop()
         finally:
             self._router.close()
@@ -207,7 +207,7 @@ class Server:
                 arrival.cancel()
                 if not self._leaves and self._end is None:
                     reason = "the coordinator was interrupted"
-                    self._carry_out(self._population.stop(reason, INTERRUPTED))
+                    self._runner.run(self._population.stop(reason, INTERRUPTED))
                 return
             for _ in range(AT_ONCE):
                 if self._end is not None or not self._router.arrived:
@@ -215,9 +215,9 @@ class Server:
                 self._receive()
             if time.monotonic() >= ping_at:
                 ping_at = time.monotonic() + self._patience.ping
-                self._carry_out(self._membership.tick(time.monotonic()))
+                self._runner.run(self._membership.tick(time.monotonic()))
                 self._rate_limits.forget_idle()
-                self._carry_out(self._population.tell(Ping()))
+                self._runner.run(self._population.tell(Ping()))
                 self._observers.tick(self._population)
                 if self._summary_file.unwritten:
                     self._summary_file.write(self._summary())
@@ -237,7 +237,7 @@ class Server:
             if not self._router.send(
                 identity, messages.encode(Ping())
             ):  # it has not come back since
-                self._carry_out(self._membership.gone(identity, time.monotonic()))
+                self._runner.run(self._membership.gone(identity, time.monotonic()))
 
     def _receive(self) -> None:
         identity, frame, more = self._router.receive()
@@ -255,56 +255,39 @@ class Server:
             if isinstance(message, Look):
                 self._router.send(identity, messages.encode(View(self._view(links=True))))
                 return
-            self._carry_out(self._membership.receive(identity, message, time.monotonic()))
+            self._runner.run(self._membership.receive(identity, message, time.monotonic()))
             if identity in self._population.members:
                 self._control_bytes[identity] += len(data)
         for offender, what in self._rate_limits.take_offenders().items():
-            self._carry_out(self._membership.cut_off(offender, what))  # which tells it so
+            self._runner.run(self._membership.cut_off(offender, what))  # which tells it so
             self._rate_limits.cut_off(offender, what, frame)
 
     def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
-        if isinstance(message, Kept) and self._journal.failing:
-            return  # the checkpoint that the journal names must stay
         if not self._router.send(identity, data):
             self._unreachable.add(identity)
         elif isinstance(message, Seeds):
             self._seed_bytes[identity] += len(data)
 
-    def _carry_out(  # noqa: PLR0912 - a case a command
-        self, commands: Iterable[Command]
-    ) -> None:
-        encoded: Message | None = None
-        data = b""
-        for command in commands:
-            match command:
-                case Send(identity, message):
-                    self._journal.commit()  # before anybody hears of it
-                    if message is not encoded:  # what all are sent is encoded once
-                        data, encoded = messages.encode(message), message
-                    self._deliver(identity, message, data)
-                case Keep(what):
-                    self._journal.keep(what)
-                case AppendMetrics(values):
-                    self._observers.metrics(values)
-                case AppendConsensus(values):
-                    self._observers.measured(values)
-                case Rewind(number):
-                    self._journal.keep(command)
-                    self._observers.rewind(number)
-                case Started(members):
-                    self._write_config(members)
-                case Reserve():
-                    self._reserve_summary()
-                case Reject(identity, what):
-                    self._rate_limits.refuse(identity, Reason.CLAIM, what)
-                case Event():
-                    self._tell(command)
-                case EndRun(reason, code):
-                    if not code:
-                        self._summary_file.write(self._summary())
-                    self._journal.keep(("ended", reason))
-                    self._end = command
-        self._journal.commit()
+    def _perform(self, command: Command) -> None:
+        match command:
+            case AppendMetrics(values):
+                self._observers.metrics(values)
+            case AppendConsensus(values):
+                self._observers.measured(values)
+            case Rewind(number):
+                self._observers.rewind(number)
+            case Started(members):
+                self._write_config(members)
+            case Reserve():
+                self._reserve_summary()
+            case Reject(identity, what):
+                self._rate_limits.refuse(identity, Reason.CLAIM, what)
+            case Event():
+                self._tell(command)
+            case EndRun(_, code):
+                if not code:
+                    self._summary_file.write(self._summary())
+                self._end = command
 
     def _tell(self, event: Event) -> None:
         self._observers.event(event)

@@ -12,7 +12,7 @@ from itertools import count
 import torch
 
 from tests.simulation.checks import check
-from tests.simulation.scenarios import drawn
+from tests.simulation.scenarios import scenario
 
 
 def main(arguments=None):
@@ -31,7 +31,7 @@ def main(arguments=None):
             break
         done += 1
         try:
-            run = drawn(seed)
+            run = scenario(seed).run()
             run.finish()
             check(run)
             rounds += sum(

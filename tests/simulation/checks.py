@@ -19,7 +19,10 @@ def check(run):
     assert not run.coordinator.end.code, run.coordinator.end
     assert not run.coordinator.refused, run.coordinator.refused
     over = run.over
-    assert {process.member for process in alive} == set(over)
+    assert {process.member for process in alive} <= set(over)
+    for member in over:
+        process = run.members[member]
+        assert process.averaged is not None or process.killed, f"member {member}: {process.error!r}"
     _rosters_agree(run)
     models = replayed(run)
     states = []

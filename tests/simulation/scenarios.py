@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import NamedTuple
 
 from washp2p.testing import SimulatedRun, ToyTask
 from washp2p.testing.population import STEP_SECONDS
@@ -13,25 +14,93 @@ METHODS = [
     {"method": "wash-opt", "p": 0.1},
     {"method": "sparta", "p": 0.1},
     {"method": "papa", "alpha": 0.9, "every": 3},
+    {"method": "papa-all", "every": 10},
 ]
 BEGUN = 1.0
-"""Virtual seconds after which the population is complete: before, it waits for who is killed."""
+"""Virtual seconds after which the population is complete: before, it waits for who is killed. Where
+there is room for newcomers, it begins one patience later.
+"""
 DELAYS = ["0", "0", "1", "3", "auto", "none"]
+PATIENCE = 2.0
+FAULTS = ["kill", "kill", "stop", "cut", "cut from coordinator", "coordinator"]
 
 
-def drawn(seed):
-    """The run of scenario `seed`, not begun."""
+class Fault(NamedTuple):
+    """What befalls a run: `kind` of FAULTS, to a worker and perhaps another, when and how long."""
+
+    kind: str
+    at: float
+    seconds: float
+    worker: int
+    other: int
+    both: bool
+
+    def befall(self, run):
+        """Let it befall `run`, which has not begun."""
+        match self.kind:
+            case "kill":
+                run.kill(self.worker, at=self.at)
+            case "stop":
+                run.stop(self.worker, at=self.at, seconds=self.seconds)
+            case "cut":
+                run.cut(self.worker, self.other, at=self.at, seconds=self.seconds, both=self.both)
+            case "cut from coordinator":
+                run.cut(self.worker, at=self.at, seconds=self.seconds, both=self.both)
+            case "coordinator":
+                run.kill_coordinator(at=self.at, seconds=self.seconds)
+            case "join":
+                run.join(at=self.at)
+
+
+class Scenario(NamedTuple):
+    """A run and its faults. `n` members begin it, and as many newcomers find room as come."""
+
+    seed: int
+    n: int
+    rounds: int
+    optimizer: str
+    options: dict
+    faults: tuple[Fault, ...]
+
+    def run(self):
+        """The run, not begun."""
+        run = SimulatedRun(
+            seed=self.seed,
+            n=self.n,
+            room=sum(fault.kind == "join" for fault in self.faults),
+            rounds=self.rounds,
+            task=ToyTask(optimizer=self.optimizer),
+            patience=PATIENCE,
+            **self.options,
+        )
+        for fault in self.faults:
+            fault.befall(run)
+        return run
+
+
+def scenario(seed):
+    """The scenario of a seed."""
     random = Random(seed)
-    n = random.choice([2, 2, 3, 3, 4, 5])
-    rounds = random.randint(30, 60)
+    n = random.choice([2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8])
+    rounds = random.choice([50, 50, 60, 80, 120, 200]) if n < 4 else random.randint(50, 60)
     options = dict(random.choice(METHODS))
-    means = options["method"] in {"sparta", "papa"}
+    newcomers = random.choice([0, 0, 0, 1, 2])
+    means = options["method"] in {"sparta", "papa", "papa-all"}
     options["max_delay"] = "0" if means else random.choice(DELAYS)
     if options["method"] == "wash" and n > 3 and random.random() < 0.3:
         options["group"] = 2
-    task = ToyTask(optimizer=random.choice(["sgd", "adamw"]))
-    run = SimulatedRun(seed=seed, n=n, rounds=rounds, task=task, patience=2.0, **options)
-    victims = random.sample(range(n), random.randint(0, n - 1))
-    for victim in victims:
-        run.kill(victim, at=BEGUN + random.uniform(0, 1.5 * rounds * STEP_SECONDS))
-    return run
+    begun = BEGUN + (PATIENCE if newcomers else 0.0)
+    faults = []
+    spared = random.randrange(n)  # somebody must be left
+    for _ in range(random.choice([0, 1, 1, 2, 2, 3, 4, 5, 6])):
+        kind = random.choice(FAULTS)
+        worker = random.choice([w for w in range(n) if w != spared])
+        other = random.choice([w for w in range(n) if w != worker])
+        at = begun + random.uniform(0, 1.5 * rounds * STEP_SECONDS)
+        seconds = random.choice([0.1, 0.5, 1.0, 2.0, 5.0, 30.0]) * random.uniform(0.5, 1.5)
+        faults.append(Fault(kind, at, seconds, worker, other, random.random() < 0.7))
+    for _ in range(newcomers):
+        at = begun + random.uniform(0, rounds * STEP_SECONDS)
+        faults.append(Fault("join", at, 0.0, 0, 0, both=False))
+    optimizer = random.choice(["sgd", "adamw"])
+    return Scenario(seed, n, rounds, optimizer, options, tuple(faults))

@@ -67,11 +67,6 @@ LAYERS = {
     "washp2p.__main__": ["washp2p.cli"],
     "coordinator": [],
     "coordinator.machine": ["washp2p.errors", "washp2p.protocol", "washp2p.config"],
-    "washp2p.testing": [
-        "washp2p.errors", "washp2p.protocol", "washp2p.model", "washp2p.config",
-        "washp2p.transports", "washp2p.strategies", "washp2p.runfolder", "washp2p.rounds",
-        "washp2p.member", "washp2p.coordinator_link", "washp2p.driver", "coordinator.machine",
-    ],
     "coordinator.watch": [
         "washp2p.errors", "washp2p.protocol", "washp2p.runfolder", "washp2p.reporting",
         "coordinator.machine",
@@ -79,6 +74,12 @@ LAYERS = {
     "coordinator.service": [
         "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",
         "washp2p.runfolder", "coordinator.machine", "coordinator.watch",
+    ],
+    "washp2p.testing": [
+        "washp2p.errors", "washp2p.protocol", "washp2p.model", "washp2p.config",
+        "washp2p.transports", "washp2p.strategies", "washp2p.runfolder", "washp2p.rounds",
+        "washp2p.member", "washp2p.coordinator_link", "washp2p.driver", "coordinator.machine",
+        "coordinator.service",
     ],
     "coordinator.__main__": [
         "washp2p.errors", "washp2p.protocol", "washp2p.config", "washp2p.sockets",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.simulation.checks import check
-from tests.simulation.scenarios import drawn
+from tests.simulation.scenarios import scenario
 from washp2p.errors import DroppedError
 from washp2p.model.write_order import WriteOrder
 from washp2p.rounds.round_loop import RoundLoop
@@ -18,13 +18,13 @@ FOUND = [62]
 
 @pytest.mark.parametrize("seed", [*range(40), *FOUND])
 def test_a_run_keeps_all_promises(seed):
-    run = drawn(seed)
+    run = scenario(seed).run()
     run.finish()
     check(run)
 
 
 def test_a_run_can_be_repeated():
-    runs = [drawn(7), drawn(7)]
+    runs = [scenario(7).run(), scenario(7).run()]
     for run in runs:
         run.finish()
     one, other = runs
@@ -72,7 +72,7 @@ def failing(seeds):
     """How many of the seeds' runs break a promise."""
     count = 0
     for seed in seeds:
-        run = drawn(seed)
+        run = scenario(seed).run()
         try:
             run.finish()
             check(run)

@@ -77,7 +77,7 @@ class Connection(Conversation):
         except UsageError as error:
             self.leave(error)
             raise
-        self._socket.patience = self.patience
+        self._socket.absence.patience = self.patience
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call `callback`, on the control thread, whenever a message has arrived."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from washp2p.coordinator_link.absence import Absence
 from washp2p.errors import (
     JoinRefusedError,
     RunStoppedError,
@@ -23,7 +24,7 @@ from washp2p.errors import (
     WashError,
 )
 from washp2p.protocol.messages.control import MESSAGE_LIMIT
-from washp2p.protocol.patience import FAREWELL_MS, Patience
+from washp2p.protocol.patience import FAREWELL_MS
 from washp2p.sockets.curve_auth import present
 from washp2p.sockets.heartbeats import close_dead_links
 
@@ -47,9 +48,6 @@ class ControlSocket:
     error that ends the connection.
     """
 
-    patience: Patience
-    """How long to wait for a coordinator; may be set anew."""
-
     unlike: bool = False
     """Whether somebody there has broken off the last handshake: one has no keys, or other ones."""
 
@@ -62,13 +60,12 @@ class ControlSocket:
         returned: Callable[[], Iterable[bytes]],
         failed: Callable[[WashError], None],
     ) -> None:
-        self.patience = Patience()
+        self.absence = Absence(address, time.monotonic())
+        """How long there has been no coordinator."""
         self._address = address
         self._keys = keys
         self._identity = b"w" + os.urandom(15)
-        self._lost_at: float | None = None
         self._tried_at = 0.0
-        self._heard_at = time.monotonic()
         self._greeted = False
         self._receive = receive
         self._returned = returned
@@ -132,7 +129,7 @@ class ControlSocket:
         dealer.set(zmq.IDENTITY, self._identity)
         dealer.set(zmq.IPV6, "[" in self._address)
         dealer.set(zmq.MAXMSGSIZE, MESSAGE_LIMIT)
-        close_dead_links(dealer, self.patience)
+        close_dead_links(dealer, self.absence.patience)
         if self._keys is not None:
             present(dealer, self._keys.own, self._keys.coordinator)
         dealer.connect(self._address)
@@ -145,21 +142,21 @@ class ControlSocket:
     def _relay(self, inner: zmq.Socket[bytes]) -> None:
         """Pass messages in both directions until the member closes."""
         while True:
-            ping = round(1000 * self.patience.ping)
+            ping = round(1000 * self.absence.patience.ping)
             sockets = [(socket, zmq.POLLIN) for socket in (inner, self._dealer, self._monitor)]
-            ready = dict(zmq.zmq_poll(sockets, -1 if self._lost_at is None else ping))
+            ready = dict(zmq.zmq_poll(sockets, ping if self.absence.lasts else -1))
             if inner in ready:
                 data = inner.recv()
                 if not data:
                     return
                 self.answer(data)
             if self._dealer in ready:
-                self._heard_at = time.monotonic()
+                self.absence.heard(time.monotonic())
                 self._receive(self._dealer.recv())
             elif self._monitor in ready:
                 self._heed(recv_monitor_message(self._monitor)["event"])
-            if self._lost_at is not None:
-                self._wait_for_another(self._lost_at)
+            if self.absence.lasts:
+                self._wait_for_another()
 
     def _heed(self, event: int) -> None:
         """Handle a monitor `event`: the connection is made, refused or lost."""
@@ -174,33 +171,18 @@ class ControlSocket:
             )
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._greeted, self.unlike = True, False
-            if self._lost_at is not None:
-                self._lost_at = None
+            if self.absence.end():
                 for data in self._returned():
                     self.answer(data)
         elif event != zmq.EVENT_CONNECT_RETRIED:
-            self._lost_at = self._lost_at or self._tried_at
+            self.absence.begin(self._tried_at)
 
-    def _wait_for_another(self, lost_at: float) -> None:
+    def _wait_for_another(self) -> None:
         now = time.monotonic()
-        asleep = lost_at - self._heard_at
-        if asleep > self.patience.asleep and now - lost_at > self.patience.back:
-            self._failed(
-                RunStoppedError(
-                    f"this process heard nothing for {asleep:.0f} s and was dropped (it was "
-                    f"stopped, or cut off), and no coordinator is at {self._address} any more: the "
-                    "run is over"
-                )
-            )
-        elif now - lost_at > self.patience.away:
-            self._failed(
-                RunStoppedError(
-                    f"the coordinator at {self._address} has been gone for "
-                    f"{self.patience.away:g} s; what this member has written is kept: start "
-                    "it again (python -m coordinator --resume RUN) and workers with it"
-                )
-            )
-        if now - self._tried_at > self.patience.seconds:  # ZeroMQ has given up
+        problem = self.absence.problem(now)
+        if problem is not None:
+            self._failed(problem)
+        if now - self._tried_at > self.absence.patience.seconds:  # ZeroMQ has given up
             self._tried_at = now
             self._let_go(0)
             self._connect()

@@ -1,46 +1,78 @@
-"""A simulated coordinator: the real state machine, on a simulated network and clock."""
+"""A simulated coordinator: the real state machine and journal, on a simulated network and clock."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coordinator.machine.commands import EndRun, Event, Reject, Send
+from coordinator.machine.commands import EndRun, Event, Reject
 from coordinator.machine.membership import Membership
+from coordinator.service.command_runner import CommandRunner
+from coordinator.service.journal import Journal
+from coordinator.service.opening import open_run
 from washp2p.errors import ProtocolError
 from washp2p.protocol.messages.control import messages
-from washp2p.protocol.patience import Patience
+from washp2p.protocol.messages.from_coordinator import Ping
 from washp2p.protocol.version import DERIVATION, VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import sqlite3
+    from collections.abc import Callable
 
     from coordinator.machine.commands import Command
     from washp2p.config.config import RunConfig
+    from washp2p.protocol.messages.control import Message
     from washp2p.protocol.roster import Roster
-    from washp2p.testing.events import Events
+    from washp2p.testing.network import Network
 
 PLACE = "coordinator"
 
 
 class SimulatedCoordinator:
-    """Carries out what the state machine commands. `send` brings bytes to a worker."""
+    """One coordinator process. `send` brings bytes to a worker, and says whether it is connected.
+
+    With `goes_on` it takes over the run whose journal is in `database`. `told` gets its events.
+    """
 
     def __init__(
-        self, events: Events, config: RunConfig, run: bytes, send: Callable[[bytes, bytes], None]
+        self,
+        network: Network,
+        config: RunConfig,
+        *,
+        run: bytes,
+        database: sqlite3.Connection,
+        send: Callable[[bytes, bytes], bool],
+        told: list[str],
+        goes_on: bool = False,
     ) -> None:
-        self._events = events
+        self._network = network
+        self._events = network.events
         self._send = send
-        self._ping = Patience(config.operation.patience).ping
-        self._membership = Membership(
-            config, run=run, name="simulated", version=VERSION, derivation=DERIVATION
-        )
+        self._unreachable: set[bytes] = set()
         self.end: EndRun | None = None
         """How the run has ended, once it has."""
         self.refused: list[str] = []
         """Why messages were refused."""
-        self.told: list[str] = []
+        self.told = told
         """Its events, for people."""
-        events.after(self._ping, self._tick)
+        self.alive = True
+        """Whether it runs."""
+        journal = Journal(Path("simulated"), self._tell, database)
+        if not goes_on:
+            journal.keep(("run", run))
+            journal.commit()
+        opening = open_run(
+            journal, Path("simulated"), resume=False, goes_on=goes_on, encrypted=False
+        )
+        self._membership = Membership(
+            config, run=opening.run, name="simulated", version=VERSION, derivation=DERIVATION
+        )
+        self._runner = CommandRunner(journal, self._deliver, self._perform)
+        network.add(PLACE)
+        if goes_on:
+            self._runner.run(self._membership.go_on(opening.past, self._events.now))
+        self._events.after(network.patience.ping, self._tick)
 
     @property
     def rosters(self) -> list[Roster]:
@@ -49,30 +81,50 @@ class SimulatedCoordinator:
 
     def receive(self, identity: bytes, data: bytes) -> None:
         """Take a message of the worker `identity`."""
+        if self.end is not None:
+            return
         try:
             message = messages.decode(data)
         except ProtocolError as error:
             self.refused.append(str(error))
             return
-        self._carry_out(self._membership.receive(identity, message, self._events.now))
+        self._runner.run(self._membership.receive(identity, message, self._events.now))
 
-    def gone(self, identity: bytes) -> None:
-        """The connection to the worker `identity` is closed."""
-        self._carry_out(self._membership.gone(identity, self._events.now))
+    def die(self) -> None:
+        """End at once, like a process that is killed. What was not committed is lost."""
+        self.alive = False
+        self._network.remove(PLACE, for_good=False)
 
     def _tick(self) -> None:
-        self._carry_out(self._membership.tick(self._events.now))
-        if self.end is None:
-            self._events.after(self._ping, self._tick)
+        if not self.alive or self.end is not None:
+            return
+        self._runner.run(self._membership.tick(self._events.now))
+        self._runner.run(self._membership.population.tell(Ping()))
+        self._events.after(self._network.patience.ping, self._tick)
 
-    def _carry_out(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            match command:
-                case Send(identity, message):
-                    self._send(identity, messages.encode(message))
-                case Event(text):
-                    self.told.append(f"{self._events.now:9.3f} {text}")
-                case Reject(_, what) if not what.endswith("of no member"):  # sent before it knew
-                    self.refused.append(what)
-                case EndRun():
-                    self.end = command
+    def _deliver(self, identity: bytes, _: Message, data: bytes) -> None:
+        if not self._send(identity, data):
+            if not self._unreachable:
+                self._events.after(0.0, self._bury)
+            self._unreachable.add(identity)
+
+    def _bury(self) -> None:
+        """Give up the workers whose connections are closed."""
+        while self.alive and self._unreachable:
+            identity = min(self._unreachable)
+            self._unreachable.discard(identity)
+            if not self._send(identity, messages.encode(Ping())):  # it has not come back since
+                self._runner.run(self._membership.gone(identity, self._events.now))
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Event(text):
+                self._tell(text)
+            case Reject(_, what) if not what.endswith("of no member"):  # sent before it knew
+                self.refused.append(what)
+            case EndRun():
+                self.end = command
+                self._events.after(0.0, partial(self._network.remove, PLACE))
+
+    def _tell(self, text: str) -> None:
+        self.told.append(f"{self._events.now:9.3f} {text}")

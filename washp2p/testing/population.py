@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config.config import RunConfig
+from washp2p.protocol.patience import Patience
 from washp2p.testing.coordinator import PLACE, SimulatedCoordinator
 from washp2p.testing.events import Events
 from washp2p.testing.network import Network
@@ -19,14 +22,17 @@ if TYPE_CHECKING:
 STEP_SECONDS = 0.05
 LONGEST = 24 * 3600.0
 """Virtual seconds after which a run counts as stuck."""
+LAST_WORDS = 120.0
+"""Virtual seconds in which the coordinator must end after its workers, another one if it is killed.
+"""
 
 
 class SimulatedRun:
     """One run in virtual time; everything in it follows from `seed`.
 
-    `n` members train `task` for `rounds` rounds. A step takes about `step_seconds`, of some members
-    twice or half as long. `options` are those of a run, as
-    `RunConfig.resolve` takes them (`p`, `method`, `max_delay`, ...).
+    `n` members train `task` for `rounds` rounds, and there is `room` for newcomers.
+    A step takes about `step_seconds`, of some members twice or half as long. `options` are those of
+    a run, as `RunConfig.resolve` takes them (`p`, `method`, `max_delay`, ...).
     """
 
     def __init__(
@@ -34,28 +40,30 @@ class SimulatedRun:
         *,
         seed: int,
         n: int,
+        room: int = 0,
         rounds: int,
         task: Task | None = None,
         step_seconds: float = STEP_SECONDS,
         **options: Any,
     ) -> None:
         self._step_seconds = step_seconds
-        self.config = RunConfig.resolve(n=n, seed=seed, **options)
+        self.config = RunConfig.resolve(n=n + room, min_n=n if room else 0, seed=seed, **options)
         self.events = Events()
+        """Virtual time."""
         self._random = Random(seed)
-        network = Network(self.events, self._random)
-        network.add(PLACE)
-        self.coordinator = SimulatedCoordinator(
-            self.events, self.config, seed.to_bytes(8, "big"), self._send
-        )
-        self._network = network
+        self._key = seed.to_bytes(8, "big")
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self.told: list[str] = []
+        """What the coordinators have told people."""
+        self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
+        self.coordinator = self._coordinator(goes_on=False)
+        """The present one, or the last."""
         self.world = World(
-            self.events,
-            network,
+            self.network,
             self._random,
             task or ToyTask(),
             rounds,
-            self.coordinator.receive,
+            self._tell,
         )
         self.processes: dict[int, SimulatedProcess] = {}
         """All workers that were ever started, by number."""
@@ -73,9 +81,47 @@ class SimulatedRun:
         self._by_identity[process.identity] = process
         return number
 
+    def join(self, *, at: float) -> None:
+        """Start a worker at the time `at`, unless the run has ended."""
+
+        def start() -> None:
+            if self.coordinator.end is None:
+                self.start()
+
+        self.events.at(at, start)
+
     def kill(self, number: int, *, at: float) -> None:
-        """Kill worker `number` at the time `at`: its host tells that the connection is closed."""
-        self.events.at(at, lambda: self._die(self.processes[number]))
+        """Kill worker `number` at the time `at`: its host tells that its connections are closed."""
+        self.events.at(at, self.processes[number].kill)
+
+    def stop(self, number: int, *, at: float, seconds: float) -> None:
+        """Stop worker `number` at the time `at`, and let it go on after `seconds`."""
+        place = self.processes[number].place
+        self.events.at(at, lambda: self.network.stop(place))
+        self.events.at(at + seconds, lambda: self.network.go_on(place))
+
+    def cut(
+        self,
+        number: int,
+        other: int | None = None,
+        *,
+        at: float,
+        seconds: float,
+        both: bool = True,
+    ) -> None:
+        """Cut the path from worker `number` to worker `other` (default: to the coordinator).
+
+        With `both`, that in the other direction, too. Both heal after `seconds`.
+        """
+        one = self.processes[number].place
+        two = PLACE if other is None else self.processes[other].place
+        for source, target in [(one, two), (two, one)][: 2 if both else 1]:
+            self.events.at(at, partial(self.network.cut, source, target))
+            self.events.at(at + seconds, partial(self.network.heal, source, target))
+
+    def kill_coordinator(self, *, at: float, seconds: float) -> None:
+        """Kill the coordinator at the time `at`. After `seconds` another takes over the run."""
+        self.events.at(at, lambda: self._replace_coordinator(seconds))
 
     def finish(self, until: float = LONGEST) -> None:
         """Let time pass until all processes have ended.
@@ -85,9 +131,8 @@ class SimulatedRun:
         ended = self.events.run(
             lambda: not any(process.alive for process in self.processes.values()), until
         )
-        assert ended, "\n".join(["the run is stuck", *self.coordinator.told[-20:]])
-        last_words = self.events.now + self.config.operation.patience
-        self.events.run(lambda: self.coordinator.end is not None, last_words)
+        assert ended, "\n".join(["the run is stuck", *self.told[-20:]])
+        self.events.run(lambda: self.coordinator.end is not None, self.events.now + LAST_WORDS)
 
     @property
     def members(self) -> dict[MemberId, SimulatedProcess]:
@@ -104,12 +149,28 @@ class SimulatedRun:
             if process.averaged is not None and (core := process.core) is not None
         )
 
-    def _send(self, identity: bytes, data: bytes) -> None:
-        process = self._by_identity[identity]
-        self._network.carry(PLACE, process.place, lambda: process.hear(data))
+    def _coordinator(self, *, goes_on: bool) -> SimulatedCoordinator:
+        return SimulatedCoordinator(
+            self.network,
+            self.config,
+            run=self._key,
+            database=self._database,
+            send=self._send,
+            told=self.told,
+            goes_on=goes_on,
+        )
 
-    def _die(self, process: SimulatedProcess) -> None:
-        if process.alive:
-            process.die()
-            gone = process.identity
-            self._network.carry(process.place, PLACE, lambda: self.coordinator.gone(gone))
+    def _tell(self, identity: bytes, data: bytes) -> None:
+        self.coordinator.receive(identity, data)
+
+    def _send(self, identity: bytes, data: bytes) -> bool:
+        process = self._by_identity[identity]
+        return process.session.send(PLACE, lambda: process.hear(data))
+
+    def _replace_coordinator(self, seconds: float) -> None:
+        if self.coordinator.end is None and self.coordinator.alive:
+            self.coordinator.die()
+            self.events.after(seconds, self._take_over)
+
+    def _take_over(self) -> None:
+        self.coordinator = self._coordinator(goes_on=True)

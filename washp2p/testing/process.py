@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from washp2p.coordinator_link.absence import Absence
 from washp2p.coordinator_link.conversation import Conversation
 from washp2p.driver.outbox import DeviceOutbox
-from washp2p.errors import WashError
+from washp2p.errors import UnreachableError, WashError
 from washp2p.member.assembly import Ports, core_of
 from washp2p.member.derivation import Derivation
 from washp2p.model.store import Store
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from washp2p.rounds.inbox import Inbox
     from washp2p.rounds.round_state import Staged
     from washp2p.runfolder.runlog import Joined, Jump, Record
-    from washp2p.testing.events import Events
-    from washp2p.testing.network import Network
+    from washp2p.testing.network import Network, Session
     from washp2p.testing.tasks import Task
     from washp2p.transports.base import Message
 
@@ -42,16 +42,18 @@ class Pause(NamedTuple):
 
 
 class Until(NamedTuple):
-    """The process waits for its coordinator, before it is a member."""
+    """The process waits for its coordinator, before it is a member, for WAIT seconds at most."""
 
     condition: Callable[[], bool]
+
+
+WAIT = 60.0
 
 
 @dataclass(frozen=True)
 class World:
     """What all processes of a simulation share."""
 
-    events: Events
     network: Network
     random: Random
     task: Task
@@ -66,17 +68,54 @@ class SimulatedConversation(Conversation):
     def __init__(self, world: World, process: SimulatedProcess) -> None:
         super().__init__("tcp://coordinator:5555", "simulated", process.number, process.place, None)
         self._world = world
+        self._events = world.network.events
         self._process = process
+        self.absence = Absence(self.address, self._events.now)
+        """How long there has been no coordinator."""
+        self.session = world.network.open(process.place, PLACE, self._made, self._broke)
+        """Its connection."""
 
     @property
     def decided(self) -> bool:
         """Whether the coordinator has answered."""
         return self._welcome is not None or self._failure is not None
 
+    def take(self, data: bytes) -> None:
+        """Take a message that has arrived."""
+        self.absence.heard(self._events.now)
+        self.hear(data)
+
+    def give_up(self) -> None:
+        """No coordinator has answered."""
+        self._fail(UnreachableError(f"no coordinator answered at {self.address}"))
+
+    def begin(self) -> None:
+        super().begin()
+        self.absence.patience = self.patience
+
+    def _made(self, again: bool) -> None:
+        self.absence.end()
+        if again:
+            for data in list(self.what_may_be_missed()):
+                self._send(data)
+
+    def _broke(self, place: str) -> None:
+        if place == self._process.place and not self.absence.lasts:
+            self.absence.begin(self._events.now)
+            self._wait_for_another()
+
+    def _wait_for_another(self) -> None:
+        if self.absence.lasts and self._process.alive:
+            problem = self.absence.problem(self._events.now)
+            if problem is not None:
+                self._fail(problem)
+            else:
+                self._process.after(self.absence.patience.ping, self._wait_for_another)
+
     def _send(self, data: bytes) -> None:
-        identity = self._process.identity
-        tell = self._world.tell
-        self._world.network.carry(self._process.place, PLACE, lambda: tell(identity, data))
+        self.session.send(
+            self._process.place, partial(self._world.tell, self._process.identity, data)
+        )
 
     def _answer(self, data: bytes) -> None:
         self._send(data)
@@ -173,6 +212,8 @@ class SimulatedProcess:
         self.folder = MemoryFolder()
         self.alive = True
         """Whether it runs."""
+        self.killed = False
+        """Whether it was killed."""
         self.error: WashError | None = None
         """Why it has ended early, if it has."""
         self.averaged: dict[str, torch.Tensor] | None = None
@@ -181,23 +222,34 @@ class SimulatedProcess:
         self.core: MemberCore | None = None
         self.transport: SimulatedTransport | None = None
         self._world = world
+        self._events = world.network.events
         self._step_seconds = step_seconds
+        world.network.add(self.place)
         self._conversation = SimulatedConversation(world, self)
         self._life = self._live()
         self._waits: Waiting | Pause | Until = Pause(0.0)
         self._turn = 0
-        world.network.add(self.place)
-        world.events.after(0.0, self._resume)
+        self.after(0.0, self._resume)
 
     @property
     def member(self) -> MemberId:
         """Its member id; -1 before it has one."""
         return self._conversation.member
 
+    @property
+    def session(self) -> Session:
+        """Its connection to the coordinator."""
+        return self._conversation.session
+
     def hear(self, data: bytes) -> None:
         """Take a message of the coordinator."""
         if self.alive:
-            self._conversation.hear(data)
+            self._conversation.take(data)
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Do something in `seconds`, or later if the process is stopped then."""
+        network = self._world.network
+        self._events.after(seconds, lambda: network.act(self.place, action))
 
     def wake(self) -> None:
         """Look again: the coordinator has told something, or time has passed."""
@@ -205,12 +257,16 @@ class SimulatedProcess:
             self._try(partial(self._inbox.tick, self._waits))
         self._go_on()
 
+    def kill(self) -> None:
+        """End it now, unless it has ended."""
+        if self.alive:
+            self.killed = True
+            self.die()
+
     def die(self) -> None:
-        """End at once, like a process that is killed."""
+        """End at once: its host closes its connections."""
         self.alive = False
         self._world.network.remove(self.place)
-        if self.transport is not None:
-            self.transport.close()
         if self.core is not None:
             self.core.parts.advice.close()
 
@@ -227,7 +283,7 @@ class SimulatedProcess:
         strategy = strategy_for(conversation.config)
         store = Store(model, optimizer, strategy.slots(optimizer))
         transport = SimulatedTransport(
-            world.network, f"tcp://10.0.0.{self.number + 1}:5556", self._arrived
+            world.network, self.place, f"tcp://10.0.0.{self.number + 1}:5556", self._arrived
         )
         ports = Ports(
             connection=conversation,
@@ -237,7 +293,7 @@ class SimulatedProcess:
             planning=lambda: 0.0,
             log=self.log,
             folder=self.folder,
-            clock=lambda: world.events.now,
+            clock=lambda: self._events.now,
             warn=lambda _: None,
             proven=False,
         )
@@ -259,6 +315,8 @@ class SimulatedProcess:
         yield from core.finish()
 
     def _arrived(self, message: Message) -> None:
+        if not self.alive:
+            return
         if isinstance(self._waits, Waiting):
             self._try(partial(self._inbox.take, message))
             self._go_on()
@@ -309,9 +367,10 @@ class SimulatedProcess:
                 self._take_what_was_held(self._waits)
             case Pause(seconds):
                 self._waits = wanted
-                self._world.events.after(seconds, self._after_pause)
+                self.after(seconds, self._after_pause)
             case Until():
                 self._waits = wanted
+                self.after(WAIT, self._give_up)
 
     def _take_what_was_held(self, waiting: Waiting) -> None:
         """Begin a wait: what has come meanwhile is handed over first."""
@@ -331,7 +390,11 @@ class SimulatedProcess:
                 if turn == self._turn:
                     self._tick_later(turn)
 
-        self._world.events.after(ping, tick)
+        self.after(ping, tick)
+
+    def _give_up(self) -> None:
+        if not self._conversation.decided:
+            self._conversation.give_up()
 
     def _after_pause(self) -> None:
         self._resume()

@@ -221,6 +221,32 @@ def test_who_has_a_rank_has_it_as_its_id_unless_somebody_was_it():
     assert joins(5, 2) == 5
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_whoever_has_finished_and_left_ends_the_run_as_finished(returns):
+    """Its last word may be lost with its connection, or with a coordinator."""
+    run = Run()
+    run.start()
+    run.sync()
+    for who in range(3):
+        run.average(who)
+    for who in range(3):
+        run.tell(who, finished())
+    run.tell(1, Accounts([]))
+    run.tell(2, Accounts([]))
+    if returns:
+        another = Run()
+        list(another.machine.go_on(past_of(run.machine), another.now))
+        another.tick()
+        another.now += 11.0
+        commands = another.tick()
+    else:
+        another, commands = run, run.gone(0)
+    assert commands[-1] == EndRun("all members finished", 0)
+    (notice,) = another.machine.population.notices
+    assert (notice["member"], notice["topic"]) == (0, "no counts")
+    assert another.machine.population.departed == []
+
+
 def test_newcomers_that_hold_no_snapshot_yet_learn_of_the_end():
     run = Run(n=2, rounds=400)
     run.start()

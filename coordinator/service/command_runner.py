@@ -1,0 +1,59 @@
+"""Carries out the state machine's commands in order. The journal has what others hear of first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.machine.commands import EndRun, Keep, Rewind, Send
+from washp2p.protocol.messages.control import messages
+from washp2p.protocol.messages.from_coordinator import Kept
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from coordinator.machine.commands import Command
+    from coordinator.service.journal import Journal
+    from washp2p.protocol.messages.control import Message
+
+
+class CommandRunner:
+    """Writes entries into `journal`, and sends messages once they are committed.
+
+    `send` gets a worker's identity, a message, and its bytes. `perform` gets all commands that are
+    neither a Send nor a Keep.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        send: Callable[[bytes, Message, bytes], None],
+        perform: Callable[[Command], None],
+    ) -> None:
+        self._journal = journal
+        self._send = send
+        self._perform = perform
+
+    def run(self, commands: Iterable[Command]) -> None:
+        """Carry out `commands`."""
+        encoded: Message | None = None
+        data = b""
+        for command in commands:
+            match command:
+                case Send(identity, message):
+                    self._journal.commit()  # before anybody hears of it
+                    if isinstance(message, Kept) and self._journal.failing:
+                        continue  # the checkpoint that the journal names must stay
+                    if message is not encoded:  # what all are sent is encoded once
+                        data, encoded = messages.encode(message), message
+                    self._send(identity, message, data)
+                case Keep(what):
+                    self._journal.keep(what)
+                case Rewind():
+                    self._journal.keep(command)
+                    self._perform(command)
+                case EndRun(reason):
+                    self._perform(command)
+                    self._journal.keep(("ended", reason))
+                case _:
+                    self._perform(command)
+        self._journal.commit()
