@@ -20,6 +20,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", default="0:1000", help="A:B, half open (default: 0:1000)")
     parser.add_argument("--minutes", type=float, help="go on from A until so much time has passed")
+    parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
     given = parser.parse_args(arguments)
     first, stop = map(int, given.seeds.split(":"))
     torch.set_num_threads(1)
@@ -43,6 +44,8 @@ def main(arguments=None):
             failed += 1
             traceback.print_exc()
             print(f"repeat it: python -m tests.simulation --seeds {seed}:{seed + 1}", flush=True)
+            if given.stop:
+                break
     seconds = time.monotonic() - began
     print(f"{rounds} member-rounds, {60 * rounds / seconds:.0f} a minute")
     print(f"{done} seeds, {failed} failed, {seconds:.1f} s")

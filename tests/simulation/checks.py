@@ -5,10 +5,25 @@ from __future__ import annotations
 import torch
 
 from tests.simulation.replay import replayed
-from washp2p.protocol.ledger import Kind
-from washp2p.protocol.roster import roster_at
+from washp2p.errors import JoinRefusedError, RunStoppedError, UnreachableError
+from washp2p.member.derivation import Derivation
+from washp2p.protocol.ledger import Kind, Loss
+from washp2p.protocol.messages.frames import BESIDE, FIRST
+from washp2p.protocol.refusals import Reason
+from washp2p.protocol.roster import Order, roster_at, round_seed, run_key
 from washp2p.runfolder.runlog import Record
 from workers.simulation.reference import plain_average
+from workers.simulation.script import from_records
+
+STALLED = 14
+"""Times the patience that a member waits at most: 12 until it reports a slow one, and what follows.
+"""
+
+AWAY = 62
+"""The same of a member that has lost its coordinator: 60, and what follows."""
+
+FEW_ROUNDS = 30
+"""In so many rounds everybody gets values of everybody else."""
 
 
 def check(run):
@@ -24,6 +39,12 @@ def check(run):
         process = run.members[member]
         assert process.averaged is not None or process.killed, f"member {member}: {process.error!r}"
     _rosters_agree(run)
+    _who_was_left_alone_ends_well(run)
+    _nobody_waits_too_long(run)
+    _nothing_is_too_late(run)
+    _who_diverges_is_dropped(run)
+    for process in alive:
+        _values_are_accounted_for(run, process)
     models = replayed(run)
     states = []
     for member in over:
@@ -32,8 +53,9 @@ def check(run):
         states.append(models[member].state_dict())
         sent = process.core.parts.ledger.total(Kind.EXCHANGE)
         assert sent.payload == sent.expected
-        assert process.log.whole
-        assert not process.core.parts.refusals.refused, process.core.parts.refusals.refused
+        assert process.log.whole or process.killed
+        refused = process.core.parts.refusals.refused
+        assert set(refused) <= {Reason.ASTRAY}, refused  # for one whose address another has now
     average = plain_average(states)
     for process in alive:
         _equal(process.averaged, average, f"the average of member {process.member}")
@@ -48,6 +70,74 @@ def _rosters_agree(run):
                 roster = roster_at(rosters, record.round)
                 assert member in roster.members
                 assert {*record.applied, *record.lost} <= set(roster.members) - {member}
+
+
+def _who_was_left_alone_ends_well(run):
+    """Only workers that something befell end early, and newcomers that are too late."""
+    for number, process in run.processes.items():
+        if number not in run.disturbed and process.error is not None:
+            late = isinstance(process.error, JoinRefusedError | UnreachableError)
+            assert late, f"worker {number}: {process.error!r}"
+            assert number >= run.founders, f"worker {number}: {process.error!r}"
+
+
+def _who_diverges_is_dropped(run):
+    """Well before the end, if enough are there to say so."""
+    for process in run.members.values():
+        early = 0 < process.diverged_after < run.world.rounds - FEW_ROUNDS
+        if not early:
+            continue
+        others = set(process.core.parts.connection.state.roster.members) - {process.member}
+        voters = {m for m in others if run.members[m].number not in run.touched}
+        if 2 * len(voters) > len(others) and not process.killed:
+            assert not (
+                isinstance(process.error, RunStoppedError) and "has diverged" in str(process.error)
+            ), f"member {process.member} was not dropped"
+
+
+def _nobody_waits_too_long(run):
+    """A member waits for a slow one until that is reported, and for a coordinator that is away."""
+    patience = run.config.operation.patience
+    for process in run.members.values():
+        excuse = process.out_of_action + run.without_coordinator
+        most = (STALLED if process.error is None else AWAY) * patience + excuse
+        assert process.longest_wait <= most, f"member {process.member}: {process.longest_wait} s"
+
+
+def _nothing_is_too_late(run):
+    """Values are applied, or given up, at most S steps after their round."""
+    bound = run.config.exchange.max_delay
+    if bound.isdigit():
+        for member, process in run.members.items():
+            steps = from_records(process.log.records)
+            for record in process.log.records:
+                if isinstance(record, Record):
+                    late = record.step - steps.step_of(record.round)
+                    assert 0 <= late <= int(bound), f"member {member}: {record}"
+
+
+def _values_are_accounted_for(run, process):
+    """What the log says is applied and lost is, value by value, what the member has counted."""
+    parts, member = process.core.parts, process.member
+    derivation = Derivation(parts.strategy, parts.store, member)
+    rosters, key = run.coordinator.rosters, run_key(run.config.seed)
+    applied = lost = 0
+    routes = {}
+    for record in process.log.records:
+        if isinstance(record, Record) and record.leg < BESIDE:
+            number = record.round
+            if number not in routes:
+                roster = roster_at(rosters, number)
+                routes[number] = derivation(Order(number, round_seed(key, number), roster))
+            route = routes[number].of if record.leg == FIRST else routes[number].to
+            values = {sender: end - begin for sender, begin, end in route}
+            applied += sum(values[sender] for sender in record.applied)
+            lost += sum(values[sender] for sender in record.lost)
+    merger, arrivals = parts.exchange.merger, parts.exchange.arrivals
+    assert applied == merger.applied_values + merger.refused_values, f"member {member}"
+    if not run.touched and run.config.exchange.max_delay != "none":
+        assert not lost, f"member {member}"
+    assert lost == arrivals.expired_values - arrivals.lost[Loss.JUMPED], f"member {member}"
 
 
 def _equal(mine, theirs, what):

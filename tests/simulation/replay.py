@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 from washp2p.protocol.roster import roster_at, round_seed, run_key
+from washp2p.testing.tasks import spoil
 from workers.simulation import reference
 from workers.simulation.reference import Reference
 from workers.simulation.script import end_where_needed, from_records
@@ -58,6 +59,8 @@ def replayed(run):
         while steps[member] < last if last is not None else number < run.world.rounds:
             steps[member] += 1
             task.step(*made[member], member, steps[member])
+            if 0 < run.members[member].diverged_after <= steps[member]:
+                spoil(made[member][0])
             number = script.jumps.get(steps[member], number + 1)
             roster = [numbers[m] for m in roster_at(rosters, number).members]
             oracle.gather(own, number, round_seed(key, number), roster)

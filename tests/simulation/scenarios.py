@@ -22,11 +22,23 @@ there is room for newcomers, it begins one patience later.
 """
 DELAYS = ["0", "0", "1", "3", "auto", "none"]
 PATIENCE = 2.0
-FAULTS = ["kill", "kill", "stop", "cut", "cut from coordinator", "coordinator"]
+FAULTS = [
+    "kill",
+    "kill in act",
+    "stop",
+    "cut",
+    "cut from coordinator",
+    "coordinator",
+    "coordinator in act",
+    "diverge",
+]
 
 
 class Fault(NamedTuple):
-    """What befalls a run: `kind` of FAULTS, to a worker and perhaps another, when and how long."""
+    """What befalls a run: `kind` of FAULTS, to a worker and perhaps another, when and how long.
+
+    `act` is the number of a message or a write, for who dies in the middle of something.
+    """
 
     kind: str
     at: float
@@ -34,12 +46,19 @@ class Fault(NamedTuple):
     worker: int
     other: int
     both: bool
+    act: int
 
     def befall(self, run):
         """Let it befall `run`, which has not begun."""
         match self.kind:
             case "kill":
                 run.kill(self.worker, at=self.at)
+            case "diverge":
+                run.diverge(self.worker, at=self.at)
+            case "kill in act":
+                run.kill_in_act(self.worker, self.act)
+            case "coordinator in act":
+                run.kill_coordinator_in_act(self.act, seconds=self.seconds)
             case "stop":
                 run.stop(self.worker, at=self.at, seconds=self.seconds)
             case "cut":
@@ -98,9 +117,14 @@ def scenario(seed):
         other = random.choice([w for w in range(n) if w != worker])
         at = begun + random.uniform(0, 1.5 * rounds * STEP_SECONDS)
         seconds = random.choice([0.1, 0.5, 1.0, 2.0, 5.0, 30.0]) * random.uniform(0.5, 1.5)
-        faults.append(Fault(kind, at, seconds, worker, other, random.random() < 0.7))
+        both = random.random() < 0.7
+        act = random.randint(20 * n, rounds * n)
+        faults.append(Fault(kind, at, seconds, worker, other, both, act))
+        if kind == "diverge" and n > 3 and other != spared:  # while the others say so
+            soon = at + random.uniform(0, 4 * STEP_SECONDS)
+            faults.append(Fault("kill", soon, 0.0, other, worker, both, act))
     for _ in range(newcomers):
         at = begun + random.uniform(0, rounds * STEP_SECONDS)
-        faults.append(Fault("join", at, 0.0, 0, 0, both=False))
+        faults.append(Fault("join", at, 0.0, 0, 0, both=False, act=0))
     optimizer = random.choice(["sgd", "adamw"])
     return Scenario(seed, n, rounds, optimizer, options, tuple(faults))

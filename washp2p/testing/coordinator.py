@@ -15,6 +15,7 @@ from washp2p.errors import ProtocolError
 from washp2p.protocol.messages.control import messages
 from washp2p.protocol.messages.from_coordinator import Ping
 from washp2p.protocol.version import DERIVATION, VERSION
+from washp2p.testing.events import Killed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,12 +44,17 @@ class SimulatedCoordinator:
         run: bytes,
         database: sqlite3.Connection,
         send: Callable[[bytes, bytes], bool],
+        died: Callable[[], None],
         told: list[str],
         goes_on: bool = False,
     ) -> None:
         self._network = network
         self._events = network.events
         self._send = send
+        self._died = died
+        self.dies_at = 0
+        """The number of the message before which it dies; 0 for none."""
+        self._sent = 0
         self._unreachable: set[bytes] = set()
         self.end: EndRun | None = None
         """How the run has ended, once it has."""
@@ -72,7 +78,7 @@ class SimulatedCoordinator:
         network.add(PLACE)
         if goes_on:
             self._runner.run(self._membership.go_on(opening.past, self._events.now))
-        self._events.after(network.patience.ping, self._tick)
+        self._tick_later()
 
     @property
     def rosters(self) -> list[Roster]:
@@ -92,20 +98,30 @@ class SimulatedCoordinator:
 
     def die(self) -> None:
         """End at once, like a process that is killed. What was not committed is lost."""
-        self.alive = False
-        self._network.remove(PLACE, for_good=False)
+        if self.alive and self.end is None:
+            self.alive = False
+            self._network.remove(PLACE, for_good=False)
+            self._died()
+
+    def _tick_later(self) -> None:
+        self._events.after(
+            self._network.patience.ping, lambda: self._network.act(PLACE, self._tick)
+        )
 
     def _tick(self) -> None:
-        if not self.alive or self.end is not None:
-            return
-        self._runner.run(self._membership.tick(self._events.now))
-        self._runner.run(self._membership.population.tell(Ping()))
-        self._events.after(self._network.patience.ping, self._tick)
+        if self.alive and self.end is None:
+            self._tick_later()
+            self._runner.run(self._membership.tick(self._events.now))
+            self._runner.run(self._membership.population.tell(Ping()))
 
     def _deliver(self, identity: bytes, _: Message, data: bytes) -> None:
+        self._sent += 1
+        if self._sent == self.dies_at:
+            self.die()
+            raise Killed
         if not self._send(identity, data):
             if not self._unreachable:
-                self._events.after(0.0, self._bury)
+                self._events.after(0.0, lambda: self._network.act(PLACE, self._bury))
             self._unreachable.add(identity)
 
     def _bury(self) -> None:

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+class Killed(BaseException):
+    """A simulated process dies in the middle of what it does."""
+
+
 class Events:
     """A queue of actions by time. `now` is in seconds; it passes only in `run`."""
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STEP_SECONDS = 0.05
 LONGEST = 24 * 3600.0
 """Virtual seconds after which a run counts as stuck."""
+MILD = 0.75
+"""Share of the time after which somebody is given up that nobody is given up for."""
 LAST_WORDS = 120.0
 """Virtual seconds in which the coordinator must end after its workers, another one if it is killed.
 """
@@ -55,6 +57,7 @@ class SimulatedRun:
         self._database = sqlite3.connect(":memory:", isolation_level=None)
         self.told: list[str] = []
         """What the coordinators have told people."""
+        self._replaced_after = 0.0
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
         self.coordinator = self._coordinator(goes_on=False)
         """The present one, or the last."""
@@ -67,6 +70,14 @@ class SimulatedRun:
         )
         self.processes: dict[int, SimulatedProcess] = {}
         """All workers that were ever started, by number."""
+        self.founders = n
+        """How many workers begin the run; those with higher numbers come later."""
+        self.disturbed: set[int] = set()
+        """The numbers of workers to which something is done that they may not survive."""
+        self.touched: set[int] = set()
+        """The numbers of workers to which anything is done."""
+        self.without_coordinator = 0.0
+        """For how many seconds there is none, in all."""
         self._by_identity: dict[bytes, SimulatedProcess] = {}
         for _ in range(n):
             self.start()
@@ -76,7 +87,7 @@ class SimulatedRun:
         number = len(self.processes)
         seconds = self._step_seconds * self._random.choice([0.5, 1.0, 1.0, 2.0])
         self.processes[number] = process = SimulatedProcess(
-            self.world, number, step_seconds=seconds
+            self.world, number, self.network.free_endpoint(), step_seconds=seconds
         )
         self._by_identity[process.identity] = process
         return number
@@ -92,10 +103,13 @@ class SimulatedRun:
 
     def kill(self, number: int, *, at: float) -> None:
         """Kill worker `number` at the time `at`: its host tells that its connections are closed."""
+        self._disturb(number)
         self.events.at(at, self.processes[number].kill)
 
     def stop(self, number: int, *, at: float, seconds: float) -> None:
         """Stop worker `number` at the time `at`, and let it go on after `seconds`."""
+        self._disturb(number, mildly=seconds < MILD * self.network.patience.dead)
+        self.processes[number].out_of_action += seconds
         place = self.processes[number].place
         self.events.at(at, lambda: self.network.stop(place))
         self.events.at(at + seconds, lambda: self.network.go_on(place))
@@ -113,15 +127,47 @@ class SimulatedRun:
 
         With `both`, that in the other direction, too. Both heal after `seconds`.
         """
-        one = self.processes[number].place
-        two = PLACE if other is None else self.processes[other].place
-        for source, target in [(one, two), (two, one)][: 2 if both else 1]:
+        short = self.network.patience.dead if other is None else self.network.patience.mute
+        for one in {number, number if other is None else other}:
+            self._disturb(one, mildly=seconds < MILD * short)
+        here = self.processes[number].place
+        if other is None:
+            self.processes[number].out_of_action += seconds
+        there = PLACE if other is None else self.processes[other].place
+        for source, target in [(here, there), (there, here)][: 2 if both else 1]:
             self.events.at(at, partial(self.network.cut, source, target))
             self.events.at(at + seconds, partial(self.network.heal, source, target))
 
     def kill_coordinator(self, *, at: float, seconds: float) -> None:
         """Kill the coordinator at the time `at`. After `seconds` another takes over the run."""
-        self.events.at(at, lambda: self._replace_coordinator(seconds))
+
+        def kill() -> None:
+            self._replaced_after = seconds
+            self.coordinator.die()
+
+        self.events.at(at, kill)
+
+    def diverge(self, number: int, *, at: float) -> None:
+        """Let the model of worker `number` be no numbers from the time `at` on."""
+        self._disturb(number)
+        process = self.processes[number]
+
+        def diverge() -> None:
+            process.diverges = True
+
+        self.events.at(at, diverge)
+
+    def kill_in_act(self, number: int, act: int) -> None:
+        """Kill worker `number` in its act of this number: before it sends, or as it logs."""
+        self._disturb(number)
+        self.processes[number].dies_at = act
+
+    def kill_coordinator_in_act(self, message: int, *, seconds: float) -> None:
+        """Kill the coordinator before it sends its message of this number. After `seconds` another
+        takes over.
+        """
+        self.coordinator.dies_at = message
+        self._replaced_after = seconds
 
     def finish(self, until: float = LONGEST) -> None:
         """Let time pass until all processes have ended.
@@ -156,9 +202,15 @@ class SimulatedRun:
             run=self._key,
             database=self._database,
             send=self._send,
+            died=self._replace_coordinator,
             told=self.told,
             goes_on=goes_on,
         )
+
+    def _disturb(self, number: int, *, mildly: bool = False) -> None:
+        self.touched.add(number)
+        if not mildly:
+            self.disturbed.add(number)
 
     def _tell(self, identity: bytes, data: bytes) -> None:
         self.coordinator.receive(identity, data)
@@ -167,10 +219,9 @@ class SimulatedRun:
         process = self._by_identity[identity]
         return process.session.send(PLACE, lambda: process.hear(data))
 
-    def _replace_coordinator(self, seconds: float) -> None:
-        if self.coordinator.end is None and self.coordinator.alive:
-            self.coordinator.die()
-            self.events.after(seconds, self._take_over)
+    def _replace_coordinator(self) -> None:
+        self.without_coordinator += self._replaced_after
+        self.events.after(self._replaced_after, self._take_over)
 
     def _take_over(self) -> None:
         self.coordinator = self._coordinator(goes_on=True)

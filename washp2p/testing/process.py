@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from washp2p.coordinator_link.absence import Absence
-from washp2p.coordinator_link.conversation import Conversation
 from washp2p.driver.outbox import DeviceOutbox
-from washp2p.errors import UnreachableError, WashError
+from washp2p.errors import WashError
 from washp2p.member.assembly import Ports, core_of
 from washp2p.member.derivation import Derivation
 from washp2p.model.store import Store
 from washp2p.protocol.messages.from_worker import Attach
 from washp2p.rounds.waiting import Wait, Waiting
 from washp2p.strategies import strategy_for
-from washp2p.testing.coordinator import PLACE
-from washp2p.testing.network import SimulatedTransport
+from washp2p.testing.conversation import SimulatedConversation
+from washp2p.testing.events import Killed
+from washp2p.testing.memory import DirectPlans, MemoryFolder, MemoryLog
+from washp2p.testing.tasks import spoil
+from washp2p.testing.transport import SimulatedTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
     from random import Random
 
     import torch
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from washp2p.member.core import MemberCore
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.inbox import Inbox
-    from washp2p.rounds.round_state import Staged
-    from washp2p.runfolder.runlog import Joined, Jump, Record
-    from washp2p.testing.network import Network, Session
+    from washp2p.testing.network import Network
+    from washp2p.testing.sessions import Session
     from washp2p.testing.tasks import Task
     from washp2p.transports.base import Message
 
@@ -62,156 +62,30 @@ class World:
     """Brings the message of a worker to the coordinator: its identity, and the bytes."""
 
 
-class SimulatedConversation(Conversation):
-    """A worker's talk with its coordinator over the simulated network."""
-
-    def __init__(self, world: World, process: SimulatedProcess) -> None:
-        super().__init__("tcp://coordinator:5555", "simulated", process.number, process.place, None)
-        self._world = world
-        self._events = world.network.events
-        self._process = process
-        self.absence = Absence(self.address, self._events.now)
-        """How long there has been no coordinator."""
-        self.session = world.network.open(process.place, PLACE, self._made, self._broke)
-        """Its connection."""
-
-    @property
-    def decided(self) -> bool:
-        """Whether the coordinator has answered."""
-        return self._welcome is not None or self._failure is not None
-
-    def take(self, data: bytes) -> None:
-        """Take a message that has arrived."""
-        self.absence.heard(self._events.now)
-        self.hear(data)
-
-    def give_up(self) -> None:
-        """No coordinator has answered."""
-        self._fail(UnreachableError(f"no coordinator answered at {self.address}"))
-
-    def begin(self) -> None:
-        super().begin()
-        self.absence.patience = self.patience
-
-    def _made(self, again: bool) -> None:
-        self.absence.end()
-        if again:
-            for data in list(self.what_may_be_missed()):
-                self._send(data)
-
-    def _broke(self, place: str) -> None:
-        if place == self._process.place and not self.absence.lasts:
-            self.absence.begin(self._events.now)
-            self._wait_for_another()
-
-    def _wait_for_another(self) -> None:
-        if self.absence.lasts and self._process.alive:
-            problem = self.absence.problem(self._events.now)
-            if problem is not None:
-                self._fail(problem)
-            else:
-                self._process.after(self.absence.patience.ping, self._wait_for_another)
-
-    def _send(self, data: bytes) -> None:
-        self.session.send(
-            self._process.place, partial(self._world.tell, self._process.identity, data)
-        )
-
-    def _answer(self, data: bytes) -> None:
-        self._send(data)
-
-    def _announce(self) -> None:
-        self._process.wake()
-
-    def _open_folder(self, name: str) -> None:
-        pass
-
-    def _held(self, name: str, rounds: Sequence[int]) -> list[tuple[int, MemberId]]:
-        return []
-
-    def _forget(self, rounds: range) -> None:
-        pass
-
-
-class MemoryLog:
-    """A run log in memory."""
-
-    def __init__(self) -> None:
-        self.records: list[Record | Jump | Joined] = []
-        """What was written, in order."""
-        self.whole = False
-        """Whether the member has finished."""
-
-    def append(self, records: Sequence[Record | Jump | Joined]) -> None:
-        """Write records."""
-        self.records += records
-
-    def keep(self) -> tuple[int, bool]:
-        """The number of records, and that all were written."""
-        return len(self.records), True
-
-    def go_back(self, size: int, whole: bool) -> None:
-        """Drop all but the first `size` records."""
-        del self.records[size:]
-
-    def finish(self) -> None:
-        """Note that the member has finished."""
-        self.whole = True
-
-
-class MemoryFolder:
-    """A member's checkpoints in memory."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, bytes] = {}
-        """By round."""
-
-    def name(self, round_number: int) -> str:
-        """What the checkpoint of a round is called."""
-        return f"checkpoint {round_number}"
-
-    def read(self, round_number: int) -> bytes:
-        """The checkpoint of a round."""
-        return self.kept[round_number]
-
-    def write(self, round_number: int, data: bytes) -> None:
-        """Keep the checkpoint of a round."""
-        self.kept[round_number] = data
-
-    def forget(self, rounds: range) -> None:
-        """Delete the checkpoints of these rounds."""
-        self.kept = {n: data for n, data in self.kept.items() if n not in rounds}
-
-
-class DirectPlans:
-    """Derives each plan when it is taken."""
-
-    def __init__(self, derivation: Derivation, conversation: Conversation) -> None:
-        self._derivation = derivation
-        self._conversation = conversation
-
-    def take(self, number: int) -> Staged | None:
-        """The plan of round `number`."""
-        order = self._conversation.order_of(number)
-        assert order is not None
-        return self._derivation(order)
-
-    def prepare(self, number: int = 1) -> None:
-        """Do nothing: plans are derived when they are taken."""
-
-
 class SimulatedProcess:
     """One worker process. `number` is its own in the simulation; its member id may differ."""
 
-    def __init__(self, world: World, number: int, *, step_seconds: float) -> None:
+    def __init__(self, world: World, number: int, endpoint: str, *, step_seconds: float) -> None:
         self.number = number
+        self.endpoint = endpoint
+        """Where its data plane listens."""
         self.identity = b"w" + number.to_bytes(15, "big")
         """What the coordinator knows its connection by."""
         self.place = f"process-{number}"
-        self.log = MemoryLog()
+        self.log = MemoryLog(self.acts)
         self.folder = MemoryFolder()
         self.alive = True
         """Whether it runs."""
+        self.longest_wait = 0.0
+        """The longest that it has waited for others, in seconds, once it was a member."""
+        self.out_of_action = 0.0
+        """For how many seconds, in all, it is stopped or cut off from its coordinator."""
+        self.dies_at = 0
+        """The number of the act, a message or a write, in which it dies; 0 for none."""
+        self.diverges = False
+        """Whether its model is no numbers after each step."""
+        self.diverged_after = 0
+        """The first such step; 0 if there is none."""
         self.killed = False
         """Whether it was killed."""
         self.error: WashError | None = None
@@ -225,10 +99,12 @@ class SimulatedProcess:
         self._events = world.network.events
         self._step_seconds = step_seconds
         world.network.add(self.place)
-        self._conversation = SimulatedConversation(world, self)
+        self._conversation = SimulatedConversation(world.network, self, world.tell)
         self._life = self._live()
         self._waits: Waiting | Pause | Until = Pause(0.0)
         self._turn = 0
+        self._begun = False
+        self._acts = 0
         self.after(0.0, self._resume)
 
     @property
@@ -263,6 +139,13 @@ class SimulatedProcess:
             self.killed = True
             self.die()
 
+    def acts(self) -> None:
+        """Count an act, and die if it is the one."""
+        self._acts += 1
+        if self._acts == self.dies_at:
+            self.kill()
+            raise Killed
+
     def die(self) -> None:
         """End at once: its host closes its connections."""
         self.alive = False
@@ -283,7 +166,11 @@ class SimulatedProcess:
         strategy = strategy_for(conversation.config)
         store = Store(model, optimizer, strategy.slots(optimizer))
         transport = SimulatedTransport(
-            world.network, self.place, f"tcp://10.0.0.{self.number + 1}:5556", self._arrived
+            world.network,
+            self.place,
+            self.endpoint,
+            self._arrived,
+            self.acts,
         )
         ports = Ports(
             connection=conversation,
@@ -303,10 +190,14 @@ class SimulatedProcess:
             store.layout.to_wire(), transport.endpoint, [], self.place, b"", world.rounds, {}, ""
         )
         yield from core.begin(attach)
+        self._begun = True
         round_loop = core.parts.round_loop
         while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
             task.step(model, optimizer, member, round_loop.steps + 1)
+            if self.diverges:
+                self.diverged_after = self.diverged_after or round_loop.steps + 1
+                spoil(model)
             self._inbox.take_all(iter(transport.receive, None))
             yield from core.round()
         yield from core.begin_average(None)
@@ -350,6 +241,9 @@ class SimulatedProcess:
     def _resume(self, error: WashError | None = None) -> None:
         if not self.alive:
             return
+        if isinstance(self._waits, Waiting) and self._begun:
+            waited = self._events.now - self._waits.began
+            self.longest_wait = max(self.longest_wait, waited)
         self._turn += 1
         try:
             wanted = next(self._life) if error is None else self._life.throw(error)

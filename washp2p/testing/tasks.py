@@ -23,6 +23,13 @@ class Task(Protocol):
         """Take the member's own step `number`, counted from 1."""
 
 
+def spoil(model: nn.Module) -> None:
+    """Make the model one that has diverged: no parameter is a number."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+
+
 class ToyTask:
     """Three layers and a buffer of running means, pulled to and fro by drawn gradients."""
 

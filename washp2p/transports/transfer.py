@@ -68,8 +68,8 @@ class Transfer:
         self._early: defaultdict[MemberId, list[Fetch]] = defaultdict(list)
         self._served: Counter[tuple[MemberId, str]] = Counter()
         self._downloads: dict[tuple[MemberId, str], Download] = {}
-        self._superfluous: set[tuple[MemberId, str, int]] = set()
-        """Chunks that may come though nobody waits: asked for twice, or before a `cancel`."""
+        self._superfluous: Counter[tuple[MemberId, str, int]] = Counter()
+        """How often a chunk may come though nobody waits: asked for again, or before a `cancel`."""
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
         """Serve `data` as the blob `name`. It must not change until withdrawn."""
@@ -110,7 +110,7 @@ class Transfer:
     def cancel(self) -> None:
         """Give up all downloads. Chunks that were asked for may still come."""
         for (peer, name), download in self._downloads.items():
-            self._superfluous |= {(peer, name, offset) for offset in download.awaited}
+            self._superfluous.update((peer, name, offset) for offset in download.awaited)
         self._downloads.clear()
 
     def forget(self, peer: MemberId) -> None:
@@ -118,14 +118,15 @@ class Transfer:
         self._early.pop(peer, None)
         for pair in [pair for pair in self._served if pair[0] == peer]:
             del self._served[pair]
-        self._superfluous = {chunk for chunk in self._superfluous if chunk[0] != peer}
+        for chunk in [chunk for chunk in self._superfluous if chunk[0] == peer]:
+            del self._superfluous[chunk]
 
     def again(self, peer: MemberId) -> None:
         """Ask `peer` again for missing chunks, because a connection to or from it was broken."""
         for download in self._downloads.values():
             if download.peer == peer:
                 for offset, length in download.awaited.items():
-                    self._superfluous.add((peer, download.name, offset))
+                    self._superfluous[peer, download.name, offset] += 1
                     self._request(download, offset, length)
 
     def peers(self) -> set[MemberId]:
@@ -161,9 +162,9 @@ class Transfer:
         download = self._downloads.get((chunk.sender, chunk.name))
         if download is None or chunk.offset not in download.awaited:
             asked = chunk.sender, chunk.name, chunk.offset
-            if asked in self._superfluous:
-                self._superfluous.remove(asked)
-            else:
+            if self._superfluous[asked] > 1:
+                self._superfluous[asked] -= 1
+            elif self._superfluous.pop(asked, 0) == 0:
                 self._refuse(chunk, Reason.UNASKED, "nobody waits for it")
             return
         awaited = download.awaited[chunk.offset]
