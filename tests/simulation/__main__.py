@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import time
 import traceback
-from itertools import count
+from concurrent.futures import ProcessPoolExecutor
+from itertools import count, islice, takewhile
 
 import torch
 
 from tests.simulation.checks import check
 from tests.simulation.scenarios import scenario
+
+AT_ONCE = 20
+"""Seeds that a process simulates before it reports."""
 
 
 def main(arguments=None):
@@ -21,35 +26,93 @@ def main(arguments=None):
     parser.add_argument("--seeds", default="0:1000", help="A:B, half open (default: 0:1000)")
     parser.add_argument("--minutes", type=float, help="go on from A until so much time has passed")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all)")
+    parser.add_argument("--faults", help="of one seed's faults only these, as 0,2")
+    parser.add_argument("--rounds", type=int, help="of one seed's rounds only so many")
     given = parser.parse_args(arguments)
     first, stop = map(int, given.seeds.split(":"))
-    torch.set_num_threads(1)
-    logging.getLogger("washp2p").setLevel(logging.ERROR)
     began = time.monotonic()
+    if given.faults is not None or given.rounds is not None:
+        _quiet()
+        text = failure(_shortened(scenario(first), given.faults, given.rounds))
+        print(text or "it does not fail")
+        return 1 if text else 0
+    seeds = iter(range(first, stop))
+    if given.minutes is not None:
+        seeds = takewhile(lambda _: time.monotonic() - began < 60 * given.minutes, count(first))
     done = failed = rounds = 0
-    for seed in range(first, stop) if given.minutes is None else count(first):
-        if given.minutes is not None and time.monotonic() - began > 60 * given.minutes:
-            break
-        done += 1
-        try:
-            run = scenario(seed).run()
-            run.finish()
-            check(run)
-            rounds += sum(
-                process.core.parts.round_loop.steps
-                for process in run.processes.values()
-                if process.core is not None
-            )
-        except Exception:
+    for seed, its_rounds, text in _simulated(seeds, given.jobs):
+        done, rounds = done + 1, rounds + its_rounds
+        if text:
             failed += 1
-            traceback.print_exc()
+            print(text)
             print(f"repeat it: python -m tests.simulation --seeds {seed}:{seed + 1}", flush=True)
             if given.stop:
                 break
+            print(f"a shorter one: {shorter(scenario(seed))}", flush=True)
     seconds = time.monotonic() - began
     print(f"{rounds} member-rounds, {60 * rounds / seconds:.0f} a minute")
     print(f"{done} seeds, {failed} failed, {seconds:.1f} s")
     return 1 if failed else 0
+
+
+def _quiet():
+    torch.set_num_threads(1)
+    logging.getLogger("washp2p").setLevel(logging.ERROR)
+
+
+def _simulated(seeds, jobs):
+    """By seed: the member-rounds of its run, and the traceback if it failed."""
+    if jobs == 1:
+        _quiet()
+        for seed in seeds:
+            yield _one(seed)
+        return
+    with ProcessPoolExecutor(jobs, initializer=_quiet) as pool:
+        while batch := list(islice(seeds, AT_ONCE * jobs)):
+            yield from pool.map(_one, batch, chunksize=AT_ONCE // 2)
+
+
+def _one(seed):
+    run = scenario(seed).run()
+    text = failure(run)
+    rounds = sum(p.core.parts.round_loop.steps for p in run.processes.values() if p.core)
+    return seed, rounds, text
+
+
+def failure(run):
+    """Simulate a run, or that of a scenario. Returns the traceback of what was not kept, or ""."""
+    try:
+        run = run if hasattr(run, "finish") else run.run()
+        run.finish()
+        check(run)
+    except Exception:
+        return traceback.format_exc()
+    return ""
+
+
+def _shortened(its, faults, rounds):
+    kept = range(len(its.faults)) if faults is None else [int(k) for k in faults.split(",") if k]
+    return its._replace(faults=tuple(its.faults[k] for k in kept), rounds=rounds or its.rounds)
+
+
+def shorter(its):
+    """The command for a schedule with fewer faults and rounds that still fails."""
+    kept = list(range(len(its.faults)))
+
+    def fails(faults, rounds):
+        return bool(failure(_shortened(its, ",".join(map(str, faults)), rounds)))
+
+    for fault in list(kept):
+        fewer = [other for other in kept if other != fault]
+        if fails(fewer, its.rounds):
+            kept = fewer
+    rounds = its.rounds
+    while rounds > 4 and fails(kept, rounds * 3 // 4):
+        rounds = rounds * 3 // 4
+    faults = ",".join(map(str, kept))
+    seeds = f"--seeds {its.seed}:{its.seed + 1}"
+    return f"python -m tests.simulation {seeds} --faults '{faults}' --rounds {rounds}"
 
 
 if __name__ == "__main__":

@@ -244,7 +244,7 @@ def main(arguments=None):
         put_in(MUTANTS[given.numbers[0]])
         from tests.simulation.__main__ import main as simulate  # with the fault in it
 
-        return simulate(["--seeds", given.seeds, "--stop"])
+        return simulate(["--seeds", given.seeds, "--stop", "--jobs", "1"])
     missed = 0
     for number in given.numbers or range(len(MUTANTS)):
         command = [sys.executable, "-m", "tests.simulation.mutants", str(number), "--inside"]
