@@ -25,11 +25,10 @@ from coordinator.machine.commands import (
 )
 from coordinator.machine.complaints import Complaints
 from coordinator.machine.members import Phase
-from coordinator.machine.observation import Observation
+from coordinator.machine.observation import Observation, Surveys
 from coordinator.machine.plausibility import implausible
 from coordinator.machine.population import Population
 from coordinator.machine.returning import missed_by
-from coordinator.machine.surveys import Surveys
 from washp2p.errors import EXIT_CODES
 from washp2p.protocol.messages.from_coordinator import (
     Dropped,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.machine.members import Phase
 from washp2p.protocol.ledger import Kind
+from washp2p.protocol.surveys import consensus_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Event
     from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
-    from washp2p.protocol.messages.from_worker import Vitals
+    from washp2p.protocol.messages.from_worker import Surveyed, Vitals
     from washp2p.protocol.roster import MemberId
 
 EVENTS = 100
@@ -33,6 +34,8 @@ AGES = 1e9
 """No run is said to take more seconds."""
 WEIGHT = 0.3
 """Of the newest rate in what is shown."""
+OPEN = 64
+"""Surveys of which parts may be missing: of an older one, something is lost."""
 
 
 @dataclass
@@ -249,3 +252,26 @@ def _state(population: Population) -> str:
     done = total and all(member.rounds >= total for member in enrolled)
     averages = any(member.averaging[0] > 0 for member in enrolled)
     return "averaging" if done or averages else "training"
+
+
+class Surveys:
+    """Combines the members' parts of each survey of one run."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[int, bool], dict[MemberId, Surveyed]] = {}
+
+    def add(self, member: MemberId, part: Surveyed) -> dict[str, Any] | None:
+        """Add a member's part.
+
+        Returns a line of consensus.jsonl once all parts of the round are there, else None.
+        """
+        which = part.round, part.exact
+        parts = self._open.setdefault(which, {})
+        parts[member] = part
+        if len(parts) < part.members:
+            while len(self._open) > OPEN:
+                del self._open[min(self._open)]
+            return None
+        del self._open[which]
+        squares = [sum(column) for column in zip(*(p.squares for p in parts.values()), strict=True)]
+        return consensus_line(part.round, part.members, squares, exact=part.exact)

@@ -15,7 +15,7 @@ def replayed(run):
     """The models of all members, by member id, each trained to the end of its script."""
     rosters, config, task = run.coordinator.rosters, run.config, run.world.task
     members = sorted({member for roster in rosters for member in roster.members})
-    scripts = {member: from_records(run.members[member].log.records) for member in members}
+    scripts = {member: from_records(run.records(member)) for member in members}
     end_where_needed(scripts, run.over)
     made = {member: task.make(member) for member in members}
     first = roster_at(rosters, 1).members[0]

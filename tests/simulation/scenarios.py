@@ -31,6 +31,8 @@ FAULTS = [
     "coordinator",
     "coordinator in act",
     "diverge",
+    "disk",
+    "all",
 ]
 
 
@@ -53,6 +55,10 @@ class Fault(NamedTuple):
         match self.kind:
             case "kill":
                 run.kill(self.worker, at=self.at)
+            case "disk":
+                run.fill_disk(self.worker, at=self.at, seconds=self.seconds)
+            case "all":
+                run.kill_all(at=self.at, seconds=self.seconds)
             case "diverge":
                 run.diverge(self.worker, at=self.at)
             case "kill in act":
@@ -109,6 +115,7 @@ def scenario(seed):
     if options["method"] == "wash" and n > 3 and random.random() < 0.3:
         options["group"] = 2
     begun = BEGUN + (PATIENCE if newcomers else 0.0)
+    options["checkpoint_minutes"] = random.choice([0, 0.5 / 60, 1 / 60])
     faults = []
     spared = random.randrange(n)  # somebody must be left
     for _ in range(random.choice([0, 1, 1, 2, 2, 3, 4, 5, 6])):

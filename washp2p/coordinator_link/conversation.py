@@ -37,6 +37,8 @@ from washp2p.protocol.messages.from_worker import (
     Averaging,
     Back,
     Claim,
+    CutOff,
+    Diverged,
     Finished,
     Hello,
     Leave,
@@ -63,6 +65,9 @@ _log = logging.getLogger("washp2p")
 MILESTONES = (
     Accounts, Attach, Averaged, Averaging, Finished, NoSnapshots, Notice, Ready, Result, Synced
 )  # fmt: skip
+
+VOTES = (CutOff, Diverged)
+"""What counts with others' votes, in the roster in which it was said."""
 
 
 class Conversation(ABC):
@@ -102,6 +107,7 @@ class Conversation(ABC):
         self.patience = Patience()
         """How long to wait for whom."""
         self._milestones: list[bytes] = []
+        self._votes: list[tuple[int, bytes]] = []
         self._greeting = [
             messages.encode(Hello(PROTOCOL, DERIVATION, VERSION, host, pid)),
         ]
@@ -160,11 +166,14 @@ class Conversation(ABC):
     def tell(self, message: Message) -> None:
         """Send a control `message` to the coordinator.
 
-        Messages of the types in MILESTONES are sent again to a coordinator that takes over.
+        Messages of the types in MILESTONES are sent again to a coordinator that takes over. So are
+        those in VOTES, if no roster has come since.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):
             self._milestones.append(data)
+        elif isinstance(message, VOTES) and self.state.rosters:
+            self._votes.append((self.state.roster.generation, data))
         self._send(data)
 
     def order_of(self, round_number: int) -> Order | None:
@@ -204,6 +213,7 @@ class Conversation(ABC):
         generations = self.state.rosters[-1].generation + 1 if self.state.rosters else 0
         yield messages.encode(Back(generations, self.state.seeds.until))
         yield from list(self._milestones)
+        yield from (vote for of, vote in list(self._votes) if of == generations - 1)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)
         yield messages.encode(self._last_progress)

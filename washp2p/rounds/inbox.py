@@ -80,6 +80,7 @@ class Inbox:
         self._ahead_bytes = 0
         self.guests: list[Peer] = []
         """Newcomers that wait for a snapshot of this member."""
+        self._cut_off: dict[MemberId, str] = {}
         self.out_of_reach: set[MemberId] = set()
         """Peers that were waited for in vain, the link to them being broken."""
 
@@ -202,6 +203,8 @@ class Inbox:
                 self._let_go(gone)
             for peer in rosters[-1].peers:
                 self.link(peer)
+            for offender in self._cut_off.keys() & set(members):  # votes are of one roster
+                self._connection.tell(CutOff(offender, self._cut_off[offender]))
             self.guests = [guest for guest in self.guests if guest.member not in members]
         for guest in self._connection.state.take_guests():
             self.guests = [known for known in self.guests if known.member != guest.member]
@@ -337,4 +340,5 @@ class Inbox:
             _log.warning("member %d cuts member %d off: %s", self._connection.member, peer, what)
             self.arrivals.remove(peer)
             self._transport.cut(peer, self._linked[peer].key if peer in self._linked else b"")
-            self._connection.tell(CutOff(peer, shortened(what)))
+            self._cut_off[peer] = shortened(what)
+            self._connection.tell(CutOff(peer, self._cut_off[peer]))

@@ -149,6 +149,14 @@ class RunLog:
         self._file.close()
 
 
+def stands(rosters: Sequence[Roster], number: int, generation: int) -> bool:
+    """Whether what a member of `generation` did in a round was not discarded.
+
+    It was if the run went back to a checkpoint and this member did not. `rosters` are the run's.
+    """
+    return roster_at(rosters, number).generation <= generation
+
+
 def read_log(  # noqa: PLR0912 - a case a kind of record
     path: Path, rosters: Sequence[Roster], member: MemberId | None = None, *, whole: bool = False
 ) -> Iterator[Record | Jump | Joined]:
@@ -177,10 +185,10 @@ def read_log(  # noqa: PLR0912 - a case a kind of record
                     if hashlib.blake2b(data[:begin], digest_size=16).hexdigest() != checksum:
                         _refuse(path, "its checksum is wrong")
                 case [int(step), int(generation), int(number), list(applied), list(lost), int(leg)]:
-                    if roster_at(rosters, number).generation <= generation:
+                    if stands(rosters, number, generation):
                         yield Record(step, generation, number, tuple(applied), tuple(lost), leg)
                 case [int(step), int(generation), int(number)]:
-                    if roster_at(rosters, number).generation <= generation:
+                    if stands(rosters, number, generation):
                         yield Jump(step, generation, number)
                 case [int(), int(), int(), int()]:
                     yield Joined(*values)

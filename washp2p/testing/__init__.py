@@ -6,10 +6,10 @@ so a run can be repeated.
 
 >>> from washp2p.testing import SimulatedRun
 >>> run = SimulatedRun(seed=1, n=3, rounds=20, p=0.1)
->>> run.kill(2, at=0.5)  # which is member 0: ids go by who comes first
+>>> run.kill(2, at=0.5)  # which is member 1: ids go by who comes first
 >>> run.finish()
 >>> run.over  # the members of the average
-(1, 2)
+(0, 2)
 """
 
 from washp2p.testing.population import SimulatedRun

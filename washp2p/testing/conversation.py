@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from washp2p.protocol.roster import MemberId
+    from washp2p.testing.memory import Host
     from washp2p.testing.network import Network
 
 
@@ -24,6 +25,7 @@ class Process(Protocol):
     identity: bytes
     place: str
     alive: bool
+    host: Host
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in `seconds`, or later if the process is stopped then."""
@@ -102,7 +104,8 @@ class SimulatedConversation(Conversation):
         pass
 
     def _held(self, name: str, rounds: Sequence[int]) -> list[tuple[int, MemberId]]:
-        return []
+        held = self._process.host.checkpoints
+        return [(number, member) for number, member in sorted(held) if number in rounds]
 
     def _forget(self, rounds: range) -> None:
-        pass
+        self._process.host.forget(rounds)

@@ -33,7 +33,8 @@ PLACE = "coordinator"
 class SimulatedCoordinator:
     """One coordinator process. `send` brings bytes to a worker, and says whether it is connected.
 
-    With `goes_on` it takes over the run whose journal is in `database`. `told` gets its events.
+    With `goes_on` it takes over the run whose journal is in `database`; with `resumes`, too, from
+    the checkpoints of that run's members. `told` gets its events.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SimulatedCoordinator:
         died: Callable[[], None],
         told: list[str],
         goes_on: bool = False,
+        resumes: bool = False,
     ) -> None:
         self._network = network
         self._events = network.events
@@ -69,21 +71,34 @@ class SimulatedCoordinator:
             journal.keep(("run", run))
             journal.commit()
         opening = open_run(
-            journal, Path("simulated"), resume=False, goes_on=goes_on, encrypted=False
+            journal, Path("simulated"), resume=resumes, goes_on=goes_on, encrypted=False
         )
         self._membership = Membership(
-            config, run=opening.run, name="simulated", version=VERSION, derivation=DERIVATION
+            config,
+            run=opening.run,
+            origin=opening.origin,
+            name="simulated",
+            version=VERSION,
+            derivation=DERIVATION,
         )
         self._runner = CommandRunner(journal, self._deliver, self._perform)
         network.add(PLACE)
-        if goes_on:
+        if opening.resumes:
+            self._runner.run(self._membership.resume(opening.past))
+        elif goes_on:
             self._runner.run(self._membership.go_on(opening.past, self._events.now))
         self._tick_later()
 
     @property
     def rosters(self) -> list[Roster]:
-        """All rosters there have been, in order."""
-        return list(self._membership.population.rosters)
+        """All rosters there have been, in order, of lives that were gone on with, too."""
+        population = self._membership.population
+        return [*population.history, *population.rosters]
+
+    @property
+    def kept(self) -> int:
+        """The round of the last checkpoint that all members have; 0 if there is none."""
+        return self._membership.population.kept
 
     def receive(self, identity: bytes, data: bytes) -> None:
         """Take a message of the worker `identity`."""

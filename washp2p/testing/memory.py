@@ -4,21 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from washp2p.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from washp2p.coordinator_link.conversation import Conversation
     from washp2p.member.derivation import Derivation
+    from washp2p.protocol.roster import MemberId
     from washp2p.rounds.round_state import Staged
     from washp2p.runfolder.runlog import Joined, Jump, Record
 
 
-class MemoryLog:
-    """A run log in memory. `acts` is called before and after each write."""
+class Host:
+    """What a machine keeps of a run: it outlives the processes there."""
 
-    def __init__(self, acts: Callable[[], None]) -> None:
+    def __init__(self) -> None:
+        self.checkpoints: dict[tuple[int, MemberId], bytes] = {}
+        """By round and member."""
+        self.logs: dict[MemberId, list[Record | Jump | Joined]] = {}
+        """The records of each member's run log."""
+        self.diverges = False
+        """Whether the models trained here are no numbers after each step."""
+        self.diverged_after: dict[MemberId, int] = {}
+        """By member that was trained so: the first such step."""
+        self.full = False
+        """Whether there is no room for a checkpoint."""
+
+    def forget(self, rounds: range) -> None:
+        """Delete the checkpoints of these rounds."""
+        self.checkpoints = {k: data for k, data in self.checkpoints.items() if k[0] not in rounds}
+
+
+class MemoryLog:
+    """A run log in memory, with `records`. `acts` is called before and after each write."""
+
+    def __init__(self, acts: Callable[[], None], records: list[Record | Jump | Joined]) -> None:
         self._acts = acts
-        self.records: list[Record | Jump | Joined] = []
+        self.records = records
         """What was written, in order."""
         self.whole = False
         """Whether the member has finished."""
@@ -43,11 +66,12 @@ class MemoryLog:
 
 
 class MemoryFolder:
-    """A member's checkpoints in memory."""
+    """The checkpoints of `member` on `host`."""
 
-    def __init__(self) -> None:
-        self.kept: dict[int, bytes] = {}
-        """By round."""
+    def __init__(self, host: Host, member: MemberId, acts: Callable[[], None]) -> None:
+        self._host = host
+        self._member = member
+        self._acts = acts
 
     def name(self, round_number: int) -> str:
         """What the checkpoint of a round is called."""
@@ -55,15 +79,19 @@ class MemoryFolder:
 
     def read(self, round_number: int) -> bytes:
         """The checkpoint of a round."""
-        return self.kept[round_number]
+        return self._host.checkpoints[round_number, self._member]
 
     def write(self, round_number: int, data: bytes) -> None:
-        """Keep the checkpoint of a round."""
-        self.kept[round_number] = data
+        """Keep the checkpoint of a round. Raises UsageError if the host has no room."""
+        self._acts()
+        if self._host.full:
+            raise UsageError(f"cannot write {self.name(round_number)}: No space left on device")
+        self._host.checkpoints[round_number, self._member] = data
+        self._acts()
 
     def forget(self, rounds: range) -> None:
         """Delete the checkpoints of these rounds."""
-        self.kept = {n: data for n, data in self.kept.items() if n not in rounds}
+        self._host.forget(rounds)
 
 
 class DirectPlans:

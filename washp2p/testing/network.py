@@ -54,17 +54,19 @@ class Network:
         if endpoint not in self._listeners or not self.has(self._listeners[endpoint][0]):
             self._listeners[endpoint] = place, receive
 
-    def free_endpoint(self) -> str:
-        """An endpoint for a new process. Once processes listen, it may be that of one that is gone
-        or, by mistake, of one that is not.
-        """
+    def new_endpoint(self) -> str:
+        """An endpoint that nobody has had."""
+        self._given += 1
+        return f"tcp://10.0.0.{self._given}:5556"
+
+    def drawn_endpoint(self) -> str:
+        """A new endpoint, or that of a process that is gone or, by mistake, of one that is not."""
         freed = [end for end, (place, _) in self._listeners.items() if not self.has(place)]
         if freed and self.random.random() < 0.5:
             return freed[-1]
         if self._listeners and self.random.random() < 0.1:
             return self.random.choice(list(self._listeners))
-        self._given += 1
-        return f"tcp://10.0.0.{self._given}:5556"
+        return self.new_endpoint()
 
     def deliver(self, endpoint: str, message: Message) -> None:
         """Hand `message` to whoever listens at an endpoint."""

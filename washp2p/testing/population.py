@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from washp2p.config.config import RunConfig
 from washp2p.protocol.patience import Patience
+from washp2p.runfolder.runlog import Joined, stands
 from washp2p.testing.coordinator import PLACE, SimulatedCoordinator
 from washp2p.testing.events import Events
+from washp2p.testing.memory import Host
 from washp2p.testing.network import Network
 from washp2p.testing.process import SimulatedProcess, World
 from washp2p.testing.tasks import ToyTask
 
 if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId
+    from washp2p.runfolder.runlog import Jump, Record
     from washp2p.testing.tasks import Task
 
 STEP_SECONDS = 0.05
@@ -58,6 +61,7 @@ class SimulatedRun:
         self.told: list[str] = []
         """What the coordinators have told people."""
         self._replaced_after = 0.0
+        self._resumes = False
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
         self.coordinator = self._coordinator(goes_on=False)
         """The present one, or the last."""
@@ -82,12 +86,19 @@ class SimulatedRun:
         for _ in range(n):
             self.start()
 
-    def start(self) -> int:
-        """Start a worker now. Returns its number."""
+    def start(self, host: Host | None = None, endpoint: str = "") -> int:
+        """Start a worker now, on `host` and listening at `endpoint` (default: new ones).
+
+        Returns its number.
+        """
         number = len(self.processes)
         seconds = self._step_seconds * self._random.choice([0.5, 1.0, 1.0, 2.0])
         self.processes[number] = process = SimulatedProcess(
-            self.world, number, self.network.free_endpoint(), step_seconds=seconds
+            self.world,
+            number,
+            endpoint or self.network.new_endpoint(),
+            host or Host(),
+            step_seconds=seconds,
         )
         self._by_identity[process.identity] = process
         return number
@@ -97,7 +108,7 @@ class SimulatedRun:
 
         def start() -> None:
             if self.coordinator.end is None:
-                self.start()
+                self.start(endpoint=self.network.drawn_endpoint())
 
         self.events.at(at, start)
 
@@ -147,13 +158,30 @@ class SimulatedRun:
 
         self.events.at(at, kill)
 
+    def fill_disk(self, number: int, *, at: float, seconds: float) -> None:
+        """Leave no room on the host of worker `number` at the time `at`, for `seconds`."""
+        host = self.processes[number].host
+
+        def fill(full: bool) -> None:
+            host.full = full
+
+        self.events.at(at, partial(fill, True))
+        self.events.at(at + seconds, partial(fill, False))
+
+    def kill_all(self, *, at: float, seconds: float) -> None:
+        """Kill all processes at the time `at`, if there is a checkpoint to go on from.
+
+        After `seconds` a coordinator resumes the run, with a worker on each host.
+        """
+        self.events.at(at, lambda: self._fail(seconds))
+
     def diverge(self, number: int, *, at: float) -> None:
         """Let the model of worker `number` be no numbers from the time `at` on."""
         self._disturb(number)
-        process = self.processes[number]
+        host = self.processes[number].host
 
         def diverge() -> None:
-            process.diverges = True
+            host.diverges = True
 
         self.events.at(at, diverge)
 
@@ -175,7 +203,10 @@ class SimulatedRun:
         Raises AssertionError if they have not by the virtual time `until`.
         """
         ended = self.events.run(
-            lambda: not any(process.alive for process in self.processes.values()), until
+            lambda: (
+                not (self._resumes or any(process.alive for process in self.processes.values()))
+            ),
+            until,
         )
         assert ended, "\n".join(["the run is stuck", *self.told[-20:]])
         self.events.run(lambda: self.coordinator.end is not None, self.events.now + LAST_WORDS)
@@ -186,16 +217,24 @@ class SimulatedRun:
         found = {process.member: process for process in self.processes.values()}
         return {member: found[member] for member in sorted(found) if member >= 0}
 
+    def records(self, member: MemberId) -> list[Record | Jump | Joined]:
+        """What a member's run log says, without what was discarded, as `runlog.read_log`."""
+        rosters = self.coordinator.rosters
+        return [
+            record
+            for record in self.members[member].log.records
+            if isinstance(record, Joined) or stands(rosters, record.round, record.generation)
+        ]
+
     @property
     def over(self) -> tuple[MemberId, ...]:
-        """The members of the last average."""
-        return next(
-            core.members
-            for process in self.processes.values()
-            if process.averaged is not None and (core := process.core) is not None
-        )
+        """The members of the last average; none if nobody has it."""
+        for process in self.members.values():
+            if process.averaged is not None and process.core is not None:
+                return process.core.members
+        return ()
 
-    def _coordinator(self, *, goes_on: bool) -> SimulatedCoordinator:
+    def _coordinator(self, *, goes_on: bool, resumes: bool = False) -> SimulatedCoordinator:
         return SimulatedCoordinator(
             self.network,
             self.config,
@@ -205,6 +244,7 @@ class SimulatedRun:
             died=self._replace_coordinator,
             told=self.told,
             goes_on=goes_on,
+            resumes=resumes,
         )
 
     def _disturb(self, number: int, *, mildly: bool = False) -> None:
@@ -219,9 +259,26 @@ class SimulatedRun:
         process = self._by_identity[identity]
         return process.session.send(PLACE, lambda: process.hear(data))
 
+    def _fail(self, seconds: float) -> None:
+        if self.coordinator.end is not None or not self.coordinator.kept:
+            return
+        self._replaced_after = seconds
+        self._resumes = True
+        self.coordinator.die()
+        for number, process in self.processes.items():
+            self._disturb(number)
+            process.kill()
+        hosts = {id(process.host): process.host for process in self.processes.values()}
+        for host in hosts.values():
+            self.events.after(seconds, partial(self._start_again, host))
+
+    def _start_again(self, host: Host) -> None:
+        self._disturb(self.start(host))
+
     def _replace_coordinator(self) -> None:
         self.without_coordinator += self._replaced_after
         self.events.after(self._replaced_after, self._take_over)
 
     def _take_over(self) -> None:
-        self.coordinator = self._coordinator(goes_on=True)
+        self.coordinator = self._coordinator(goes_on=True, resumes=self._resumes)
+        self._resumes = False

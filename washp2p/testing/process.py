@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from washp2p.member.core import MemberCore
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.inbox import Inbox
+    from washp2p.testing.memory import Host
     from washp2p.testing.network import Network
     from washp2p.testing.sessions import Session
     from washp2p.testing.tasks import Task
@@ -65,15 +66,18 @@ class World:
 class SimulatedProcess:
     """One worker process. `number` is its own in the simulation; its member id may differ."""
 
-    def __init__(self, world: World, number: int, endpoint: str, *, step_seconds: float) -> None:
+    def __init__(
+        self, world: World, number: int, endpoint: str, host: Host, *, step_seconds: float
+    ) -> None:
         self.number = number
         self.endpoint = endpoint
         """Where its data plane listens."""
         self.identity = b"w" + number.to_bytes(15, "big")
         """What the coordinator knows its connection by."""
         self.place = f"process-{number}"
-        self.log = MemoryLog(self.acts)
-        self.folder = MemoryFolder()
+        self.host = host
+        """The machine that it runs on."""
+        self.log = MemoryLog(self.acts, [])
         self.alive = True
         """Whether it runs."""
         self.longest_wait = 0.0
@@ -82,10 +86,6 @@ class SimulatedProcess:
         """For how many seconds, in all, it is stopped or cut off from its coordinator."""
         self.dies_at = 0
         """The number of the act, a message or a write, in which it dies; 0 for none."""
-        self.diverges = False
-        """Whether its model is no numbers after each step."""
-        self.diverged_after = 0
-        """The first such step; 0 if there is none."""
         self.killed = False
         """Whether it was killed."""
         self.error: WashError | None = None
@@ -111,6 +111,11 @@ class SimulatedProcess:
     def member(self) -> MemberId:
         """Its member id; -1 before it has one."""
         return self._conversation.member
+
+    @property
+    def diverged_after(self) -> int:
+        """The first step after which its model was no numbers; 0 if there is none."""
+        return self.host.diverged_after.get(self.member, 0)
 
     @property
     def session(self) -> Session:
@@ -161,6 +166,9 @@ class SimulatedProcess:
         conversation.check()
         conversation.begin()
         member, task = conversation.member, world.task
+        if not conversation.resumes:
+            self.host.logs[member] = []
+        self.log = MemoryLog(self.acts, self.host.logs[member])
         model, optimizer = task.make(member)
         self.model = model
         strategy = strategy_for(conversation.config)
@@ -179,7 +187,7 @@ class SimulatedProcess:
             plans=DirectPlans(Derivation(strategy, store, member), conversation),
             planning=lambda: 0.0,
             log=self.log,
-            folder=self.folder,
+            folder=MemoryFolder(self.host, member, self.acts),
             clock=lambda: self._events.now,
             warn=lambda _: None,
             proven=False,
@@ -191,12 +199,14 @@ class SimulatedProcess:
         )
         yield from core.begin(attach)
         self._begun = True
+        if core.parts.round_loop.steps < self.diverged_after:  # it went back to before
+            del self.host.diverged_after[member]
         round_loop = core.parts.round_loop
         while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
             task.step(model, optimizer, member, round_loop.steps + 1)
-            if self.diverges:
-                self.diverged_after = self.diverged_after or round_loop.steps + 1
+            if self.host.diverges:
+                self.host.diverged_after.setdefault(member, round_loop.steps + 1)
                 spoil(model)
             self._inbox.take_all(iter(transport.receive, None))
             yield from core.round()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.machine.surveys import OPEN, Surveys
+from coordinator.machine.observation import OPEN, Surveys
 from tests.support.layouts import make_layout
 from washp2p.plan.plan import everything
 from washp2p.plan.survey import SAMPLE, Survey, sample
