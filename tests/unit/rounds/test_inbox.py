@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.refusals import RecordedRefusals
 from washp2p.protocol.messages.frames import Fetch, headers
-from washp2p.protocol.messages.from_worker import Stalled
+from washp2p.protocol.messages.from_worker import CutOff, Stalled
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.refusals import Reason
 from washp2p.protocol.roster import Peer, Roster
@@ -213,3 +213,22 @@ def test_what_is_meant_for_another_member_is_refused(scene):
     take(inbox, wire)
     assert calls(wire, "on_fetch") == []
     assert list(inbox._refusals.refused) == [Reason.ASTRAY]
+
+
+def test_who_is_cut_off_is_named_again_in_each_roster(scene):
+    """Votes are of one roster."""
+    connection, wire, inbox = scene
+    told = []
+    connection.tell = told.append
+    inbox._refusals.offenders[1] = "too much"
+    wire.messages = [Message(memoryview(b"?"), memoryview(b""), 1)]
+    take(inbox, wire)
+    assert told == [CutOff(1, "too much")]
+    connection.state.rosters.append(roster(1, 0, 1))
+    connection.state.changes += 1
+    take(inbox, wire)
+    assert told == [CutOff(1, "too much")] * 2
+    connection.state.rosters.append(roster(2, 0, 2))
+    connection.state.changes += 1
+    take(inbox, wire)
+    assert told == [CutOff(1, "too much")] * 2
