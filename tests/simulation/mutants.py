@@ -95,8 +95,8 @@ MUTANTS = [
     Mutant(
         "writes of a round are forgotten while an older one is out",
         "washp2p.rounds.exchange",
-        "self.merger.forget(self.arrivals.oldest)",
-        "self.merger.forget(self.arrivals.oldest + 1)",
+        "            self.merger.forget(self.arrivals.oldest)\n",
+        "            self.merger.forget(self.arrivals.oldest + 1)\n",
     ),
     Mutant(
         "only the newest round notes its writes",

@@ -7,14 +7,15 @@ import torch
 
 from tests.simulation.checks import check
 from tests.simulation.scenarios import scenario
+from tests.support.calls import calls_of_a_round
+from tests.support.sources import ROOT
 from washp2p.errors import DroppedError
 from washp2p.model.write_order import WriteOrder
 from washp2p.rounds.round_loop import RoundLoop
 from washp2p.testing import SimulatedRun, ToyTask
 
 FOUND = [588]
-"""Seeds that once failed. 588: votes against a member that had diverged were lost with a coordinator.
-"""
+"""Seeds that failed. 588: votes against a member that had diverged were lost with a coordinator."""
 
 
 @pytest.mark.parametrize("seed", [*range(40), *FOUND])
@@ -100,3 +101,7 @@ def test_a_log_that_lacks_a_sender_is_found(monkeypatch):
 
     monkeypatch.setattr(RoundLoop, "_write", forgetful)
     assert failing(range(5))
+
+
+def test_the_calls_of_a_healthy_round_are_those_of_the_architecture():
+    assert "\n".join(calls_of_a_round()) in (ROOT / "docs/architecture.md").read_text()

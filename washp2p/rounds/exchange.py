@@ -190,7 +190,8 @@ class Exchange:
                     done.append(leg.applied)
                 then.append(self._finish(leg))
             self.arrivals.settle(leg)
-        self.merger.forget(self.arrivals.oldest)
+        if self.merger.remembers:
+            self.merger.forget(self.arrivals.oldest)
         log(done)
         for follow_up in then:
             follow_up()

@@ -70,17 +70,22 @@ class Merger:
 
     def keeps(self, plan: Plan) -> bool:
         """Whether the member's own values at the received indices must be kept for later."""
-        own = plan.mean is not None and plan.mean.own
-        return self._add or own or self._watches
+        if self._add or (plan.mean is not None and plan.mean.own):
+            return True
+        return self.likeness is not None and self.likeness.watches
 
     @property
     def _watches(self) -> bool:
         return self.likeness is not None and self.likeness.watches
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it knows writes of rounds that came before an older one."""
+        return len(self._newest_writes) > 0
+
     def forget(self, oldest: int) -> None:
         """Forget what rounds up to `oldest`, the oldest outstanding one, have written."""
-        if len(self._newest_writes):
-            self._newest_writes.forget(oldest)
+        self._newest_writes.forget(oldest)
 
     def merge(self, leg: Leg, staged: Staged, *, older_waits: bool) -> None:
         """Write the values that have arrived of a leg. If all are here, on the host, they are
