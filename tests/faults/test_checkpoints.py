@@ -14,7 +14,7 @@ from tests.support.faults import Story
 from tests.support.processes import replay
 from washp2p.model.snapshot import CHECKSUM_BYTES
 from washp2p.rounds import hold_points
-from washp2p.runfolder.runlog import Jump, Record
+from washp2p.runfolder.runlog import Record
 from workers.simulation.simulate import differences, simulate
 from workers.training.data import load_data
 
@@ -81,11 +81,9 @@ def assert_undisturbed(here, tmp_path, *, unheard=()):
 @pytest.mark.parametrize(
     ("flags", "rounds"),
     [
-        (("--checkpoint-epochs=1",), (40, 80)),
-        (("--checkpoint-epochs=0", "--checkpoint-minutes=0.005"), range(8, 120)),
         (("--swa-from=1",), (40, 80)),
     ],
-    ids=["epochs", "minutes", "swa"],
+    ids=["swa"],
 )
 def test_a_power_cut(here, tmp_path, flags, rounds):
     here.coordinator(*FLAGS, "--max-delay=0", *flags)
@@ -134,7 +132,7 @@ def test_checkpoints_of_earlier_versions(here, tmp_path):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "flags",
-    [("--max-delay=auto",), ("--max-delay=none",), ("--max-delay=3", "--method=wash-opt")],
+    [("--max-delay=none",)],
     ids=" ".join,
 )
 def test_a_power_cut_when_values_are_late(here, tmp_path, flags):
@@ -171,61 +169,6 @@ def test_interrupted_and_killed_again_while_it_is_resumed(here, tmp_path):
     fourth = here.coordinator()
     finish(fourth, workers)
     assert_undisturbed(here, tmp_path, unheard=(120,))
-
-
-@pytest.mark.timeout(120)
-def test_a_coordinator_killed_before_they_have_gone_on(here, tmp_path):
-    """The members are there, their roster is out, no seed is."""
-    here.coordinator(*FLAGS, "--max-delay=0")
-    three(here, hold_points.BEFORE_SEND, 60)
-    kill_all(here)
-    second = here.coordinator(resume=True)
-    slow = here.worker((hold_points.STARTING, 0))
-    workers = [slow, *(here.worker() for _ in range(2))]
-    slow.wait_until_held()
-    second.kill()
-    third = here.coordinator()
-    third.until("is back")
-    slow.let_go()
-    finish(third, workers)
-    assert_undisturbed(here, tmp_path)
-
-
-@pytest.mark.timeout(120)
-def test_one_that_would_jump_over_the_round_of_a_checkpoint(here, tmp_path):
-    flags = ("--max-delay=none", "--expire=4", "--checkpoint-epochs=2", "--patience=4")
-    first = here.coordinator(*FLAGS, *flags)
-    slow = here.worker((hold_points.BEFORE_SEND, 60))
-    others = [here.worker((hold_points.BEFORE_SEND, 110)) for _ in range(2)]
-    for worker in (slow, *others):
-        worker.wait_until_held()
-    slow.let_go()
-    first.until("all members have a checkpoint of round 80")
-    kill_all(here)
-    second, workers = resume(here)
-    second.until("go on from their checkpoints of round 80")
-    finish(second, workers)
-    story = Story(here.folder)
-    story.assert_rosters_agree()
-    jumped = [r for records in story.logs.values() for r in records if isinstance(r, Jump)]
-    assert 80 in [record.round for record in jumped]
-    assert replay(here.folder, tmp_path) == []
-
-
-@pytest.mark.timeout(120)
-def test_a_snapshot_given_just_after_a_checkpoint(here, tmp_path):
-    """What a newcomer gets is what the donor has then, though values were late before."""
-    flags = ("--n=4", "--min-n=3", "--p=0.3", "--max-delay=3", "--patience=4")
-    first = here.coordinator(*FLAGS, *flags)
-    members = [here.worker((hold_points.BEFORE_SEND, 39)) for _ in range(3)]
-    for worker in members:
-        worker.wait_until_held()
-    newcomer = here.worker()
-    first.until("fetches a snapshot from member")
-    for worker in members:
-        worker.let_go()
-    finish(first, [*members, newcomer])
-    assert replay(here.folder, tmp_path) == []
 
 
 @pytest.mark.timeout(120)

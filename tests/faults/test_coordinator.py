@@ -39,76 +39,25 @@ def assert_undisturbed(population, tmp_path):
 @pytest.mark.parametrize(
     ("state", "point", "number"),
     [
-        ("joined (1 of 3)", None, 0),
         ("joined (3 of 3)", hold_points.JOINING, 0),
-        ("fetch member", hold_points.STARTING, 0),
-        ("epoch 1", hold_points.BEFORE_SEND, 60),
         ("epoch 2", hold_points.APPLYING, 80),
-        ("epoch 4", hold_points.AVERAGING, 0),
     ],
     ids=str,
 )
 def test_killed_and_replaced(here, tmp_path, state, point, number):
     """Killed while a member is held, it cannot have gone on; its members' states are known."""
     first = here.coordinator(*FLAGS)
-    held = here.worker(None if point is None else (point, number))
-    workers = [held]
-    if point is None:
-        first.until(state)
-    else:
-        workers += [here.worker() for _ in range(2)]
-        first.until(state)
-        held.wait_until_held()
+    held = here.worker((point, number))
+    workers = [held, *(here.worker() for _ in range(2))]
+    first.until(state)
+    held.wait_until_held()
     first.kill()
     second = here.coordinator()
     second.until("back after round")
-    if point is None:
-        workers += [here.worker() for _ in range(2)]
     held.let_go()
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert second.wait() == 0, second.text
     assert_undisturbed(here, tmp_path)
-
-
-@pytest.mark.timeout(120)
-def test_killed_again_and_again(here, tmp_path):
-    coordinator = here.coordinator(*FLAGS)
-    workers = [here.worker() for _ in range(3)]
-    for epoch in (1, 2, 3):
-        coordinator.until(f"epoch {epoch}")
-        coordinator.kill()
-        coordinator = here.coordinator()
-    assert [worker.wait() for worker in workers] == [0, 0, 0]
-    assert coordinator.wait() == 0, coordinator.text
-    assert_undisturbed(here, tmp_path)
-
-
-@pytest.mark.timeout(120)
-def test_members_that_died_meanwhile_are_left_behind(here, tmp_path):
-    first = here.coordinator(*FLAGS)
-    workers = [here.worker() for _ in range(3)]
-    first.until("epoch 1")
-    first.kill()
-    workers[1].process.kill()
-    second = here.coordinator()
-    second.until("going on with 2 of 3 members")  # by the clock, or once the others have finished
-    assert [worker.wait() for worker in workers] == [0, -9, 0]
-    assert second.wait() == 0, second.text
-    story = Story(here.folder)
-    story.assert_rosters_agree()
-    assert len(story.summary["averaged_over"]) == 2
-    assert replay(here.folder, tmp_path) == []
-
-
-@pytest.mark.timeout(60)
-def test_members_stop_when_it_stays_away(here):
-    coordinator = here.coordinator("--n=2", "--patience=0.2", "--epochs=1000")
-    workers = [here.worker() for _ in range(2)]
-    coordinator.until("epoch 1")
-    coordinator.process.kill()
-    assert [worker.wait(30) for worker in workers] == [1, 1]
-    assert all("has been gone for 12 s" in worker.text for worker in workers)
-    assert not any("Traceback" in worker.text for worker in workers)
 
 
 def test_one_run_has_one_coordinator_and_its_own_configuration(here):

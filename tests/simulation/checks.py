@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.simulation.replay import replayed
-from washp2p.errors import JoinRefusedError, RunStoppedError, UnreachableError
+from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UnreachableError
 from washp2p.member.derivation import Derivation
 from washp2p.protocol.ledger import Kind, Loss
 from washp2p.protocol.messages.frames import BESIDE, FIRST
@@ -83,7 +83,7 @@ def _who_was_left_alone_ends_well(run):
     """Only workers that something befell end early, and newcomers that are too late."""
     for number, process in run.processes.items():
         if number not in run.disturbed and process.error is not None:
-            late = isinstance(process.error, JoinRefusedError | UnreachableError)
+            late = isinstance(process.error, JoinRefusedError | UnreachableError | DroppedError)
             assert late, f"worker {number}: {process.error!r}"
             assert number >= run.founders, f"worker {number}: {process.error!r}"
 

@@ -74,7 +74,7 @@ class Fault(NamedTuple):
             case "coordinator":
                 run.kill_coordinator(at=self.at, seconds=self.seconds)
             case "join":
-                run.join(at=self.at)
+                run.join(at=self.at, anywhere=True)
 
 
 class Scenario(NamedTuple):

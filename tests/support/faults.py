@@ -63,9 +63,6 @@ def _poison_in(round_number):
     Trainer._learning_rate = poison
 
 
-FAULTS = ("SIGKILL", "SIGSTOP", "cut both ways", "cut one way")
-
-
 class HeldWorker(Worker):
     """A worker process that can be held."""
 
@@ -93,13 +90,9 @@ class HeldWorker(Worker):
 
 
 class Hosts:
-    """A coordinator and workers, each on a host of its own if links are to be cut.
+    """A coordinator and workers, each on a host of its own if links are to be cut."""
 
-    What a test finds out it may `note`, for `python -m tests.faults`.
-    """
-
-    def __init__(self, folder, hosts=(), *, note):
-        self.note = note
+    def __init__(self, folder, hosts=()):
         self.folder = folder / "run"
         self._data = folder
         self._hosts = list(hosts)

@@ -94,12 +94,12 @@ def test_an_older_write_that_overwrites_a_newer_one_is_found(monkeypatch):
 
 
 def test_a_log_that_lacks_a_sender_is_found(monkeypatch):
-    write = RoundLoop._write
+    write = RoundLoop._log_applied
 
     def forgetful(self, applied):
         write(self, [one._replace(senders=one.senders[1:]) for one in applied])
 
-    monkeypatch.setattr(RoundLoop, "_write", forgetful)
+    monkeypatch.setattr(RoundLoop, "_log_applied", forgetful)
     assert failing(range(5))
 
 

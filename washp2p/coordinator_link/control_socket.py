@@ -1,7 +1,7 @@
 """The worker's socket to the coordinator, and the thread that owns it.
 
 It passes bytes in both directions, and says when a coordinator is back after one was lost.
-`connection.py` knows what the bytes mean.
+`conversation.py` knows what the bytes mean; `connection.py` joins the two.
 """
 
 from __future__ import annotations

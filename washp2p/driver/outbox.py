@@ -52,6 +52,6 @@ class DeviceOutbox:
     def _send(self, messages: Messages) -> None:
         for mark in messages.marks:
             mark.wait()
-        for peer, planned, parts in messages.parts:
+        for peer, planned, buffers in messages.parts:
             header = headers.encode(messages.header.to(peer))
-            self._transport.send(peer, messages.kind, header, parts, expected=planned)
+            self._transport.send(peer, messages.kind, header, buffers, expected=planned)

@@ -26,19 +26,19 @@ ROOM = 2 << 20
 class Planner(Generic[S, P]):
     """Keeps the next rounds' plans ready. All methods belong to the training thread.
 
-    `derive` makes a plan from a seed, on the planner's thread and in the order of rounds. `seed_of`
-    returns a round's seed, and whatever else `derive` needs; None if it has not arrived. `size_of`
-    returns the bytes of a plan.
+    `derive` makes a plan, on the planner's thread and in the order of rounds: a `Derivation`.
+    `order_of` returns what it makes a round's plan of, such as its seed; None if that has not
+    arrived: `Conversation.order_of`. `size_of` returns the bytes of a plan.
     """
 
     def __init__(
         self,
         derive: Callable[[S], P],
-        seed_of: Callable[[int], S | None],
+        order_of: Callable[[int], S | None],
         size_of: Callable[[P], int],
     ) -> None:
         self._derive = derive
-        self._seed_of = seed_of
+        self._order_of = order_of
         self._size_of = size_of
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="washp2p plans")
         self._ready: dict[int, P] = {}
@@ -76,18 +76,18 @@ class Planner(Generic[S, P]):
 
     def _submit(self, first: int, stop: int) -> None:
         """Start to derive plans of rounds from `first` to `stop` - 1, as far as seeds are here."""
-        seeds = []
+        orders = []
         for number in range(first, stop):
-            seed = self._seed_of(number)
-            if seed is None:
+            order = self._order_of(number)
+            if order is None:
                 break
-            seeds.append(seed)
-        if seeds:
-            future = self._thread.submit(self._derive_all, seeds)
-            self._batches.append((range(first, first + len(seeds)), future))
+            orders.append(order)
+        if orders:
+            future = self._thread.submit(self._derive_all, orders)
+            self._batches.append((range(first, first + len(orders)), future))
 
-    def _derive_all(self, seeds: list[S]) -> list[P]:
+    def _derive_all(self, orders: list[S]) -> list[P]:
         began = time.thread_time()
-        plans = [self._derive(seed) for seed in seeds]
+        plans = [self._derive(order) for order in orders]
         self.cpu_seconds += time.thread_time() - began
         return plans

@@ -44,13 +44,19 @@ class Arrivals:
         self._refusals = refusals
         self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
+        """The last one that this member expected values of."""
         self._outstanding: dict[Turn, Leg] = {}
         self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
+        """Frames of turns that have not begun here."""
         self._early_bytes = 0
         self._dropped: set[tuple[Turn, MemberId]] = set()
+        """Early frames for which there was no room."""
         self._given_up: dict[MemberId, Turn] = {}
+        """By sender: before which turn values are not waited for, if they come all the same."""
         self._skipped: list[range] = []
+        """Rounds in which this member took no part."""
         self._heard: dict[MemberId, Turn] = {}
+        """By sender: before which turn nothing more will come, for messages arrive in order."""
         self.last_rounds: dict[MemberId, int] = {}
         """By peer that has ended: the last round that it takes part in."""
         self._before: dict[MemberId, int] = {}
@@ -117,7 +123,7 @@ class Arrivals:
         """Count as lost what has not arrived of `sender`'s turns up to `last`."""
         if sender not in self._gone:
             number, leg = last
-            self._lose_before(sender, (number, leg + 1), Loss.LINK)
+            self._heard_up_to(sender, (number, leg + 1), Loss.LINK)
 
     def expect(self, leg: Leg) -> None:
         """Begin a leg; rounds between the last one and its round are skipped."""
@@ -127,8 +133,8 @@ class Arrivals:
         self._turn = turn
         self._outstanding[turn] = leg
         if self._early or self._dropped:
-            self._release(turn)
-        for frame, payload in self._early.pop(turn, {}).values():
+            self._refuse_older(turn)
+        for frame, payload in self._early.pop(turn, {}).values():  # what was held for it
             self._early_bytes -= payload.nbytes
             self._match(leg, frame, payload)
         if self._dropped:
@@ -158,7 +164,7 @@ class Arrivals:
         if frame.leg < BESIDE:
             self.newest = max(self.newest, number)
         self.senders_wait = frame.waits
-        self._lose_before(sender, turn, Loss.SKIPPED)
+        self._heard_up_to(sender, turn, Loss.SKIPPED)
         leg = self._outstanding.get(turn)
         if leg is not None:
             self._match(leg, frame, payload)
@@ -178,7 +184,7 @@ class Arrivals:
         if end.number == FOREVER:
             self.ended_for_good.add(end.sender)
         self.last_rounds[end.sender], self._before[end.sender] = end.last, end.number
-        self._lose_before(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
+        self._heard_up_to(end.sender, (end.last + 1, FIRST), Loss.SKIPPED)
         for leg in self._outstanding.values():
             leg.missing.pop(end.sender, None)
 
@@ -307,7 +313,7 @@ class Arrivals:
         self._early_bytes -= sum(payload.nbytes for _, payload in popped)
         return popped
 
-    def _release(self, before: Turn) -> None:
+    def _refuse_older(self, before: Turn) -> None:
         """Refuse early frames of turns before `before`: this member expected no values in them."""
         for frame, _ in self._pop_early(lambda turn: turn < before):
             if frame.leg < BESIDE:
@@ -327,7 +333,7 @@ class Arrivals:
         if frame.leg < BESIDE:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
-    def _lose_before(self, sender: MemberId, turn: Turn, why: Loss) -> None:
+    def _heard_up_to(self, sender: MemberId, turn: Turn, why: Loss) -> None:
         """Count as lost what `sender` has not sent before `turn`: messages arrive in order."""
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)

@@ -74,6 +74,7 @@ class Exchange:
         self._outgoing = store.staging()
         self._outbox = outbox
         self._sent: Turn = (0, FIRST)
+        """The last turn posted."""
         self._end: tuple[int, int] | None = None
         self._paused_for = 0
         self.generation = 0
@@ -82,7 +83,8 @@ class Exchange:
         """What has come, and what is to come."""
 
     def send(self, number: int, staged: Staged, waits: int = 0) -> None:
-        """Gather the values of round `number`, and send them as soon as they have left the device.
+        """Gather the values of round `number`, post them to be sent as soon as they have left the
+        device, and expect those of others.
 
         Rounds between the last one and this are skipped. `waits` is the share of its time, per
         mille, that this member waits. Raises UsageError as `Store.refresh`.
@@ -168,9 +170,10 @@ class Exchange:
         self.greet(peer)
 
     def apply(self, log: Callable[[Sequence[Applied]], None] = _log_nothing) -> list[Applied]:
-        """Apply the values that have arrived, in ascending order of rounds.
+        """Apply the values that have arrived, in ascending order of rounds. Log that, then send
+        what follows from it, such as the second leg of a mean.
 
-        `log` gets what was applied before anything is sent that depends on it. Returns the same.
+        `log` gets what was applied. Returns the same.
         """
         done: list[Applied] = []
         then: list[Callable[[], None]] = []
@@ -178,7 +181,7 @@ class Exchange:
         for leg in self.arrivals:
             if leg.staged is not None and leg.staged.plan.mean is None:
                 if leg.arrived or leg.lost:
-                    done.append(leg.applied)
+                    done.append(leg.to_log)
                     self.merger.merge(leg, leg.staged, older_waits=older_waits)
                 if leg.measured:
                     self.merger.conclude(leg, leg.staged)
@@ -187,7 +190,7 @@ class Exchange:
                 continue  # a mean, and extra vectors, are of all that will come
             else:
                 if leg.leg != SURVEY:
-                    done.append(leg.applied)
+                    done.append(leg.to_log)
                 then.append(self._finish(leg))
             self.arrivals.settle(leg)
         if self.merger.remembers:

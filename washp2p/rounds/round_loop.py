@@ -88,7 +88,8 @@ class RoundLoop:
         self.began = self.ended = clock()
         self.late = 0.0
         """By how many rounds values have been late of late."""
-        self._waits = 0.0
+        self._waiting_share = 0.0
+        """Share of its time that it has waited of late."""
         self._start = Start()
         self._reported: set[MemberId] = set()
         self._reported_in: Roster | None = None
@@ -155,7 +156,7 @@ class RoundLoop:
             number = min(number, self._connection.state.checkpoint_from(self.round + 1) or number)
             jumps = number > self.round + 1
         staged = self._plans.take(number)
-        self._connection.reached(number)
+        self._connection.reached(number)  # after `take`: it deletes the round's seed
         self.round = number
         if jumps and self._log is not None:
             self._log.append([Jump(self.steps, self._roster.generation, number)])
@@ -200,7 +201,7 @@ class RoundLoop:
             lambda: self._arrivals.waits_for(self.round),
         )
         self._store.refresh()
-        self._exchange.apply(self._write)
+        self._exchange.apply(self._log_applied)
 
     def go_on(self) -> None:
         """Continue with rounds: all members took the average after the same round."""
@@ -220,7 +221,7 @@ class RoundLoop:
                 self._arrivals.give_up(self.round + 1)
             else:
                 waited = yield from self._wait(self.round, 0)
-            self._follow(self._exchange.apply(self._write), waited)
+            self._report_and_observe(self._exchange.apply(self._log_applied), waited)
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> Procedure[None]:
         """Send a round's values, wait as long as the bound demands, apply what has arrived, and
@@ -230,17 +231,17 @@ class RoundLoop:
         repairer = self._repairer if means else None
         own_moments = None if repairer is None else repairer.moments()
         if staged is not None:
-            self._exchange.send(number, staged, round(1000 * self._waits))
+            self._exchange.send(number, staged, round(1000 * self._waiting_share))
         else:
             self._store.refresh()
         hold_points.reach(hold_points.AFTER_SEND, number)
         applied: list[Applied] = []
         waited = 0.0
-        for _ in range(1 if staged is None else staged.legs):
+        for _ in range(1 if staged is None else staged.legs):  # `apply` sends a mean's second leg
             waited += yield from self._wait(number, bound)
             hold_points.reach(hold_points.APPLYING, number)
-            applied += self._exchange.apply(self._write)
-        self._follow(applied, waited)
+            applied += self._exchange.apply(self._log_applied)
+        self._report_and_observe(applied, waited)
         if repairer is not None and own_moments is not None and staged is not None:
             beside = repairer.begin(own_moments, staged.roster, staged.plan)
             yield from self._trade_beside(number, staged.roster, beside, bound)
@@ -261,7 +262,7 @@ class RoundLoop:
         """Send extra vectors with a round, and use those that have arrived."""
         self._exchange.send_beside(number, roster, beside)
         self.waited += yield from self._wait(number, bound)
-        self._exchange.apply(self._write)
+        self._exchange.apply(self._log_applied)
 
     def _await_seed(self, number: int) -> Procedure[None]:
         if number not in self._connection.state.seeds:
@@ -282,7 +283,7 @@ class RoundLoop:
         )
         return self._clock() - began
 
-    def _follow(self, applied: Sequence[Applied], waited: float) -> None:
+    def _report_and_observe(self, applied: Sequence[Applied], waited: float) -> None:
         """Report members that have diverged, and update the statistics with what was applied."""
         if self._exchange.merger.diverged:
             if self._reported_in is not self._roster:  # votes are of one roster
@@ -294,7 +295,8 @@ class RoundLoop:
             self._exchange.merger.diverged.clear()
         elapsed = self._clock() - self.ended
         self.waited += waited
-        self._waits += RECENT * (min(1.0, waited / elapsed) - self._waits) if elapsed else 0.0
+        if elapsed:
+            self._waiting_share += RECENT * (min(1.0, waited / elapsed) - self._waiting_share)
         lateness = max((self.round - one.round for one in applied if one.senders), default=0)
         self.late += RECENT * (lateness - self.late)
         self._delay.observe(
@@ -313,7 +315,7 @@ class RoundLoop:
         """The roster of the member's present round."""
         return roster_at(self._connection.state.rosters, self.round)
 
-    def _write(self, applied: Sequence[Applied]) -> None:
+    def _log_applied(self, applied: Sequence[Applied]) -> None:
         if self._log is not None and applied:
             generation = self._roster.generation
             self._log.append([Record(self.steps, generation, *one) for one in applied])

@@ -118,7 +118,7 @@ class Leg:
         self.turn = self.number, self.leg
 
     @property
-    def applied(self) -> Applied:
+    def to_log(self) -> Applied:
         """What to log once it is applied: who sent what has arrived, and who was given up."""
         return Applied(self.number, tuple(self.arrived), tuple(self.lost), self.leg)
 

@@ -35,6 +35,8 @@ class Network:
         self.events = events
         self.random = random
         self.patience = patience
+        self.acting = ""
+        """The place at which something is being done."""
         self._stopped: dict[str, deque[Action]] = {}
         self._places: set[str] = set()
         self._gone: set[str] = set()
@@ -141,8 +143,10 @@ class Network:
         if place in self._stopped:
             self._stopped[place].append(action)
         elif place in self._places:
+            before, self.acting = self.acting, place
             with suppress(Killed):
                 action()
+            self.acting = before
 
     def open(
         self,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config.config import RunConfig
 from washp2p.protocol.patience import Patience
+from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Joined, stands
 from washp2p.testing.coordinator import PLACE, SimulatedCoordinator
-from washp2p.testing.events import Events
+from washp2p.testing.events import Events, Killed
 from washp2p.testing.memory import Host
 from washp2p.testing.network import Network
 from washp2p.testing.process import SimulatedProcess, World
 from washp2p.testing.tasks import ToyTask
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from washp2p.protocol.roster import MemberId
     from washp2p.runfolder.runlog import Jump, Record
     from washp2p.testing.tasks import Task
@@ -60,6 +64,7 @@ class SimulatedRun:
         self._database = sqlite3.connect(":memory:", isolation_level=None)
         self.told: list[str] = []
         """What the coordinators have told people."""
+        self._watched: list[tuple[str, int, Callable[[int], None]]] = []
         self._replaced_after = 0.0
         self._resumes = False
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
@@ -82,6 +87,8 @@ class SimulatedRun:
         """The numbers of workers to which anything is done."""
         self.without_coordinator = 0.0
         """For how many seconds there is none, in all."""
+        self.processes_at: dict[str, int] = {}
+        """Their numbers, by place."""
         self._by_identity: dict[bytes, SimulatedProcess] = {}
         for _ in range(n):
             self.start()
@@ -101,14 +108,18 @@ class SimulatedRun:
             step_seconds=seconds,
         )
         self._by_identity[process.identity] = process
+        self.processes_at[process.place] = number
         return number
 
-    def join(self, *, at: float) -> None:
-        """Start a worker at the time `at`, unless the run has ended."""
+    def join(self, *, at: float, anywhere: bool = False) -> None:
+        """Start a worker at the time `at`, unless the run has ended.
+
+        It listens at a new address; or, `anywhere`, perhaps at one that another has or had.
+        """
 
         def start() -> None:
             if self.coordinator.end is None:
-                self.start(endpoint=self.network.drawn_endpoint())
+                self.start(endpoint=self.network.drawn_endpoint() if anywhere else "")
 
         self.events.at(at, start)
 
@@ -124,6 +135,12 @@ class SimulatedRun:
         place = self.processes[number].place
         self.events.at(at, lambda: self.network.stop(place))
         self.events.at(at + seconds, lambda: self.network.go_on(place))
+
+    def stop_now(self, number: int, *, seconds: float) -> None:
+        """Stop the worker that is doing something, before whatever it does next, for `seconds`."""
+        place = self.processes[number].place
+        self.stop(number, at=self.events.now, seconds=seconds)
+        self.network.stop(place)
 
     def cut(
         self,
@@ -185,6 +202,31 @@ class SimulatedRun:
 
         self.events.at(at, diverge)
 
+    def at_point(self, point: str, befall: Callable[[int], None], *, worker: int = -1) -> None:
+        """Call `befall` once, with its number, as soon as a worker is at a point of `hold_points`.
+
+        `worker` is the one meant (default: any). It is in the midst of something.
+        """
+        self._watched.append((point, worker, befall))
+
+    def kill_now(self, number: int) -> None:
+        """Kill the worker that is doing something."""
+        self._disturb(number)
+        self.processes[number].kill()
+        raise Killed
+
+    def isolate(self, number: int, *, seconds: float, both: bool = True) -> None:
+        """Cut worker `number` off from everybody, now, for `seconds`. Without `both`, others still
+        reach it.
+        """
+        self._disturb(number)
+        self.processes[number].out_of_action += seconds
+        here, network = self.processes[number].place, self.network
+        for there in sorted({PLACE, *self.processes_at} - {here}):
+            for source, target in [(here, there), (there, here)][: 2 if both else 1]:
+                network.cut(source, target)
+                self.events.after(seconds, partial(network.heal, source, target))
+
     def kill_in_act(self, number: int, act: int) -> None:
         """Kill worker `number` in its act of this number: before it sends, or as it logs."""
         self._disturb(number)
@@ -202,6 +244,28 @@ class SimulatedRun:
 
         Raises AssertionError if they have not by the virtual time `until`.
         """
+        with self._watching():
+            self._finish(until)
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        before = hold_points.reach
+        hold_points.reach = self._reached
+        try:
+            yield
+        finally:
+            hold_points.reach = before
+
+    def _reached(self, point: str, _: int) -> None:
+        for watched in self._watched:
+            at, worker, befall = watched
+            number = self.processes_at[self.network.acting]
+            if at == point and worker in {-1, number}:
+                self._watched.remove(watched)
+                befall(number)
+                return
+
+    def _finish(self, until: float) -> None:
         ended = self.events.run(
             lambda: (
                 not (self._resumes or any(process.alive for process in self.processes.values()))

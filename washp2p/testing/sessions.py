@@ -97,6 +97,14 @@ class Session:
         Returns False if the connection is broken, as the process at `source` knows. Before it is
         made for the first time, messages wait.
         """
+        network = self._network
+        if network.is_stopped(source):  # in the midst of what it does: it goes on with this
+
+            def go_on() -> None:
+                self.send(source, arrive)
+
+            network.act(source, go_on)
+            return True
         if self._open[source]:
             if self._whole:
                 self._carry(source, arrive)
