@@ -24,8 +24,6 @@ from workers.training.trainer import Trainer
 FLAGS = ("--n=3", "--p=0.05", "--max-delay=0", "--patience=3")
 HELD_IN = 30
 """The round in which a member is held, where the point is one of a round."""
-IN_TRAINING = (hold_points.BEFORE_SEND, hold_points.AFTER_SEND, hold_points.APPLYING)
-AT_START = (hold_points.JOINING, hold_points.STARTING)
 
 
 def layout_of(config, data):
