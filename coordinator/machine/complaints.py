@@ -51,6 +51,7 @@ class Complaints:
         self._admission = admission
         self._patience = Patience(population.config.operation.patience)
         self._complaints = Votes()
+        self._offences = Votes()
         self._diagnoses = Votes()
 
     def stalled(
@@ -79,9 +80,10 @@ class Complaints:
         if member.fetches_from(slow):
             yield from self._admission.find_donor(member, without=slow)
         enrolled = {m.id: m for m in population.enrolled()}
-        if self._complaints.cast(member.id, slow, population.roster):
+        votes = self._offences if for_good else self._complaints
+        if votes.cast(member.id, slow, population.roster):
             offender = enrolled[slow]
-        elif self._complaints.has(slow, member.id):
+        elif not for_good and votes.has(slow, member.id):
             offender = enrolled[max(slow, member.id)]
             reason = f"and member {min(slow, member.id)} kept each other waiting too long"
         else:

@@ -183,16 +183,21 @@ class Membership:
         member = population.members.get(identity)
         if member is None or population.ended or not member.connected:
             return
-        if [m for m in population.enrolled() if m.connected] == [member]:
+        if member.phase is Phase.ACCOUNTED:  # it has said its last word
+            return
+        live = [m for m in population.enrolled() if m.connected and m.phase < Phase.ACCOUNTED]
+        if live == [member] or (self._farewell and member.phase is Phase.FINISHED):
             member.away_until = now + self._patience.back
-            text = f"{member} is not connected, nor is any other: it is waited for"
-            yield Event(text, What.AWAY, member.id)
-        elif member.phase < Phase.ACCOUNTED:
-            yield from self._lose(member, "died: its connection is closed")
+            also = "" if live != [member] else ", nor is any other"
+            yield Event(f"{member} is not connected{also}: it is waited for", What.AWAY, member.id)
+        else:
+            yield from population.drop(member, "died: its connection is closed")
             yield from self._move_on()
 
     def _lose(self, member: KnownMember, what: str) -> Iterator[Command]:
-        """Drop a member that is lost. One that may have left since all have finished is not."""
+        """Drop a member that did not come back. One that may have left as all have finished is not
+        dropped.
+        """
         if self._farewell and member.phase is Phase.FINISHED:
             text = "left before its byte counts had come: the summary has none of it"
             yield from self.population.note(member, "no counts", text)

@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant(
         "a member that is lost stays in the roster",
         "coordinator.machine.membership",
-        'yield from self._lose(member, "died: its connection is closed")',
+        'yield from population.drop(member, "died: its connection is closed")',
         "pass",
     ),
     Mutant(

@@ -193,6 +193,7 @@ class Inbox:
     def _follow_roster(self) -> None:
         rosters = self._connection.state.rosters
         if rosters:
+            news = len(rosters) > self._seen
             since, self._seen = rosters[max(0, self._seen - 1) :], len(rosters)
             members = rosters[-1].members
             # Some may have come and gone between two looks.
@@ -203,7 +204,7 @@ class Inbox:
                 self._let_go(gone)
             for peer in rosters[-1].peers:
                 self.link(peer)
-            for offender in self._cut_off.keys() & set(members):  # votes are of one roster
+            for offender in self._cut_off.keys() & set(members) if news else ():  # to vote anew
                 self._connection.tell(CutOff(offender, self._cut_off[offender]))
             self.guests = [guest for guest in self.guests if guest.member not in members]
         for guest in self._connection.state.take_guests():
