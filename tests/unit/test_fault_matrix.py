@@ -191,14 +191,14 @@ def test_one_that_has_diverged_unnoticed_is_not_averaged():
     assert "not all of its parameters are numbers" in str(run.processes[VICTIM].error)
 
 
-def test_one_comes_late_and_makes_nobody_jump(options):
-    run = SimulatedRun(seed=5, n=3, room=1, rounds=200, expire=64, **options)
+def test_one_comes_late(options):
+    run = SimulatedRun(seed=5, n=3, room=1, rounds=200, **options)
     run.join(at=4.0)
     run.finish()
     check(run)
     assert survivors(run) == {0, 1, 2, 3}
-    jumped = [m for m in run.members if any(isinstance(r, Jump) for r in run.records(m))]
-    assert len(jumped) <= (options["max_delay"] == "none")  # the slowest may fall behind
+    if options["max_delay"] != "none":  # where the slowest may fall behind
+        assert not any(isinstance(r, Jump) for m in run.members for r in run.records(m))
 
 
 def test_members_stop_when_their_coordinator_stays_away(options):
