@@ -58,7 +58,7 @@ class Fault(NamedTuple):
             case "disk":
                 run.fill_disk(self.worker, at=self.at, seconds=self.seconds)
             case "all":
-                run.kill_all(at=self.at, seconds=self.seconds)
+                run.kill_all(at=self.at, seconds=self.seconds, power=self.both)
             case "diverge":
                 run.diverge(self.worker, at=self.at)
             case "kill in act":

@@ -119,10 +119,11 @@ def test_the_coordinator_is_killed_and_replaced(options, phase, messages):
     assert survivors(run) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("power", [False, True])
 @pytest.mark.parametrize("at", [1.0, 1.5, 2.5])
-def test_all_are_killed_and_the_run_goes_on(options, at):
+def test_all_are_killed_and_the_run_goes_on(options, at, power):
     run = SimulatedRun(seed=5, n=3, rounds=120, checkpoint_minutes=0.5 / 60, **options)
-    run.kill_all(at=at, seconds=1.0)
+    run.kill_all(at=at, seconds=1.0, power=power)
     run.finish()
     check(run)
     assert len(survivors(run)) == 3

@@ -8,6 +8,7 @@ from washp2p.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from random import Random
 
     from washp2p.coordinator_link.conversation import Conversation
     from washp2p.member.derivation import Derivation
@@ -45,6 +46,7 @@ class MemoryLog:
         """What was written, in order."""
         self.whole = False
         """Whether the member has finished."""
+        self._lasting = len(records)
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
         """Write records."""
@@ -53,12 +55,18 @@ class MemoryLog:
         self._acts()
 
     def keep(self) -> tuple[int, bool]:
-        """The number of records, and that all were written."""
-        return len(self.records), True
+        """Make the records last. Returns their number, and that all were written."""
+        self._lasting = len(self.records)
+        return self._lasting, True
+
+    def lose_power(self, random: Random) -> None:
+        """Lose what was written since `keep`, or the end of it."""
+        del self.records[random.randint(self._lasting, len(self.records)) :]
 
     def go_back(self, size: int, whole: bool) -> None:
         """Drop all but the first `size` records."""
         del self.records[size:]
+        self._lasting = size
 
     def finish(self) -> None:
         """Note that the member has finished."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from washp2p.config.config import RunConfig
 from washp2p.protocol.patience import Patience
-from washp2p.rounds import hold_points
 from washp2p.runfolder.runlog import Joined, stands
 from washp2p.testing.coordinator import PLACE, SimulatedCoordinator
 from washp2p.testing.events import Events, Killed
 from washp2p.testing.memory import Host
 from washp2p.testing.network import Network
+from washp2p.testing.points import ANY, Points
 from washp2p.testing.process import SimulatedProcess, World
 from washp2p.testing.tasks import ToyTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from washp2p.protocol.roster import MemberId
     from washp2p.runfolder.runlog import Jump, Record
@@ -64,7 +63,7 @@ class SimulatedRun:
         self._database = sqlite3.connect(":memory:", isolation_level=None)
         self.told: list[str] = []
         """What the coordinators have told people."""
-        self._watched: list[tuple[str, int, Callable[[int], None]]] = []
+        self._points = Points(lambda: self.processes_at[self.network.acting])
         self._replaced_after = 0.0
         self._resumes = False
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
@@ -185,12 +184,13 @@ class SimulatedRun:
         self.events.at(at, partial(fill, True))
         self.events.at(at + seconds, partial(fill, False))
 
-    def kill_all(self, *, at: float, seconds: float) -> None:
+    def kill_all(self, *, at: float, seconds: float, power: bool = False) -> None:
         """Kill all processes at the time `at`, if there is a checkpoint to go on from.
 
-        After `seconds` a coordinator resumes the run, with a worker on each host.
+        If the `power` fails, their hosts lose what was written and not made to last. After
+        `seconds` a coordinator resumes the run, with a worker on each host.
         """
-        self.events.at(at, lambda: self._fail(seconds))
+        self.events.at(at, lambda: self._fail(seconds, power=power))
 
     def diverge(self, number: int, *, at: float) -> None:
         """Let the model of worker `number` be no numbers from the time `at` on."""
@@ -202,12 +202,12 @@ class SimulatedRun:
 
         self.events.at(at, diverge)
 
-    def at_point(self, point: str, befall: Callable[[int], None], *, worker: int = -1) -> None:
+    def at_point(self, point: str, befall: Callable[[int], None], *, worker: int = ANY) -> None:
         """Call `befall` once, with its number, as soon as a worker is at a point of `hold_points`.
 
         `worker` is the one meant (default: any). It is in the midst of something.
         """
-        self._watched.append((point, worker, befall))
+        self._points.add(point, worker, befall)
 
     def kill_now(self, number: int) -> None:
         """Kill the worker that is doing something."""
@@ -244,26 +244,8 @@ class SimulatedRun:
 
         Raises AssertionError if they have not by the virtual time `until`.
         """
-        with self._watching():
+        with self._points.watched():
             self._finish(until)
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        before = hold_points.reach
-        hold_points.reach = self._reached
-        try:
-            yield
-        finally:
-            hold_points.reach = before
-
-    def _reached(self, point: str, _: int) -> None:
-        for watched in self._watched:
-            at, worker, befall = watched
-            number = self.processes_at[self.network.acting]
-            if at == point and worker in {-1, number}:
-                self._watched.remove(watched)
-                befall(number)
-                return
 
     def _finish(self, until: float) -> None:
         ended = self.events.run(
@@ -323,7 +305,7 @@ class SimulatedRun:
         process = self._by_identity[identity]
         return process.session.send(PLACE, lambda: process.hear(data))
 
-    def _fail(self, seconds: float) -> None:
+    def _fail(self, seconds: float, *, power: bool) -> None:
         if self.coordinator.end is not None or not self.coordinator.kept:
             return
         self._replaced_after = seconds
@@ -331,6 +313,8 @@ class SimulatedRun:
         self.coordinator.die()
         for number, process in self.processes.items():
             self._disturb(number)
+            if power and process.alive:
+                process.log.lose_power(self._random)
             process.kill()
         hosts = {id(process.host): process.host for process in self.processes.values()}
         for host in hosts.values():
