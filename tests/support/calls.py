@@ -65,7 +65,7 @@ def _in_core(frame):
 
 def _named(frame):
     name = frame.f_code.co_name
-    if name.startswith(("<", "__")) or name in {"_pass_by", "stage", "upload"}:
+    if name.startswith(("<", "__")) or name in {"_pass_by", "_reached", "stage", "upload"}:
         return False
     owner = type(frame.f_locals.get("self"))
     return not isinstance(getattr(owner, name, None), property)
