@@ -72,18 +72,21 @@ class Complaints:
     ) -> Iterator[Command]:
         """Count a complaint about `slow`, and drop `slow` once most of the others complain.
 
-        If two members complain about each other, drop the one with the larger id. With `for_good`,
-        the dropped member may not join again. A newcomer that complains about its donor gets
+        If two members wait for each other, drop the one with the larger id. With `for_good`, `slow`
+        has offended: its own complaints about `member` count for nothing then, and it may not join
+        again. A newcomer that complains about its donor gets
         another.
         """
         population = self._population
         if member.fetches_from(slow):
             yield from self._admission.find_donor(member, without=slow)
         enrolled = {m.id: m for m in population.enrolled()}
-        votes = self._offences if for_good else self._complaints
-        if votes.cast(member.id, slow, population.roster):
+        if for_good:
+            self._offences.cast(member.id, slow, population.roster)
+        charged = self._offences.has(slow, member.id) or for_good
+        if self._complaints.cast(member.id, slow, population.roster):
             offender = enrolled[slow]
-        elif not for_good and votes.has(slow, member.id):
+        elif not charged and self._complaints.has(slow, member.id):
             offender = enrolled[max(slow, member.id)]
             reason = f"and member {min(slow, member.id)} kept each other waiting too long"
         else:

@@ -95,15 +95,15 @@ def garbage(arguments, output):
     from washp2p.protocol.ledger import Kind
     from washp2p.rounds import exchange
 
-    post = exchange.Exchange.post
+    send = exchange.Exchange.send
 
-    def bad(self, number, staged, share):
-        post(self, number, staged, share)
+    def bad(self, number, staged, waits):
+        send(self, number, staged, waits)
         for peer in staged.roster.members if number >= 20 else ():
             for _ in range(500):
                 self._transport.send(peer, Kind.EXCHANGE, b"garbage")
 
-    exchange.Exchange.post = bad
+    exchange.Exchange.send = bad
     work(arguments, output)
 
 
