@@ -74,8 +74,7 @@ class Complaints:
 
         If two members wait for each other, drop the one with the larger id. With `for_good`, `slow`
         has offended: its own complaints about `member` count for nothing then, and it may not join
-        again. A newcomer that complains about its donor gets
-        another.
+        again. A newcomer that complains about its donor gets another.
         """
         population = self._population
         if member.fetches_from(slow):

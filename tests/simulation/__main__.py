@@ -34,7 +34,8 @@ def main(arguments=None):
     began = time.monotonic()
     if given.faults is not None or given.rounds is not None:
         _quiet()
-        text = failure(_shortened(scenario(first), given.faults, given.rounds))
+        kept = None if given.faults is None else [int(k) for k in given.faults.split(",") if k]
+        text = failure(_shortened(scenario(first), kept, given.rounds).run())
         print(text or "it does not fail")
         return 1 if text else 0
     seeds = iter(range(first, stop))
@@ -81,9 +82,8 @@ def _one(seed):
 
 
 def failure(run):
-    """Simulate a run, or that of a scenario. Returns the traceback of what was not kept, or ""."""
+    """Simulate a run. Returns the traceback of the promise that was not kept, or ""."""
     try:
-        run = run if hasattr(run, "finish") else run.run()
         run.finish()
         check(run)
     except Exception:
@@ -91,9 +91,10 @@ def failure(run):
     return ""
 
 
-def _shortened(its, faults, rounds):
-    kept = range(len(its.faults)) if faults is None else [int(k) for k in faults.split(",") if k]
-    return its._replace(faults=tuple(its.faults[k] for k in kept), rounds=rounds or its.rounds)
+def _shortened(its, kept, rounds):
+    """A scenario with those of its faults alone whose numbers are `kept` (None: with all)."""
+    faults = its.faults if kept is None else tuple(its.faults[k] for k in kept)
+    return its._replace(faults=faults, rounds=rounds or its.rounds)
 
 
 def shorter(its):
@@ -101,7 +102,7 @@ def shorter(its):
     kept = list(range(len(its.faults)))
 
     def fails(faults, rounds):
-        return bool(failure(_shortened(its, ",".join(map(str, faults)), rounds)))
+        return bool(failure(_shortened(its, faults, rounds).run()))
 
     for fault in list(kept):
         fewer = [other for other in kept if other != fault]

@@ -25,7 +25,14 @@ FAULTS = {
     "cut off": lambda run, number: run.isolate(number, seconds=LONG),
     "cut off one way": lambda run, number: run.isolate(number, seconds=LONG, both=False),
 }
-IN_TRAINING = [hold_points.BEFORE_SEND, hold_points.AFTER_SEND, hold_points.APPLYING]
+POINTS = [
+    (hold_points.STARTING, 0.0),
+    (hold_points.BEFORE_SEND, 1.0),
+    (hold_points.AFTER_SEND, 1.0),
+    (hold_points.APPLYING, 1.0),
+    (hold_points.AVERAGING, 0.0),
+]
+"""Where a member is lost, and from when on."""
 VICTIM = 1
 
 
@@ -49,19 +56,10 @@ def survivors(run):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("point", IN_TRAINING)
-def test_in_training(options, point, fault):
+@pytest.mark.parametrize(("point", "after"), POINTS)
+def test_the_others_go_on_without_it(options, point, after, fault):
     run = SimulatedRun(seed=5, n=3, rounds=60, **options)
-    befalls(run, point, fault, after=1.0)
-    run.finish()
-    check(run)
-    assert survivors(run) == {0, 2}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_while_all_fetch_the_first_state(options, fault):
-    run = SimulatedRun(seed=5, n=3, rounds=60, **options)
-    befalls(run, hold_points.STARTING, fault)
+    befalls(run, point, fault, after=after)
     run.finish()
     check(run)
     assert survivors(run) == {0, 2}
@@ -97,15 +95,6 @@ def test_while_it_fetches_a_snapshot(options, fault):
     run.finish()
     check(run)
     assert survivors(run) == {0, 1, 2}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_while_all_average(options, fault):
-    run = SimulatedRun(seed=5, n=3, rounds=60, **options)
-    befalls(run, hold_points.AVERAGING, fault)
-    run.finish()
-    check(run)
-    assert survivors(run) == {0, 2}
 
 
 @pytest.mark.parametrize("phase", [0.06, 0.5, 2.0])

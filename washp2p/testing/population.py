@@ -161,7 +161,7 @@ class SimulatedRun:
         if other is None:
             self.processes[number].out_of_action += seconds
         there = PLACE if other is None else self.processes[other].place
-        for source, target in [(here, there), (there, here)][: 2 if both else 1]:
+        for source, target in _ways(here, there, both=both):
             self.events.at(at, partial(self.network.cut, source, target))
             self.events.at(at + seconds, partial(self.network.heal, source, target))
 
@@ -223,7 +223,7 @@ class SimulatedRun:
         self.processes[number].out_of_action += seconds
         here, network = self.processes[number].place, self.network
         for there in sorted({PLACE, *self.processes_at} - {here}):
-            for source, target in [(here, there), (there, here)][: 2 if both else 1]:
+            for source, target in _ways(here, there, both=both):
                 network.cut(source, target)
                 self.events.after(seconds, partial(network.heal, source, target))
 
@@ -330,3 +330,8 @@ class SimulatedRun:
     def _take_over(self) -> None:
         self.coordinator = self._coordinator(goes_on=True, resumes=self._resumes)
         self._resumes = False
+
+
+def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:
+    """The directions of a path that are cut: source and target."""
+    return [(here, there), (there, here)] if both else [(here, there)]

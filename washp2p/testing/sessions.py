@@ -87,10 +87,6 @@ class Session:
         """The place at the other end."""
         return self.server if place == self.opener else self.opener
 
-    def is_open(self, place: str) -> bool:
-        """Whether the process at `place` can send by it, as far as it knows."""
-        return self._open[place]
-
     def send(self, source: str, arrive: Action) -> bool:
         """Let `arrive` be called once a message from `source` has reached the other end.
 
