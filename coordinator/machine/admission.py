@@ -15,19 +15,12 @@ from coordinator.machine.compatibility import (
     too_late,
     unreachable,
 )
-from coordinator.machine.members import Departed, KnownMember, Phase
+from coordinator.machine.members import KnownMember, Phase
 from coordinator.machine.publication import Publication
 from coordinator.machine.resumption import Resumption
 from washp2p.protocol.endpoints import check_near, check_reachable
 from washp2p.protocol.layout import Layout
-from washp2p.protocol.messages.from_coordinator import (
-    Donor,
-    Dropped,
-    Guest,
-    Refuse,
-    Resume,
-    Welcome,
-)
+from washp2p.protocol.messages.from_coordinator import Dropped, Refuse, Resume, Welcome
 from washp2p.protocol.messages.from_worker import Hello
 
 if TYPE_CHECKING:
@@ -166,7 +159,7 @@ class Admission:
         resumes = self._resumption is not None
         if reason := misfit(population, member, layout, attach.rounds, resumes=resumes):
             yield Event(f"refused: {reason}", What.REFUSED, member.id)
-            yield from self.turn_away(member, reason)
+            yield from self._population.turn_away(member, reason)
             yield population.waiting()
             return
         if not population.started:
@@ -191,7 +184,7 @@ class Admission:
         population = self._population
         member.ready = False
         if population.ending:
-            yield from self.turn_away(member, "the run is ending: its last rounds are on")
+            yield from population.turn_away(member, "the run is ending: its last rounds are on")
             return
         member.donor = None
         yield from population.enrol([*population.enrolled(), member])
@@ -227,41 +220,10 @@ class Admission:
         if text := resumption.missing(here):
             yield Event(text, What.WAITING)
 
-    def find_donors(self) -> Iterator[Command]:
-        """Find a donor for each newcomer that has none, or whose donor is lost."""
-        population = self._population
-        if not population.started or population.ended:
-            return
-        newcomers = population.attached()
-        there = {m.id for m in population.enrolled()} if newcomers else set()
-        for newcomer in newcomers:
-            if newcomer.donor not in there and not newcomer.ready:
-                yield from self.find_donor(newcomer)
-
     def turn_newcomers_away(self) -> Iterator[Command]:
         """After the start, refuse all waiting newcomers: no member can give them its state."""
         for newcomer in self._population.attached() if self._population.started else ():
-            yield from self.turn_away(newcomer, too_late(self._population))
-
-    def find_donor(
-        self, newcomer: KnownMember, without: MemberId | None = None
-    ) -> Iterator[Command]:
-        """Have a newcomer fetch a snapshot from the member that has done the most rounds.
-
-        Members whose snapshot it could not use, and the member `without`, are skipped. If no member
-        is left, the newcomer has no donor.
-        """
-        refused = newcomer.useless | {without}
-        able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]
-        newcomer.donor = None
-        if not able:
-            return
-        donor = max(able, key=lambda m: (m.rounds, -m.id))
-        newcomer.donor = donor.id
-        yield Send(donor.identity, Guest(newcomer.peer.row))
-        yield Send(newcomer.identity, Donor(donor.peer.row))
-        text = f"{newcomer} fetches a snapshot from member {donor.id}"
-        yield Event(text, What.SNAPSHOT, newcomer.id)
+            yield from self._population.turn_away(newcomer, too_late(self._population))
 
     def _take_in(self, member: KnownMember, now: float) -> Iterator[Command]:
         population = self._population
@@ -288,12 +250,6 @@ class Admission:
         config = self._population.config.to_wire()
         resumes = bool(member.saved)
         return Welcome(member.id, self._run, self._origin, self._name, config, resumes)
-
-    def turn_away(self, member: KnownMember, reason: str) -> Iterator[Command]:
-        """Remove a worker that is in no roster yet, and send it Refuse with this `reason`."""
-        del self._population.members[member.identity]
-        yield Keep(Departed(member.id, member.host, reason, 0))
-        yield Send(member.identity, Refuse(reason))
 
     def _start(self) -> Iterator[Command]:
         population = self._population

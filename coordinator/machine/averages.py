@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from coordinator.machine.commands import Keep
 from coordinator.machine.members import Phase
-from washp2p.protocol.messages.from_coordinator import Settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +51,4 @@ def settle(population: Population, number: int, enrolled: list[KnownMember]) -> 
     population.averaged_after = [after[m] for m in population.roster.members]
     yield Keep(("settled", population.roster.generation))
     yield Keep(("averages", [number, *population.averaged_after]))
-    yield from population.tell(settled(population), enrolled)
-
-
-def settled(population: Population) -> Settled:
-    """The Settled message for the last average that stands."""
-    assert population.settled is not None
-    generation = population.settled.generation
-    return Settled(generation, population.averages, population.averaged_after)
+    yield from population.tell(population.settlement(), enrolled)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from coordinator.machine.donors import NOT_FINITE
 from washp2p.protocol.messages.from_coordinator import Refuse
 from washp2p.protocol.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from coordinator.machine.admission import Admission
     from coordinator.machine.commands import Command
+    from coordinator.machine.donors import Donors
     from coordinator.machine.members import KnownMember
     from coordinator.machine.population import Population
     from washp2p.protocol.roster import MemberId, Roster
@@ -46,9 +47,9 @@ class Votes:
 class Complaints:
     """Drops members that harm the others, once most of the others have complained."""
 
-    def __init__(self, population: Population, admission: Admission) -> None:
+    def __init__(self, population: Population, donors: Donors) -> None:
         self._population = population
-        self._admission = admission
+        self._donors = donors
         self._patience = Patience(population.config.operation.patience)
         self._complaints = Votes()
         self._offences = Votes()
@@ -78,7 +79,7 @@ class Complaints:
         """
         population = self._population
         if member.fetches_from(slow):
-            yield from self._admission.find_donor(member, without=slow)
+            yield from self._donors.find(member, without=slow)
         enrolled = {m.id: m for m in population.enrolled()}
         if for_good:
             self._offences.cast(member.id, slow, population.roster)
@@ -100,20 +101,13 @@ class Complaints:
         """
         population = self._population
         if reporter.fetches_from(sick):
-            reporter.useless.add(sick)
-            yield from self._admission.find_donor(reporter)
-            if reporter.donor is None:
-                yield from population.stop(
-                    f"member {sick} sent values that are not finite, as had all others that "
-                    f"{reporter} asked for a snapshot (a lower --lr may help)",
-                    1,
-                )
+            self._donors.change(reporter, sick, NOT_FINITE)
             return
         believed = self._diagnoses.cast(reporter.id, sick, population.roster)
         member = next((m for m in population.enrolled() if m.id == sick), None)
         if not believed or member is None:
             return
-        what = "sent values that are not finite (a lower --lr may help)"
+        what = f"sent {NOT_FINITE} (a lower --lr may help)"
         match population.config.operation.on_divergence:
             case "stop":
                 reason = f"{member} {what}; see --on-divergence"
@@ -123,18 +117,6 @@ class Complaints:
                 yield from population.expel(member, what, Refuse(reason))
             case _:
                 yield from population.expel(member, what)
-
-    def refuse_donor(self, newcomer: KnownMember, donor: MemberId, what: str) -> Iterator[Command]:
-        """Handle Unusable: `newcomer` cannot use the snapshot of `donor`.
-
-        Find another donor for the newcomer. If there is none, turn the newcomer away.
-        """
-        if newcomer.fetches_from(donor):
-            newcomer.useless.add(donor)
-            yield from self._admission.find_donor(newcomer)
-            if newcomer.donor is None:
-                reason = f"no member's snapshot is of use to {newcomer}: {what}"
-                yield from self._admission.turn_away(newcomer, reason)
 
     def _lives(self, member_id: MemberId, now: float) -> bool:
         """Whether a member's training loop has reported lately, or has said that it is busy."""

@@ -52,8 +52,8 @@ class KnownMember:
     """Over which generation's members it holds an average, and which one."""
     ready: bool = False
     """It holds a snapshot, and waits for a place in the roster."""
-    useless: set[MemberId] = field(default_factory=set)
-    """Donors whose snapshots it has refused."""
+    useless: dict[MemberId, str] = field(default_factory=dict)
+    """Donors whose snapshots it has refused, and why."""
     busy_until: float = 0.0
     """Its loop does something else, and it is waited for until then."""
     heard_at: float = -inf

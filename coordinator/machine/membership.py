@@ -24,11 +24,11 @@ from coordinator.machine.commands import (
     What,
 )
 from coordinator.machine.complaints import Complaints
+from coordinator.machine.donors import Donors
 from coordinator.machine.members import Phase
 from coordinator.machine.observation import Observation, Surveys
 from coordinator.machine.plausibility import implausible
 from coordinator.machine.population import Population
-from coordinator.machine.returning import missed_by
 from washp2p.errors import EXIT_CODES
 from washp2p.protocol.messages.from_coordinator import (
     Dropped,
@@ -103,7 +103,8 @@ class Membership:
         self._surveys = Surveys()
         self._patience = Patience(config.operation.patience)
         self._now = 0.0
-        self._complaints = Complaints(self.population, self._admission)
+        self._donors = Donors(self.population)
+        self._complaints = Complaints(self.population, self._donors)
         self._farewell = False
         self.has_room = True
         """Whether the summary can be written."""
@@ -245,7 +246,7 @@ class Membership:
             case Busy(seconds):
                 member.busy_until = self._now + seconds
             case Unusable(donor, what):
-                yield from self._complaints.refuse_donor(member, donor, what)
+                self._donors.change(member, donor, what)
             case NoSnapshots(reason):
                 member.no_snapshots = reason
                 yield Keep(member)
@@ -281,10 +282,10 @@ class Membership:
     def _move_on(self) -> Iterator[Command]:
         """Take all steps of the run that the state of its members now allows."""
         population = self.population
+        yield from self._donors.find_all()
         enrolled = population.enrolled()
         if population.ended or not enrolled:
             return
-        yield from self._admission.find_donors()
         generation = population.roster.generation
         if not population.publication.begun and all(m.synced == generation for m in enrolled):
             population.publication.begin(self._now)
@@ -297,7 +298,7 @@ class Membership:
         if not population.averaging:
             for newcomer in [m for m in population.attached() if m.ready]:
                 yield from self._admission.enter(newcomer)
-        if not self._farewell and all(m.phase >= Phase.FINISHED for m in enrolled):
+        if not self._farewell and population.all_have_finished:
             self.has_room = True
             yield Reserve()
             if self.has_room:  # else workers keep what they hold, and it is tried again
@@ -324,7 +325,7 @@ class Membership:
         """Handle Back: a member is connected again. Send it all that it missed."""
         member.away_until = None
         yield Event(f"{member} is back", What.BACK, member.id)
-        yield from missed_by(self.population, member, generations, seeds)
+        yield from self.population.missed_by(member, generations, seeds)
         for newcomer in self.population.attached():  # neither may have heard of the other
             if member is newcomer or member.id == newcomer.donor:
                 newcomer.donor = None

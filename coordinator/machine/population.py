@@ -14,9 +14,12 @@ from coordinator.machine.publication import Publication
 from washp2p.protocol.messages.from_coordinator import (
     Discard,
     Dropped,
+    Evaluated,
+    Finish,
     Kept,
     NewRoster,
     Refuse,
+    Settled,
     Stop,
 )
 from washp2p.protocol.roster import Roster, roster_at
@@ -124,6 +127,12 @@ class Population:
         """The members in the newest roster."""
         return [m for m in self.members.values() if m.phase >= Phase.ENROLLED]
 
+    @property
+    def all_have_finished(self) -> bool:
+        """Whether there are members, and each has finished its rounds and averages."""
+        enrolled = self.enrolled()
+        return bool(enrolled) and all(m.phase >= Phase.FINISHED for m in enrolled)
+
     def attached(self) -> list[KnownMember]:
         """The members that wait to be put into a roster."""
         return [m for m in self.members.values() if m.phase is Phase.ATTACHED]
@@ -199,6 +208,12 @@ class Population:
         answer = Refuse(f"{member} {what}; run the same version everywhere")
         yield from self.expel(member, what, answer)
 
+    def turn_away(self, newcomer: KnownMember, reason: str) -> Iterator[Command]:
+        """Remove a worker that is in no roster yet, and send it Refuse with this `reason`."""
+        del self.members[newcomer.identity]
+        yield Keep(Departed(newcomer.id, newcomer.host, reason, 0))
+        yield Send(newcomer.identity, Refuse(reason))
+
     def stop(self, reason: str, code: int) -> Iterator[Command]:
         """End the run: send Stop to all connected members. The coordinator exits with `code`."""
         if self.ended:
@@ -244,6 +259,31 @@ class Population:
             self.notices.append(notice)
             yield Keep(("notices", self.notices))
             yield Event(f"{member}: {text}", What.NOTICE, member.id)
+
+    def settlement(self) -> Settled:
+        """The Settled message for the last average that stands."""
+        assert self.settled is not None
+        return Settled(self.settled.generation, self.averages, self.averaged_after)
+
+    def missed_by(self, member: KnownMember, generations: int, seeds: int) -> Iterator[Command]:
+        """Send `member` the rosters, seeds and results that it has not heard of.
+
+        It knows rosters of generations below `generations`, and seeds up to that of round `seeds`.
+        """
+        its = [roster for roster in self.rosters if member.id in roster.members]
+        for roster in its:
+            if roster.generation >= generations:
+                yield Send(member.identity, self.announcement(roster))
+        if its:
+            missed = range(max(its[0].first, seeds + 1), self.published + 1)
+            for message in self.publication.messages(self.rosters, missed):
+                yield Send(member.identity, message)
+        if self.settled is not None:
+            yield Send(member.identity, self.settlement())
+        if self.accuracy:
+            yield Send(member.identity, Evaluated(self.accuracy["number"]))
+        if self.all_have_finished:
+            yield Send(member.identity, Finish())
 
     def waiting(self) -> Event:
         """An event that says how many members are missing before the start."""

@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant(
         "who goes on learns of no roster that came while it was away",
-        "coordinator.machine.returning",
+        "coordinator.machine.population",
         "if roster.generation >= generations:",
         "if roster.generation > generations:",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 from washp2p.protocol.roster import roster_at, round_seed, run_key
+from washp2p.runfolder.runlog import Joined, Jump
 from washp2p.testing.tasks import spoil
 from workers.simulation import reference
 from workers.simulation.reference import Reference
@@ -12,14 +13,26 @@ from workers.simulation.script import end_where_needed, from_records
 
 
 def replayed(run):
-    """The models of all members, by member id, each trained to the end of its script."""
+    """The models of all members, by member id, each trained to the end of its script.
+
+    After a power loss they begin with the checkpoints from which the run has gone on.
+    """
     rosters, config, task = run.coordinator.rosters, run.config, run.world.task
-    members = sorted({member for roster in rosters for member in roster.members})
-    scripts = {member: from_records(run.records(member)) for member in members}
+    resumed = _resumed(run)
+    begun = max((start.round for start in resumed.values()), default=0)
+    there = (roster.members for roster in rosters if roster.first > begun)
+    members = sorted({member for those in there for member in those})
+    scripts = {
+        member: from_records(_records_after(run.records(member), resumed.get(member)))
+        for member in members
+    }
     end_where_needed(scripts, run.over)
     made = {member: task.make(member) for member in members}
     first = roster_at(rosters, 1).members[0]
-    if config.training.init == "same":
+    for member, start in resumed.items():
+        made[member][0].load_state_dict(start.model)
+        made[member][1].load_state_dict(start.optimizer)
+    if config.training.init == "same" and not resumed:
         for model, _ in made.values():
             model.load_state_dict(made[first][0].state_dict())
     numbers = {member: number for number, member in enumerate(members)}
@@ -35,7 +48,7 @@ def replayed(run):
         due=reference.due(config, run.world.rounds),
     )
     key = run_key(config.seed)
-    steps = dict.fromkeys(members, 0)
+    steps = {member: resumed[member].step if member in resumed else 0 for member in members}
     guests = {}
     for member, script in scripts.items():
         if script.joined is not None:
@@ -54,7 +67,7 @@ def replayed(run):
         script, own = scripts[member], numbers[member]
         while member in waiting:
             yield
-        number = script.joined.round if script.joined is not None else 0
+        number = script.joined.round if script.joined is not None else begun
         last = script.last_step
         while steps[member] < last if last is not None else number < run.world.rounds:
             steps[member] += 1
@@ -84,3 +97,24 @@ def replayed(run):
         idle = idle + 1 if steps == before and running else 0
         assert idle < 1000, "the logs do not fit each other"
     return {member: model for member, (model, _) in made.items()}
+
+
+def _resumed(run):
+    """What each member went on from after the last power loss; empty if there was none.
+
+    The logs of members that did not go on need not explain what was before.
+    """
+    found = {}
+    if run.power_lost_before is not None:
+        for number, process in run.processes.items():
+            if number >= run.power_lost_before and process.resumed is not None:
+                found.setdefault(process.member, process.resumed)
+    return found
+
+
+def _records_after(records, start):
+    """What a log says of the rounds after the checkpoint `start`, if that is not None."""
+    if start is None:
+        return records
+    later = [r for r in records if not isinstance(r, Joined) and r.round > start.round]
+    return [Jump(start.step, 0, start.round), *later]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from multiprocessing.process import BaseProcess
 
 import pytest
 import zmq
+
+with contextlib.suppress(ImportError):
+    import matplotlib.font_manager  # noqa: F401 - on a new machine this lists the fonts, by a process
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,8 @@ class SimulatedRun:
         self._points = Points(lambda: self.processes_at[self.network.acting])
         self._replaced_after = 0.0
         self._resumes = False
+        self.power_lost_before: int | None = None
+        """The number of the first worker that was started after the last power loss, if any was."""
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
         self.coordinator = self._coordinator(goes_on=False)
         """The present one, or the last."""
@@ -310,6 +312,8 @@ class SimulatedRun:
             return
         self._replaced_after = seconds
         self._resumes = True
+        if power:
+            self.power_lost_before = len(self.processes)
         self.coordinator.die()
         for number, process in self.processes.items():
             self._disturb(number)

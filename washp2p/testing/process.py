@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from washp2p.driver.outbox import DeviceOutbox
 from washp2p.errors import WashError
@@ -40,6 +41,15 @@ class Pause(NamedTuple):
     """The process computes for some seconds."""
 
     seconds: float
+
+
+class Resumed(NamedTuple):
+    """What a process has read from its checkpoint: the state after its own `step`, in `round`."""
+
+    round: int
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
 class Until(NamedTuple):
@@ -94,6 +104,8 @@ class SimulatedProcess:
         """The averaged model's state dict, once it is taken."""
         self.model: torch.nn.Module | None = None
         self.core: MemberCore | None = None
+        self.resumed: Resumed | None = None
+        """From what it has gone on, if it began with a checkpoint."""
         self.transport: SimulatedTransport | None = None
         self._world = world
         self._events = world.network.events
@@ -202,6 +214,9 @@ class SimulatedProcess:
         if core.parts.round_loop.steps < self.diverged_after:  # it went back to before
             del self.host.diverged_after[member]
         round_loop = core.parts.round_loop
+        if conversation.resumes:
+            states = deepcopy((model.state_dict(), optimizer.state_dict()))
+            self.resumed = Resumed(round_loop.round, round_loop.steps, *states)
         while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
             task.step(model, optimizer, member, round_loop.steps + 1)

@@ -38,23 +38,25 @@ class ToyTask:
 
     def make(self, member: MemberId) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A model of 65 parameters in four tensors, and SGD with momentum or AdamW."""
-        torch.manual_seed(1000 + member)
         model = nn.Sequential(
             nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.Linear(5, 5, bias=False)
         )
         model.append(nn.Linear(5, 1, bias=False))
+        generator = torch.Generator().manual_seed(member)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.3, generator=generator)
         if self._optimizer == "adamw":
-            return model, torch.optim.AdamW(model.parameters(), lr=0.01)
-        return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+            return model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, member: MemberId, number: int
     ) -> None:
         """Take a step along a gradient that is drawn for this member and step."""
         generator = torch.Generator().manual_seed(1_000_003 * (member + 1) + number)
-        parameters = list(model.parameters())
-        drawn = torch.randn(sum(p.numel() for p in parameters), generator=generator)
-        parts = drawn.split([p.numel() for p in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view(parameter.shape)
+        for parameter in optimizer.param_groups[0]["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.normal_(generator=generator)
         optimizer.step()

@@ -223,7 +223,7 @@ class Reference:
         self._method = method
         self._due = due
         self._alpha = alpha
-        self._models = models
+        self._parameters = [[p for p in m.parameters() if p.requires_grad] for m in models]
         self._optimizers = optimizers
         self._lr = [0.0] * len(models)
         self._highest_lr = [0.0] * len(models)
@@ -254,10 +254,10 @@ class Reference:
         mean.
         """
         self._done += 1
-        for member in range(len(self._models)):
+        for member in self._everyone:
             self.gather(member, self._done, seed)
         for leg in self.legs:
-            for member in range(len(self._models)):
+            for member in self._everyone:
                 self.apply(member, self._done, leg=leg)
         self.forget([self._done])
 
@@ -433,7 +433,7 @@ class Reference:
             begin += tensor.numel()
 
     def _tensors(self, member: int, slot: str) -> list[torch.Tensor]:
-        parameters = [p for p in self._models[member].parameters() if p.requires_grad]
+        parameters = self._parameters[member]
         if not slot:
             return list(parameters)
         optimizer = self._optimizers[member]

@@ -892,7 +892,24 @@ def test_where_all_are_sick_the_run_ends_with_the_reason():
     ((_, donor),) = newcomer(run)
     ((_, donor),) = sent(run.tell(7, Diverged(donor.peer[0])), Donor)
     commands = run.tell(7, Diverged(donor.peer[0]))
-    assert "not finite, as had all others that member 3" in sent(commands, Stop)[0][1].reason
+    assert "all members that member 3" in sent(commands, Stop)[0][1].reason
+
+
+def test_a_newcomer_waits_for_a_donor_that_is_away():
+    first = trained(n=3)
+    first.gone(2)
+    newcomer(first)
+    run = Run(n=3, rounds=400)
+    list(run.machine.go_on(past_of(first.machine), run.now))  # it waits for all to come back
+    run.tell(7, Back(0, 0))
+    ((_, donor),) = sent(run.tell(0, Back(2, 16)), Donor)
+    assert donor.peer[0] == 0
+    commands = run.tell(7, Diverged(0))
+    assert not sent(commands, Stop)
+    assert not sent(commands, Donor)
+    ((_, donor),) = sent(run.tell(1, Back(2, 16)), Donor)
+    assert donor.peer[0] == 1
+    assert sent(run.tell(7, Diverged(1)), Stop)
 
 
 def test_the_last_one_expelled_is_told_that_the_run_is_over():
