@@ -44,6 +44,52 @@ class Votes:
         return voter in self._said[of]
 
 
+class Waits:
+    """Who waits for whom in vain, as members say. A new roster makes it empty."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._since: dict[tuple[MemberId, MemberId], float] = {}
+        self._new: set[tuple[MemberId, MemberId]] = set()
+        self._generation = -1
+
+    def add(self, waiter: MemberId, slow: MemberId, roster: Roster, now: float) -> None:
+        """Note that `waiter` waits for `slow`."""
+        if self._generation != roster.generation:
+            self._generation = roster.generation
+            self._since.clear()
+            self._new.clear()
+        self._since[waiter, slow] = now
+        self._new.add((waiter, slow))
+
+    def ripe(self, now: float) -> list[tuple[MemberId, MemberId]]:
+        """The waiter and the slow one of each new wait, once others could tell of theirs.
+
+        Each is returned once. A wait of which nobody tells again is forgotten.
+        """
+        again = self._patience.stalled + self._patience.seconds
+        self._since = {wait: since for wait, since in self._since.items() if now - since < again}
+        found = [
+            wait
+            for wait, since in self._since.items()
+            if wait in self._new and now - since >= 4 * self._patience.ping
+        ]
+        self._new.difference_update(found)
+        return found
+
+    def causes(self, waiter: MemberId, slow: MemberId) -> set[MemberId]:
+        """For whom `waiter` waits in the end: `slow`, or those for whom `slow` waits in turn."""
+        seen, last, reached = {waiter, slow}, set(), [slow]
+        while reached:
+            one = reached.pop()
+            awaited = {other for who, other in self._since if who == one}
+            if not awaited:
+                last.add(one)
+            reached += sorted(awaited - seen)
+            seen |= awaited
+        return last or {slow}  # they wait for each other
+
+
 class Complaints:
     """Drops members that harm the others, once most of the others have complained."""
 
@@ -54,19 +100,37 @@ class Complaints:
         self._complaints = Votes()
         self._offences = Votes()
         self._diagnoses = Votes()
+        self._waits = Waits(self._patience)
 
     def stalled(
         self, member: KnownMember, slow: MemberId, *, broken: bool, now: float
     ) -> Iterator[Command]:
         """Handle Stalled: `member` waits too long for `slow`, or their connection is `broken`.
 
-        If the connection works and `slow` is alive, the complaint counts only if `slow` is the
-        member's donor.
+        If the connection works, `tick` looks for the one that both wait for.
         """
-        if broken or not self._lives(slow, now) or member.fetches_from(slow):
-            reason = f"kept most others waiting longer than {self._patience.stalled:g} s"
-            cure = "twelve times --patience; raise it, or use member.busy() around long work"
-            yield from self.report(member, slow, f"{reason} ({cure})")
+        if broken or member.fetches_from(slow):
+            yield from self.report(member, slow, self._too_slow)
+        elif self._population.started:
+            self._waits.add(member.id, slow, self._population.roster, now)
+
+    def tick(self, now: float) -> Iterator[Command]:
+        """Count the complaints of members that wait for one whose training loop says nothing.
+
+        Whoever waits for another member is not slow, nor is one that is busy.
+        """
+        for waiter, slow in self._waits.ripe(now):
+            for cause in sorted(self._waits.causes(waiter, slow)):
+                member = next((m for m in self._population.enrolled() if m.id == waiter), None)
+                if member is not None and not self._lives(cause, now):
+                    yield from self.report(member, cause, self._too_slow)
+
+    @property
+    def _too_slow(self) -> str:
+        return (
+            f"kept most others waiting longer than {self._patience.stalled:g} s (twelve times "
+            "--patience; raise it, or use member.busy() around long work)"
+        )
 
     def report(
         self, member: KnownMember, slow: MemberId, reason: str, *, for_good: bool = False

@@ -223,6 +223,7 @@ class Membership:
                 member.away_until = None
                 yield from self._lose(member, f"did not come back within {self._patience.back:g} s")
         yield from self._admission.tick(now, self._patience.seconds)
+        yield from self._complaints.tick(now)
         yield from self._move_on()
 
     def _hear(  # noqa: PLR0912 - a case a message

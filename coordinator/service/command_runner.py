@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.machine.commands import EndRun, Keep, Rewind, Send
 from washp2p.protocol.messages.control import messages
-from washp2p.protocol.messages.from_coordinator import Kept
+from washp2p.protocol.messages.from_coordinator import Kept, Ping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,19 +19,25 @@ if TYPE_CHECKING:
 class CommandRunner:
     """Writes entries into `journal`, and sends messages once they are committed.
 
-    `send` gets a worker's identity, a message, and its bytes. `perform` gets all commands that are
-    neither a Send nor a Keep.
+    `send` gets a worker's identity, a message, and its bytes, and says whether the worker is
+    connected. `perform` gets all commands that are neither a Send nor a Keep.
     """
 
     def __init__(
         self,
         journal: Journal,
-        send: Callable[[bytes, Message, bytes], None],
+        send: Callable[[bytes, Message, bytes], bool],
         perform: Callable[[Command], None],
     ) -> None:
         self._journal = journal
         self._send = send
         self._perform = perform
+        self._unreachable: set[bytes] = set()
+
+    @property
+    def has_unreachable(self) -> bool:
+        """Whether a worker was not connected when it was sent something."""
+        return bool(self._unreachable)
 
     def run(self, commands: Iterable[Command]) -> None:
         """Carry out `commands`."""
@@ -45,7 +51,8 @@ class CommandRunner:
                         continue  # the checkpoint that the journal names must stay
                     if message is not encoded:  # what all are sent is encoded once
                         data, encoded = messages.encode(message), message
-                    self._send(identity, message, data)
+                    if not self._send(identity, message, data):
+                        self._unreachable.add(identity)
                 case Keep(what):
                     self._journal.keep(what)
                 case Rewind():
@@ -57,3 +64,15 @@ class CommandRunner:
                 case _:
                     self._perform(command)
         self._journal.commit()
+
+    def give_up_unreachable(self, gone: Callable[[bytes], Iterable[Command]]) -> None:
+        """Try once more each worker that was not connected. Carry out `gone` of those that are not.
+
+        Call it once the last messages of workers are read.
+        """
+        while self._unreachable:
+            identity = min(self._unreachable)
+            self._unreachable.discard(identity)
+            ping = Ping()
+            if not self._send(identity, ping, messages.encode(ping)):  # it has not come back since
+                self.run(gone(identity))

@@ -108,7 +108,6 @@ class Server:
         self._runner = CommandRunner(self._journal, self._deliver, self._perform)
         self._control_bytes: Counter[bytes] = Counter()
         self._seed_bytes: Counter[bytes] = Counter()
-        self._unreachable: set[bytes] = set()
         self._rate_limits = RateLimits(
             keys, self._patience, lambda text: observers.event(Event(text, What.REFUSED))
         )
@@ -227,17 +226,13 @@ class Server:
     def _bury(self) -> None:
         """Give up the workers whose connections are closed, after reading their last messages."""
         for _ in range(AT_ONCE):
-            if not self._unreachable or not self._router.arrived:
+            if not self._runner.has_unreachable or not self._router.arrived:
                 break
             self._receive()
         else:
             return
-        while self._unreachable:
-            identity = self._unreachable.pop()
-            if not self._router.send(
-                identity, messages.encode(Ping())
-            ):  # it has not come back since
-                self._runner.run(self._membership.gone(identity, time.monotonic()))
+        now = time.monotonic()
+        self._runner.give_up_unreachable(lambda identity: self._membership.gone(identity, now))
 
     def _receive(self) -> None:
         identity, frame, more = self._router.receive()
@@ -262,11 +257,11 @@ class Server:
             self._runner.run(self._membership.cut_off(offender, what))  # which tells it so
             self._rate_limits.cut_off(offender, what, frame)
 
-    def _deliver(self, identity: bytes, message: Message, data: bytes) -> None:
-        if not self._router.send(identity, data):
-            self._unreachable.add(identity)
-        elif isinstance(message, Seeds):
+    def _deliver(self, identity: bytes, message: Message, data: bytes) -> bool:
+        connected = self._router.send(identity, data)
+        if connected and isinstance(message, Seeds):
             self._seed_bytes[identity] += len(data)
+        return connected
 
     def _perform(self, command: Command) -> None:
         match command:

@@ -209,6 +209,30 @@ MUTANTS = [
         "return Applied(self.number, tuple(self.arrived), tuple(self.lost), self.leg)",
         "return Applied(self.number, tuple(self.arrived)[1:], tuple(self.lost), self.leg)",
     ),
+    Mutant(
+        "a coordinator that takes over does not hear who is busy",
+        "washp2p.coordinator_link.conversation",
+        "if self._last_busy.seconds:",
+        "if False:",
+    ),
+    Mutant(
+        "a newcomer waits for no donor that is away",
+        "coordinator.machine.donors",
+        "if there <= newcomer.useless.keys():",
+        "if newcomer.useless:",
+    ),
+    Mutant(
+        "a survey goes on with the members of the roster before",
+        "washp2p.rounds.surveyor",
+        "self._last[0] is roster",
+        "len(self._last[0].members) >= len(roster.members)",
+    ),
+    Mutant(
+        "who has to evaluate is asked of the first roster",
+        "washp2p.member.peer_average",
+        "first = connection.state.roster.members[0]",
+        "first = connection.state.rosters[0].members[0]",
+    ),
 ]
 
 

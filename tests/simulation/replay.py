@@ -105,9 +105,9 @@ def _resumed(run):
     The logs of members that did not go on need not explain what was before.
     """
     found = {}
-    if run.power_lost_before is not None:
+    if run.faults.power_lost_before is not None:
         for number, process in run.processes.items():
-            if number >= run.power_lost_before and process.resumed is not None:
+            if number >= run.faults.power_lost_before and process.resumed is not None:
                 found.setdefault(process.member, process.resumed)
     return found
 

@@ -33,7 +33,12 @@ FAULTS = [
     "diverge",
     "disk",
     "all",
+    "busy",
+    "slow",
+    "clock",
 ]
+RARE = ["log disk", "journal disk", "coordinator's clock"]
+"""Faults after which less can be demanded of a run. It has at most one of them."""
 
 
 class Fault(NamedTuple):
@@ -50,29 +55,40 @@ class Fault(NamedTuple):
     both: bool
     act: int
 
-    def befall(self, run):
+    def befall(self, run):  # noqa: PLR0912 - a case a fault
         """Let it befall `run`, which has not begun."""
+        faults, when = run.faults, {"at": self.at, "seconds": self.seconds}
         match self.kind:
             case "kill":
-                run.kill(self.worker, at=self.at)
-            case "disk":
-                run.fill_disk(self.worker, at=self.at, seconds=self.seconds)
+                faults.kill(self.worker, at=self.at)
+            case "disk" | "log disk":
+                faults.fill_disk(self.worker, **when, logs=self.kind == "log disk")
+            case "journal disk":
+                faults.fill_journal(**when)
             case "all":
-                run.kill_all(at=self.at, seconds=self.seconds, power=self.both)
+                faults.kill_all(**when, power=self.both)
             case "diverge":
-                run.diverge(self.worker, at=self.at)
+                faults.diverge(self.worker, at=self.at)
             case "kill in act":
-                run.kill_in_act(self.worker, self.act)
+                faults.kill_in_act(self.worker, self.act)
             case "coordinator in act":
-                run.kill_coordinator_in_act(self.act, seconds=self.seconds)
+                faults.kill_coordinator_in_act(self.act, seconds=self.seconds)
             case "stop":
-                run.stop(self.worker, at=self.at, seconds=self.seconds)
+                faults.stop(self.worker, **when)
+            case "busy":
+                faults.occupy(self.worker, **when)
+            case "slow":
+                faults.slow_down(self.worker, **when)
+            case "clock":
+                faults.put_clock_forward(self.worker, **when)
+            case "coordinator's clock":
+                faults.put_coordinators_clock_forward(**when)
             case "cut":
-                run.cut(self.worker, self.other, at=self.at, seconds=self.seconds, both=self.both)
+                faults.cut(self.worker, self.other, **when, both=self.both)
             case "cut from coordinator":
-                run.cut(self.worker, at=self.at, seconds=self.seconds, both=self.both)
+                faults.cut(self.worker, **when, both=self.both)
             case "coordinator":
-                run.kill_coordinator(at=self.at, seconds=self.seconds)
+                faults.kill_coordinator(**when)
             case "join":
                 run.join(at=self.at, anywhere=True)
 
@@ -115,21 +131,31 @@ def scenario(seed):
     if options["method"] == "wash" and n > 3 and random.random() < 0.3:
         options["group"] = 2
     begun = BEGUN + (PATIENCE if newcomers else 0.0)
+    options["track_consensus"] = random.choice([0, 0, 5, 8])
     options["checkpoint_minutes"] = random.choice([0, 0.5 / 60, 1 / 60])
     faults = []
     spared = random.randrange(n)  # somebody must be left
-    for _ in range(random.choice([0, 1, 1, 2, 2, 3, 4, 5, 6])):
-        kind = random.choice(FAULTS)
+    kinds = random.choices(FAULTS, k=random.choice([0, 1, 1, 2, 2, 3, 4, 5, 6]))
+    if random.random() < 0.1:
+        kinds.append(random.choice(RARE))
+    if "journal disk" in kinds:  # a coordinator that died meanwhile could not be replaced
+        kinds = [k for k in kinds if not k.startswith("coordinator") and k != "all"]
+    for kind in kinds:
         worker = random.choice([w for w in range(n) if w != spared])
         other = random.choice([w for w in range(n) if w != worker])
         at = begun + random.uniform(0, 1.5 * rounds * STEP_SECONDS)
         seconds = random.choice([0.1, 0.5, 1.0, 2.0, 5.0, 30.0]) * random.uniform(0.5, 1.5)
+        if kind == "busy":
+            seconds = max(seconds, random.choice([0.0, 15.0 * PATIENCE]))
         both = random.random() < 0.7
         act = random.randint(20 * n, rounds * n)
         faults.append(Fault(kind, at, seconds, worker, other, both, act))
         if kind == "diverge" and n > 3 and other != spared:  # while the others say so
             soon = at + random.uniform(0, 4 * STEP_SECONDS)
             faults.append(Fault("kill", soon, 0.0, other, worker, both, act))
+        if kind == "busy" and "journal disk" not in kinds and random.random() < 0.5:
+            soon = at + random.uniform(0, 2 * PATIENCE)
+            faults.append(Fault("coordinator", soon, 1.0, worker, other, both, act))
     for _ in range(newcomers):
         at = begun + random.uniform(0, rounds * STEP_SECONDS)
         faults.append(Fault("join", at, 0.0, 0, 0, both=False, act=0))

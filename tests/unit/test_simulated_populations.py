@@ -42,7 +42,7 @@ def test_a_run_can_be_repeated():
 
 def test_who_is_killed_is_not_in_the_average():
     run = SimulatedRun(seed=1, n=3, rounds=20, p=0.1)
-    run.kill(2, at=0.7)
+    run.faults.kill(2, at=0.7)
     run.finish()
     (killed,) = (member for member, process in run.members.items() if process.averaged is None)
     assert run.over == tuple(member for member in range(3) if member != killed)

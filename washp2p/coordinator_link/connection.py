@@ -51,7 +51,7 @@ class Connection(Conversation):
         super().__init__(address, sockets.gethostname(), os.getpid(), this_place(), rank)
         self._changed = threading.Condition()
         self._on_change: Callable[[], None] = lambda: None
-        self._on_stop: Callable[[WashError], None] = lambda _: None
+        self._on_stop: Callable[[WashError], None] = _ignore
         self.encrypted = keys is not None
         """Whether links are, to the coordinator and among members."""
         self._run_dir = run_dir
@@ -90,9 +90,8 @@ class Connection(Conversation):
         The training thread learns of it in its next round.
         """
         with self._changed:
-            self._on_stop, failure = callback, self._failure
-        if failure is not None:
-            callback(failure)
+            self._on_stop = callback
+        self._tell_of_stop()
 
     def leave(self, error: BaseException) -> None:
         """Leave the run early because of `error`. The other members are told."""
@@ -121,15 +120,19 @@ class Connection(Conversation):
     def _forget(self, rounds: range) -> None:
         checkpoints.forget(self.folder, rounds)
 
-    def _fail(self, error: WashError) -> None:
+    def _tell_of_stop(self) -> None:
         with self._changed:
-            if self._failure is not None or self.state.over:
+            if self._failure is None:
                 return
-            self._failure, on_stop = error, self._on_stop
-        on_stop(error)
-        self._announce()
+            callback, self._on_stop = self._on_stop, _ignore
+        callback(self._failure)
 
     def _announce(self) -> None:
         with self._changed:
             self._changed.notify_all()
+        self._tell_of_stop()
         self._on_change()
+
+
+def _ignore(_: WashError) -> None:
+    pass

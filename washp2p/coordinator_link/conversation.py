@@ -36,6 +36,7 @@ from washp2p.protocol.messages.from_worker import (
     Averaged,
     Averaging,
     Back,
+    Busy,
     Claim,
     CutOff,
     Diverged,
@@ -95,6 +96,7 @@ class Conversation(ABC):
     _failure: WashError | None = None
     _last_progress = Progress(0)
     _last_saved: Saved | None = None
+    _last_busy = Busy(0.0)
 
     def __init__(self, address: str, host: str, pid: int, place: str, rank: int | None) -> None:
         """The worker is process `pid` of `host`, at `place`, and wants the id `rank`, if given."""
@@ -167,13 +169,15 @@ class Conversation(ABC):
         """Send a control `message` to the coordinator.
 
         Messages of the types in MILESTONES are sent again to a coordinator that takes over. So are
-        those in VOTES, if no roster has come since.
+        those in VOTES, if no roster has come since, and a Busy that lasts.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):
             self._milestones.append(data)
         elif isinstance(message, VOTES) and self.state.rosters:
             self._votes.append((self.state.roster.generation, data))
+        elif isinstance(message, Busy):
+            self._last_busy = message
         self._send(data)
 
     def order_of(self, round_number: int) -> Order | None:
@@ -216,6 +220,8 @@ class Conversation(ABC):
         yield from (vote for of, vote in list(self._votes) if of == generations - 1)
         if self._last_saved is not None:
             yield messages.encode(self._last_saved)
+        if self._last_busy.seconds:
+            yield messages.encode(self._last_busy)
         yield messages.encode(self._last_progress)
 
     def hear(self, data: bytes) -> None:

@@ -76,7 +76,6 @@ class Exchange:
         self._sent: Turn = (0, FIRST)
         """The last turn posted."""
         self._end: tuple[int, int] | None = None
-        self._paused_for = 0
         self.generation = 0
         """The generation of the last leg sent."""
         self.arrivals = Arrivals(self._item_bytes, refusals, room)
@@ -147,14 +146,16 @@ class Exchange:
         taken.
         """
         self.flush()
-        self._end, self._paused_for = (last, number), number
+        self._end = (last, number)
         for peer in peers:
             self.greet(peer)
 
     def go_on(self) -> None:
         """Continue with rounds: all members have taken the average."""
+        assert self._end is not None
+        _, number = self._end
         self._end = None
-        self.arrivals.go_on(self._paused_for)
+        self.arrivals.go_on(number)
 
     def greet(self, peer: MemberId) -> None:
         """Tell a new `peer` the last round that this member takes part in, if it is known."""

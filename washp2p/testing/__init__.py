@@ -6,13 +6,14 @@ so a run can be repeated.
 
 >>> from washp2p.testing import SimulatedRun
 >>> run = SimulatedRun(seed=1, n=3, rounds=20, p=0.1)
->>> run.kill(2, at=0.5)  # which is member 1: ids go by who comes first
+>>> run.faults.kill(2, at=0.5)  # which is member 1: ids go by who comes first
 >>> run.finish()
 >>> run.over  # the members of the average
 (0, 2)
 """
 
+from washp2p.testing.faults import Faults
 from washp2p.testing.population import SimulatedRun
 from washp2p.testing.tasks import Task, ToyTask
 
-__all__ = ["SimulatedRun", "Task", "ToyTask"]
+__all__ = ["Faults", "SimulatedRun", "Task", "ToyTask"]

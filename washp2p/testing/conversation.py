@@ -27,6 +27,10 @@ class Process(Protocol):
     alive: bool
     host: Host
 
+    @property
+    def now(self) -> float:
+        """What its host's clock shows."""
+
     def after(self, seconds: float, action: Callable[[], None]) -> None:
         """Do something in `seconds`, or later if the process is stopped then."""
 
@@ -46,9 +50,8 @@ class SimulatedConversation(Conversation):
         """`tell` brings the process's identity and a message to the coordinator."""
         super().__init__("tcp://coordinator:5555", "simulated", process.number, process.place, None)
         self._tell = tell
-        self._events = network.events
         self._process = process
-        self.absence = Absence(self.address, self._events.now)
+        self.absence = Absence(self.address, process.now)
         """How long there has been no coordinator."""
         self.session = network.open(process.place, PLACE, self._made, self._broke)
         """Its connection."""
@@ -60,7 +63,7 @@ class SimulatedConversation(Conversation):
 
     def take(self, data: bytes) -> None:
         """Take a message that has arrived."""
-        self.absence.heard(self._events.now)
+        self.absence.heard(self._process.now)
         self.hear(data)
 
     def give_up(self) -> None:
@@ -79,12 +82,12 @@ class SimulatedConversation(Conversation):
 
     def _broke(self, place: str) -> None:
         if place == self._process.place and not self.absence.lasts:
-            self.absence.begin(self._events.now)
+            self.absence.begin(self._process.now)
             self._wait_for_another()
 
     def _wait_for_another(self) -> None:
         if self.absence.lasts and self._process.alive:
-            problem = self.absence.problem(self._events.now)
+            problem = self.absence.problem(self._process.now)
             if problem is not None:
                 self._fail(problem)
             else:

@@ -47,6 +47,7 @@ class SimulatedCoordinator:
         send: Callable[[bytes, bytes], bool],
         died: Callable[[], None],
         told: list[str],
+        clock: float,
         goes_on: bool = False,
         resumes: bool = False,
     ) -> None:
@@ -57,7 +58,8 @@ class SimulatedCoordinator:
         self.dies_at = 0
         """The number of the message before which it dies; 0 for none."""
         self._sent = 0
-        self._unreachable: set[bytes] = set()
+        self.clock = clock
+        """By how many seconds its clock is ahead of virtual time."""
         self.end: EndRun | None = None
         """How the run has ended, once it has."""
         self.refused: list[str] = []
@@ -86,7 +88,7 @@ class SimulatedCoordinator:
         if opening.resumes:
             self._runner.run(self._membership.resume(opening.past))
         elif goes_on:
-            self._runner.run(self._membership.go_on(opening.past, self._events.now))
+            self._runner.run(self._membership.go_on(opening.past, self._now))
         self._tick_later()
 
     @property
@@ -100,6 +102,15 @@ class SimulatedCoordinator:
         """The round of the last checkpoint that all members have; 0 if there is none."""
         return self._membership.population.kept
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether a member has told how good the average is."""
+        return bool(self._membership.population.accuracy)
+
+    @property
+    def _now(self) -> float:
+        return self._events.now + self.clock
+
     def receive(self, identity: bytes, data: bytes) -> None:
         """Take a message of the worker `identity`."""
         if self.end is not None:
@@ -109,7 +120,7 @@ class SimulatedCoordinator:
         except ProtocolError as error:
             self.refused.append(str(error))
             return
-        self._runner.run(self._membership.receive(identity, message, self._events.now))
+        self._runner.run(self._membership.receive(identity, message, self._now))
 
     def die(self) -> None:
         """End at once, like a process that is killed. What was not committed is lost."""
@@ -126,26 +137,23 @@ class SimulatedCoordinator:
     def _tick(self) -> None:
         if self.alive and self.end is None:
             self._tick_later()
-            self._runner.run(self._membership.tick(self._events.now))
+            self._runner.run(self._membership.tick(self._now))
             self._runner.run(self._membership.population.tell(Ping()))
 
-    def _deliver(self, identity: bytes, _: Message, data: bytes) -> None:
+    def _deliver(self, identity: bytes, _: Message, data: bytes) -> bool:
         self._sent += 1
         if self._sent == self.dies_at:
             self.die()
             raise Killed
-        if not self._send(identity, data):
-            if not self._unreachable:
-                self._events.after(0.0, lambda: self._network.act(PLACE, self._bury))
-            self._unreachable.add(identity)
+        connected = self._send(identity, data)
+        if not connected and not self._runner.has_unreachable:
+            self._events.after(0.0, lambda: self._network.act(PLACE, self._bury))
+        return connected
 
     def _bury(self) -> None:
-        """Give up the workers whose connections are closed."""
-        while self.alive and self._unreachable:
-            identity = min(self._unreachable)
-            self._unreachable.discard(identity)
-            if not self._send(identity, messages.encode(Ping())):  # it has not come back since
-                self._runner.run(self._membership.gone(identity, self._events.now))
+        if self.alive:
+            gone = self._membership.gone
+            self._runner.give_up_unreachable(lambda identity: gone(identity, self._now))
 
     def _perform(self, command: Command) -> None:
         match command:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Host:
     """What a machine keeps of a run: it outlives the processes there."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: float) -> None:
         self.checkpoints: dict[tuple[int, MemberId], bytes] = {}
         """By round and member."""
         self.logs: dict[MemberId, list[Record | Jump | Joined]] = {}
@@ -31,6 +31,14 @@ class Host:
         """By member that was trained so: the first such step."""
         self.full = False
         """Whether there is no room for a checkpoint."""
+        self.logs_full = False
+        """Whether there is no room for a record of a log."""
+        self.clock = clock
+        """By how many seconds its clock is ahead of virtual time."""
+        self.busy = 0.0
+        """For how many seconds the next training loop here does something else, having said so."""
+        self.slow = 0.0
+        """The same of one that does not say so."""
 
     def forget(self, rounds: range) -> None:
         """Delete the checkpoints of these rounds."""
@@ -38,26 +46,31 @@ class Host:
 
 
 class MemoryLog:
-    """A run log in memory, with `records`. `acts` is called before and after each write."""
+    """The run log of `member` on `host`. `acts` is called before and after each write."""
 
-    def __init__(self, acts: Callable[[], None], records: list[Record | Jump | Joined]) -> None:
+    def __init__(self, acts: Callable[[], None], host: Host, member: MemberId) -> None:
         self._acts = acts
-        self.records = records
+        self._host = host
+        self.records = host.logs.setdefault(member, [])
         """What was written, in order."""
         self.whole = False
         """Whether the member has finished."""
-        self._lasting = len(records)
+        self.has_gap = False
+        """Whether a record could not be written: nothing is, after that."""
+        self._lasting = len(self.records)
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
         """Write records."""
         self._acts()
-        self.records += records
+        self.has_gap = self.has_gap or self._host.logs_full
+        if not self.has_gap:
+            self.records += records
         self._acts()
 
     def keep(self) -> tuple[int, bool]:
         """Make the records last. Returns their number, and that all were written."""
         self._lasting = len(self.records)
-        return self._lasting, True
+        return self._lasting, not self.has_gap
 
     def lose_power(self, random: Random) -> None:
         """Lose what was written since `keep`, or the end of it."""
@@ -67,6 +80,7 @@ class MemoryLog:
         """Drop all but the first `size` records."""
         del self.records[size:]
         self._lasting = size
+        self.has_gap = not whole
 
     def finish(self) -> None:
         """Note that the member has finished."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,8 @@ from washp2p.config.config import RunConfig
 from washp2p.protocol.patience import Patience
 from washp2p.runfolder.runlog import Joined, stands
 from washp2p.testing.coordinator import PLACE, SimulatedCoordinator
-from washp2p.testing.events import Events, Killed
+from washp2p.testing.events import Events
+from washp2p.testing.faults import Faults
 from washp2p.testing.memory import Host
 from washp2p.testing.network import Network
 from washp2p.testing.points import ANY, Points
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 STEP_SECONDS = 0.05
 LONGEST = 24 * 3600.0
 """Virtual seconds after which a run counts as stuck."""
-MILD = 0.75
-"""Share of the time after which somebody is given up that nobody is given up for."""
+CLOCKS = 1e6
+"""Seconds by which the clocks of hosts differ at most."""
 LAST_WORDS = 120.0
 """Virtual seconds in which the coordinator must end after its workers, another one if it is killed.
 """
@@ -56,18 +56,17 @@ class SimulatedRun:
     ) -> None:
         self._step_seconds = step_seconds
         self.config = RunConfig.resolve(n=n + room, min_n=n if room else 0, seed=seed, **options)
+        self.faults = Faults(self, Random(seed))
+        """What befalls it."""
         self.events = Events()
         """Virtual time."""
         self._random = Random(seed)
         self._key = seed.to_bytes(8, "big")
-        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self.database = sqlite3.connect(":memory:", isolation_level=None)
+        """Where its coordinators' journal is."""
         self.told: list[str] = []
         """What the coordinators have told people."""
         self._points = Points(lambda: self.processes_at[self.network.acting])
-        self._replaced_after = 0.0
-        self._resumes = False
-        self.power_lost_before: int | None = None
-        """The number of the first worker that was started after the last power loss, if any was."""
         self.network = Network(self.events, self._random, Patience(self.config.operation.patience))
         self.coordinator = self._coordinator(goes_on=False)
         """The present one, or the last."""
@@ -82,12 +81,6 @@ class SimulatedRun:
         """All workers that were ever started, by number."""
         self.founders = n
         """How many workers begin the run; those with higher numbers come later."""
-        self.disturbed: set[int] = set()
-        """The numbers of workers to which something is done that they may not survive."""
-        self.touched: set[int] = set()
-        """The numbers of workers to which anything is done."""
-        self.without_coordinator = 0.0
-        """For how many seconds there is none, in all."""
         self.processes_at: dict[str, int] = {}
         """Their numbers, by place."""
         self._by_identity: dict[bytes, SimulatedProcess] = {}
@@ -105,7 +98,7 @@ class SimulatedRun:
             self.world,
             number,
             endpoint or self.network.new_endpoint(),
-            host or Host(),
+            host or Host(self._random.uniform(0.0, CLOCKS)),
             step_seconds=seconds,
         )
         self._by_identity[process.identity] = process
@@ -124,85 +117,12 @@ class SimulatedRun:
 
         self.events.at(at, start)
 
-    def kill(self, number: int, *, at: float) -> None:
-        """Kill worker `number` at the time `at`: its host tells that its connections are closed."""
-        self._disturb(number)
-        self.events.at(at, self.processes[number].kill)
+    def take_over(self, *, resumes: bool) -> None:
+        """Start a coordinator in place of one that has died.
 
-    def stop(self, number: int, *, at: float, seconds: float) -> None:
-        """Stop worker `number` at the time `at`, and let it go on after `seconds`."""
-        self._disturb(number, mildly=seconds < MILD * self.network.patience.dead)
-        self.processes[number].out_of_action += seconds
-        place = self.processes[number].place
-        self.events.at(at, lambda: self.network.stop(place))
-        self.events.at(at + seconds, lambda: self.network.go_on(place))
-
-    def stop_now(self, number: int, *, seconds: float) -> None:
-        """Stop the worker that is doing something, before whatever it does next, for `seconds`."""
-        place = self.processes[number].place
-        self.stop(number, at=self.events.now, seconds=seconds)
-        self.network.stop(place)
-
-    def cut(
-        self,
-        number: int,
-        other: int | None = None,
-        *,
-        at: float,
-        seconds: float,
-        both: bool = True,
-    ) -> None:
-        """Cut the path from worker `number` to worker `other` (default: to the coordinator).
-
-        With `both`, that in the other direction, too. Both heal after `seconds`.
+        With `resumes` it waits for workers that hold checkpoints.
         """
-        short = self.network.patience.dead if other is None else self.network.patience.mute
-        for one in {number, number if other is None else other}:
-            self._disturb(one, mildly=seconds < MILD * short)
-        here = self.processes[number].place
-        if other is None:
-            self.processes[number].out_of_action += seconds
-        there = PLACE if other is None else self.processes[other].place
-        for source, target in _ways(here, there, both=both):
-            self.events.at(at, partial(self.network.cut, source, target))
-            self.events.at(at + seconds, partial(self.network.heal, source, target))
-
-    def kill_coordinator(self, *, at: float, seconds: float) -> None:
-        """Kill the coordinator at the time `at`. After `seconds` another takes over the run."""
-
-        def kill() -> None:
-            self._replaced_after = seconds
-            self.coordinator.die()
-
-        self.events.at(at, kill)
-
-    def fill_disk(self, number: int, *, at: float, seconds: float) -> None:
-        """Leave no room on the host of worker `number` at the time `at`, for `seconds`."""
-        host = self.processes[number].host
-
-        def fill(full: bool) -> None:
-            host.full = full
-
-        self.events.at(at, partial(fill, True))
-        self.events.at(at + seconds, partial(fill, False))
-
-    def kill_all(self, *, at: float, seconds: float, power: bool = False) -> None:
-        """Kill all processes at the time `at`, if there is a checkpoint to go on from.
-
-        If the `power` fails, their hosts lose what was written and not made to last. After
-        `seconds` a coordinator resumes the run, with a worker on each host.
-        """
-        self.events.at(at, lambda: self._fail(seconds, power=power))
-
-    def diverge(self, number: int, *, at: float) -> None:
-        """Let the model of worker `number` be no numbers from the time `at` on."""
-        self._disturb(number)
-        host = self.processes[number].host
-
-        def diverge() -> None:
-            host.diverges = True
-
-        self.events.at(at, diverge)
+        self.coordinator = self._coordinator(goes_on=True, resumes=resumes)
 
     def at_point(self, point: str, befall: Callable[[int], None], *, worker: int = ANY) -> None:
         """Call `befall` once, with its number, as soon as a worker is at a point of `hold_points`.
@@ -210,36 +130,6 @@ class SimulatedRun:
         `worker` is the one meant (default: any). It is in the midst of something.
         """
         self._points.add(point, worker, befall)
-
-    def kill_now(self, number: int) -> None:
-        """Kill the worker that is doing something."""
-        self._disturb(number)
-        self.processes[number].kill()
-        raise Killed
-
-    def isolate(self, number: int, *, seconds: float, both: bool = True) -> None:
-        """Cut worker `number` off from everybody, now, for `seconds`. Without `both`, others still
-        reach it.
-        """
-        self._disturb(number)
-        self.processes[number].out_of_action += seconds
-        here, network = self.processes[number].place, self.network
-        for there in sorted({PLACE, *self.processes_at} - {here}):
-            for source, target in _ways(here, there, both=both):
-                network.cut(source, target)
-                self.events.after(seconds, partial(network.heal, source, target))
-
-    def kill_in_act(self, number: int, act: int) -> None:
-        """Kill worker `number` in its act of this number: before it sends, or as it logs."""
-        self._disturb(number)
-        self.processes[number].dies_at = act
-
-    def kill_coordinator_in_act(self, message: int, *, seconds: float) -> None:
-        """Kill the coordinator before it sends its message of this number. After `seconds` another
-        takes over.
-        """
-        self.coordinator.dies_at = message
-        self._replaced_after = seconds
 
     def finish(self, until: float = LONGEST) -> None:
         """Let time pass until all processes have ended.
@@ -250,12 +140,11 @@ class SimulatedRun:
             self._finish(until)
 
     def _finish(self, until: float) -> None:
-        ended = self.events.run(
-            lambda: (
-                not (self._resumes or any(process.alive for process in self.processes.values()))
-            ),
-            until,
-        )
+        def over() -> bool:
+            alive = any(process.alive for process in self.processes.values())
+            return not (self.faults.resumes or alive)
+
+        ended = self.events.run(over, until)
         assert ended, "\n".join(["the run is stuck", *self.told[-20:]])
         self.events.run(lambda: self.coordinator.end is not None, self.events.now + LAST_WORDS)
 
@@ -287,18 +176,14 @@ class SimulatedRun:
             self.network,
             self.config,
             run=self._key,
-            database=self._database,
+            database=self.database,
             send=self._send,
-            died=self._replace_coordinator,
+            died=self.faults.coordinator_died,
             told=self.told,
+            clock=self._random.uniform(0.0, CLOCKS),
             goes_on=goes_on,
             resumes=resumes,
         )
-
-    def _disturb(self, number: int, *, mildly: bool = False) -> None:
-        self.touched.add(number)
-        if not mildly:
-            self.disturbed.add(number)
 
     def _tell(self, identity: bytes, data: bytes) -> None:
         self.coordinator.receive(identity, data)
@@ -306,36 +191,3 @@ class SimulatedRun:
     def _send(self, identity: bytes, data: bytes) -> bool:
         process = self._by_identity[identity]
         return process.session.send(PLACE, lambda: process.hear(data))
-
-    def _fail(self, seconds: float, *, power: bool) -> None:
-        if self.coordinator.end is not None or not self.coordinator.kept:
-            return
-        self._replaced_after = seconds
-        self._resumes = True
-        if power:
-            self.power_lost_before = len(self.processes)
-        self.coordinator.die()
-        for number, process in self.processes.items():
-            self._disturb(number)
-            if power and process.alive:
-                process.log.lose_power(self._random)
-            process.kill()
-        hosts = {id(process.host): process.host for process in self.processes.values()}
-        for host in hosts.values():
-            self.events.after(seconds, partial(self._start_again, host))
-
-    def _start_again(self, host: Host) -> None:
-        self._disturb(self.start(host))
-
-    def _replace_coordinator(self) -> None:
-        self.without_coordinator += self._replaced_after
-        self.events.after(self._replaced_after, self._take_over)
-
-    def _take_over(self) -> None:
-        self.coordinator = self._coordinator(goes_on=True, resumes=self._resumes)
-        self._resumes = False
-
-
-def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:
-    """The directions of a path that are cut: source and target."""
-    return [(here, there), (there, here)] if both else [(here, there)]

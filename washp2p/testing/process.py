@@ -12,7 +12,7 @@ from washp2p.errors import WashError
 from washp2p.member.assembly import Ports, core_of
 from washp2p.member.derivation import Derivation
 from washp2p.model.store import Store
-from washp2p.protocol.messages.from_worker import Attach
+from washp2p.protocol.messages.from_worker import Attach, Busy, Result
 from washp2p.rounds.waiting import Wait, Waiting
 from washp2p.strategies import strategy_for
 from washp2p.testing.conversation import SimulatedConversation
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from washp2p.member.core import MemberCore
+    from washp2p.member.peer_average import PeerAverage
     from washp2p.protocol.roster import MemberId
     from washp2p.rounds.inbox import Inbox
     from washp2p.testing.memory import Host
@@ -87,7 +88,7 @@ class SimulatedProcess:
         self.place = f"process-{number}"
         self.host = host
         """The machine that it runs on."""
-        self.log = MemoryLog(self.acts, [])
+        self.log = MemoryLog(self.acts, host, -1)
         self.alive = True
         """Whether it runs."""
         self.longest_wait = 0.0
@@ -133,6 +134,11 @@ class SimulatedProcess:
     def session(self) -> Session:
         """Its connection to the coordinator."""
         return self._conversation.session
+
+    @property
+    def now(self) -> float:
+        """What its host's clock shows."""
+        return self._events.now + self.host.clock
 
     def hear(self, data: bytes) -> None:
         """Take a message of the coordinator."""
@@ -180,7 +186,7 @@ class SimulatedProcess:
         member, task = conversation.member, world.task
         if not conversation.resumes:
             self.host.logs[member] = []
-        self.log = MemoryLog(self.acts, self.host.logs[member])
+        self.log = MemoryLog(self.acts, self.host, member)
         model, optimizer = task.make(member)
         self.model = model
         strategy = strategy_for(conversation.config)
@@ -200,7 +206,7 @@ class SimulatedProcess:
             planning=lambda: 0.0,
             log=self.log,
             folder=MemoryFolder(self.host, member, self.acts),
-            clock=lambda: self._events.now,
+            clock=lambda: self.now,
             warn=lambda _: None,
             proven=False,
         )
@@ -219,6 +225,7 @@ class SimulatedProcess:
             self.resumed = Resumed(round_loop.round, round_loop.steps, *states)
         while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
+            yield from self._do_something_else()
             task.step(model, optimizer, member, round_loop.steps + 1)
             if self.host.diverges:
                 self.host.diverged_after.setdefault(member, round_loop.steps + 1)
@@ -228,7 +235,31 @@ class SimulatedProcess:
         yield from core.begin_average(None)
         average = yield from core.take_average()
         self.averaged = store.state_dict(average.averaged)
+        if (yield from average.leads()):
+            yield from self._evaluate(average)
         yield from core.finish()
+
+    def _do_something_else(self) -> Generator[Pause, None, None]:
+        """Do what is no step, as long as the host has it do so, perhaps without saying so."""
+        host = self.host
+        if host.busy:
+            self._conversation.tell(Busy(host.busy + 1.0))
+            yield Pause(host.busy)
+            host.busy = 0.0
+            self._conversation.tell(Busy(0.0))
+        if host.slow:
+            yield Pause(host.slow)
+            host.slow = 0.0
+
+    def _evaluate(self, average: PeerAverage) -> Generator[Wait | Pause, None, None]:
+        """Fetch what all others brought to the average, and tell how good it is."""
+        assert average.over is not None
+        there = list(average.over.members)
+        for member in there:
+            yield from average.of(member)
+        yield Pause(self._step_seconds)
+        found = Result(average.number, there, [50.0] * len(there), 50.0, 50.0, 50.0)
+        self._conversation.tell(found)
 
     def _arrived(self, message: Message) -> None:
         if not self.alive:

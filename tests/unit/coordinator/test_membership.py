@@ -405,13 +405,20 @@ def test_who_diverges_is_reset_or_dropped_or_the_run_stops(policy, answer):
     assert run.tell(1, Diverged(2)) == []
 
 
+def waits(run, *whom):
+    """The commands once members have told, as pairs, who waits for whom."""
+    for waiter, slow in whom:
+        assert run.tell(waiter, Stalled(slow, broken=False)) == []
+    run.now += 2.0
+    return run.tick()
+
+
 def test_whom_most_others_wait_for_is_dropped():
     run = Run(n=4)
     run.start()
     run.sync()
-    assert run.tell(0, Stalled(3, broken=False)) == run.tell(0, Stalled(3, broken=False)) == []
-    assert run.tell(3, Stalled(1, broken=False)) == []
-    commands = run.tell(1, Stalled(3, broken=False))
+    assert waits(run, (0, 3), (0, 3)) == []
+    commands = waits(run, (1, 3))
     assert [identity for identity, _ in sent(commands, Dropped)] == [b"3"]
     assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 2]
     for word in Back(1, 16), Progress(3):
@@ -423,8 +430,7 @@ def test_of_two_that_wait_for_each_other_the_later_is_dropped():
     run = Run(n=4)
     run.start()
     run.sync()
-    assert run.tell(2, Stalled(1, broken=False)) == []
-    commands = run.tell(1, Stalled(2, broken=False))
+    commands = waits(run, (2, 1), (1, 2))
     assert [identity for identity, _ in sent(commands, Dropped)] == [b"2"]
     assert [m for m, *_ in sent(commands, NewRoster)[0][1].peers] == [0, 1, 3]
 
@@ -800,14 +806,32 @@ def test_who_is_busy_or_has_just_been_heard_is_not_dropped_for_being_slow():
     run = trained(n=2)
     run.now = 100.0
     run.tell(1, Busy(30.0))
-    assert run.tell(0, Stalled(1, broken=False)) == []
+    assert waits(run, (0, 1)) == []
     run.now = 131.0
     run.tell(1, Progress(3))
-    assert run.tell(0, Stalled(1, broken=False)) == []
-    assert not sent(run.tell(0, Stalled(1, broken=False)), Dropped)
+    assert waits(run, (0, 1)) == []
     run.now = 200.0
-    ((_, answer),) = sent(run.tell(0, Stalled(1, broken=False)), Dropped)
+    ((_, answer),) = sent(waits(run, (0, 1)), Dropped)
     assert "--patience" in answer.reason
+
+
+def test_who_waits_for_one_that_is_busy_is_not_slow():
+    run = trained(n=4)
+    run.now = 100.0
+    run.tell(2, Busy(1000.0))
+    for _ in range(3):
+        assert waits(run, (1, 0), (3, 0), (0, 2)) == []
+        run.now += 60.0
+
+
+def test_of_a_chain_of_waits_the_last_one_is_dropped():
+    run = trained(n=4)
+    run.now = 100.0
+    commands = waits(run, (1, 0), (3, 0), (0, 2))
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"2"]
+    run.now += 120.0
+    commands = waits(run, (1, 0), (3, 0))  # what was said 120 s ago counts no more
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"0"]
 
 
 def test_a_broken_link_is_no_excuse():

@@ -1,0 +1,230 @@
+"""What befalls a simulated run, at times and in places that a test chooses."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from washp2p.testing.coordinator import PLACE
+from washp2p.testing.events import Killed
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from washp2p.testing.memory import Host
+    from washp2p.testing.population import SimulatedRun
+
+MILD = 0.75
+"""Share of the time after which somebody is given up that nobody is given up for."""
+
+
+class Faults:
+    """Lets faults befall a run. Times are virtual, in seconds; workers go by their numbers."""
+
+    def __init__(self, run: SimulatedRun, random: Random) -> None:
+        self._run = run
+        self._random = random
+        self._replaced_after = 0.0
+        self.resumes = False
+        """Whether the next coordinator goes on from checkpoints, with new workers."""
+        self.power_lost_before: int | None = None
+        """The number of the first worker that was started after the last power loss, if any was."""
+        self.disturbed: set[int] = set()
+        """The numbers of workers to which something is done that they may not survive."""
+        self.touched: set[int] = set()
+        """The numbers of workers to which anything is done."""
+        self.without_coordinator = 0.0
+        """For how many seconds there is none, in all."""
+        self.delayed = 0.0
+        """For how many seconds, in all, workers do something else."""
+
+    def kill(self, number: int, *, at: float) -> None:
+        """Kill worker `number` at the time `at`: its host tells that its connections are closed."""
+        self._disturb(number)
+        self._run.events.at(at, self._run.processes[number].kill)
+
+    def stop(self, number: int, *, at: float, seconds: float) -> None:
+        """Stop worker `number` at the time `at`, and let it go on after `seconds`."""
+        self._disturb(number, mildly=seconds < MILD * self._run.network.patience.dead)
+        self._run.processes[number].out_of_action += seconds
+        place = self._run.processes[number].place
+        self._run.events.at(at, lambda: self._run.network.stop(place))
+        self._run.events.at(at + seconds, lambda: self._run.network.go_on(place))
+
+    def stop_now(self, number: int, *, seconds: float) -> None:
+        """Stop the worker that is doing something, before whatever it does next, for `seconds`."""
+        place = self._run.processes[number].place
+        self.stop(number, at=self._run.events.now, seconds=seconds)
+        self._run.network.stop(place)
+
+    def cut(
+        self,
+        number: int,
+        other: int | None = None,
+        *,
+        at: float,
+        seconds: float,
+        both: bool = True,
+    ) -> None:
+        """Cut the path from worker `number` to worker `other` (default: to the coordinator).
+
+        With `both`, that in the other direction, too. Both heal after `seconds`.
+        """
+        patience = self._run.network.patience
+        short = patience.dead if other is None else patience.mute
+        for one in {number, number if other is None else other}:
+            self._disturb(one, mildly=seconds < MILD * short)
+        here = self._run.processes[number].place
+        if other is None:
+            self._run.processes[number].out_of_action += seconds
+        there = PLACE if other is None else self._run.processes[other].place
+        for source, target in _ways(here, there, both=both):
+            self._run.events.at(at, partial(self._run.network.cut, source, target))
+            self._run.events.at(at + seconds, partial(self._run.network.heal, source, target))
+
+    def kill_coordinator(self, *, at: float, seconds: float) -> None:
+        """Kill the coordinator at the time `at`. After `seconds` another takes over the run."""
+
+        def kill() -> None:
+            self._replaced_after = seconds
+            self._run.coordinator.die()
+
+        self._run.events.at(at, kill)
+
+    def fill_disk(self, number: int, *, at: float, seconds: float, logs: bool = False) -> None:
+        """Leave no room for checkpoints on the host of worker `number`, at the time `at`, for
+        `seconds`; or, with `logs`, none for run logs.
+        """
+        host, what = self._run.processes[number].host, "logs_full" if logs else "full"
+        self._run.events.at(at, partial(setattr, host, what, True))
+        self._run.events.at(at + seconds, partial(setattr, host, what, False))
+
+    def fill_journal(self, *, at: float, seconds: float) -> None:
+        """Leave no room for the coordinator's journal at the time `at`, for `seconds`.
+
+        A coordinator that is killed meanwhile cannot be replaced.
+        """
+
+        def fill(full: bool) -> None:  # SQLite refuses to write
+            self._run.database.execute(f"PRAGMA query_only = {full:d}")
+
+        self._run.events.at(at, partial(fill, True))
+        self._run.events.at(at + seconds, partial(fill, False))
+
+    def occupy(self, number: int, *, at: float, seconds: float) -> None:
+        """Let worker `number` do something else for `seconds` at the time `at`, having said so."""
+        self.delayed += seconds
+        self.touched.add(number)
+        self._run.events.at(at, partial(setattr, self._run.processes[number].host, "busy", seconds))
+
+    def slow_down(self, number: int, *, at: float, seconds: float) -> None:
+        """Let a step of worker `number`, after the time `at`, last `seconds` longer."""
+        self._disturb(number, mildly=seconds < MILD * self._run.network.patience.stalled)
+        self._run.events.at(at, partial(setattr, self._run.processes[number].host, "slow", seconds))
+
+    def put_clock_forward(self, number: int, *, at: float, seconds: float) -> None:
+        """Let the clock of worker `number` jump forward at the time `at`."""
+        self._disturb(number, mildly=seconds < MILD * self._run.network.patience.dead)
+        host = self._run.processes[number].host
+
+        def jump() -> None:
+            host.clock += seconds
+
+        self._run.events.at(at, jump)
+
+    def put_coordinators_clock_forward(self, *, at: float, seconds: float) -> None:
+        """Let the coordinator's clock jump forward at the time `at`."""
+        for number in self._run.processes:
+            self._disturb(number)
+
+        def jump() -> None:
+            self._run.coordinator.clock += seconds
+
+        self._run.events.at(at, jump)
+
+    def kill_all(self, *, at: float, seconds: float, power: bool = False) -> None:
+        """Kill all processes at the time `at`, if there is a checkpoint to go on from.
+
+        If the `power` fails, their hosts lose what was written and not made to last. After
+        `seconds` a coordinator resumes the run, with a worker on each host.
+        """
+        self._run.events.at(at, lambda: self._fail(seconds, power=power))
+
+    def diverge(self, number: int, *, at: float) -> None:
+        """Let the model of worker `number` be no numbers from the time `at` on."""
+        self._disturb(number)
+        host = self._run.processes[number].host
+
+        def diverge() -> None:
+            host.diverges = True
+
+        self._run.events.at(at, diverge)
+
+    def kill_now(self, number: int) -> None:
+        """Kill the worker that is doing something."""
+        self._disturb(number)
+        self._run.processes[number].kill()
+        raise Killed
+
+    def isolate(self, number: int, *, seconds: float, both: bool = True) -> None:
+        """Cut worker `number` off from everybody, now, for `seconds`. Without `both`, others still
+        reach it.
+        """
+        self._disturb(number)
+        self._run.processes[number].out_of_action += seconds
+        here, network = self._run.processes[number].place, self._run.network
+        for there in sorted({PLACE, *self._run.processes_at} - {here}):
+            for source, target in _ways(here, there, both=both):
+                network.cut(source, target)
+                self._run.events.after(seconds, partial(network.heal, source, target))
+
+    def kill_in_act(self, number: int, act: int) -> None:
+        """Kill worker `number` in its act of this number: before it sends, or as it logs."""
+        self._disturb(number)
+        self._run.processes[number].dies_at = act
+
+    def kill_coordinator_in_act(self, message: int, *, seconds: float) -> None:
+        """Kill the coordinator before it sends its message of this number. After `seconds` another
+        takes over.
+        """
+        self._run.coordinator.dies_at = message
+        self._replaced_after = seconds
+
+    def _disturb(self, number: int, *, mildly: bool = False) -> None:
+        self.touched.add(number)
+        if not mildly:
+            self.disturbed.add(number)
+
+    def coordinator_died(self) -> None:
+        """Replace the coordinator, which has died, when it is time."""
+        self.without_coordinator += self._replaced_after
+        self._run.events.after(self._replaced_after, self._take_over)
+
+    def _take_over(self) -> None:
+        resumes, self.resumes = self.resumes, False
+        self._run.take_over(resumes=resumes)
+
+    def _fail(self, seconds: float, *, power: bool) -> None:
+        if self._run.coordinator.end is not None or not self._run.coordinator.kept:
+            return
+        self._replaced_after = seconds
+        self.resumes = True
+        if power:
+            self.power_lost_before = len(self._run.processes)
+        self._run.coordinator.die()
+        for number, process in self._run.processes.items():
+            self._disturb(number)
+            if power and process.alive:
+                process.log.lose_power(self._random)
+            process.kill()
+        hosts = {id(process.host): process.host for process in self._run.processes.values()}
+        for host in hosts.values():
+            self._run.events.after(seconds, partial(self._start_again, host))
+
+    def _start_again(self, host: Host) -> None:
+        self._disturb(self._run.start(host))
+
+
+def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:
+    """The directions of a path that are cut: source and target."""
+    return [(here, there), (there, here)] if both else [(here, there)]
