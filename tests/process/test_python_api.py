@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
+import threading
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ class Log:
 
 
 def train_on(address, queue, folder, last):
-    """As `train`, from wherever the member is; the process ends at once before step `last`."""
+    """As `train`, from wherever the member is; before step `last` it waits to be killed."""
     torch.set_num_threads(1)
     connection = washp2p.connect(address, run_dir=folder)
     model, optimizer = build(connection.member)
@@ -87,7 +88,7 @@ def train_on(address, queue, folder, last):
     with washp2p.join(connection, model, optimizer, state=log) as member:
         for number in range(member.round, STEPS):
             if number == last:
-                os._exit(9)
+                threading.Event().wait()
             log.numbers.append(number)
             step(model, optimizer, member.id, number)
         state = {name: value.numpy() for name, value in member.average().items()}
@@ -97,7 +98,7 @@ def train_on(address, queue, folder, last):
 def test_a_loop_of_ones_own_goes_on_from_checkpoints(runs):
     folder = runs.folder / "run"
     queue = FORKSERVER.Queue()
-    for last, code in ((25, 9), (-1, 0)):
+    for last, code in ((25, -signal.SIGKILL), (-1, 0)):
         flags = ("--checkpoint-minutes=1e-6",) if last > 0 else ()
         coordinator = runs.coordinator(*LOCKSTEP, *flags, resume=last < 0)
         processes = [
@@ -106,7 +107,12 @@ def test_a_loop_of_ones_own_goes_on_from_checkpoints(runs):
         ]
         for process in processes:
             process.start()
-        if last < 0:
+        if last > 0:
+            coordinator.until("all members have a checkpoint of round")
+            coordinator.kill()  # first, so that it drops nobody
+            for process in processes:
+                process.kill()
+        else:
             coordinator.until("3 members go on from their checkpoints of round")
             given = [queue.get(timeout=60) for _ in processes]
             assert coordinator.wait() == 0, coordinator.text
