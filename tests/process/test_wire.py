@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +22,7 @@ pytestmark = [
 ]
 
 PLANTED = 1234.5678
+END = "that-was-all"
 MEMBER = f"""
 import sys, torch, washp2p
 from pathlib import Path
@@ -48,7 +50,7 @@ def test_parameters_can_be_read_on_the_wire_only_without_keys(tmp_path, encrypte
     links = [f"--keys={folder}"] if encrypted else ["--insecure"]
     with on_a_switch(2) as ((near, address), (far, _)):
         sniffer = subprocess.Popen(
-            ["ip", "netns", "exec", near, "tcpdump", "-i", DEVICE, "-U", "-w", capture, "tcp"],
+            ["ip", "netns", "exec", near, "tcpdump", "-i", DEVICE, "-U", "-w", capture],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -65,6 +67,10 @@ def test_parameters_can_be_read_on_the_wire_only_without_keys(tmp_path, encrypte
             )
         try:
             outputs = [process.communicate(timeout=100)[0] for process in processes]
+            last_word = f"echo {END} > /dev/udp/{address}/9"
+            subprocess.run(["ip", "netns", "exec", far, "bash", "-c", last_word], check=True)
+            while END.encode() not in capture.read_bytes():  # it has recorded all before, too
+                time.sleep(0.1)
         finally:
             for process in processes:
                 process.kill()
