@@ -40,6 +40,6 @@ def test_digits(tmp_path):
     not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
 def test_fashion_mnist(tmp_path):
-    options = {"n": 3, "p": 0.03, "epochs": 8, "data": "fashion-mnist", "train_limit": 3000}
+    options = {"n": 3, "p": 0.05, "epochs": 6, "data": "fashion-mnist", "train_limit": 2000}
     assert mean(shortfalls(tmp_path, [0], **options)) <= 0.7
     assert mean(shortfalls(tmp_path, [0], method="none", **options)) >= 10.0

@@ -131,22 +131,20 @@ def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
     assert len(cells.run(one, measured=True).summary["rosters"]) == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"departed": [{"member": 1, "host": "", "reason": "left", "round": 2}]},
-        {"lost_values": 3},
-        {"accuracy": {"members": None}},
-        {"accuracy": {"members": [90.0]}},
-    ],
-)
-def test_a_run_that_lost_a_member_is_not_used(tmp_path, change):
+def test_a_run_that_lost_a_member_is_not_used(tmp_path):
     cells = Cells(tmp_path / "cells", tmp_path, simulated=True)
     one = config()
     cells.run(one)
     file = cells.place(one) / "summary.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    assert not cells.done(one)
+    good = json.loads(file.read_text())
+    for change in (
+        {"departed": [{"member": 1, "host": "", "reason": "left", "round": 2}]},
+        {"accuracy": {"members": None}},
+        {"accuracy": {"members": [90.0]}},
+        {"lost_values": 3},
+    ):
+        file.write_text(json.dumps({**good, **change}))
+        assert not cells.done(one), change
     assert cells.run(one).summary["lost_values"] == 0
 
 
