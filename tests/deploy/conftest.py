@@ -10,40 +10,22 @@ import shutil
 
 import pytest
 
-from tests.support.containers import BASE, IMAGES, TRUST, Project, build, has, ran
+from tests.support.containers import BASE, IMAGES, Project, make_images, ran
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """An image with Python, which trusts whom this machine trusts."""
-    if not has(BASE):
-        root = tmp_path_factory.mktemp("base") / "root"
-        include = "--include=python3,python3-venv,ca-certificates"
-        ran("debootstrap", "--variant=minbase", include, "bookworm", str(root), timeout=600)
-        for waste in ("var/cache/apt/archives", "var/lib/apt/lists"):
-            shutil.rmtree(root / waste)
-        shutil.copy(TRUST, root / TRUST.relative_to("/"))
-        archive = root.with_suffix(".tar")
-        ran("tar", "-C", str(root), "-cf", str(archive), ".")
-        ran("docker", "import", "--change", f"ENV PIP_CERT={TRUST}", str(archive), BASE)
-        shutil.rmtree(root.parent)
-    return BASE
-
-
-@pytest.fixture(scope="session")
-def images(base):
-    for target, image in IMAGES.items():
-        build(target, image, "--build-arg", f"BASE={base}")
+def images():
+    make_images()
     return IMAGES
 
 
 @pytest.fixture(scope="session")
-def prometheus_image(base, tmp_path_factory):
+def prometheus_image(images, tmp_path_factory):
     """The Prometheus that is installed here, in a container: no image can be pulled."""
     context = tmp_path_factory.mktemp("prometheus")
     shutil.copy(shutil.which("prometheus"), context / "prometheus")
     (context / "Dockerfile").write_text(
-        f"FROM {base}\nCOPY prometheus /bin/prometheus\nRUN mkdir /prometheus\n"
+        f"FROM {BASE}\nCOPY prometheus /bin/prometheus\nRUN mkdir /prometheus\n"
         'ENTRYPOINT ["/bin/prometheus"]\n'
     )
     ran("docker", "build", "-t", "washp2p-test-prometheus", str(context))

@@ -103,10 +103,11 @@ def _who_diverges_is_dropped(run):
     if run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all":
         return  # the others may be at their end before they hear of it
     for _, process in _in_rosters(run):
-        early = 0 < process.diverged_after < run.world.rounds - FEW_ROUNDS
-        if not early:
+        roster = process.core.parts.connection.state.roster
+        seen_from = max(process.diverged_after, roster.first)  # votes are of one roster
+        if not process.diverged_after or seen_from >= run.world.rounds - FEW_ROUNDS:
             continue
-        others = set(process.core.parts.connection.state.roster.members) - {process.member}
+        others = set(roster.members) - {process.member}
         voters = {m for m in others if run.members[m].number not in run.faults.touched}
         if 2 * len(voters) > len(others) and not process.killed:
             assert not (

@@ -1,4 +1,7 @@
-"""Docker images and Compose projects, for tests."""
+"""Docker images and Compose projects, for tests.
+
+`python -m tests.support.containers` makes the images.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
 from functools import cache
@@ -75,6 +80,27 @@ def build(target, image, *arguments):
     ran("docker", "build", *arguments, *context, timeout=1500)
     if before and before != ran("docker", "images", "-q", image).strip():
         ran("docker", "rmi", before, check=False)
+
+
+def make_images():
+    """Make the images of this tree, on a base with Python that trusts whom this machine trusts."""
+    if not has(BASE):
+        _make_base()
+    for target, image in IMAGES.items():
+        build(target, image, "--build-arg", f"BASE={BASE}")
+
+
+def _make_base():
+    include = "--include=python3,python3-venv,ca-certificates"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "root"
+        ran("debootstrap", "--variant=minbase", include, "bookworm", str(root), timeout=600)
+        for waste in ("var/cache/apt/archives", "var/lib/apt/lists"):
+            shutil.rmtree(root / waste)
+        shutil.copy(TRUST, root / TRUST.relative_to("/"))
+        archive = root.with_suffix(".tar")
+        ran("tar", "-C", str(root), "-cf", str(archive), ".")
+        ran("docker", "import", "--change", f"ENV PIP_CERT={TRUST}", str(archive), BASE)
 
 
 class Project:
@@ -154,3 +180,9 @@ class Project:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+
+if __name__ == "__main__":
+    if why := missing():
+        sys.exit(why)
+    make_images()
