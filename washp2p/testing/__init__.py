@@ -6,10 +6,10 @@ so a run can be repeated.
 
 >>> from washp2p.testing import SimulatedRun
 >>> run = SimulatedRun(seed=1, n=3, rounds=20, p=0.1)
->>> run.faults.kill(2, at=0.5)  # which is member 1: ids go by who comes first
+>>> run.faults.kill(2, at=0.5)  # a worker: members are numbered as they come
 >>> run.finish()
 >>> run.over  # the members of the average
-(0, 2)
+(0, 1)
 """
 
 from washp2p.testing.faults import Faults

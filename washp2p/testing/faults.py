@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from washp2p.testing.coordinator import PLACE
 from washp2p.testing.events import Killed
 
 if TYPE_CHECKING:
+    import sqlite3
     from random import Random
 
+    from washp2p.testing.coordinator import SimulatedCoordinator
+    from washp2p.testing.events import Events
     from washp2p.testing.memory import Host
-    from washp2p.testing.population import SimulatedRun
+    from washp2p.testing.network import Network
+    from washp2p.testing.process import SimulatedProcess
 
 MILD = 0.75
 """Share of the time after which somebody is given up that nobody is given up for."""
 
 
+class Run(Protocol):
+    """What faults befall, as `population.SimulatedRun`."""
+
+    events: Events
+    network: Network
+    coordinator: SimulatedCoordinator
+    processes: dict[int, SimulatedProcess]
+    processes_at: dict[str, int]
+    database: sqlite3.Connection
+
+    def start(self, host: Host | None = None, endpoint: str = "") -> int:
+        """Start a worker now, on `host`. Returns its number."""
+
+    def take_over(self, *, resumes: bool) -> None:
+        """Start a coordinator in place of one that has died."""
+
+
 class Faults:
     """Lets faults befall a run. Times are virtual, in seconds; workers go by their numbers."""
 
-    def __init__(self, run: SimulatedRun, random: Random) -> None:
+    def __init__(self, run: Run, random: Random) -> None:
         self._run = run
         self._random = random
         self._replaced_after = 0.0

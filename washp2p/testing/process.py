@@ -90,7 +90,6 @@ class SimulatedProcess:
         """The machine that it runs on."""
         self.log = MemoryLog(self.acts, host, -1)
         self.alive = True
-        """Whether it runs."""
         self.longest_wait = 0.0
         """The longest that it has waited for others, in seconds, once it was a member."""
         self.out_of_action = 0.0
@@ -98,7 +97,6 @@ class SimulatedProcess:
         self.dies_at = 0
         """The number of the act, a message or a write, in which it dies; 0 for none."""
         self.killed = False
-        """Whether it was killed."""
         self.error: WashError | None = None
         """Why it has ended early, if it has."""
         self.averaged: dict[str, torch.Tensor] | None = None
