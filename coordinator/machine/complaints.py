@@ -45,7 +45,7 @@ class Votes:
 
 
 class Waits:
-    """Who waits for whom in vain, as members say. A new roster makes it empty."""
+    """The waits that members have reported. A new roster clears them."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -54,7 +54,7 @@ class Waits:
         self._generation = -1
 
     def add(self, waiter: MemberId, slow: MemberId, roster: Roster, now: float) -> None:
-        """Note that `waiter` waits for `slow`."""
+        """Record that `waiter` waits for `slow`."""
         if self._generation != roster.generation:
             self._generation = roster.generation
             self._since.clear()
@@ -63,9 +63,10 @@ class Waits:
         self._new.add((waiter, slow))
 
     def ripe(self, now: float) -> list[tuple[MemberId, MemberId]]:
-        """The waiter and the slow one of each new wait, once others could tell of theirs.
+        """Return the new waits that are old enough to judge, as pairs (waiter, slow).
 
-        Each is returned once. A wait of which nobody tells again is forgotten.
+        By then the slow member has had time to report its own wait. Each wait is returned once. A
+        wait that is not reported again expires.
         """
         again = self._patience.stalled + self._patience.seconds
         self._since = {wait: since for wait, since in self._since.items() if now - since < again}
@@ -78,7 +79,11 @@ class Waits:
         return found
 
     def causes(self, waiter: MemberId, slow: MemberId) -> set[MemberId]:
-        """For whom `waiter` waits in the end: `slow`, or those for whom `slow` waits in turn."""
+        """Return the members that hold up `waiter`.
+
+        That is `slow`, unless `slow` waits for other members itself; then it is those that hold up
+        `slow`.
+        """
         seen, last, reached = {waiter, slow}, set(), [slow]
         while reached:
             one = reached.pop()
@@ -115,9 +120,9 @@ class Complaints:
             self._waits.add(member.id, slow, self._population.roster, now)
 
     def tick(self, now: float) -> Iterator[Command]:
-        """Count the complaints of members that wait for one whose training loop says nothing.
+        """Count the complaints about members whose training loop is silent.
 
-        Whoever waits for another member is not slow, nor is one that is busy.
+        A member that is busy, or waits for another one, is not slow.
         """
         for waiter, slow in self._waits.ripe(now):
             for cause in sorted(self._waits.causes(waiter, slow)):

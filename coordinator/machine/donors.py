@@ -1,4 +1,4 @@
-"""Whose snapshot a newcomer fetches. No I/O."""
+"""Finds the members from which newcomers fetch their snapshots. No I/O."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class Donors:
                 yield from self.find(newcomer)
 
     def change(self, newcomer: KnownMember, donor: MemberId, what: str) -> None:
-        """Take its `donor` from a newcomer: `what` is wrong with that one's snapshot."""
+        """Record that `newcomer` cannot use the snapshot of `donor`, because of `what`.
+
+        It has no donor then.
+        """
         if newcomer.fetches_from(donor):
             newcomer.useless[donor] = what
             newcomer.donor = None

@@ -1,4 +1,4 @@
-"""What befalls a simulated run, at times and in places that a test chooses."""
+"""Faults of a simulated run, at chosen times or points."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MILD = 0.75
 
 
 class Run(Protocol):
-    """What faults befall, as `population.SimulatedRun`."""
+    """The parts of a `SimulatedRun` that faults act on."""
 
     events: Events
     network: Network
@@ -40,7 +40,7 @@ class Run(Protocol):
 
 
 class Faults:
-    """Lets faults befall a run. Times are virtual, in seconds; workers go by their numbers."""
+    """Injects faults into a run. Times are virtual, in seconds. Workers are given by number."""
 
     def __init__(self, run: Run, random: Random) -> None:
         self._run = run
@@ -133,13 +133,13 @@ class Faults:
         self._run.events.at(at + seconds, partial(fill, False))
 
     def occupy(self, number: int, *, at: float, seconds: float) -> None:
-        """Let worker `number` do something else for `seconds` at the time `at`, having said so."""
+        """Delay a step of worker `number` by `seconds`, after it has reported that it is busy."""
         self.delayed += seconds
         self.touched.add(number)
         self._run.events.at(at, partial(setattr, self._run.processes[number].host, "busy", seconds))
 
     def slow_down(self, number: int, *, at: float, seconds: float) -> None:
-        """Let a step of worker `number`, after the time `at`, last `seconds` longer."""
+        """Delay a step of worker `number` by `seconds`, without a report."""
         self._disturb(number, mildly=seconds < MILD * self._run.network.patience.stalled)
         self._run.events.at(at, partial(setattr, self._run.processes[number].host, "slow", seconds))
 
@@ -217,7 +217,7 @@ class Faults:
             self.disturbed.add(number)
 
     def coordinator_died(self) -> None:
-        """Replace the coordinator, which has died, when it is time."""
+        """Replace the dead coordinator after the time that was set."""
         self.without_coordinator += self._replaced_after
         self._run.events.after(self._replaced_after, self._take_over)
 

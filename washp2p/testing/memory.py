@@ -36,9 +36,9 @@ class Host:
         self.clock = clock
         """By how many seconds its clock is ahead of virtual time."""
         self.busy = 0.0
-        """For how many seconds the next training loop here does something else, having said so."""
+        """Seconds by which the next step here is delayed, after a report that it is busy."""
         self.slow = 0.0
-        """The same of one that does not say so."""
+        """The same, without a report."""
 
     def forget(self, rounds: range) -> None:
         """Delete the checkpoints of these rounds."""
@@ -56,7 +56,7 @@ class MemoryLog:
         self.whole = False
         """Whether the member has finished."""
         self.has_gap = False
-        """Whether a record could not be written: nothing is, after that."""
+        """Whether a record could not be written. Later ones are not written, either."""
         self._lasting = len(self.records)
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:

@@ -67,7 +67,9 @@ class SimulatedRun:
         self.told: list[str] = []
         """What the coordinators have told people."""
         self._points = Points(lambda: self.processes_at[self.network.acting])
-        self.network: Network = Network(self.events, self._random, Patience(self.config.operation.patience))
+        self.network: Network = Network(
+            self.events, self._random, Patience(self.config.operation.patience)
+        )
         self.coordinator = self._coordinator(goes_on=False)
         """The present one, or the last."""
         self.world = World(

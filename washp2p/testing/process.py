@@ -45,7 +45,7 @@ class Pause(NamedTuple):
 
 
 class Resumed(NamedTuple):
-    """What a process has read from its checkpoint: the state after its own `step`, in `round`."""
+    """The state that a process has read from its checkpoint, after its own `step` in `round`."""
 
     round: int
     step: int
@@ -104,7 +104,7 @@ class SimulatedProcess:
         self.model: torch.nn.Module | None = None
         self.core: MemberCore | None = None
         self.resumed: Resumed | None = None
-        """From what it has gone on, if it began with a checkpoint."""
+        """The checkpoint that it began with, if any."""
         self.transport: SimulatedTransport | None = None
         self._world = world
         self._events = world.network.events
@@ -223,7 +223,7 @@ class SimulatedProcess:
             self.resumed = Resumed(round_loop.round, round_loop.steps, *states)
         while round_loop.round < world.rounds:
             yield Pause(self._step_seconds * world.random.uniform(0.5, 1.5))
-            yield from self._do_something_else()
+            yield from self._spend_delays()
             task.step(model, optimizer, member, round_loop.steps + 1)
             if self.host.diverges:
                 self.host.diverged_after.setdefault(member, round_loop.steps + 1)
@@ -237,8 +237,8 @@ class SimulatedProcess:
             yield from self._evaluate(average)
         yield from core.finish()
 
-    def _do_something_else(self) -> Generator[Pause, None, None]:
-        """Do what is no step, as long as the host has it do so, perhaps without saying so."""
+    def _spend_delays(self) -> Generator[Pause, None, None]:
+        """Spend the time by which the host delays this step."""
         host = self.host
         if host.busy:
             self._conversation.tell(Busy(host.busy + 1.0))
@@ -250,7 +250,7 @@ class SimulatedProcess:
             host.slow = 0.0
 
     def _evaluate(self, average: PeerAverage) -> Generator[Wait | Pause, None, None]:
-        """Fetch what all others brought to the average, and tell how good it is."""
+        """Fetch the values that each member brought to the average, and report an accuracy."""
         assert average.over is not None
         there = list(average.over.members)
         for member in there:
