@@ -43,7 +43,8 @@ def calls_of_a_round():
         try:
             wait = next(procedure)
         except StopIteration:
-            done.append(True)
+            if "MemberCore._tell" not in found:  # the report of every second
+                done.append(True)
             return None
         finally:
             sys.setprofile(None)

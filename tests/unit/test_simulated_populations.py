@@ -37,7 +37,8 @@ def test_a_run_can_be_repeated():
         twin = other.members[member]
         assert process.log.records == twin.log.records
         for name, value in process.model.state_dict().items():
-            assert torch.equal(value, twin.model.state_dict()[name])
+            theirs = twin.model.state_dict()[name]
+            torch.testing.assert_close(value, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_who_is_killed_is_not_in_the_average():
