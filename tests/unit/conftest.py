@@ -13,6 +13,15 @@ with contextlib.suppress(ImportError):
     import matplotlib.font_manager  # noqa: F401 - on a new machine this lists the fonts, by a process
 
 
+def pytest_collection_modifyitems(items):
+    """End a test that hangs by a signal: to write the stacks of all threads may deadlock while
+    hypothesis watches the garbage collector.
+    """
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(method="signal"))
+
+
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """Neither processes nor ZeroMQ sockets beyond this process; the tier for those is `process`."""
