@@ -7,6 +7,8 @@ import sys
 from washp2p.member.core import MemberCore
 from washp2p.testing import SimulatedRun
 
+SELDOM = {"MemberCore._tell", "Store.keep"}
+"""Calls of the report of every second, and of the round that it has measured."""
 CORE = ("washp2p.member.", "washp2p.rounds.")
 
 
@@ -43,7 +45,7 @@ def calls_of_a_round():
         try:
             wait = next(procedure)
         except StopIteration:
-            if "MemberCore._tell" not in found:  # the report of every second
+            if not SELDOM.intersection(line.strip() for line in found):
                 done.append(True)
             return None
         finally:
