@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, islice, takewhile
 
@@ -42,8 +43,10 @@ def main(arguments=None):
     if given.minutes is not None:
         seeds = takewhile(lambda _: time.monotonic() - began < 60 * given.minutes, count(first))
     done = failed = rounds = 0
-    for seed, its_rounds, text in _simulated(seeds, given.jobs):
+    struck = Counter()
+    for seed, its_rounds, its_faults, text in _simulated(seeds, given.jobs):
         done, rounds = done + 1, rounds + its_rounds
+        struck += its_faults
         if text:
             failed += 1
             print(text)
@@ -52,6 +55,8 @@ def main(arguments=None):
                 break
             print(f"a shorter one: {shorter(scenario(seed))}", flush=True)
     seconds = time.monotonic() - began
+    for kind, states in _by_kind(struck).items():
+        print(f"{kind} {states.total()}: {', '.join(f'{s} {n}' for s, n in states.most_common())}")
     print(f"{rounds} member-rounds, {60 * rounds / seconds:.0f} a minute")
     print(f"{done} seeds, {failed} failed, {seconds:.1f} s")
     return 1 if failed else 0
@@ -63,7 +68,7 @@ def _quiet():
 
 
 def _simulated(seeds, jobs):
-    """By seed: the member-rounds of its run, and the traceback if it failed."""
+    """By seed: the member-rounds of its run, its faults, and the traceback if it failed."""
     if jobs == 1:
         _quiet()
         for seed in seeds:
@@ -78,7 +83,15 @@ def _one(seed):
     run = scenario(seed).run()
     text = failure(run)
     rounds = sum(p.core.parts.round_loop.steps for p in run.processes.values() if p.core)
-    return seed, rounds, text
+    return seed, rounds, run.faults.struck, text
+
+
+def _by_kind(struck):
+    """Counts by kind of fault, then by state."""
+    found = defaultdict(Counter)
+    for (kind, state), times in sorted(struck.items()):
+        found[kind][state] += times
+    return found
 
 
 def failure(run):

@@ -53,7 +53,7 @@ def check(run):
         states.append(process.model.state_dict())
         sent = process.core.parts.ledger.total(Kind.EXCHANGE)
         assert sent.payload == sent.expected
-        assert process.log.whole or process.averaged is None or process.killed
+        assert process.log.whole or process.averaged is None or process.killed_while
         assert process.averaged is None or run.coordinator.evaluated
         refused = process.core.parts.refusals.refused
         assert set(refused) <= {Reason.ASTRAY}, refused  # for one whose address another has now
@@ -109,7 +109,7 @@ def _who_diverges_is_dropped(run):
             continue
         others = set(roster.members) - {process.member}
         voters = {m for m in others if run.members[m].number not in run.faults.touched}
-        if 2 * len(voters) > len(others) and not process.killed:
+        if 2 * len(voters) > len(others) and not process.killed_while:
             assert not (
                 isinstance(process.error, RunStoppedError) and "has diverged" in str(process.error)
             ), f"member {process.member} was not dropped"

@@ -103,6 +103,21 @@ class SimulatedCoordinator:
         return self._membership.population.kept
 
     @property
+    def state(self) -> str:
+        """The state of its run in words."""
+        population = self._membership.population
+        if self.end is not None or not self.alive:
+            return "gone"
+        if not population.started or not population.publication.begun:
+            return "starting"
+        return "averaging" if population.averaging else "training"
+
+    @property
+    def died_in_act(self) -> bool:
+        """Whether it has died before the message `dies_at`."""
+        return not self.alive and self._sent == self.dies_at
+
+    @property
     def evaluated(self) -> bool:
         """Whether a member has told how good the average is."""
         return bool(self._membership.population.accuracy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -11,6 +11,18 @@ if TYPE_CHECKING:
 
 class Killed(BaseException):
     """A simulated process dies in the middle of what it does."""
+
+
+class Pause(NamedTuple):
+    """The process computes for some seconds."""
+
+    seconds: float
+
+
+class Until(NamedTuple):
+    """The process waits for its coordinator before it is a member."""
+
+    condition: Callable[[], bool]
 
 
 class Events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,6 +11,7 @@ from washp2p.testing.events import Killed
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Callable
     from random import Random
 
     from washp2p.testing.coordinator import SimulatedCoordinator
@@ -58,18 +60,25 @@ class Faults:
         """For how many seconds there is none, in all."""
         self.delayed = 0.0
         """For how many seconds, in all, workers do something else."""
+        self._struck: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def struck(self) -> Counter[tuple[str, str]]:
+        """How often each fault has struck, by its name and the state of the worker or the run."""
+        in_act = [p for p in self._run.processes.values() if p.died_in_act]
+        return self._struck + Counter(("kill in act", p.killed_while) for p in in_act)
 
     def kill(self, number: int, *, at: float) -> None:
         """Kill worker `number` at the time `at`: its host tells that its connections are closed."""
         self._disturb(number)
-        self._run.events.at(at, self._run.processes[number].kill)
+        self._strike("kill", number, at, self._run.processes[number].kill)
 
     def stop(self, number: int, *, at: float, seconds: float) -> None:
         """Stop worker `number` at the time `at`, and let it go on after `seconds`."""
         self._disturb(number, mildly=seconds < MILD * self._run.network.patience.dead)
         self._run.processes[number].out_of_action += seconds
         place = self._run.processes[number].place
-        self._run.events.at(at, lambda: self._run.network.stop(place))
+        self._strike("stop", number, at, lambda: self._run.network.stop(place))
         self._run.events.at(at + seconds, lambda: self._run.network.go_on(place))
 
     def stop_now(self, number: int, *, seconds: float) -> None:
@@ -99,6 +108,8 @@ class Faults:
         if other is None:
             self._run.processes[number].out_of_action += seconds
         there = PLACE if other is None else self._run.processes[other].place
+        what = "cut from coordinator" if other is None else "cut"
+        self._strike(what if both else f"{what}, one way", number, at, _nothing)
         for source, target in _ways(here, there, both=both):
             self._run.events.at(at, partial(self._run.network.cut, source, target))
             self._run.events.at(at + seconds, partial(self._run.network.heal, source, target))
@@ -110,14 +121,14 @@ class Faults:
             self._replaced_after = seconds
             self._run.coordinator.die()
 
-        self._run.events.at(at, kill)
+        self._strike("coordinator", None, at, kill)
 
     def fill_disk(self, number: int, *, at: float, seconds: float, logs: bool = False) -> None:
         """Leave no room for checkpoints on the host of worker `number`, at the time `at`, for
         `seconds`; or, with `logs`, none for run logs.
         """
         host, what = self._run.processes[number].host, "logs_full" if logs else "full"
-        self._run.events.at(at, partial(setattr, host, what, True))
+        self._strike("log disk" if logs else "disk", number, at, partial(setattr, host, what, True))
         self._run.events.at(at + seconds, partial(setattr, host, what, False))
 
     def fill_journal(self, *, at: float, seconds: float) -> None:
@@ -129,19 +140,21 @@ class Faults:
         def fill(full: bool) -> None:  # SQLite refuses to write
             self._run.database.execute(f"PRAGMA query_only = {full:d}")
 
-        self._run.events.at(at, partial(fill, True))
+        self._strike("journal disk", None, at, partial(fill, True))
         self._run.events.at(at + seconds, partial(fill, False))
 
     def occupy(self, number: int, *, at: float, seconds: float) -> None:
         """Delay a step of worker `number` by `seconds`, after it has reported that it is busy."""
         self.delayed += seconds
         self.touched.add(number)
-        self._run.events.at(at, partial(setattr, self._run.processes[number].host, "busy", seconds))
+        host = self._run.processes[number].host
+        self._strike("busy", number, at, partial(setattr, host, "busy", seconds))
 
     def slow_down(self, number: int, *, at: float, seconds: float) -> None:
         """Delay a step of worker `number` by `seconds`, without a report."""
         self._disturb(number, mildly=seconds < MILD * self._run.network.patience.stalled)
-        self._run.events.at(at, partial(setattr, self._run.processes[number].host, "slow", seconds))
+        host = self._run.processes[number].host
+        self._strike("slow", number, at, partial(setattr, host, "slow", seconds))
 
     def put_clock_forward(self, number: int, *, at: float, seconds: float) -> None:
         """Let the clock of worker `number` jump forward at the time `at`."""
@@ -151,7 +164,7 @@ class Faults:
         def jump() -> None:
             host.clock += seconds
 
-        self._run.events.at(at, jump)
+        self._strike("clock", number, at, jump)
 
     def put_coordinators_clock_forward(self, *, at: float, seconds: float) -> None:
         """Let the coordinator's clock jump forward at the time `at`."""
@@ -161,7 +174,7 @@ class Faults:
         def jump() -> None:
             self._run.coordinator.clock += seconds
 
-        self._run.events.at(at, jump)
+        self._strike("coordinator's clock", None, at, jump)
 
     def kill_all(self, *, at: float, seconds: float, power: bool = False) -> None:
         """Kill all processes at the time `at`, if there is a checkpoint to go on from.
@@ -179,7 +192,7 @@ class Faults:
         def diverge() -> None:
             host.diverges = True
 
-        self._run.events.at(at, diverge)
+        self._strike("diverge", number, at, diverge)
 
     def kill_now(self, number: int) -> None:
         """Kill the worker that is doing something."""
@@ -216,8 +229,24 @@ class Faults:
         if not mildly:
             self.disturbed.add(number)
 
+    def _strike(self, what: str, number: int | None, at: float, action: Callable[[], None]) -> None:
+        """Let a fault strike worker `number`, or the coordinator, at the time `at`."""
+
+        def strike() -> None:
+            self._note(what, number)
+            action()
+
+        self._run.events.at(at, strike)
+
+    def _note(self, what: str, number: int | None) -> None:
+        run = self._run
+        state = run.coordinator.state if number is None else run.processes[number].state
+        self._struck[what, state] += 1
+
     def coordinator_died(self) -> None:
         """Replace the dead coordinator after the time that was set."""
+        if self._run.coordinator.died_in_act:
+            self._struck["coordinator in act", "sending"] += 1
         self.without_coordinator += self._replaced_after
         self._run.events.after(self._replaced_after, self._take_over)
 
@@ -228,6 +257,7 @@ class Faults:
     def _fail(self, seconds: float, *, power: bool) -> None:
         if self._run.coordinator.end is not None or not self._run.coordinator.kept:
             return
+        self._note("power loss" if power else "all", None)
         self._replaced_after = seconds
         self.resumes = True
         if power:
@@ -249,3 +279,7 @@ class Faults:
 def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:
     """The directions of a path that are cut: source and target."""
     return [(here, there), (there, here)] if both else [(here, there)]
+
+
+def _nothing() -> None:
+    pass

@@ -16,7 +16,7 @@ from washp2p.protocol.messages.from_worker import Attach, Busy, Result
 from washp2p.rounds.waiting import Wait, Waiting
 from washp2p.strategies import strategy_for
 from washp2p.testing.conversation import SimulatedConversation
-from washp2p.testing.events import Killed
+from washp2p.testing.events import Killed, Pause, Until
 from washp2p.testing.memory import DirectPlans, MemoryFolder, MemoryLog
 from washp2p.testing.tasks import spoil
 from washp2p.testing.transport import SimulatedTransport
@@ -38,12 +38,6 @@ if TYPE_CHECKING:
     from washp2p.transports.base import Message
 
 
-class Pause(NamedTuple):
-    """The process computes for some seconds."""
-
-    seconds: float
-
-
 class Resumed(NamedTuple):
     """The state that a process has read from its checkpoint, after its own `step` in `round`."""
 
@@ -53,13 +47,8 @@ class Resumed(NamedTuple):
     optimizer: dict[str, Any]
 
 
-class Until(NamedTuple):
-    """The process waits for its coordinator, before it is a member, for WAIT seconds at most."""
-
-    condition: Callable[[], bool]
-
-
 WAIT = 60.0
+"""Seconds for which a worker waits until the coordinator decides on it."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,9 @@ class SimulatedProcess:
         """For how many seconds, in all, it is stopped or cut off from its coordinator."""
         self.dies_at = 0
         """The number of the act, a message or a write, in which it dies; 0 for none."""
-        self.killed = False
+        self.died_in_act = False
+        self.killed_while = ""
+        """Its `state` when it was killed; empty if it was not."""
         self.error: WashError | None = None
         """Why it has ended early, if it has."""
         self.averaged: dict[str, torch.Tensor] | None = None
@@ -129,6 +120,19 @@ class SimulatedProcess:
         return self.host.diverged_after.get(self.member, 0)
 
     @property
+    def state(self) -> str:
+        """Its state in words."""
+        if not self.alive:
+            return "gone"
+        if self.averaged is not None:
+            return "finishing"
+        if self.core is None or not self._begun:
+            return "joining"
+        if self.core.parts.averages.current is not None:
+            return "averaging"
+        return "waiting" if isinstance(self._waits, Waiting) else "computing"
+
+    @property
     def session(self) -> Session:
         """Its connection to the coordinator."""
         return self._conversation.session
@@ -157,13 +161,14 @@ class SimulatedProcess:
     def kill(self) -> None:
         """End it now, unless it has ended."""
         if self.alive:
-            self.killed = True
+            self.killed_while = self.state
             self.die()
 
     def acts(self) -> None:
         """Count an act, and die if it is the one."""
         self._acts += 1
         if self._acts == self.dies_at:
+            self.died_in_act = self.alive
             self.kill()
             raise Killed
 
@@ -190,11 +195,7 @@ class SimulatedProcess:
         strategy = strategy_for(conversation.config)
         store = Store(model, optimizer, strategy.slots(optimizer))
         transport = SimulatedTransport(
-            world.network,
-            self.place,
-            self.endpoint,
-            self._arrived,
-            self.acts,
+            world.network, self.place, self.endpoint, self._arrived, self.acts
         )
         ports = Ports(
             connection=conversation,
