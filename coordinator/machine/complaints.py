@@ -10,7 +10,7 @@ from washp2p.protocol.messages.from_coordinator import Refuse
 from washp2p.protocol.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from coordinator.machine.commands import Command
     from coordinator.machine.donors import Donors
@@ -45,54 +45,45 @@ class Votes:
 
 
 class Waits:
-    """The waits that members have reported. A new roster clears them."""
+    """The waits that members have reported, as long as they may last."""
 
     def __init__(self, patience: Patience) -> None:
-        self._patience = patience
+        self._reported_every = patience.stalled + patience.seconds
         self._since: dict[tuple[MemberId, MemberId], float] = {}
-        self._new: set[tuple[MemberId, MemberId]] = set()
-        self._generation = -1
 
-    def add(self, waiter: MemberId, slow: MemberId, roster: Roster, now: float) -> None:
-        """Record that `waiter` waits for `slow`."""
-        if self._generation != roster.generation:
-            self._generation = roster.generation
-            self._since.clear()
-            self._new.clear()
+    def add(self, waiter: MemberId, slow: MemberId, now: float) -> None:
+        """Record that `waiter` waits for `slow`. Without another report it expires."""
         self._since[waiter, slow] = now
-        self._new.add((waiter, slow))
 
-    def ripe(self, now: float) -> list[tuple[MemberId, MemberId]]:
-        """Return the new waits that are old enough to judge, as pairs (waiter, slow).
+    def end(self, waiter: MemberId) -> None:
+        """Record that `waiter` does not wait any more."""
+        self._since = {wait: since for wait, since in self._since.items() if wait[0] != waiter}
 
-        By then the slow member has had time to report its own wait. Each wait is returned once. A
-        wait that is not reported again expires.
+    def causes(self, members: Iterable[MemberId], now: float) -> dict[MemberId, set[MemberId]]:
+        """Return the members that hold others up, each with those that it holds up.
+
+        A member that waits for another does not hold anybody up: the other one does. If members
+        wait for each other, each holds up the others.
         """
-        again = self._patience.stalled + self._patience.seconds
-        self._since = {wait: since for wait, since in self._since.items() if now - since < again}
-        found = [
-            wait
-            for wait, since in self._since.items()
-            if wait in self._new and now - since >= 4 * self._patience.ping
-        ]
-        self._new.difference_update(found)
+        there = set(members)
+        awaited: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
+        for (waiter, slow), since in list(self._since.items()):
+            if now - since > self._reported_every or not {waiter, slow} <= there:
+                del self._since[waiter, slow]
+            else:
+                awaited[waiter].add(slow)
+        found: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
+        for waiter, those in list(awaited.items()):
+            seen, reached, last = {waiter}, set(those), set()
+            while reached - seen:
+                one = min(reached - seen)
+                seen.add(one)
+                reached |= awaited.get(one, set())
+                if one not in awaited:
+                    last.add(one)
+            for cause in last or those:
+                found[cause].add(waiter)
         return found
-
-    def causes(self, waiter: MemberId, slow: MemberId) -> set[MemberId]:
-        """Return the members that hold up `waiter`.
-
-        That is `slow`, unless `slow` waits for other members itself; then it is those that hold up
-        `slow`.
-        """
-        seen, last, reached = {waiter, slow}, set(), [slow]
-        while reached:
-            one = reached.pop()
-            awaited = {other for who, other in self._since if who == one}
-            if not awaited:
-                last.add(one)
-            reached += sorted(awaited - seen)
-            seen |= awaited
-        return last or {slow}  # they wait for each other
 
 
 class Complaints:
@@ -112,23 +103,35 @@ class Complaints:
     ) -> Iterator[Command]:
         """Handle Stalled: `member` waits too long for `slow`, or their connection is `broken`.
 
-        If the connection works, `tick` looks for the one that both wait for.
+        If the connection works, it is up to `tick` which member is too slow.
         """
         if broken or member.fetches_from(slow):
             yield from self.report(member, slow, self._too_slow)
         elif self._population.started:
-            self._waits.add(member.id, slow, self._population.roster, now)
+            self._waits.add(member.id, slow, now)
+
+    def heard(self, member: KnownMember, now: float) -> None:
+        """Record that the training loop of `member` has said something: it waits for nobody."""
+        member.heard_at = now
+        self._waits.end(member.id)
 
     def tick(self, now: float) -> Iterator[Command]:
-        """Count the complaints about members whose training loop is silent.
+        """Drop members that hold up most others, and whose training loop is silent for too long.
 
-        A member that is busy, or waits for another one, is not slow.
+        Of two members that wait for each other, drop the one with the larger id.
         """
-        for waiter, slow in self._waits.ripe(now):
-            for cause in sorted(self._waits.causes(waiter, slow)):
-                member = next((m for m in self._population.enrolled() if m.id == waiter), None)
-                if member is not None and not self._lives(cause, now):
-                    yield from self.report(member, cause, self._too_slow)
+        population = self._population
+        if not population.started or population.ended:
+            return
+        enrolled = {m.id: m for m in population.enrolled()}
+        causes = self._waits.causes(enrolled, now)
+        for slow in sorted(causes, reverse=True):
+            held_up = causes[slow]
+            most = 2 * len(held_up) > len(enrolled) - 1
+            mutual = any(other < slow and slow in causes.get(other, ()) for other in held_up)
+            if (most or mutual) and not self._lives(enrolled[slow], now):
+                yield from population.expel(enrolled[slow], self._too_slow)
+                return  # the next tick finds others
 
     @property
     def _too_slow(self) -> str:
@@ -187,10 +190,11 @@ class Complaints:
             case _:
                 yield from population.expel(member, what)
 
-    def _lives(self, member_id: MemberId, now: float) -> bool:
-        """Whether a member's training loop has reported lately, or has said that it is busy."""
-        for member in self._population.enrolled():
-            if member.id == member_id:
-                recent = now - member.heard_at < self._patience.stalled / 2
-                return recent or now < member.busy_until
-        return False
+    def _lives(self, member: KnownMember, now: float) -> bool:
+        """Whether a training loop has said something lately, is busy, or cannot be heard now.
+
+        A member that waits for another one has reported that before it counts as silent.
+        """
+        patience = self._patience
+        recent = now - member.heard_at < patience.stalled + 4 * patience.ping
+        return recent or now < member.busy_until or not member.connected

@@ -38,7 +38,7 @@ class Donors:
         for newcomer in newcomers:
             if newcomer.donor in there or newcomer.ready:
                 continue
-            if there <= newcomer.useless.keys():
+            if there and there <= newcomer.useless.keys():
                 yield from self._give_up(newcomer)
             else:  # one that is not connected now may be of use
                 yield from self.find(newcomer)

@@ -150,8 +150,8 @@ class Membership:
         if what := implausible(population, member, message):
             yield Reject(identity, f"{member} {what}")
             return
-        if isinstance(message, Progress | Metrics | Vitals):
-            member.heard_at = now
+        if isinstance(message, Progress | Metrics | Vitals | Busy):
+            self._complaints.heard(member, now)
         match message:
             case Progress(rounds):
                 yield from self._progress(member, rounds)
@@ -284,8 +284,9 @@ class Membership:
         """Take all steps of the run that the state of its members now allows."""
         population = self.population
         yield from self._donors.find_all()
-        enrolled = population.enrolled()
-        if population.ended or not enrolled:
+        if not (enrolled := population.enrolled()) and population.started:
+            yield from population.stop("no member is left", 1)  # a coordinator died as it said so
+        if not enrolled or population.ended:
             return
         generation = population.roster.generation
         if not population.publication.begun and all(m.synced == generation for m in enrolled):

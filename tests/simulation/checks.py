@@ -22,6 +22,9 @@ STALLED = 14
 AWAY = 62
 """The same of a member that has lost its coordinator: 60, and what follows."""
 
+STEPS = 10
+"""Steps between two exchanges, at most."""
+
 FEW_ROUNDS = 30
 """In so many rounds everybody gets values of everybody else."""
 
@@ -116,10 +119,18 @@ def _who_diverges_is_dropped(run):
 
 
 def _nobody_waits_too_long(run):
-    """A member waits for a slow one until that is reported, and for a coordinator that is away."""
+    """A member waits for a slow one until that is reported, and for a coordinator that is away.
+
+    It waits for live ones as long as their steps take. A coordinator that has taken over counts
+    anew for how long a member is silent.
+    """
     patience = run.config.operation.patience
+    busy = sum(process.busy_for for process in run.processes.values())
+    seldom = run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all"
+    steps = 3 * run.step_seconds * (run.world.rounds if seldom else STEPS)
+    anew = STALLED * patience if run.faults.without_coordinator else 0.0
     for process in run.members.values():
-        excuse = process.out_of_action + run.faults.without_coordinator + run.faults.delayed
+        excuse = process.out_of_action + run.faults.without_coordinator + busy + steps + anew
         most = (STALLED if process.error is None else AWAY) * patience + excuse
         assert process.longest_wait <= most, f"member {process.member}: {process.longest_wait} s"
 

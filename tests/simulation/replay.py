@@ -100,16 +100,18 @@ def replayed(run):
 
 
 def _resumed(run):
-    """What each member went on from after the last power loss; empty if there was none.
+    """The checkpoint of each member with which the run went on after the last power loss.
 
-    The logs of members that did not go on need not explain what was before.
+    Empty if there was none, or if all members went on: then their logs explain the whole run.
     """
     found = {}
     if run.faults.power_lost_before is not None:
         for number, process in run.processes.items():
             if number >= run.faults.power_lost_before and process.resumed is not None:
                 found.setdefault(process.member, process.resumed)
-    return found
+    begun = max((start.round for start in found.values()), default=0)
+    before = {m for r in run.coordinator.rosters if r.first <= begun for m in r.members}
+    return found if before - found.keys() else {}
 
 
 def _records_after(records, start):

@@ -99,6 +99,7 @@ class Scenario(NamedTuple):
     seed: int
     n: int
     rounds: int
+    step_seconds: float
     optimizer: str
     options: dict
     faults: tuple[Fault, ...]
@@ -110,6 +111,7 @@ class Scenario(NamedTuple):
             n=self.n,
             room=sum(fault.kind == "join" for fault in self.faults),
             rounds=self.rounds,
+            step_seconds=self.step_seconds,
             task=ToyTask(optimizer=self.optimizer),
             patience=PATIENCE,
             **self.options,
@@ -130,6 +132,7 @@ def scenario(seed):
     options["max_delay"] = "0" if means else random.choice(DELAYS)
     if options["method"] == "wash" and n > 3 and random.random() < 0.3:
         options["group"] = 2
+    step_seconds = random.choice([STEP_SECONDS] * 9 + [10 * STEP_SECONDS])
     begun = BEGUN + (PATIENCE if newcomers else 0.0)
     options["track_consensus"] = random.choice([0, 0, 5, 8])
     options["checkpoint_minutes"] = random.choice([0, 0.5 / 60, 1 / 60])
@@ -143,21 +146,21 @@ def scenario(seed):
     for kind in kinds:
         worker = random.choice([w for w in range(n) if w != spared])
         other = random.choice([w for w in range(n) if w != worker])
-        at = begun + random.uniform(0, 1.5 * rounds * STEP_SECONDS)
+        at = begun + random.uniform(0, 1.5 * rounds * step_seconds)
         seconds = random.choice([0.1, 0.5, 1.0, 2.0, 5.0, 30.0]) * random.uniform(0.5, 1.5)
-        if kind == "busy":
-            seconds = max(seconds, random.choice([0.0, 15.0 * PATIENCE]))
+        if kind in {"busy", "slow"}:  # until it is reported once, or twice
+            seconds = max(seconds, random.choice([0.0, 15.0 * PATIENCE, 40.0 * PATIENCE]))
         both = random.random() < 0.7
         act = random.randint(20 * n, rounds * n)
         faults.append(Fault(kind, at, seconds, worker, other, both, act))
         if kind == "diverge" and n > 3 and other != spared:  # while the others say so
-            soon = at + random.uniform(0, 4 * STEP_SECONDS)
+            soon = at + random.uniform(0, 4 * step_seconds)
             faults.append(Fault("kill", soon, 0.0, other, worker, both, act))
         if kind == "busy" and "journal disk" not in kinds and random.random() < 0.5:
             soon = at + random.uniform(0, 2 * PATIENCE)
             faults.append(Fault("coordinator", soon, 1.0, worker, other, both, act))
     for _ in range(newcomers):
-        at = begun + random.uniform(0, rounds * STEP_SECONDS)
+        at = begun + random.uniform(0, rounds * step_seconds)
         faults.append(Fault("join", at, 0.0, 0, 0, both=False, act=0))
     optimizer = random.choice(["sgd", "adamw"])
-    return Scenario(seed, n, rounds, optimizer, options, tuple(faults))
+    return Scenario(seed, n, rounds, step_seconds, optimizer, options, tuple(faults))

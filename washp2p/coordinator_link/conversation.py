@@ -169,7 +169,8 @@ class Conversation(ABC):
         """Send a control `message` to the coordinator.
 
         Messages of the types in MILESTONES are sent again to a coordinator that takes over. So are
-        those in VOTES, if no roster has come since, and a Busy that lasts.
+        those in VOTES, if no roster has come since, and the last Busy, unless the
+        member has ended it.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from washp2p.testing.process import SimulatedProcess
 
 MILD = 0.75
-"""Share of the time after which somebody is given up that nobody is given up for."""
+"""A fault this share of the limit long has no consequences."""
 
 
 class Run(Protocol):
@@ -58,8 +58,6 @@ class Faults:
         """The numbers of workers to which anything is done."""
         self.without_coordinator = 0.0
         """For how many seconds there is none, in all."""
-        self.delayed = 0.0
-        """For how many seconds, in all, workers do something else."""
         self._struck: Counter[tuple[str, str]] = Counter()
 
     @property
@@ -145,7 +143,6 @@ class Faults:
 
     def occupy(self, number: int, *, at: float, seconds: float) -> None:
         """Delay a step of worker `number` by `seconds`, after it has reported that it is busy."""
-        self.delayed += seconds
         self.touched.add(number)
         host = self._run.processes[number].host
         self._strike("busy", number, at, partial(setattr, host, "busy", seconds))
@@ -251,8 +248,7 @@ class Faults:
         self._run.events.after(self._replaced_after, self._take_over)
 
     def _take_over(self) -> None:
-        resumes, self.resumes = self.resumes, False
-        self._run.take_over(resumes=resumes)
+        self._run.take_over(resumes=self.resumes)
 
     def _fail(self, seconds: float, *, power: bool) -> None:
         if self._run.coordinator.end is not None or not self._run.coordinator.kept:
@@ -274,6 +270,7 @@ class Faults:
 
     def _start_again(self, host: Host) -> None:
         self._disturb(self._run.start(host))
+        self.resumes = False  # the run is alive again
 
 
 def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:

@@ -54,7 +54,7 @@ class SimulatedRun:
         step_seconds: float = STEP_SECONDS,
         **options: Any,
     ) -> None:
-        self._step_seconds = step_seconds
+        self.step_seconds = step_seconds
         self.config = RunConfig.resolve(n=n + room, min_n=n if room else 0, seed=seed, **options)
         self.faults = Faults(self, Random(seed))
         """What befalls it."""
@@ -95,7 +95,7 @@ class SimulatedRun:
         Returns its number.
         """
         number = len(self.processes)
-        seconds = self._step_seconds * self._random.choice([0.5, 1.0, 1.0, 2.0])
+        seconds = self.step_seconds * self._random.choice([0.5, 1.0, 1.0, 2.0])
         self.processes[number] = process = SimulatedProcess(
             self.world,
             number,

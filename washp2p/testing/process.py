@@ -47,8 +47,7 @@ class Resumed(NamedTuple):
     optimizer: dict[str, Any]
 
 
-WAIT = 60.0
-"""Seconds for which a worker waits until the coordinator decides on it."""
+WAIT = 60.0  # seconds, until the coordinator decides on a worker
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ class SimulatedProcess:
         """For how many seconds, in all, it is stopped or cut off from its coordinator."""
         self.dies_at = 0
         """The number of the act, a message or a write, in which it dies; 0 for none."""
+        self.busy_for = 0.0
         self.died_in_act = False
         self.killed_while = ""
-        """Its `state` when it was killed; empty if it was not."""
         self.error: WashError | None = None
         """Why it has ended early, if it has."""
         self.averaged: dict[str, torch.Tensor] | None = None
@@ -104,6 +103,7 @@ class SimulatedProcess:
         self._conversation = SimulatedConversation(world.network, self, world.tell)
         self._life = self._live()
         self._waits: Waiting | Pause | Until = Pause(0.0)
+        self._waits_since = 0.0
         self._turn = 0
         self._begun = False
         self._acts = 0
@@ -139,7 +139,7 @@ class SimulatedProcess:
 
     @property
     def now(self) -> float:
-        """What its host's clock shows."""
+        """The time of its host's clock."""
         return self._events.now + self.host.clock
 
     def hear(self, data: bytes) -> None:
@@ -242,13 +242,14 @@ class SimulatedProcess:
         """Spend the time by which the host delays this step."""
         host = self.host
         if host.busy:
-            self._conversation.tell(Busy(host.busy + 1.0))
-            yield Pause(host.busy)
-            host.busy = 0.0
+            seconds, host.busy = host.busy, 0.0
+            self.busy_for += seconds
+            self._conversation.tell(Busy(seconds + 1.0))
+            yield Pause(seconds)
             self._conversation.tell(Busy(0.0))
         if host.slow:
-            yield Pause(host.slow)
-            host.slow = 0.0
+            seconds, host.slow = host.slow, 0.0
+            yield Pause(seconds)
 
     def _evaluate(self, average: PeerAverage) -> Generator[Wait | Pause, None, None]:
         """Fetch the values that each member brought to the average, and report an accuracy."""
@@ -297,8 +298,7 @@ class SimulatedProcess:
         if not self.alive:
             return
         if isinstance(self._waits, Waiting) and self._begun:
-            waited = self._events.now - self._waits.began
-            self.longest_wait = max(self.longest_wait, waited)
+            self.longest_wait = max(self.longest_wait, self._events.now - self._waits_since)
         self._turn += 1
         try:
             wanted = next(self._life) if error is None else self._life.throw(error)
@@ -312,7 +312,7 @@ class SimulatedProcess:
             return
         match wanted:
             case Wait():
-                self._waits = self._inbox.begin(wanted)
+                self._waits, self._waits_since = self._inbox.begin(wanted), self._events.now
                 self._take_what_was_held(self._waits)
             case Pause(seconds):
                 self._waits = wanted

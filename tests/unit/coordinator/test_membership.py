@@ -824,6 +824,55 @@ def test_who_waits_for_one_that_is_busy_is_not_slow():
         run.now += 60.0
 
 
+def test_waits_count_on_in_the_next_roster():
+    run = trained(n=5)
+    run.now = 100.0
+    run.tell(4, Busy(1000.0))
+    assert waits(run, (3, 4)) == []
+    run.gone(2)
+    run.now += 5.0
+    assert waits(run, (0, 3), (1, 3)) == []
+
+
+def test_who_was_busy_has_time_for_its_next_step():
+    run = trained(n=3)
+    run.tell(2, Busy(600.0))
+    run.now = 120.2
+    assert waits(run, (0, 2), (1, 2)) == []
+    run.tell(2, Busy(0.0))
+    run.now += 3.0
+    assert run.tick() == []
+
+
+def test_who_moves_on_waits_no_more():
+    run = trained(n=4)
+    run.now = 100.0
+    assert sent(waits(run, (1, 0)), Dropped) == []
+    run.tell(1, Progress(3))
+    run.now += 80.0
+    commands = waits(run, (2, 1), (3, 1))
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"1"]
+
+
+def test_members_that_come_back_to_another_coordinator_are_not_slow_before():
+    first = trained(n=3)
+    run = Run(n=3, rounds=400)
+    list(run.machine.go_on(past_of(first.machine), run.now))
+    for who in (0, 1):
+        run.tell(who, Back(1, 16))
+    assert waits(run, (0, 2), (1, 2)) == []
+
+
+def test_a_run_that_comes_back_without_members_ends():
+    first = trained(n=2)
+    newcomer(first)
+    past = past_of(first.machine)
+    alone = replace(past, members=tuple(m for m in past.members if m.phase is Phase.ATTACHED))
+    run = Run(n=2, rounds=400)
+    list(run.machine.go_on(alone, run.now))
+    assert isinstance(run.tick()[-1], EndRun)
+
+
 def test_of_a_chain_of_waits_the_last_one_is_dropped():
     run = trained(n=4)
     run.now = 100.0
