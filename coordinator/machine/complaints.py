@@ -118,6 +118,8 @@ class Complaints:
     def tick(self, now: float) -> Iterator[Command]:
         """Drop members that hold up most others, and whose training loop is silent for too long.
 
+        Members that wait for seeds, such as newcomers, do not count: no seeds follow because of the
+        slow member.
         Of two members that wait for each other, drop the one with the larger id.
         """
         population = self._population
@@ -125,9 +127,13 @@ class Complaints:
             return
         enrolled = {m.id: m for m in population.enrolled()}
         causes = self._waits.causes(enrolled, now)
+        there = {
+            m for r in population.rosters if r.first <= population.published for m in r.members
+        }
+        can_go_on = {m.id for m in enrolled.values() if m.rounds < population.published} & there
         for slow in sorted(causes, reverse=True):
             held_up = causes[slow]
-            most = 2 * len(held_up) > len(enrolled) - 1
+            most = 2 * len(held_up) > len((can_go_on | held_up) - {slow})
             mutual = any(other < slow and slow in causes.get(other, ()) for other in held_up)
             if (most or mutual) and not self._lives(enrolled[slow], now):
                 yield from population.expel(enrolled[slow], self._too_slow)

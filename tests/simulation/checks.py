@@ -56,7 +56,8 @@ def check(run):
         states.append(process.model.state_dict())
         sent = process.core.parts.ledger.total(Kind.EXCHANGE)
         assert sent.payload == sent.expected
-        assert process.log.whole or process.averaged is None or process.killed_while
+        ended_early = process.killed_while or process.error is not None
+        assert process.log.whole or process.averaged is None or ended_early
         assert process.averaged is None or run.coordinator.evaluated
         refused = process.core.parts.refusals.refused
         assert set(refused) <= {Reason.ASTRAY}, refused  # for one whose address another has now

@@ -48,8 +48,9 @@ class Faults:
         self._run = run
         self._random = random
         self._replaced_after = 0.0
-        self.resumes = False
-        """Whether the next coordinator goes on from checkpoints, with new workers."""
+        self._resumes = False
+        self.starting = 0
+        """How many workers are still to be started after all have died."""
         self.power_lost_before: int | None = None
         """The number of the first worker that was started after the last power loss, if any was."""
         self.disturbed: set[int] = set()
@@ -248,14 +249,15 @@ class Faults:
         self._run.events.after(self._replaced_after, self._take_over)
 
     def _take_over(self) -> None:
-        self._run.take_over(resumes=self.resumes)
+        resumes, self._resumes = self._resumes, False
+        self._run.take_over(resumes=resumes)
 
     def _fail(self, seconds: float, *, power: bool) -> None:
         if self._run.coordinator.end is not None or not self._run.coordinator.kept:
             return
         self._note("power loss" if power else "all", None)
         self._replaced_after = seconds
-        self.resumes = True
+        self._resumes = True
         if power:
             self.power_lost_before = len(self._run.processes)
         self._run.coordinator.die()
@@ -265,12 +267,13 @@ class Faults:
                 process.log.lose_power(self._random)
             process.kill()
         hosts = {id(process.host): process.host for process in self._run.processes.values()}
+        self.starting += len(hosts)
         for host in hosts.values():
             self._run.events.after(seconds, partial(self._start_again, host))
 
     def _start_again(self, host: Host) -> None:
         self._disturb(self._run.start(host))
-        self.resumes = False  # the run is alive again
+        self.starting -= 1
 
 
 def _ways(here: str, there: str, *, both: bool) -> list[tuple[str, str]]:

@@ -144,7 +144,7 @@ class SimulatedRun:
     def _finish(self, until: float) -> None:
         def over() -> bool:
             alive = any(process.alive for process in self.processes.values())
-            return not (self.faults.resumes or alive)
+            return not (self.faults.starting or alive)
 
         ended = self.events.run(over, until)
         assert ended, "\n".join(["the run is stuck", *self.told[-20:]])

@@ -873,6 +873,16 @@ def test_a_run_that_comes_back_without_members_ends():
     assert isinstance(run.tick()[-1], EndRun)
 
 
+def test_a_newcomer_that_waits_for_its_first_seed_is_not_counted():
+    run = trained(n=3)
+    newcomer(run)
+    run.gone(2)
+    run.tell(7, Ready())
+    run.now = 100.0
+    commands = waits(run, (0, 1))
+    assert [identity for identity, _ in sent(commands, Dropped)] == [b"1"]
+
+
 def test_of_a_chain_of_waits_the_last_one_is_dropped():
     run = trained(n=4)
     run.now = 100.0
