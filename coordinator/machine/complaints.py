@@ -127,6 +127,8 @@ class Complaints:
             return
         enrolled = {m.id: m for m in population.enrolled()}
         causes = self._waits.causes(enrolled, now)
+        if not causes:
+            return
         there = {
             m for r in population.rosters if r.first <= population.published for m in r.members
         }

@@ -218,8 +218,8 @@ MUTANTS = [
     Mutant(
         "a newcomer waits for no donor that is away",
         "coordinator.machine.donors",
-        "if there <= newcomer.useless.keys():",
-        "if newcomer.useless:",
+        "if there and there <= newcomer.useless.keys():",
+        "if there and newcomer.useless:",
     ),
     Mutant(
         "a survey goes on with the members of the roster before",
