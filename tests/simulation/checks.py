@@ -16,7 +16,11 @@ from workers.simulation.reference import plain_average
 from workers.simulation.script import from_records
 
 STALLED = 14
-"""Times the patience that a member waits at most: 12 until it reports a slow one, and what follows.
+"""Times the patience that a member waits for a slow one: 12 until it reports it, and what follows.
+"""
+
+BROKEN = 3
+"""The same for two members whose link is cut: one in a round, one in the average, and what follows.
 """
 
 AWAY = 62
@@ -122,17 +126,19 @@ def _who_diverges_is_dropped(run):
 def _nobody_waits_too_long(run):
     """A member waits for a slow one until that is reported, and for a coordinator that is away.
 
-    It waits for live ones as long as their steps take. A coordinator that has taken over counts
-    anew for how long a member is silent.
+    Slow members and cut links may hold it up one after the other. It waits for live ones as long as
+    their steps take. A coordinator that has taken over counts anew for how long a member is silent.
     """
     patience = run.config.operation.patience
+    faults = run.faults
+    held_up = STALLED * max(1, len(faults.slowed)) + BROKEN * len(faults.cut_links)
     busy = sum(process.busy_for for process in run.processes.values())
     seldom = run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all"
     steps = 3 * run.step_seconds * (run.world.rounds if seldom else STEPS)
-    anew = STALLED * patience if run.faults.without_coordinator else 0.0
+    anew = STALLED * patience if faults.without_coordinator else 0.0
     for process in run.members.values():
-        excuse = process.out_of_action + run.faults.without_coordinator + busy + steps + anew
-        most = (STALLED if process.error is None else AWAY) * patience + excuse
+        excuse = process.out_of_action + faults.without_coordinator + busy + steps + anew
+        most = (held_up if process.error is None else max(held_up, AWAY)) * patience + excuse
         assert process.longest_wait <= most, f"member {process.member}: {process.longest_wait} s"
 
 

@@ -124,8 +124,8 @@ class Scenario(NamedTuple):
 def scenario(seed):
     """The scenario of a seed."""
     random = Random(seed)
-    n = random.choice([2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8])
-    rounds = random.choice([50, 50, 60, 80, 120, 200]) if n < 4 else random.randint(50, 60)
+    n = random.choice([2, 2, 2, 2, 3, 3, 3, 4, 4, 5, 6, 8])
+    rounds = random.choice([50, 50, 50, 50, 55, 60, 80, 200]) if n < 4 else random.randint(50, 55)
     options = dict(random.choice(METHODS))
     newcomers = random.choice([0, 0, 0, 1, 2])
     means = options["method"] in {"sparta", "papa", "papa-all"}

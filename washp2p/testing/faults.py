@@ -57,6 +57,10 @@ class Faults:
         """The numbers of workers to which something is done that they may not survive."""
         self.touched: set[int] = set()
         """The numbers of workers to which anything is done."""
+        self.slowed: set[int] = set()
+        """The numbers of workers of which a step is delayed, without a report."""
+        self.cut_links: set[frozenset[int]] = set()
+        """The pairs of workers between which a path is cut."""
         self.without_coordinator = 0.0
         """For how many seconds there is none, in all."""
         self._struck: Counter[tuple[str, str]] = Counter()
@@ -106,6 +110,8 @@ class Faults:
         here = self._run.processes[number].place
         if other is None:
             self._run.processes[number].out_of_action += seconds
+        else:
+            self.cut_links.add(frozenset((number, other)))
         there = PLACE if other is None else self._run.processes[other].place
         what = "cut from coordinator" if other is None else "cut"
         self._strike(what if both else f"{what}, one way", number, at, _nothing)
@@ -150,6 +156,7 @@ class Faults:
 
     def slow_down(self, number: int, *, at: float, seconds: float) -> None:
         """Delay a step of worker `number` by `seconds`, without a report."""
+        self.slowed.add(number)
         self._disturb(number, mildly=seconds < MILD * self._run.network.patience.stalled)
         host = self._run.processes[number].host
         self._strike("slow", number, at, partial(setattr, host, "slow", seconds))
