@@ -12,12 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.containers import DEPLOY, POLL_SECONDS, ran
+from tests.support.containers import DEPLOY, ran
+from tests.support.polling import eventually
 from tests.support.sources import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel")
@@ -66,14 +66,6 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-def until(look, seconds=60):
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < end
-        time.sleep(POLL_SECONDS)
-    return found
-
-
 class Cluster:
     """Slurm on this machine; `run` works in a folder of its own, which all "nodes" share."""
 
@@ -112,8 +104,8 @@ class Cluster:
                 )
             self._daemons.append(daemon)
             if command[0] == "munged":
-                until((folder / "munge.socket").exists)
-        until(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False))
+                eventually((folder / "munge.socket").exists)
+        eventually(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False))
 
     def run(self, *command, **options):
         return ran(*command, env=self.environment, cwd=self.work, **options)
@@ -133,12 +125,12 @@ class Cluster:
             facts = dict(word.partition("=")[::2] for word in words if "=" in word)
             return facts["JobState"] not in {"PENDING", "RUNNING", "COMPLETING"} and facts
 
-        code = int(until(shown, 200)["ExitCode"].partition(":")[0])
+        code = int(eventually(shown, 200)["ExitCode"].partition(":")[0])
         return (self.work / f"wash-{job}.log").read_text(), code
 
     def close(self):
         self.run("scancel", "--user=root", check=False)
-        until(lambda: not self.run("squeue", "-h", check=False).strip())
+        eventually(lambda: not self.run("squeue", "-h", check=False).strip())
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self._daemons:
@@ -174,7 +166,7 @@ def test_a_job_that_is_cancelled_keeps_its_checkpoints_and_another_goes_on(clust
     flags = ("--epochs=30", "--lr=0.02", "--checkpoint-epochs=2")
     job = cluster.submit(*flags)
     checkpoints = cluster.work / f"runs/slurm-{job}/checkpoints"
-    until(lambda: list(checkpoints.glob("*/*.safetensors")), 120)
+    eventually(lambda: list(checkpoints.glob("*/*.safetensors")), 120)
     cluster.run("scancel", "--batch", "--signal=TERM", job)  # as before the time limit
     text, code = cluster.ended(job)
     assert code == 130, text

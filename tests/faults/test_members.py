@@ -14,10 +14,13 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.faults import Story
+from tests.support.polling import eventually
 from tests.support.processes import linked_by, replay
 from washp2p.protocol.layout import Layout
+from washp2p.protocol.roster import Roster
 from washp2p.rounds import hold_points
-from washp2p.runfolder.runlog import Record
+from washp2p.runfolder import rundir
+from washp2p.runfolder.runlog import Record, read_log
 from workers.training.data import load_data
 from workers.training.trainer import Trainer
 
@@ -179,10 +182,17 @@ def test_while_all_average(request, tmp_path, fault):
     assert story.summary["accuracy"]["averaged"] > 50
 
 
+def hear_again(run, member):
+    """Whether a member of the first roster has lost values, and none in its last round."""
+    log = read_log(rundir.log_file(run, member), [Roster(generation=0, peers=())])
+    records = [record for record in log if isinstance(record, Record)]
+    return any(record.lost for record in records) and not records[-1].lost
+
+
 @pytest.mark.timeout(180)
 def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     """Both live and the coordinator sees both: nobody is dropped, each other's values are lost."""
-    coordinator = apart.coordinator(*FLAGS, "--epochs=8")
+    coordinator = apart.coordinator(*FLAGS, "--epochs=16")
     one, other = apart.worker((hold_points.BEFORE_SEND, HELD_IN), slow=True), apart.worker()
     third = apart.worker()
     assert one.wait_until_held() == HELD_IN
@@ -190,6 +200,8 @@ def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     one.let_go()
     coordinator.until("epoch 4")
     apart.restore_between(one, other)
+    members = [victim_of(coordinator, worker) for worker in (one, other)]
+    eventually(lambda: all(hear_again(apart.folder, m) for m in members))
     apart.hurry()
     assert [worker.wait() for worker in (one, other, third)] == [0, 0, 0]
     assert coordinator.wait() == 0, coordinator.text

@@ -20,35 +20,27 @@ def sent_on_wire(host):
     return json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]
 
 
-def run_population(hosts, tmp_path, *flags):
-    """A coordinator on the first of two hosts, a worker on each; the coordinator's summary."""
+def run_population(hosts, runs, *flags):
+    """A coordinator on the first of two hosts, a worker on each; the coordinator's summary.
+
+    Each writes to a folder of its own: c, 0 and 1.
+    """
     (near, address), (far, _) = hosts
-    flags = ["--n=2", *flags, f"--run-dir={tmp_path / 'c'}"]
-    processes = [start(near, "coordinator", f"--bind=tcp://{address}:5555", "--insecure", *flags)]
-    for number, host in enumerate((near, far)):
-        processes.append(
-            start(
-                host,
-                "workers",
-                f"--coordinator=tcp://{address}:5555",
-                "--insecure",
-                "--threads=1",
-                f"--run-dir={tmp_path / str(number)}",
-                *(["--bind=tcp://0.0.0.0:*"] if host == far else []),
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=100)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    return json.loads((tmp_path / "c" / "summary.json").read_text())
+    bind, there = f"tcp://{address}:5555", ["ip", "netns", "exec", near]
+    flags = ["--n=2", "--insecure", *flags]
+    coordinator = runs.coordinator(*flags, bind=bind, where=there, name="c")
+    workers = [
+        runs.worker(bind, "--insecure", name="0", host=near),
+        runs.worker(bind, "--insecure", "--bind=tcp://0.0.0.0:*", name="1", host=far),
+    ]
+    assert [worker.wait() for worker in workers] == [0, 0], coordinator.text
+    assert coordinator.wait() == 0, coordinator.text
+    return coordinator.summary
 
 
-def test_two_hosts(tmp_path):
+def test_two_hosts(runs, tmp_path):
     with on_a_switch(2) as hosts:
-        summary = run_population(hosts, tmp_path, "--epochs=2", "--p=0.2")
+        summary = run_population(hosts, runs, "--epochs=2", "--p=0.2")
         wire = sum(sent_on_wire(name) for name, _ in hosts)
     # The coordinator writes what it knows, each host its own member, the first member the average.
     assert {path.name for path in (tmp_path / "c").iterdir()} == {
@@ -74,11 +66,11 @@ def test_two_hosts(tmp_path):
 
 
 @pytest.mark.alone
-def test_hosts_far_apart_do_not_wait_for_each_other(tmp_path):
+def test_hosts_far_apart_do_not_wait_for_each_other(runs):
     """A round trip of 100 ms: `auto` finds how late rounds must be, and lockstep pays for it."""
     with far_apart(0.05) as hosts:
         summary = run_population(
-            hosts, tmp_path, "--epochs=10", "--p=0.05", "--batch-size=8", "--lr=0.02"
+            hosts, runs, "--epochs=10", "--p=0.05", "--batch-size=8", "--lr=0.02"
         )
     rows = summary["bytes"]
     rounds = summary["rounds"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from safetensors.torch import load_file
 
 from tests.support.hosts import missing, on_a_switch
-from tests.support.processes import linked_by, replay, simulated, start
+from tests.support.processes import linked_by, replay, simulated
 from washp2p.sockets import keys
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
@@ -25,8 +23,7 @@ OPTIONS = {"epochs": 2, "seed": 5, "p": 0.2, "max_delay": "0"}
         ("torch", True, "ipc"),
     ],
 )
-def test_a_mixed_population_equals_the_simulation(tmp_path, transport, encrypted, wire):
-    run = tmp_path / "run"
+def test_a_mixed_population_equals_the_simulation(runs, tmp_path, transport, encrypted, wire):
     links = ["--insecure"]
     if encrypted:
         keys.make(tmp_path / "keys")
@@ -34,21 +31,17 @@ def test_a_mixed_population_equals_the_simulation(tmp_path, transport, encrypted
     with on_a_switch(2) as ((near, address), (far, _)):
         bind = f"tcp://{address}:5555"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
-        flags += ["--n=4", f"--bind={bind}", f"--run-dir={run}", *links]
-        flags.append(f"--transport={transport}")
-        processes = [start(near, "coordinator", *flags)]
-        local = [f"--coordinator={bind}", f"--run-dir={run}", "--threads=1", *links]
-        processes += [start(host, "workers", *local) for host in (near, near, far, far)]
-        try:
-            outputs = [process.communicate(timeout=100)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert [process.returncode for process in processes] == [0] * 5, outputs
-    members = [int(output.partition("member ")[2].partition(" ")[0]) for output in outputs[1:]]
+        flags += ["--n=4", f"--transport={transport}", *links]
+        there = ["ip", "netns", "exec", near]
+        coordinator = runs.coordinator(*flags, bind=bind, where=there)
+        workers = [runs.worker(bind, *links, host=host) for host in (near, near, far, far)]
+        assert [worker.wait() for worker in workers] == [0] * 4, coordinator.text
+        assert coordinator.wait() == 0, coordinator.text
+    members = [int(worker.text.partition("member ")[2].partition(" ")[0]) for worker in workers]
     folder, _ = simulated(tmp_path, n=4, **OPTIONS)
     for name in ["averaged", *(f"members/{member}" for member in range(4))]:
-        mine, theirs = (load_file(d / f"{name}.safetensors") for d in (run, folder))
+        made = (runs.folder / "run", folder)
+        mine, theirs = (load_file(d / f"{name}.safetensors") for d in made)
         assert all(mine[key].equal(theirs[key]) for key in theirs), name
     host_of = dict(zip(members, "aabb", strict=True))
     expected = {
@@ -57,7 +50,7 @@ def test_a_mixed_population_equals_the_simulation(tmp_path, transport, encrypted
         for other in members
         if one != other
     }
-    assert linked_by(json.loads((run / "summary.json").read_text())) == expected
+    assert linked_by(coordinator.summary) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from contextlib import contextmanager
 
 import pytest
 
+from tests.support.polling import eventually
 from tests.support.processes import LONG
 from tests.support.prometheus import samples
 from tests.support.scalars import series
@@ -36,14 +36,6 @@ def address_in(text, event="listening"):
 def ask(address):
     with urllib.request.urlopen(address, timeout=10) as answer:
         return answer.read().decode()
-
-
-def eventually(look, seconds=30):
-    """What `look` gives, as soon as that is something; it is asked again until then."""
-    until = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < until
-    return found
 
 
 class Observed:

@@ -131,7 +131,7 @@ def _nobody_waits_too_long(run):
     """
     patience = run.config.operation.patience
     faults = run.faults
-    held_up = STALLED * max(1, len(faults.slowed)) + BROKEN * len(faults.cut_links)
+    held_up = STALLED * max(1, faults.delays) + BROKEN * len(faults.cut_links)
     busy = sum(process.busy_for for process in run.processes.values())
     seldom = run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all"
     steps = 3 * run.step_seconds * (run.world.rounds if seldom else STEPS)

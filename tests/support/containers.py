@@ -11,18 +11,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from functools import cache
 from pathlib import Path
 
+from tests.support.polling import eventually
 from tests.support.sources import ROOT
 
 DEPLOY = ROOT / "deploy"
 BASE = "washp2p-test-base"
 IMAGES = {"coordinator": "washp2p-test-coordinator", "worker": "washp2p-test-worker"}
-POLL_SECONDS = 0.2
-"""Between two looks at what tells nobody when it changes."""
 TRUST = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -160,13 +158,12 @@ class Project:
 
     def until(self, look, seconds=120):
         """What `look` makes of a view, as soon as that is something."""
-        end = time.monotonic() + seconds
-        while True:
+
+        def seen():
             view = self.view
-            if view is not None and (found := look(view)):
-                return found
-            assert time.monotonic() < end, f"{view}\n{self.compose('logs', '--tail=40')}"
-            time.sleep(POLL_SECONDS)
+            return look(view) if view is not None else None
+
+        return eventually(seen, seconds, lambda: self.compose("logs", "--tail=40"))
 
     def file(self, path):
         """A file of the volume with runs, as text."""

@@ -11,7 +11,6 @@ import contextlib
 import os
 import subprocess
 
-from tests.support.hosts import enter
 from tests.support.population import LOOPBACK
 from tests.support.processes import FORKSERVER, Coordinator, Worker, read_logs, work
 from washp2p.plan.plan import Deriver
@@ -29,8 +28,6 @@ def _work(arguments, output, host, hold_at, pipe, slow):
     Where the point is "poisoned", it goes on instead with a parameter that is not a number.
     Given the pipe `slow` it trains at 20 rounds a second until that pipe is closed.
     """
-    if host is not None:
-        enter(host)
     if hold_at is not None and hold_at[0] == "poisoned":
         _poison_in(hold_at[1])
     held = hold_at is None
@@ -45,7 +42,7 @@ def _work(arguments, output, host, hold_at, pipe, slow):
             slow = None
 
     hold_points.reach = hold
-    work(arguments, output)
+    work(arguments, output, host)
 
 
 def _poison_in(round_number):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import zmq
 
+from tests.support.hosts import enter
 from tests.support.population import LOOPBACK, start_coordinator
 from tests.support.sources import ROOT
 from washp2p.config.config import RunConfig
@@ -35,8 +36,10 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload([*PRELOADED])
 
 
-def work(arguments, output):
-    """Be a worker whose output goes to the file `output`."""
+def work(arguments, output, host=None):
+    """Be a worker whose output goes to the file `output`, perhaps on a host of its own."""
+    if host is not None:
+        enter(host)
     with Path(output).open("wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -128,10 +131,11 @@ class Runs:
         self.coordinators.append(Coordinator(arguments, self.folder / name, **options))
         return self.coordinators[-1]
 
-    def worker(self, address, *arguments, name="run"):
+    def worker(self, address, *arguments, name="run", host=None):
         output = self.folder / f"worker-{len(self.workers)}.txt"
         flags = [f"--coordinator={address}", f"--run-dir={self.folder / name}", "--threads=1"]
-        self.workers.append(Worker([*flags, f"--data-dir={self.folder}", *arguments], output))
+        flags.append(f"--data-dir={self.folder}")
+        self.workers.append(Worker([*flags, *arguments], output, host))
         return self.workers[-1]
 
     def population(self, n, *arguments, name="run"):

@@ -50,15 +50,15 @@ class Faults:
         self._replaced_after = 0.0
         self._resumes = False
         self.starting = 0
-        """How many workers are still to be started after all have died."""
+        """How many workers are still to be started again."""
         self.power_lost_before: int | None = None
         """The number of the first worker that was started after the last power loss, if any was."""
         self.disturbed: set[int] = set()
         """The numbers of workers to which something is done that they may not survive."""
         self.touched: set[int] = set()
         """The numbers of workers to which anything is done."""
-        self.slowed: set[int] = set()
-        """The numbers of workers of which a step is delayed, without a report."""
+        self.delays = 0
+        """How many steps are delayed without a report."""
         self.cut_links: set[frozenset[int]] = set()
         """The pairs of workers between which a path is cut."""
         self.without_coordinator = 0.0
@@ -156,7 +156,7 @@ class Faults:
 
     def slow_down(self, number: int, *, at: float, seconds: float) -> None:
         """Delay a step of worker `number` by `seconds`, without a report."""
-        self.slowed.add(number)
+        self.delays += 1
         self._disturb(number, mildly=seconds < MILD * self._run.network.patience.stalled)
         host = self._run.processes[number].host
         self._strike("slow", number, at, partial(setattr, host, "slow", seconds))
@@ -247,6 +247,12 @@ class Faults:
         run = self._run
         state = run.coordinator.state if number is None else run.processes[number].state
         self._struck[what, state] += 1
+
+    def dropped(self, process: SimulatedProcess) -> None:
+        """Start a worker again that was dropped before it trained, as `python -m workers` does."""
+        self._disturb(process.number)
+        self.starting += 1
+        self._run.events.after(0.0, partial(self._start_again, process.host))
 
     def coordinator_died(self) -> None:
         """Replace the dead coordinator after the time that was set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from washp2p.errors import UsageError
 
@@ -43,6 +43,15 @@ class Host:
     def forget(self, rounds: range) -> None:
         """Delete the checkpoints of these rounds."""
         self.checkpoints = {k: data for k, data in self.checkpoints.items() if k[0] not in rounds}
+
+
+class Resumed(NamedTuple):
+    """The state that a process has read from its checkpoint, after its own `step` in `round`."""
+
+    round: int
+    step: int
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
 
 
 class MemoryLog:

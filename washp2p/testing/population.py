@@ -78,6 +78,7 @@ class SimulatedRun:
             task or ToyTask(),
             rounds,
             self._tell,
+            self.faults.dropped,
         )
         self.processes: dict[int, SimulatedProcess] = {}
         """All workers that were ever started, by number."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from washp2p.driver.outbox import DeviceOutbox
-from washp2p.errors import WashError
+from washp2p.errors import DroppedError, WashError
 from washp2p.member.assembly import Ports, core_of
 from washp2p.member.derivation import Derivation
 from washp2p.model.store import Store
@@ -17,7 +17,7 @@ from washp2p.rounds.waiting import Wait, Waiting
 from washp2p.strategies import strategy_for
 from washp2p.testing.conversation import SimulatedConversation
 from washp2p.testing.events import Killed, Pause, Until
-from washp2p.testing.memory import DirectPlans, MemoryFolder, MemoryLog
+from washp2p.testing.memory import DirectPlans, MemoryFolder, MemoryLog, Resumed
 from washp2p.testing.tasks import spoil
 from washp2p.testing.transport import SimulatedTransport
 
@@ -38,15 +38,6 @@ if TYPE_CHECKING:
     from washp2p.transports.base import Message
 
 
-class Resumed(NamedTuple):
-    """The state that a process has read from its checkpoint, after its own `step` in `round`."""
-
-    round: int
-    step: int
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-
-
 WAIT = 60.0  # seconds, until the coordinator decides on a worker
 
 
@@ -60,6 +51,8 @@ class World:
     rounds: int
     tell: Callable[[bytes, bytes], None]
     """Brings the message of a worker to the coordinator: its identity, and the bytes."""
+    dropped: Callable[[SimulatedProcess], None]
+    """Is told of a worker that was dropped before it trained."""
 
 
 class SimulatedProcess:
@@ -309,6 +302,8 @@ class SimulatedProcess:
             self.error = failure
             self._conversation.tell_why(failure)
             self.die()
+            if isinstance(failure, DroppedError) and not self._begun:
+                self._world.dropped(self)
             return
         match wanted:
             case Wait():
