@@ -36,10 +36,11 @@ def member(address, folder, stop):
     """A member that takes steps until `stop`, and joins again when it was dropped."""
     torch.set_num_threads(1)
     while not stop.is_set():
-        model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 10))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
         try:
-            with washp2p.join(washp2p.connect(address, run_dir=folder), model, optimizer):
+            connection = washp2p.connect(address, run_dir=folder, seed=True)
+            model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Linear(300, 10))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+            with washp2p.join(connection, model, optimizer):
                 while not stop.is_set():
                     model(torch.randn(4, 300)).square().mean().backward()
                     time.sleep(STEP)  # what a step computes

@@ -13,8 +13,8 @@
 >>> list(averaged)  # the state dict of the averaged model
 ['weight', 'bias']
 
-Importing the package is cheap; torch is imported when one of its names is first used, so that the
-coordinator can run where there is none.
+Importing the package is cheap, because it does not import torch. Torch is imported when a name that
+needs it is first used. So the coordinator can run where torch is not installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all command lines share: errors are one clear line and an exit code, never a traceback."""
+"""Code that all command lines share. Errors become one line and an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 HTTP = "127.0.0.1:8080"
-"""Where a status page is served if nobody says where."""
+"""The default address of a status page."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,10 +69,10 @@ def add_observation_options(parser: argparse.ArgumentParser) -> argparse._Argume
 
 @contextmanager
 def report_errors(program: str) -> Iterator[None]:
-    """Turn this project's errors and interrupts into one line and an exit code.
+    """Run a `with` block; turn this project's errors and interrupts into a line and an exit code.
 
-    From here on SIGTERM counts as an interrupt. The process may open as many connections as the
-    system allows, so that strangers who only connect cannot use them up. Raises SystemExit.
+    From here on SIGTERM counts as an interrupt. The process may open as many files and connections
+    as the system allows, so that strangers who only connect cannot use them up. Raises SystemExit.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

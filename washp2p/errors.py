@@ -9,7 +9,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
 EXIT_CODES = (1, 2, INTERRUPTED)
-"""All but success."""
+"""The exit codes that mean failure."""
 
 
 class WashError(Exception):
@@ -35,7 +35,8 @@ class UnreachableError(UsageError):
 class RunStoppedError(WashError):
     """The run ended before this member was done. The message says who ended it, and why.
 
-    `exit_code` is the coordinator's: 2 if some member's input was at fault, else 1.
+    `exit_code` is what the coordinator sent: 2 if some member's input was at fault, INTERRUPTED if
+    the run was interrupted, else 1.
     """
 
     def __init__(self, reason: str, exit_code: int = 1) -> None:
@@ -44,11 +45,11 @@ class RunStoppedError(WashError):
 
 
 class DroppedError(RunStoppedError):
-    """The coordinator has dropped this member: it hung, or was cut off.
+    """The coordinator has dropped this member, because the member hung or was cut off.
 
-    The run goes on. A fresh `join` takes part in it again, with the state of a live member.
+    The run goes on. A new call of `join` enters the run again, with the state of a live member.
     """
 
 
 class ProtocolError(WashError):
-    """A message that is malformed, of another version, or not what the plan says."""
+    """A message or a snapshot is malformed, of another version, or not the expected one."""

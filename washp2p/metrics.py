@@ -1,7 +1,7 @@
 """A member's metrics in Prometheus's format. Needs prometheus-client, the extra `metrics`.
 
-An `Exporter` shows the member's last progress report, about a second old, so a scrape costs
-training nothing. The coordinator serves the population's metrics (its --http).
+An `Exporter` shows the member's last progress report, which is about a second old. So a scrape
+costs training nothing. The coordinator serves the population's metrics (its flag `--http`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Exporter"]
 
 
 class Exporter:
-    """Serves a process's member at http://ADDRESS/metrics, on a thread of its own, until closed.
+    """Serves a member's metrics at http://ADDRESS/metrics, on a thread of its own, until closed.
 
     >>> exporter = Exporter("127.0.0.1:*")
     >>> exporter.address.startswith("http://127.0.0.1:")
@@ -38,10 +38,10 @@ class Exporter:
     """
 
     def __init__(self, address: str, *, public: bool = False) -> None:
-        """Listen at `address`, HOST:PORT; port `*` takes a free one.
+        """Listen at `address`, HOST:PORT. Port `*` means any free port.
 
-        An address off loopback needs `public`: anybody can read the metrics there. Raises
-        UsageError if it cannot listen, or if prometheus-client is not installed.
+        An address off loopback needs `public`, because anybody can read the metrics there. Raises
+        UsageError if the address cannot be used, or if prometheus-client is not installed.
         """
         self._member: weakref.ref[Member] | None = None
         self._run = ""
@@ -49,10 +49,10 @@ class Exporter:
         exposition({})  # whether it can be had
         self._service = Service(place, {"/metrics": self._answer}, flag="--metrics")
         self.address = f"{self._service.address}/metrics"
-        """Where it is served."""
+        """The URL of the metrics."""
 
     def watch(self, member: Member, run: str) -> None:
-        """Show this `member` of the run named `run` from now on, as long as it exists."""
+        """From now on show `member`, of the run named `run`. Only a weak reference is kept."""
         self._member, self._run = weakref.ref(member), run
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Exporter:
 
 
 def _families(member: Member, run: str) -> Iterator[Metric]:
-    """A member's metric families. Before its first report there is only its version."""
+    """A member's metric families: only its version before the first progress report."""
     from prometheus_client.core import (
         CounterMetricFamily,
         GaugeMetricFamily,

@@ -1,4 +1,5 @@
-"""The built-in workers: data, models, the training loop, and the files written at the end.
+"""The built-in worker (data, models, training loop, final models), simulation and studies.
 
-They use only those parts of `washp2p` that any program may use, and nothing of `coordinator`.
+The worker joins a run by the functions of `washp2p` that any program may use. No module here
+imports `coordinator`.
 """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     State = dict[str, torch.Tensor]
 
 AGAIN_SECONDS = 10.0
-"""How long one that was dropped looks for its coordinator, which may have gone."""
+"""How long a dropped worker looks for its coordinator, at most: the coordinator may be gone."""
 
 
 def parser() -> Parser:
@@ -199,7 +199,10 @@ def evaluate(
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`, or the best one. Raises UsageError if it cannot be used."""
+    """The device called `name`. If that is empty: CUDA if there is any, else the CPU.
+
+    Raises UsageError if the device cannot be used.
+    """
     import torch
 
     try:

@@ -18,12 +18,15 @@ LAUNCHERS = {
     "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
 }
 INDEX = "JOB_COMPLETION_INDEX"
-"""Of a pod of an Indexed Job, which has a host, as it were, of its own."""
+"""The variable with the number of a pod of an Indexed Job. Each pod counts as a host of its own."""
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A process of rank `rank` among `world` processes, and of rank `local` on its host."""
+    """A process of rank `rank` among `world` processes, and of rank `local` on its host.
+
+    For a pod, `local` is 0, and `world` is `rank` + 1 because the real number is not known.
+    """
 
     rank: int
     local: int

@@ -34,11 +34,15 @@ if TYPE_CHECKING:
 
 
 WISHES = 1000
-"""Workers whose wishes are remembered until they say hello."""
+"""At most this many requested ids (Rank) are remembered until the worker's Hello comes."""
 
 
 class Admission:
-    """Takes workers into a population. Every `now` is in seconds, of any steady clock."""
+    """Takes workers into a population. Every `now` is in seconds, of any steady clock.
+
+    `run` identifies this life of the run, `origin` its first life. `encrypted` says whether links
+    are encrypted.
+    """
 
     def __init__(
         self,
@@ -117,7 +121,10 @@ class Admission:
         return max(population.given, default=-1) + 1
 
     def _claim(self, identity: bytes, claim: Claim, now: float) -> Iterator[Command]:
-        """Handle Claim: make the worker a member whose checkpoint it holds, or refuse it."""
+        """Handle Claim: give the worker the id of a member whose checkpoint it holds.
+
+        Refuse the worker if no such id is free.
+        """
         resumption = self._resumption
         if resumption is None:
             yield Send(identity, Dropped("the run went on without it"))
@@ -192,10 +199,10 @@ class Admission:
         yield Event(text, What.ENTERED, member.id)
 
     def tick(self, now: float, patience: float) -> Iterator[Command]:
-        """Act once no worker has come for `patience` seconds.
+        """Handle the passing of time before the start of the run.
 
-        Name the checkpoints that are missing. Start the run if at least `min_n` members are
-        attached.
+        Once no worker has come for `patience` seconds, name the checkpoints that are missing. If
+        `min_n` is not 0 and at least `min_n` members are attached, also start the run.
         """
         population = self._population
         fewest = population.config.operation.min_n

@@ -24,8 +24,8 @@ def begin_average(
 ) -> Iterator[Command]:
     """Handle Averaging: a member has begun average `number` after round `after`.
 
-    If another member has finished without that average, the run stops. If that member is not
-    connected, or has sent its Accounts, it is dropped instead.
+    If another member has finished without this average, the run stops. An exception is a finished
+    member that is not connected, or has sent its Accounts: it is dropped, and the run goes on.
     """
     member.averaging = max(member.averaging, (number, after))
     member.rounds = max(member.rounds, after)

@@ -1,7 +1,7 @@
 """The commands of the membership state machine. `service/server.py` carries them out, in order.
 
 A Keep comes before each message that depends on it. So the entry is on disk before any worker gets
-the message.
+the message, unless the journal cannot be written.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ class AppendConsensus:
 
 @dataclass(frozen=True)
 class Keep:
-    """Write `what` into the journal: a member's state, a departed member, a roster or a fact."""
+    """Write `what` into the journal: a member, a departed member, a roster or a named value."""
 
     what: KnownMember | Departed | Roster | tuple[str, Any]
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """Go on from this round. The journal and the metrics drop all later entries.
+    """Set the run back to this round: it goes on from the checkpoint of the round.
 
-    The journal drops them in the same transaction that writes the next entries.
+    The journal and the metrics drop their later entries. The journal drops them in the transaction
+    that writes the next entries.
     """
 
     round: int
@@ -57,7 +58,7 @@ class Rewind:
 
 @dataclass(frozen=True)
 class Started:
-    """The population is complete. Write its members into config.json."""
+    """The run starts with these `members`. Write them into config.json."""
 
     members: tuple[KnownMember, ...]
 
@@ -72,7 +73,7 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Reject:
-    """Count a message whose claim cannot be true, and charge the worker for it."""
+    """Count a message that cannot be true, and reduce the worker's allowance of messages."""
 
     identity: bytes
     what: str

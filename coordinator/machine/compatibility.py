@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.messages.from_worker import Hello
 
 SOME = 4
-"""Names that are told of many."""
+"""How many names a text lists before it says how many more there are."""
 
 
 def objection(hello: Hello, version: str, derivation: int) -> str:
@@ -71,7 +71,7 @@ def same_endpoint(member: KnownMember, others: Sequence[KnownMember]) -> str:
 
 
 def layers_in_words(layout: Layout, schedule: str) -> str:
-    """The names of the first and the last layer, and how often each is shuffled."""
+    """A text with the parameters of the first and last layer, and how often each is shuffled."""
     first, last = (
         ", ".join(entry.name for entry in layout.entries if entry.layer == number)
         for number in (0, layout.layers - 1)

@@ -45,14 +45,14 @@ class Votes:
 
 
 class Waits:
-    """The waits that members have reported, as long as they may last."""
+    """Who waits for whom, as members have reported. A report that is not repeated expires."""
 
     def __init__(self, patience: Patience) -> None:
         self._reported_every = patience.stalled + patience.seconds
         self._since: dict[tuple[MemberId, MemberId], float] = {}
 
     def add(self, waiter: MemberId, slow: MemberId, now: float) -> None:
-        """Record that `waiter` waits for `slow`. Without another report it expires."""
+        """Record that `waiter` waits for `slow`. The record expires unless it is added again."""
         self._since[waiter, slow] = now
 
     def end(self, waiter: MemberId) -> None:
@@ -60,10 +60,10 @@ class Waits:
         self._since = {wait: since for wait, since in self._since.items() if wait[0] != waiter}
 
     def causes(self, members: Iterable[MemberId], now: float) -> dict[MemberId, set[MemberId]]:
-        """Return the members that hold others up, each with those that it holds up.
+        """Return the members that hold others up, each with the members that it holds up.
 
-        A member that waits for another does not hold anybody up: the other one does. If members
-        wait for each other, each holds up the others.
+        In a chain of waits, the last member, which waits for nobody, holds up all the others. If
+        the chain is a circle, each member holds up those that wait for it directly.
         """
         there = set(members)
         awaited: defaultdict[MemberId, set[MemberId]] = defaultdict(set)
@@ -103,7 +103,8 @@ class Complaints:
     ) -> Iterator[Command]:
         """Handle Stalled: `member` waits too long for `slow`, or their connection is `broken`.
 
-        If the connection works, it is up to `tick` which member is too slow.
+        If the connection works and `slow` is not the donor of `member`, the wait is only recorded:
+        `tick` decides which member is too slow.
         """
         if broken or member.fetches_from(slow):
             yield from self.report(member, slow, self._too_slow)
@@ -116,11 +117,11 @@ class Complaints:
         self._waits.end(member.id)
 
     def tick(self, now: float) -> Iterator[Command]:
-        """Drop members that hold up most others, and whose training loop is silent for too long.
+        """Drop a member that holds up most others and whose training loop is silent for too long.
 
-        Members that wait for seeds, such as newcomers, do not count: no seeds follow because of the
-        slow member.
-        Of two members that wait for each other, drop the one with the larger id.
+        "Most others" leaves out members that wait for seeds, such as newcomers: the slow member
+        delays the seeds, too. Of two silent members that wait for each other, drop the one with the
+        larger id. A call drops one member at most.
         """
         population = self._population
         if not population.started or population.ended:
@@ -153,9 +154,10 @@ class Complaints:
     ) -> Iterator[Command]:
         """Count a complaint about `slow`, and drop `slow` once most of the others complain.
 
-        If two members wait for each other, drop the one with the larger id. With `for_good`, `slow`
-        has offended: its own complaints about `member` count for nothing then, and it may not join
-        again. A newcomer that complains about its donor gets another.
+        If two members complain about each other, drop the one with the larger id. `for_good` says
+        that `slow` has sent invalid messages: then the rule of the larger id does not apply to the
+        two, and `slow`, once dropped, may not join again. A newcomer that complains about its donor
+        gets another donor.
         """
         population = self._population
         if member.fetches_from(slow):
@@ -199,9 +201,9 @@ class Complaints:
                 yield from population.expel(member, what)
 
     def _lives(self, member: KnownMember, now: float) -> bool:
-        """Whether a training loop has said something lately, is busy, or cannot be heard now.
+        """Whether a member's training loop has reported lately, is busy, or is not connected.
 
-        A member that waits for another one has reported that before it counts as silent.
+        The limit for "lately" leaves a member that waits for another one the time to report that.
         """
         patience = self._patience
         recent = now - member.heard_at < patience.stalled + 4 * patience.ping

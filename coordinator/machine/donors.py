@@ -27,8 +27,8 @@ class Donors:
     def find_all(self) -> Iterator[Command]:
         """Find a donor for each newcomer that has none, or whose donor is lost.
 
-        A newcomer that has refused the snapshots of all members is turned away. If they all had
-        values that are not finite, the run stops.
+        A newcomer that has refused the snapshots of all members is turned away. If all these
+        snapshots had values that are not finite, the run stops instead.
         """
         population = self._population
         if not population.started or population.ended:
@@ -46,7 +46,7 @@ class Donors:
     def change(self, newcomer: KnownMember, donor: MemberId, what: str) -> None:
         """Record that `newcomer` cannot use the snapshot of `donor`, because of `what`.
 
-        It has no donor then.
+        The newcomer then has no donor.
         """
         if newcomer.fetches_from(donor):
             newcomer.useless[donor] = what
@@ -55,8 +55,8 @@ class Donors:
     def find(self, newcomer: KnownMember, without: MemberId | None = None) -> Iterator[Command]:
         """Have a newcomer fetch a snapshot from the member that has done the most rounds.
 
-        Members whose snapshot it could not use, and the member `without`, are skipped. If no member
-        is left, the newcomer has no donor.
+        This skips members that are not connected, members whose snapshot the newcomer could not
+        use, and the member `without`. If no member is left, the newcomer has no donor.
         """
         refused = {*newcomer.useless, without}
         able = [m for m in self._population.enrolled() if m.connected and m.id not in refused]

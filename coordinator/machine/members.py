@@ -39,9 +39,9 @@ class KnownMember:
     endpoint: str = ""
     near: tuple[str, ...] = ()
     place: str = ""
-    """As in `Peer`."""
+    """Where its process runs. Peers at the same place can reach it at the addresses `near`."""
     key: bytes = b""
-    """Its data plane's public one; empty where links are in plain text."""
+    """The public key of its data plane; empty where links are in plain text."""
     versions: dict[str, Any] = field(default_factory=dict)
     rounds: int = 0
     synced: int = -1
@@ -49,25 +49,25 @@ class KnownMember:
     averaging: tuple[int, int] = (0, 0)
     """Which average it has begun last, and after which round."""
     averaged: tuple[int, int] = (-1, 0)
-    """Over which generation's members it holds an average, and which one."""
+    """The last average that it holds: the generation averaged over, and the average's number."""
     ready: bool = False
     """It holds a snapshot, and waits for a place in the roster."""
     useless: dict[MemberId, str] = field(default_factory=dict)
     """Donors whose snapshots it has refused, and why."""
     busy_until: float = 0.0
-    """Its loop does something else, and it is waited for until then."""
+    """Until when its training loop is busy with something else. Others wait for it until then."""
     heard_at: float = -inf
     """When its training thread has last said something."""
     no_snapshots: str = ""
     """Why its optimizer's state cannot be given to others; empty if it can."""
     saved: set[int] = field(default_factory=set)
-    """Rounds of which it holds a checkpoint, as far as they matter."""
+    """Rounds of which it holds a checkpoint, among those that the run may go on from."""
     donor: MemberId | None = None
     """Whose snapshot it fetches."""
     finished: Finished | None = None
     counts: list[Any] = field(default_factory=list)
     away_until: float | None = None
-    """It is not connected, and waited for until then."""
+    """None while it is connected, else the time until which it is waited for."""
 
     @property
     def connected(self) -> bool:
@@ -96,7 +96,7 @@ class Departed:
     host: str
     reason: str
     round: int
-    """From which on the roster is without it."""
+    """The first round whose roster is without it."""
     pid: int = 0
     """Its process, 0 if not known."""
 
@@ -113,12 +113,12 @@ class Past:
     published: int
     planned: tuple[int, ...]
     kept: tuple[int, list[MemberId]]
-    """The round of the last complete checkpoint, 0 if there is none, and whose it is."""
+    """The round of the last complete checkpoint (0: there is none), and who holds it."""
     total_rounds: int
     given: frozenset[MemberId]
     """All ids there have been."""
     settled: Roster | None
     averages: list[int]
-    """How many there were, and after which round each of them took the last one."""
+    """The number of averages, then for each member the round after which it took the last one."""
     notices: list[Any]
     accuracy: dict[str, Any]

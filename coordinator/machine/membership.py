@@ -196,9 +196,7 @@ class Membership:
             yield from self._move_on()
 
     def _lose(self, member: KnownMember, what: str) -> Iterator[Command]:
-        """Drop a member that did not come back. One that may have left as all have finished is not
-        dropped.
-        """
+        """Drop a member that is not back, unless it may have left because all have finished."""
         if self._farewell and member.phase is Phase.FINISHED:
             text = "left before its byte counts had come: the summary has none of it"
             yield from self.population.note(member, "no counts", text)

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId
 
 EVENTS = 100
-"""As many are remembered."""
+"""The number of latest events that are remembered."""
 ROWS = 20_000
-"""Of who has sent whom what, at most: a view is one message."""
+"""The largest number of rows of bytes sent in a view, since a view is one message."""
 MOST = 1 << 62
-"""No more bytes than that are told of, whatever members say."""
+"""The largest number of bytes, values or messages that is shown, whatever members report."""
 AGES = 1e9
-"""No run is said to take more seconds."""
+"""The largest number of remaining seconds that is shown."""
 WEIGHT = 0.3
-"""Of the newest rate in what is shown."""
+"""The weight of the newest rate in the moving average that is shown."""
 OPEN = 64
-"""Surveys of which parts may be missing: of an older one, something is lost."""
+"""The number of incomplete surveys that are kept. Older ones are forgotten: a part was lost."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _Seen:
     rounds: _Pace = field(default_factory=_Pace)
     sent: _Pace = field(default_factory=_Pace)
     by_kind: Counter[str] = field(default_factory=Counter)
-    """Bytes sent, added up once as they are told of: a member may tell of very many links."""
+    """Bytes sent, by kind: added up once per report, because a report may have very many links."""
     metrics: dict[str, Any] = field(default_factory=dict)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId
 
 NOTICES = 100
-"""At most so many are kept of what members say that people should know."""
+"""The largest number of notices that are kept."""
 
 
 class Population:
@@ -43,17 +43,17 @@ class Population:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.expected = config.n
-        """With how many members it starts, unless it starts with fewer."""
+        """The number of members with which the run starts, unless `min_n` allows fewer."""
         self.members: dict[bytes, KnownMember] = {}
-        """By identity, all that were welcomed and are not lost."""
+        """All members that were welcomed and are not lost, by ZeroMQ identity."""
         self.departed: list[Departed] = []
         self.history: list[Roster] = []
-        """Of rounds up to the checkpoint that the run went on from: nobody's any more."""
+        """Rosters up to the checkpoint that the run went on from. No member uses them any more."""
         self.rosters: list[Roster] = []
-        """Since then, or from the first round on."""
+        """Rosters since the run last went on from a checkpoint, or else since the first round."""
         self.next_generation = 0
         self.given: set[MemberId] = set()
-        """Ids are given once in a run, whoever its coordinator is."""
+        """All ids given so far. A run gives each id only once, even if its coordinator changes."""
         self.total_rounds = 0
         """0 if not known."""
         self.publication = Publication(config)
@@ -64,7 +64,7 @@ class Population:
         self.averages = 0
         """How often they were averaged."""
         self.averaged_after: list[int] = []
-        """After which round each of them took that average, in the roster's order."""
+        """For each of the `settled` members, in order: the round after which it averaged last."""
         self.notices: list[dict[str, Any]] = []
         """What members think that people should know."""
         self.accuracy: dict[str, Any] = {}

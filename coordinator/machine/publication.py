@@ -2,7 +2,7 @@
 
 Seeds are published in windows, ahead of the fastest member, so that no member waits for one. A
 window holds as many rounds as take about a second, but no more than 256, and no more than 5 % of
-the run. It never holds fewer than 8. No I/O; the caller passes the time.
+the run. It holds at least 8, unless the run ends earlier. No I/O; the caller passes the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SMALLEST, LARGEST = 8, 256
 SHARE = 20
 AHEAD = 2
-"""Windows that are out beyond the fastest member's round."""
+"""The number of windows that are published beyond the fastest member's round."""
 
 
 class SeedWindows:
@@ -34,7 +34,7 @@ class SeedWindows:
     def due(self, fastest: int, rounds_per_second: float) -> range:
         """Return the next window of rounds to publish, and count it as published.
 
-        The range is empty if no window is due. Call again until it is.
+        If no window is due, the range is empty. Call this until the range is empty.
         """
         window = min(max(SMALLEST, round(rounds_per_second)), LARGEST)
         if self._rounds:
@@ -71,7 +71,7 @@ class Publication:
         self._windows = SeedWindows(rounds, published)
         self.planned = list(planned)
         self.begun = False
-        """Whether seeds are to go out."""
+        """Whether `begin` has been called, so that seeds may be published."""
         self._fastest = fastest
         self._pace = (0, 0.0)
         self._kept_at = 0.0

@@ -88,7 +88,7 @@ class Resumption:
         return [roster for roster in self._past.rosters if roster.first <= round_number]
 
     def departed_at(self, round_number: int, present: Iterable[KnownMember]) -> list[Departed]:
-        """The members that were lost before a round, and those that are missing now."""
+        """The members lost up to a round, and those of its roster that are not `present` now."""
         there = {member.id for member in present}
         peers = roster_at(self._past.rosters, round_number).peers
         what = "did not come back when the run went on from a checkpoint"

@@ -1,4 +1,4 @@
-"""Carries out the state machine's commands in order. The journal has what others hear of first."""
+"""Carries out the state machine's commands in order: writes the journal before it tells others."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class CommandRunner:
-    """Writes entries into `journal`, and sends messages once they are committed.
+    """Writes entries into `journal`, and sends a message after all earlier entries are committed.
 
-    `send` gets a worker's identity, a message, and its bytes, and says whether the worker is
-    connected. `perform` gets all commands that are neither a Send nor a Keep.
+    `send` and `perform` are callbacks. `send` gets a worker's identity, a message, and the encoded
+    message, and returns whether the worker is connected. `perform` gets every command that is
+    neither a Send nor a Keep.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class CommandRunner:
         self._journal.commit()
 
     def give_up_unreachable(self, gone: Callable[[bytes], Iterable[Command]]) -> None:
-        """Try once more each worker that was not connected. Carry out `gone` of those that are not.
+        """Ping each worker that was not connected. If it still is not, carry out `gone`'s commands.
 
-        Call it once the last messages of workers are read.
+        `gone` is a callback: it gets the worker's identity, and returns commands. Call this method
+        once the last messages of workers are read.
         """
         while self._unreachable:
             identity = min(self._unreachable)

@@ -1,7 +1,8 @@
 """The journal: a SQLite file with all that another coordinator needs to take over a run.
 
-An entry is committed before any worker hears of it. `Journal.read` returns the whole journal as a
-`Past`; a replay needs `read_rosters` only. No sockets, no decisions.
+An entry is committed before any worker hears of it, unless the file cannot be written.
+`Journal.read` returns the whole journal as a `Past`; a replay needs `read_rosters` only. No
+sockets, no decisions.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS departed (member INTEGER PRIMARY KEY, value BLOB NOT 
 class Journal:
     """One run's journal. Entries that cannot be written, as on a full disk, are tried again.
 
-    `tell` gets a line for people when writing fails, and when it works again.
+    `tell` is a callback. It gets a line for people when writing fails, and when it works again.
     """
 
     def __init__(
@@ -46,14 +47,15 @@ class Journal:
         tell: Callable[[str], None],
         database: sqlite3.Connection | None = None,
     ) -> None:
-        """Open or create the file, or use `database` in its place. Raises UsageError if it cannot
-        be written.
+        """Open or create the file, or use `database` in its place.
+
+        Raises UsageError if the journal cannot be written.
         """
         self._path = path
         self._tell = tell
         self._waiting: dict[tuple[str, Any], Entry] = {}
         self.failing = False
-        """Whether something could not be written and waits."""
+        """Whether the last commit failed, so that entries wait to be written."""
         if database is None:
             refuse_damaged(path)
         try:

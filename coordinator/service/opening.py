@@ -29,7 +29,7 @@ class Opening:
     """What the journal says; empty for a new run."""
 
     resumes: bool
-    """Whether the members are gone and go on from their checkpoints."""
+    """Whether the run goes on from checkpoints, because its members are gone."""
 
     goes_on: bool
     """Whether the folder has a run that has not finished."""
@@ -40,8 +40,9 @@ def open_run(
 ) -> Opening:
     """Read the journal of `folder`, and write the run's ids into it.
 
-    `goes_on` says that the run in the folder has not finished, `resume` that it has to go on from
-    its checkpoints. Raises UsageError if it cannot go on, or if `encrypted` is not as before.
+    `goes_on` says that the folder has a run that has not finished, `resume` that this run has to go
+    on from its checkpoints, `encrypted` that links are encrypted. Raises UsageError if the run
+    cannot go on, or if `encrypted` is not as before.
     """
     resumes = resume or journal.fact("resuming", False)
     past = journal.read()

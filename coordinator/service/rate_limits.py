@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from washp2p.sockets.keys import CoordinatorKeys
 
 MESSAGES, MESSAGES_A_SECOND = 10_000, 1000
-"""So much a worker may say before it is cut off, and so much more as time goes."""
+"""The allowance that a worker may use up before it is cut off, and its refill per second."""
 PAGE = 4096
-"""A message costs one, and one more for so many bytes; one that is refused, or a knock, COST."""
+"""A message costs 1, and 1 more for each PAGE bytes.
+
+A refused message, or one for which `charge_knock` is called, costs COST in addition.
+"""
 COST = 100
 
 
 class RateLimits:
-    """An allowance for each worker, and a list of hosts that may not connect for a while."""
+    """An allowance for each worker, and a list of hosts that may not connect for a while.
+
+    `tell` is a callback. It gets a line about the first refused messages and cut-off workers.
+    """
 
     def __init__(
         self, keys: CoordinatorKeys | None, patience: Patience, tell: Callable[[str], None]

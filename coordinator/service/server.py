@@ -1,6 +1,6 @@
 """The coordinator's event loop: the socket, the clock and the files around `Membership`.
 
-The server notices a closed connection when it next sends to that worker, at the latest a ping.
+The server notices a closed connection when it next sends to that worker. It pings regularly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DEFAULT_BIND = "tcp://127.0.0.1:5555"
 AT_ONCE = 1000
 """Messages taken in before anything else gets its turn."""
 LINK_BYTES = 400
-"""Room for what the summary says of one link."""
+"""Bytes to reserve for what the summary says of one link."""
 
 
 class Server:

@@ -89,7 +89,7 @@ class SummaryFile:
         self._tell = tell
         self._told = False
         self.unwritten = False
-        """Whether it was to be written and could not be."""
+        """Whether the last `write` failed, so that the summary is still to be written."""
 
     def reserve(self, summary: dict[str, Any], more: int) -> bool:
         """Reserve space for twice the size of `summary`, plus `more` bytes.

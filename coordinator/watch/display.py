@@ -38,7 +38,7 @@ class Display:
         return self.console.is_terminal and not self._log.for_programs
 
     def event(self, event: Event) -> None:
-        """Print a line that stays."""
+        """Print the event as a line that stays, unlike what `show` draws."""
         if self._log.for_programs:
             self._log.event(event.text, event.what, member=event.member)
         else:

@@ -6,8 +6,11 @@ from typing import Any
 
 EVERY_SECONDS = 1.0
 FRACTION = 500
-"""Points are no closer than this share of the time that a run has taken, so there are few
-thousand however long it takes: FRACTION, and FRACTION more whenever that grows e-fold."""
+"""Two points are apart by at least 1/FRACTION of the time that the run has taken.
+
+So even a long run has a few thousand points: FRACTION, and FRACTION more whenever its time grows
+e-fold.
+"""
 
 
 class History:

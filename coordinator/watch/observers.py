@@ -33,13 +33,13 @@ class Look(Protocol):
     """Returns a view of the run; with `links`, including the bytes between each pair of members."""
 
     def __call__(self, *, links: bool) -> dict[str, Any]:
-        """The view."""
+        """Return the view of the run as plain values."""
 
 
 ANSWER_SECONDS = 5.0
 """How long the page waits for the coordinator's own thread."""
 FRESH_SECONDS = 0.4
-"""However many ask, a view is made no more often than that."""
+"""How long a view is used again, however many ask for one."""
 
 
 class Observers:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 POPULATION = "population"
 LAST_STEP = 1 << 63
 LARGEST = 3e38
-"""What its files have room for."""
+"""TensorBoard's files have no room for a number of this magnitude or more."""
 OF_MEMBERS = (
     "rounds_per_second",
     "bytes_per_second",

@@ -1,11 +1,11 @@
-"""The status page: how a run goes, over HTTP, for looking only.
+"""The status page: shows over HTTP how a run goes.
 
     /  page.js  page.css      the page, which needs nothing from elsewhere
     /status.json              as `washp2p status --json`
     /history.json?after=S     points of the population's curves, later than S seconds
     /metrics                  for Prometheus (extra `metrics`)
 
-It asks for what it shows; it decides nothing and changes nothing.
+The page asks a `Source` for what it shows. It decides nothing and changes nothing.
 """
 
 from __future__ import annotations

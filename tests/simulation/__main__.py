@@ -47,6 +47,8 @@ def main(arguments=None):
     for seed, its_rounds, its_faults, text in _simulated(seeds, given.jobs):
         done, rounds = done + 1, rounds + its_rounds
         struck += its_faults
+        if not done % 1000:
+            print(f"{done} seeds so far, {failed} failed", flush=True)
         if text:
             failed += 1
             print(text)

@@ -29,8 +29,8 @@ AWAY = 62
 STEPS = 10
 """Steps between two exchanges, at most."""
 
-FEW_ROUNDS = 30
-"""In so many rounds everybody gets values of everybody else."""
+FEW_ROUNDS = 15
+"""In so many rounds everybody gets values of everybody else; in twice as many in groups of two."""
 
 
 def check(run):
@@ -110,10 +110,11 @@ def _who_diverges_is_dropped(run):
     """Well before the end, if enough are there to say so."""
     if run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all":
         return  # the others may be at their end before they hear of it
+    few_rounds = FEW_ROUNDS * (2 if run.config.method.group else 1)
     for _, process in _in_rosters(run):
         roster = process.core.parts.connection.state.roster
         seen_from = max(process.diverged_after, roster.first)  # votes are of one roster
-        if not process.diverged_after or seen_from >= run.world.rounds - FEW_ROUNDS:
+        if not process.diverged_after or seen_from >= run.world.rounds - few_rounds:
             continue
         others = set(roster.members) - {process.member}
         voters = {m for m in others if run.members[m].number not in run.faults.touched}

@@ -1,9 +1,10 @@
 """Faults put into the protocol and the core, one at a time. The simulator must find each.
 
-    python -m tests.simulation.mutants [NUMBER ...] [--seeds A:B]
+    python -m tests.simulation.mutants [NUMBER ...] [--seeds A:B | --kept]
 
 Each is a change of one place in the source, made while the module is imported. A process of its own
-simulates seeds until one fails. Prints a table: number, what breaks, the seeds it took.
+simulates seeds until one fails; or, with --kept, the run of `kept.py` that has failed by it. Prints
+a table: number, what breaks, the seeds it took.
 """
 
 from __future__ import annotations
@@ -262,18 +263,20 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
     parser.add_argument("numbers", nargs="*", type=int, help="of the list (default: all)")
     parser.add_argument("--seeds", default="0:2000", help="A:B, half open (default: 0:2000)")
+    parser.add_argument("--kept", action="store_true", help="simulate the run that is kept of it")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.inside:
         put_in(MUTANTS[given.numbers[0]])
-        from tests.simulation.__main__ import main as simulate  # with the fault in it
-
-        return simulate(["--seeds", given.seeds, "--stop", "--jobs", "1"])
+        return _simulate_inside(MUTANTS[given.numbers[0]], given)
     missed = 0
     for number in given.numbers or range(len(MUTANTS)):
         command = [sys.executable, "-m", "tests.simulation.mutants", str(number), "--inside"]
         run = subprocess.run(
-            [*command, "--seeds", given.seeds], capture_output=True, text=True, check=False
+            [*command, "--seeds", given.seeds, *(["--kept"] if given.kept else [])],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         last = (run.stdout.strip().splitlines() or [run.stderr[-300:]])[-1]
         found = run.returncode == 1 and " failed, " in last
@@ -283,6 +286,18 @@ def main(arguments=None):
             flush=True,
         )
     return 1 if missed else 0
+
+
+def _simulate_inside(mutant, given):
+    """Simulate with the fault in this process. Returns 1 if a run fails."""
+    from tests.simulation.__main__ import failure, main
+    from tests.simulation.kept import KEPT
+
+    if not given.kept:
+        return main(["--seeds", given.seeds, "--stop", "--jobs", "1"])
+    failed = bool(failure(KEPT[mutant.breaks].run()))
+    print(f"the kept run, {failed:d} failed, ")
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 END_SECONDS = 1.25
-"""How long processes may take to end by themselves once one has failed or we are interrupted."""
+"""How long the other processes may take to end after a failure, an interrupt or the run's end."""
 LAST_WORD_SECONDS = 0.5
 """How long the coordinator may take to tell its workers that the run is interrupted."""
 
@@ -64,7 +64,8 @@ class Launch:
         self._coordinator: list[Process] = []
         self._forking: Process
         self._listening: asyncio.Task[None]
-        """Reads what `workers.fork` reports. Kept: asyncio drops a task that nobody refers to."""
+        """Reads what `workers.fork` reports. It is kept here because asyncio drops a task that
+        nobody refers to."""
         self._workers: dict[ForkedWorker, Path] = {}
 
     async def run(self) -> int:
@@ -111,7 +112,7 @@ class Launch:
             return process, (await asyncio.to_thread(pipe.readline)).strip()
 
     def _start_workers(self, address: str) -> None:
-        """Ask `workers.fork` for workers, which begin once it has PyTorch."""
+        """Ask `workers.fork` for workers. They begin once it has imported PyTorch."""
         threads = max(1, (os.cpu_count() or 1) // self._n)
         logs = self._folder / "log"
         logs.mkdir(exist_ok=True)
@@ -165,10 +166,10 @@ class Launch:
 
     @staticmethod
     async def _explain(code: int, log: Path, end: asyncio.Task[int]) -> int:
-        """After a worker has failed, return the exit code of a coordinator that can say why.
+        """Return the exit code of the coordinator, if it ends soon after a worker has failed.
 
-        If the coordinator does not end, raises RunStoppedError with the last line of the worker's
-        `log`.
+        It has then said why. If it does not end within END_SECONDS, raises RunStoppedError with the
+        last line of the worker's `log`. `code` is the worker's exit code.
         """
         done, _ = await asyncio.wait({end}, timeout=END_SECONDS)
         if done:

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from washp2p.sockets.keys import JoinKey
 
 WIDTH = 120
-"""Columns where it is no terminal that has so many."""
+"""The least number of columns of output that does not go to a terminal."""
 EVERY_SECONDS = 1.0
-"""How often a live view looks anew."""
+"""How often a live view asks the coordinator again."""
 
 
 class Observer:

@@ -55,10 +55,11 @@ class Augmentation:
 
 
 def augmentation_of(augment: str, data: str, seed: int, member: int) -> Augmentation:
-    """The augmentation of one member under `--augment`. Raises UsageError if it cannot be read.
+    """The augmentation of one member under `--augment`. Raises UsageError if that is not valid.
 
-    The flag is `none`; or `hetero`, which draws from the paper's sets by run `seed` and `member`
-    alone; or lists of values that members take in turn. CIFAR's images are cropped and flipped
+    `augment` is the flag's value. `none` is no augmentation. `hetero` draws each value from the
+    paper's sets; the draw depends on the run's `seed` and on `member` alone. Otherwise the flag
+    has lists of values, which members take in turn. CIFAR's images are cropped and flipped
     unless a list says otherwise, as in the papers' homogeneous populations.
 
     >>> augmentation_of("mixup=0:0.5,crop=4", "digits", seed=0, member=3)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dataclasses import Field
 
 LATER: dict[str, Any] = {"last": "", "on_bad_image": "stop"}
-"""Options that run folders of earlier versions do not have, and what they mean there."""
+"""Options that run folders of earlier versions lack, each with the value that applies there."""
 FREE = ("min_n", "patience")
 """Options that may be chosen anew for a run that goes on from a checkpoint."""
 KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METHODS = ("wash", "wash-opt", "sparta", "papa", "papa-all", "dart", "papa-2", "none")
 MODELS = ("linear", "cnn", "resnet18", "vgg16", "resnet50", "timm:NAME")
 TIMM = "timm"
-"""Where a model, as in timm:efficientnet_lite0, or its pretrained weights come from."""
+"""The library timm as the source of a model (timm:efficientnet_lite0) or of its weights."""
 SMALLEST_P = 1e-15
 
 

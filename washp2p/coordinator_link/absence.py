@@ -7,9 +7,9 @@ from washp2p.protocol.patience import Patience
 
 
 class Absence:
-    """One worker's count of when it last heard of a coordinator at `address`.
+    """Keeps when a worker last heard from its coordinator, and when it lost the connection.
 
-    All times are in seconds, of any steady clock.
+    The coordinator is at `address`. All times are in seconds, of any steady clock.
     """
 
     def __init__(self, address: str, now: float) -> None:
@@ -25,20 +25,20 @@ class Absence:
         return self._lost_at is not None
 
     def heard(self, now: float) -> None:
-        """Something has come from the coordinator."""
+        """Record that something has come from the coordinator."""
         self._heard_at = now
 
     def begin(self, now: float) -> None:
-        """The connection is lost, unless it was already."""
+        """Record when the connection was lost; does nothing if it is lost already."""
         self._lost_at = now if self._lost_at is None else self._lost_at
 
     def end(self) -> bool:
-        """The connection works. Returns whether it was lost before."""
+        """Record that the connection works. Returns whether it was lost before."""
         lasted, self._lost_at = self.lasts, None
         return lasted
 
     def problem(self, now: float) -> RunStoppedError | None:
-        """Why this worker must not wait any longer; None if it may."""
+        """The error that tells why this worker must not wait any longer; None if it may wait."""
         if self._lost_at is None:
             return None
         asleep = self._lost_at - self._heard_at

@@ -30,11 +30,11 @@ class Connection(Conversation):
     """A place in a run: the member's id, and the run's configuration.
 
     Made by `washp2p.connect`. Pass it to `washp2p.join` together with a model built from `config`.
-    Methods belong to one thread; none blocks.
+    Call its methods on one thread only. None blocks, but `leave` and `close` may take a second.
     """
 
     folder: Path
-    """Where this host keeps what it writes of the run."""
+    """The folder on this host for the run's files."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Connection(Conversation):
         self._on_change: Callable[[], None] = lambda: None
         self._on_stop: Callable[[WashError], None] = _ignore
         self.encrypted = keys is not None
-        """Whether links are, to the coordinator and among members."""
+        """Whether links are encrypted, to the coordinator and among members."""
         self._run_dir = run_dir
         self._socket = ControlSocket(
             address,
@@ -87,7 +87,8 @@ class Connection(Conversation):
     def on_stop(self, callback: Callable[[WashError], None]) -> None:
         """Call `callback` on the control thread as soon as the run ends early.
 
-        The training thread learns of it in its next round.
+        If the run has ended early already, this calls `callback` at once, on the caller's thread.
+        The training thread learns of the end in its next round.
         """
         with self._changed:
             self._on_stop = callback

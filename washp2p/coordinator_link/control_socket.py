@@ -49,7 +49,7 @@ class ControlSocket:
     """
 
     unlike: bool = False
-    """Whether somebody there has broken off the last handshake: one has no keys, or other ones."""
+    """Whether the last handshake failed: one end has no keys, or keys do not match."""
 
     def __init__(
         self,

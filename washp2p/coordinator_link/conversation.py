@@ -1,7 +1,7 @@
 """What a worker tells its coordinator, and what it has heard from it. No I/O.
 
-A subclass carries the bytes. If another coordinator takes over the run, it is told what it may have
-missed.
+A subclass sends and receives the bytes. A coordinator that takes over the run is told what it may
+have missed.
 """
 
 from __future__ import annotations
@@ -68,11 +68,14 @@ MILESTONES = (
 )  # fmt: skip
 
 VOTES = (CutOff, Diverged)
-"""What counts with others' votes, in the roster in which it was said."""
+"""Messages that count together with those of other members, and only in the same roster."""
 
 
 class Conversation(ABC):
-    """One worker's part. One thread may `hear` and repeat what was missed, others may `tell`."""
+    """A worker's side of the messages between it and its coordinator.
+
+    One thread may call `hear` and `what_may_be_missed`. Other threads may call `tell`.
+    """
 
     address: str
     """Where the coordinator listens."""
@@ -102,7 +105,7 @@ class Conversation(ABC):
         """The worker is process `pid` of `host`, at `place`, and wants the id `rank`, if given."""
         self.address = address
         self.place = place
-        """Where this process runs, as its peers know it."""
+        """Where this process runs. Peers at the same place can reach it without a network."""
         self._host, self._pid = host, pid
         self.state = RunState()
         """What the coordinator has said so far."""
@@ -126,7 +129,7 @@ class Conversation(ABC):
 
     @abstractmethod
     def _announce(self) -> None:
-        """Something has changed: whoever waits for it looks again."""
+        """Tell whoever waits for a change to look again."""
 
     @abstractmethod
     def _open_folder(self, name: str) -> None:
@@ -134,7 +137,7 @@ class Conversation(ABC):
 
     @abstractmethod
     def _held(self, name: str, rounds: Sequence[int]) -> list[tuple[int, MemberId]]:
-        """The checkpoints of these rounds that lie here. Raises UsageError."""
+        """The checkpoints of these rounds on this host, as (round, member). Raises UsageError."""
 
     @abstractmethod
     def _forget(self, rounds: range) -> None:
@@ -142,7 +145,7 @@ class Conversation(ABC):
 
     @property
     def member(self) -> MemberId:
-        """The member's id, from 0 on in order of joining."""
+        """The member's id. New ids count from 0 in order of joining, unless workers ask for one."""
         return self.state.member
 
     def greet(self) -> None:
@@ -151,7 +154,7 @@ class Conversation(ABC):
             self._send(data)
 
     def begin(self) -> None:
-        """Take over what the Welcome says. Raises UsageError if its configuration is none."""
+        """Take over what the Welcome says. Raises UsageError if its configuration is not valid."""
         assert self._welcome is not None
         welcome = self._welcome
         self.state.member = welcome.member
@@ -169,8 +172,8 @@ class Conversation(ABC):
         """Send a control `message` to the coordinator.
 
         Messages of the types in MILESTONES are sent again to a coordinator that takes over. So are
-        those in VOTES, if no roster has come since, and the last Busy, unless the
-        member has ended it.
+        messages of the types in VOTES, if no roster has come since, and the last Busy, unless its
+        `seconds` are 0.
         """
         data = messages.encode(message)
         if isinstance(message, MILESTONES):
@@ -186,7 +189,7 @@ class Conversation(ABC):
         return self.state.seeds.order_of(round_number, self.state.rosters)
 
     def reached(self, round_number: int) -> None:
-        """Note that `round_number` begins. Older seeds are deleted, and more are asked for."""
+        """Note that `round_number` begins. Deletes seeds up to it, and asks for more when due."""
         if self.state.seeds.reach(round_number):
             self.progress(round_number - 1)
 
@@ -196,7 +199,10 @@ class Conversation(ABC):
         self.tell(self._last_progress)
 
     def saved(self, round_number: int, error: str) -> None:
-        """Report a checkpoint of `round_number`: held if `error` is empty, else why it is not."""
+        """Report that this member holds a checkpoint of `round_number`.
+
+        If `error` is not empty, report that it holds none; `error` says why.
+        """
         self.state.saved(round_number)
         self._last_saved = Saved(round_number, shortened(error))
         self.tell(self._last_saved)

@@ -160,7 +160,7 @@ def _transport(connection: Connection, bind: str, pair: KeyPair, store: Store) -
 def _repairer(
     batches: int, model: torch.nn.Module, me: MemberId, inputs: Inputs | None
 ) -> Repairer | None:
-    """Make the part for `--repair` (else None). Raises UsageError if that has no `inputs`."""
+    """Make the Repairer if `--repair` is not 0. Raises UsageError if `inputs` is None then."""
     if not batches:
         return None
     if inputs is None:

@@ -107,8 +107,8 @@ def join(
     and `load_state_dict`). If the run goes on from a checkpoint, `state` has been loaded on return,
     and `Member.round` is the checkpoint's. `scaler` is the object whose `step` steps the optimizer,
     if there is one: a GradScaler, or timm's NativeScaler. If it skips a step, a round follows all
-    the same. `repair_inputs` gives batches for `--repair`: of the same images in all members, as
-    the model gets them in training.
+    the same. `repair_inputs` is a function that returns batches for `--repair`: made of the same
+    images in all members, as the model gets them in training.
 
     `last` names the module whose parameters are the last layer, which the decreasing schedule never
     shuffles (default: `--last`, or the module registered last). `buffers` gives by name the rule by
@@ -179,10 +179,10 @@ def attach(
     """Like `join`, for a loop that is not in a `with` block: call `Member.close` after the loop.
 
     `model`, `optimizer`, `run`, `rounds`, `keys`, `state`, `scaler`, `repair_inputs`, `last` and
-    `buffers` are as in `join`. To set anything else, pass a connection from `connect`. If the model
-    is in DistributedDataParallel, call this on all ranks: rank 0 of the group joins, and the others
-    `follow`. If the process ends without `close`, the member leaves and the others go on. If no
-    step has followed its last average, it counts as finished.
+    `buffers` are as in `join`. To use other arguments of `connect`, pass the connection that it
+    returns as `run`. If the model is in DistributedDataParallel, call this on all ranks: rank 0 of
+    the group joins, and the others `follow`. If the process ends without `close`, the member leaves
+    and the others go on. The member counts as finished if no step has followed its last average.
 
     Blocks. Raises UsageError, JoinRefusedError, RunStoppedError.
     """
@@ -228,7 +228,7 @@ def follow(
 
 
 _open: list[tuple[str, int, weakref.ref[Lifecycle]]] = []
-"""Members of this process: of the run at which address, joined on which thread."""
+"""Members of this process, each as (coordinator's address, thread that joined, lifecycle)."""
 
 
 def _leave_former(address: str) -> None:

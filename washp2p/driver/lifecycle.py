@@ -1,7 +1,7 @@
 """The lifecycle of a member in this process: it begins, trains with its peers, and ends.
 
-The driver of the member's core: it receives messages, has the clock, and runs the core's procedures
-on the training thread. What is to be done, the core decides.
+This is the driver of the member's core. It receives messages, has the clock, and runs the core's
+procedures on the training thread. The core decides what is to be done.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     R = TypeVar("R")
 
 AT_ONCE = 10_000
-"""Messages handled before a round begins, however many there are."""
+"""The most messages handled before a round begins; others that have arrived wait."""
 
 
 class Lifecycle:
@@ -42,9 +42,9 @@ class Lifecycle:
         self.core = core
         self.around = surroundings
         self.face: object = None
-        """The Member that the loop holds. The optimizer's hook keeps it alive, and so this."""
+        """The Member that the loop holds. It lives while the optimizer's hook holds this object."""
         self.closed = False
-        """Whether its part in the run is over."""
+        """Whether the member's part in the run is over."""
         self._inbox = core.parts.inbox
         self._transport = surroundings.transport
         self._why: BaseException | None = None
@@ -98,7 +98,8 @@ class Lifecycle:
     def run(self, procedure: Procedure[R]) -> R:
         """Run a procedure of the core to its end, and return its result. Blocks.
 
-        An error while it waits, such as RunStoppedError or an interrupt, is raised within it.
+        If waiting fails, the error, such as RunStoppedError or an interrupt, is raised within the
+        procedure.
         """
         try:
             wait = next(procedure)
@@ -197,7 +198,7 @@ class Lifecycle:
     def _round(self) -> None:
         """Run the round that follows an optimizer step.
 
-        After an error this member's part in the run is over; it may join again.
+        A RunStoppedError ends this member's part in the run. The process may then join again.
         """
         try:
             with self._replicas_told():
@@ -231,7 +232,7 @@ class Lifecycle:
             yield message
 
     def _wait(self, wait: Wait) -> None:
-        """Hand over what arrives until `wait` is over."""
+        """Hand arriving messages to the inbox until `wait` is over."""
         ping = self.around.connection.patience.ping
         waiting = self._inbox.begin(wait)
         while not self._inbox.is_over(waiting):

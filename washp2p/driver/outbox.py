@@ -27,7 +27,7 @@ class DeviceOutbox:
         self._unsent: deque[Future[None]] = deque()
 
     def post(self, messages: Messages) -> None:
-        """Send a leg's messages once its marks are reached.
+        """Send a leg's messages once its marks are done: the values have left the device.
 
         Does not block, unless the device is more than AHEAD rounds behind.
         """

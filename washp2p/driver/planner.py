@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 S = TypeVar("S")
 MOST = 16
-"""Plans derived ahead."""
+"""The most plans that are derived ahead."""
 ROOM = 2 << 20
 """Bytes that plans derived ahead may take, except for the very next one."""
 
@@ -26,9 +26,9 @@ ROOM = 2 << 20
 class Planner(Generic[S, P]):
     """Keeps the next rounds' plans ready. All methods belong to the training thread.
 
-    `derive` makes a plan, on the planner's thread and in the order of rounds: a `Derivation`.
-    `order_of` returns what it makes a round's plan of, such as its seed; None if that has not
-    arrived: `Conversation.order_of`. `size_of` returns the bytes of a plan.
+    `derive` (a `Derivation`) makes a plan. It is called on the planner's thread, in the order of
+    rounds. `order_of` (`Conversation.order_of`) returns the argument of `derive` for a round, such
+    as its seed; None if the seed has not arrived. `size_of` returns the bytes of a plan.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Planner(Generic[S, P]):
         self._batches: list[tuple[range, Future[list[P]]]] = []
         self._ahead = 1
         self.cpu_seconds = 0.0
-        """What plans have cost so far, in CPU time of their thread."""
+        """CPU time, in seconds, that the planner's thread has spent on plans so far."""
 
     def take(self, number: int) -> P:
         """The plan of round `number`, whose seed has arrived. Blocks until it is derived."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _START, _ROUND, _END, _WAIT, _PAUSE, _AVERAGE = range(6)
 WAIT_SECONDS = 60.0
-"""How often those who wait for rank 0 hear that it waits, too."""
+"""While rank 0 waits for other members, it sends the other ranks an order to wait this often."""
 
 
 def wrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -71,7 +71,7 @@ class _Channel:
         self._group = group
         self._first = dist.get_global_rank(group, 0)
         self.device = next(model.parameters()).device
-        """Where tensors are to be."""
+        """The device on which shared tensors must be."""
 
     def give_order(self, *numbers: int) -> None:
         """Broadcast an order of three numbers. Rank 0 calls this."""
@@ -124,7 +124,7 @@ class Replicas:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Keep the other ranks waiting while a block runs, so that their collectives do not time
-        out. If the block raises, they are told.
+        out. If the block raises, the other ranks are told that the member has left the run.
         """
         done = Event()
 
@@ -195,8 +195,8 @@ class Replicas:
 
 
 class Replica:
-    """A rank that trains a member together with rank 0, which has joined the run. Made by
-    `follow`.
+    """A rank that trains a member together with rank 0, which has joined the run. `follow`
+    makes it.
     """
 
     config: RunConfig
@@ -215,7 +215,7 @@ class Replica:
                 "washp2p.join here"
             )
         self.closed = False
-        """Whether its part in the run is over."""
+        """Whether this rank's part in the run is over."""
         self._averaged: State | None = None
         self._hook: RemovableHandle | None = None
         self._attempts: Attempts | None = None
@@ -228,7 +228,7 @@ class Replica:
         self.id: int = wire["member"]
         """The MemberId of the member that it belongs to."""
         self.members: tuple[int, ...] = tuple(wire["members"])
-        """All members when this one joined; once averaged, all that the average is of."""
+        """The run's members when this one joined; after an average, those averaged over."""
         slots = strategy_for(self.config).slots(optimizer)
         last, rules = wire["last"], wire["buffers"]
         self._store = Store(model, optimizer, slots, last=last, buffers=rules)
@@ -241,7 +241,7 @@ class Replica:
 
     @property
     def round(self) -> int:
-        """The last of the rounds that the member took part in."""
+        """The number of the last round that the member took part in."""
         return self._round
 
     def average(self, final: object = None, *, trainable_only: bool = False) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class Replica:
             self._unhook()
 
     def _follow(self) -> None:
-        """Write the values of the round after a step. Raises RunStoppedError if there is none."""
+        """Write the values of the round after a step. Raises RunStoppedError if no round comes."""
         if not self._average_comes_first():
             self._gone()
 

@@ -49,7 +49,7 @@ class Space:
     into: list[tuple[str, int]] = field(default_factory=list)
     nodes: list[str] = field(default_factory=list)
     free: bool = True
-    """Whether they may be permuted: neither the network's inputs nor its outputs."""
+    """Whether the units may be permuted. The network's inputs and outputs may not."""
 
 
 def spaces_of(model: nn.Module) -> tuple[fx.GraphModule, list[Space]]:
@@ -129,7 +129,10 @@ class _Tracer:
             raise _unknown(type(module).__name__)
 
     def _name(self, number: int, name: str, module: nn.Module) -> None:
-        """Add to a space all tensors of a module that have its channels as dimension 0."""
+        """Add a module's tensors to the space `number`, whose units are their dimension 0.
+
+        Scalars are left out. `name` is the module's name.
+        """
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self._spaces[number].out += [f"{name}.{key}" for key, t in tensors.items() if t.dim()]
 
@@ -156,7 +159,10 @@ def _unknown(what: str) -> UsageError:
 
 
 def permute(state: State, space: Space, order: torch.Tensor) -> State:
-    """`state` with the units of `space` in another `order` (int64). The function stays the same."""
+    """`state` with the units of `space` in another `order` (int64).
+
+    The network computes the same function as before.
+    """
     changed = dict(state)
     for name in space.out:
         changed[name] = changed[name][order]
@@ -234,7 +240,7 @@ def _by_unit(likeness: torch.Tensor, units: int) -> torch.Tensor:
 
 
 def _features(traced: fx.GraphModule, inputs: torch.Tensor, wanted: set[str]) -> State:
-    """The outputs of each of the wanted nodes."""
+    """The outputs of the `wanted` nodes for a batch of `inputs`, by node."""
     found: State = {}
 
     class Checkpointing(fx.Interpreter):

@@ -24,9 +24,9 @@ EPSILON = 1e-12
 
 
 class _Moments:
-    """Counts the running moments of a layer's channels (dimension 1), as a batch norm would.
+    """Mean and variance of a layer's channels (dimension 1), averaged over batches.
 
-    Each batch has the same weight.
+    They are computed as a batch norm would. Each batch has the same weight.
     """
 
     def __init__(self) -> None:
@@ -85,8 +85,8 @@ def repair(
 def moments(model: nn.Module, inputs: Inputs) -> torch.Tensor:
     """Mean and standard deviation of each preactivation channel of `model`, as one vector.
 
-    For each layer in turn, it has the channels' means, then their deviations. Running statistics of
-    batch norms in `model` are computed anew.
+    For each layer in turn, the vector has the channels' means, then their deviations. Running
+    statistics of batch norms in `model` are computed anew.
     """
     counted = _moments(model, preactivations(model), inputs)
     parts = [part for each in counted for part in (each.mean, each.deviation)]

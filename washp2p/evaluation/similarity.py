@@ -23,9 +23,9 @@ class Similarity(NamedTuple):
 
     layer: str
     between: float
-    """Of two members, over all pairs."""
+    """The similarity of two members, averaged over all pairs."""
     averaged: float
-    """Of a member and the averaged model, over all members."""
+    """The similarity of a member and the averaged model, averaged over all members."""
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def greedy_soup(states: Sequence[State], accuracy: Callable[[State], float]) -> State:
     """The mean of the members of `states` (state dicts) that GreedySoup chooses.
 
-    `accuracy` is on held-out data, never on the test set. Members are tried from best to worst,
-    ties in the order given. A member is chosen if the mean with it is no less accurate than
-    without.
+    The callback `accuracy` tests a state dict on held-out data, never on the test set. Members are
+    tried from best to worst, ties in the order given. A member is chosen if the mean with it is at
+    least as accurate as the mean without it.
     """
     return average_state(greedy_choice(states, accuracy))
 
@@ -31,8 +31,8 @@ def greedy_choice(
 ) -> list[State]:
     """The members of `states` (state dicts) that GreedySoup chooses by held-out `accuracy`.
 
-    `fit` takes a member and the soup so far. It returns the state dict to add in the member's
-    place, such as the member aligned with the soup.
+    The callback `fit` takes a member and the soup so far. It returns the state dict to add in the
+    member's place, such as the member aligned with the soup.
     """
     ranked = sorted(states, key=accuracy, reverse=True)
     chosen = [ranked[0]]

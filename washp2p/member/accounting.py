@@ -24,8 +24,8 @@ def vitals_of(
     refusals: Refusals[MemberId],
     planning: float,
 ) -> Vitals:
-    """Make the progress report: totals since the member joined. `planning` is CPU time in
-    seconds.
+    """Make the progress report: totals since the member joined. `planning` is the CPU time that
+    plans have cost, in seconds.
     """
     return Vitals(
         steps=round_loop.steps,
@@ -55,8 +55,9 @@ def finished(
 ) -> Finished:
     """Make the final report: what the member did, and the payload bytes that were expected.
 
-    `theory` follows from the method's selection, `paper` from the rule of the method's paper.
-    `papa` and `papa_all_reduce` are for PAPA, without and with all-reduce.
+    Of the expected bytes, `theory` follows from the method's selection, `paper` from the rule of
+    the method's paper. `papa` and `papa_all_reduce` are what PAPA would send, without and with
+    all-reduce.
     """
     generations = [(n, range(first, stop)) for n, first, stop in round_loop.generations]
     exchanges = [(n, strategy.rounds_due(rounds)) for n, rounds in generations if n > 1]

@@ -52,7 +52,7 @@ class Advice:
         self._watch: MissedSteps | None = None
         self._stepped = False
         self.no_snapshots = why_not_restorable(optimizer)
-        """Why the optimizer's state cannot be given to others, or kept; empty if it can."""
+        """Why the optimizer's state cannot be given to others or saved; empty if it can be."""
 
     def tell(self, topic: str, text: str) -> None:
         """Warn people with `text`, once for each `topic`. Any thread may call this."""
@@ -82,9 +82,9 @@ class Advice:
         self._watch = MissedSteps(self._store.parameters, self._optimizer, self.tell)
 
     def before_round(self) -> None:
-        """Call this after each step. The first call checks the model and the optimizer's state.
+        """Check the model and the optimizer's state. Call this after each step.
 
-        The first call raises UsageError if `Store.check_model` does.
+        Only the first call checks. It raises UsageError if `Store.check_model` does.
         """
         if self._stepped:
             return
@@ -106,7 +106,7 @@ class Advice:
             )
 
     def after_round(self, number: int, members: tuple[int, ...]) -> None:
-        """Call this after a round. `members` took part in it."""
+        """Warn of members that are one model. Call this after round `number` among `members`."""
         assert self._watch is not None
         self._watch.stepped()
         likeness = self._merger.likeness

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from washp2p.transports.base import Transport
 
 REFUSALS, REFUSALS_A_SECOND = 1000, 1
-"""So many messages of a peer may be refused before it is cut off, and so many more as time goes."""
+"""A peer is cut off once more than REFUSALS of its messages were refused. With every second that
+passes, REFUSALS_A_SECOND of the refused messages are forgotten."""
 
 AT_ONCE = 4
-"""Times what a member sends in a mean, on average, that it may be sent before it gets there."""
+"""Room for early frames if a method takes means: so many times what a member sends in a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Ports:
     folder: Folder
     clock: Clock
     warn: Callable[[str], None]
-    """Tells people of messages that were refused."""
+    """Called with a line of text, to tell people of messages that were refused."""
     proven: bool
     """Whether the transport proves who sends a message."""
 
@@ -73,7 +74,7 @@ def core_of(
     """Make a member's core.
 
     `store` holds the `model`, which `optimizer` trains for `rounds` rounds (0: not known). `state`
-    is what checkpoints must hold besides.
+    is what checkpoints must hold besides the state of model and optimizer.
     """
     connection, transport, clock = ports.connection, ports.transport, ports.clock
     config, me = connection.config, connection.member

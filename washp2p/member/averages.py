@@ -1,8 +1,8 @@
 """All averages that one member takes part in: the last one, and any that its loop takes earlier.
 
-The k-th averages of all members belong together. Training may go on after an average if all members
-took it after the same round. The last average is the result of the run. A warning names the tensors
-that may be wrong in an average.
+The k-th average of each member is one average of all members. Training may go on after an average
+if all members took it after the same round. The last average is the result of the run. A warning
+names the tensors that may be wrong in an average.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Averages:
         self._trained = True
         self._after = 0
         self.taken = 0
-        """How many there have been."""
+        """How many averages have been taken."""
         self.current: PeerAverage | None = None
-        """The last one; it may have been interrupted."""
+        """The last average that was begun. It may have been interrupted."""
 
     @property
     def stands(self) -> bool:

@@ -52,7 +52,7 @@ class Kept:
     generations: list[tuple[int, int, int]]
     ledger: list[dict[str, Any]]
     values: tuple[int, int]
-    """Applied and refused."""
+    """The numbers of applied and of refused values."""
     lost: dict[str, int]
     log: tuple[int, bool] | None
     """As `Log.keep` returned it."""
@@ -61,7 +61,7 @@ class Kept:
 
 
 def kept_in(extra: dict[str, Any]) -> Kept:
-    """What a checkpoint's `extra` says. Raises ProtocolError if no member wrote such values."""
+    """Read a checkpoint's `extra` values. Raises ProtocolError if no member wrote such values."""
     spans = extra.get("generations", extra.get("epochs"))  # as earlier versions called them
     match {**extra, "generations": spans}:
         case {
@@ -98,13 +98,13 @@ class Folder(Protocol):
     """Where one member's checkpoints lie, as `runfolder.checkpoints.CheckpointFolder`."""
 
     def name(self, round_number: int) -> str:
-        """What the checkpoint of a round is called in messages."""
+        """The name of a round's checkpoint, for error messages."""
 
     def read(self, round_number: int) -> bytes:
         """Return the checkpoint of a round. Raises UsageError if it cannot be read."""
 
     def write(self, round_number: int, data: bytes) -> None:
-        """Keep the checkpoint of a round: all or nothing, and lasting. Raises UsageError."""
+        """Write and flush a round's checkpoint to disk, whole or not at all. Raises UsageError."""
 
     def forget(self, rounds: range) -> None:
         """Delete all members' checkpoints of these rounds."""
@@ -199,7 +199,7 @@ class Checkpointing:
         )
 
     def _continue(self, its_own: Kept) -> None:
-        """Count on from the checkpoint's totals. Raises ValueError if they are none."""
+        """Count on from the checkpoint's totals. Raises ValueError if they are not valid."""
         self._ledger.load(its_own.ledger)
         merger = self._exchange.merger
         merger.applied_values, merger.refused_values = its_own.values

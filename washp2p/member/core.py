@@ -1,7 +1,8 @@
 """One member without I/O: what it does from its first state to the last average.
 
-Each method that waits is a procedure (`rounds.waiting`). A driver runs it: it hands over what
-arrives and carries out what the parts ask of their ports. No sockets, threads, files or clocks.
+Each method that waits is a procedure (`rounds.waiting`). A driver runs the procedure and hands over
+arriving messages. It also carries out what the core asks of its ports (`rounds.ports`). No sockets,
+threads, files or clocks.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     Final = Callable[[], "State | None"] | Mapping[str, Any]
 
 FEW = 32
-"""Members of whom each may tell every second how it goes."""
+"""If there are at most so many members, each reports progress every second, else less often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class MemberCore:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.vitals: Vitals | None = None
-        """What it last said of how it goes, as it does every second; not to be changed."""
+        """The last progress report, made about every second. Do not change it."""
         self._told_at = 0.0
         self._accounted = False
 

@@ -41,9 +41,9 @@ class _RosterChangedError(Exception):
 class PeerAverage:
     """The part of this member in average `number`.
 
-    `state` has the values to average; the caller must not change them before the average is taken,
-    nor the `frozen` tensors afterwards. `by_hand` says that the values are not the model's own, but
-    given by the caller.
+    `state` has the values to average. The caller must not change them before the average is taken,
+    and must not change the `frozen` tensors among them afterwards either. `by_hand` is True if the
+    caller gave the values, False if they are the model's own.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class PeerAverage:
     ) -> None:
         self.number = number
         self.state = state
-        """What this member had; tensors that are equal on all members may be its model's own."""
+        """This member's values. Tensors equal on all members may share the model's memory."""
         self.averaged: State = {}
         """The average, once `average` has returned."""
         self.over: Roster | None = None
-        """Of whom it is."""
+        """The members whose average it is, once `average` has returned."""
         self.rounds: tuple[int, ...] = ()
-        """After which round each of them took it."""
+        """For each of these members, the round after which it took the average."""
         self.differing: tuple[str, ...] = ()
-        """Tensors that were not the same on all members."""
+        """Names of the tensors that were not equal on all members."""
         self._layout = layout
         self._rules = {buffer.name: buffer.rule for buffer in layout.buffers}
         self._digests = bytes([by_hand]) + digests_of(state)
@@ -285,8 +285,8 @@ def average_peer_to_peer(
     `vectors` are one-dimensional contiguous CPU tensors. All members have the same number of them,
     with the same lengths, and must already offer them as the blobs `final<attempt>:<number>`.
     Values are added in the order of `members`. If `members` change, use another `attempt`, so that
-    a late message of the former attempt is not taken for one of this attempt. It waits by
-    `wait_until`, and lets its exceptions through. The caller owns the result.
+    a late message of the former attempt is not taken for one of this attempt. `wait_until` does
+    the waiting, and exceptions that it raises pass through. The caller owns the result.
     """
     results = []
     for number, vector in enumerate(vectors):

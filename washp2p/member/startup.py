@@ -258,9 +258,10 @@ class Startup:
         return fresh if whole else None
 
     def _others_have_ended(self) -> bool:
-        """Whether all older members average before this newcomer's first round, and wait for it.
+        """Whether all older members have ended their rounds before this newcomer's first round.
 
-        Of several newcomers the oldest follows them first, and the others follow it.
+        They then wait for this newcomer in an average. Older members have smaller MemberIds. Of
+        several newcomers, each follows once all older ones have ended, too.
         """
         me, arrivals = self._connection.member, self._inbox.arrivals
         older = [m for m in self._connection.state.roster.members if m < me]

@@ -7,8 +7,8 @@ vectors of spectral norm follow from the averaged parameters. `own` buffers are 
 dict: each member keeps its own, and they are never averaged.
 
 When the model joins, the rule is chosen from the module's kind and the buffer's values.
-`join(buffers={name: rule})` sets it by hand. Rules are part of the layout, so all members have the
-same.
+`join(buffers={name: rule})` sets it by hand. Rules are part of the layout, so a buffer has one rule
+on all members.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNIT = 1e-4
 class Kept(NamedTuple):
     """A tensor that is not shuffled: a buffer or frozen parameter.
 
-    `known` is False if its rule is only a guess.
+    `known` is False if the rule of `buffer` is only a guess.
     """
 
     buffer: Buffer
@@ -45,7 +45,7 @@ class Kept(NamedTuple):
     known: bool
 
     def refuse_change(self, now: torch.Tensor) -> None:
-        """Raise UsageError if the tensor, as it is `now`, has another shape or dtype."""
+        """Raise UsageError if `now`, the tensor at present, has changed its shape or dtype."""
         buffer, kind = self.buffer, str(now.dtype).removeprefix("torch.")
         if (tuple(now.shape), kind) != (buffer.shape, buffer.dtype):
             raise UsageError(
@@ -58,8 +58,8 @@ class Kept(NamedTuple):
 def kept_tensors(model: torch.nn.Module, rules: Mapping[str, str]) -> list[Kept]:
     """All buffers and frozen parameters of `model`, each once, in the order of its modules.
 
-    `rules` has rules set by hand, by name. Raises UsageError for an unknown name or rule, and for
-    buffers that cannot be averaged or compared.
+    `rules` maps names to rules that were set by hand. Raises UsageError for an unknown name
+    or rule, and for buffers that cannot be averaged or compared.
     """
     found = [
         _kept(name, tensor, persistent, rules.get(name) or rule, known or name in rules)

@@ -1,4 +1,4 @@
-"""Copies between a model's flat vectors and host memory, made beside training.
+"""Copies between a model's flat vectors and host memory, made while training goes on.
 
 On the CPU each copy is made at once. On CUDA copies run in streams of their own and through pinned
 memory; events order them against the training stream. The host waits for the device only where it
@@ -31,7 +31,7 @@ class Places:
     host: npt.NDArray[np.int64]
     device: torch.Tensor
     ready: torch.cuda.Event | None = None
-    """On CUDA: when `device` holds them."""
+    """On CUDA: an event that has happened once `device` holds the indices."""
 
     def __len__(self) -> int:
         return len(self.host)
@@ -52,10 +52,10 @@ class Mark(Protocol):
 
 
 class Staging:
-    """Host memory for the values to send, or for those to receive: a vector for each dtype.
+    """Host memory for values to send or to receive: a vector for each slot, of dtype `dtypes[k]`.
 
     With `reuse`, the next `take` returns the same memory again, so no copy may still be using it.
-    `memory` has the vectors as bytes.
+    With `pin`, the memory is pinned. `memory` has the vectors as bytes.
     """
 
     def __init__(self, dtypes: Sequence[torch.dtype], *, reuse: bool, pin: bool) -> None:
@@ -131,7 +131,10 @@ class DeviceCopies(ABC):
 
     @abstractmethod
     def finite(self, values: Vectors) -> bool:
-        """Whether the sum of each of `values` is finite: then all are. Waits for no training."""
+        """Whether the sum of each vector is finite. If it is, all values of the vector are finite.
+
+        Does not wait for training.
+        """
 
     @abstractmethod
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
@@ -268,7 +271,10 @@ class CudaCopies(HostCopies):
             return super().finite(values)
 
     def select(self, values: Vectors, kept: npt.NDArray[np.intp]) -> Vectors:
-        """Select into pinned memory, because a copy from other memory would make the host wait."""
+        """Select on the device if the values are there, else into pinned host memory.
+
+        A copy from other host memory would make the host wait.
+        """
         if values[0].is_cuda:
             with torch.cuda.stream(self._stream):
                 indices = torch.from_numpy(kept).to(self._device)

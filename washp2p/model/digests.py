@@ -57,9 +57,10 @@ def differing(names: Iterable[str], rows: Iterable[bytes]) -> list[str]:
 
 
 def not_finite_alone(names: Iterable[str], rows: Mapping[int, bytes]) -> dict[int, str]:
-    """For each affected member, the first tensor that is finite on another member but not there.
+    """By member, the first tensor that is not finite on it, but is on some other member.
 
-    `rows` has each member's digests. `names` has the tensors' names in order.
+    Members without such a tensor are left out. `rows` has each member's digests. `names` has the
+    tensors' names in order.
     """
     found: dict[int, str] = {}
     every = {member: _split(row) for member, row in rows.items()}

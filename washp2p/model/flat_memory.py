@@ -42,14 +42,17 @@ class FlatParameters:
         size: int,
         owners: Sequence[tuple[Owner, str]],
     ) -> None:
-        """Move the parameters in. `owners` is what `parameters.owners` returns for them."""
+        """Move the parameters into a new vector of `size` scalars.
+
+        `owners` is what the function `owners` (module `parameters`) returns for them.
+        """
         first = parameters[0]
         self._owners = owners
         self._owned = [where[name] for where, name in owners]
         self._parameters = parameters
         self._entries = entries
         self.vector = torch.zeros(size, dtype=first.dtype, device=first.device)
-        """The parameters, and zeros between them that belong to none."""
+        """The values of all parameters. Gaps between parameters hold zeros."""
         self._apart: set[int] = set()
         for number, parameter in enumerate(parameters):
             view_of(self.vector, entries[number]).copy_(parameter.detach())
@@ -94,7 +97,7 @@ class FlatParameters:
 
     @torch.no_grad()
     def wrote(self, numbers: Iterable[int]) -> None:
-        """Copy new values from the vector to parameters `numbers` that live outside of it."""
+        """Copy values from the vector to those parameters `numbers` that live outside of it."""
         for number in self._apart.intersection(numbers):
             self._parameters[number].detach().copy_(view_of(self.vector, self._entries[number]))
 
@@ -134,9 +137,9 @@ class FlatParameters:
         self._note()
 
     def _is_at_home(self, number: int) -> bool:
-        """Whether a parameter lies where it should: at its place, or outside if it is shared.
+        """Whether a parameter lies at its place in the vector, or may lie outside of it.
 
-        Raises UsageError if its shape, dtype or device changed.
+        Shared and empty parameters may. Raises UsageError if its shape, dtype or device changed.
         """
         parameter, entry, vector = self._parameters[number], self._entries[number], self.vector
         kind = (tuple(parameter.shape), parameter.dtype, parameter.device)
@@ -210,18 +213,19 @@ def refuse_overlaps(
     spans += [
         (*_span(t), name, False)
         for name, t in others
-        if t.layout is torch.strided and t.is_cpu and t.numel()
+        if t.layout is torch.strided and (t.is_cpu or t.is_cuda) and t.numel()
     ]
-    last = (0, "")
-    for begin, end, name, trains in sorted(spans, key=lambda span: (span[0], not span[3])):
-        if begin < last[0]:
-            kind = "two Parameters" if trains else "a Parameter and a tensor"
-            raise UsageError(
-                f"{last[1]} and {name} are {kind} in the same memory; expected one Parameter that "
-                "both modules have (b.weight = a.weight), or copies"
-            )
-        if trains and end > last[0]:
-            last = (end, name)
+    reached = {True: (0, ""), False: (0, "")}  # by whether it trains: up to where, and whose it is
+    for begin, end, name, trains in sorted(spans):
+        for other_trains in (True, False) if trains else (True,):
+            until, other = reached[other_trains]
+            if begin < until:
+                kind = "two Parameters" if other_trains and trains else "a Parameter and a tensor"
+                raise UsageError(
+                    f"{other} and {name} are {kind} in the same memory; expected one Parameter "
+                    "that both modules have (b.weight = a.weight), or copies"
+                )
+        reached[trains] = max(reached[trains], (end, name))
 
 
 def _span(tensor: torch.Tensor) -> tuple[int, int]:

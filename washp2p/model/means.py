@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:
     """The elementwise mean of `tensors` (one shape, one dtype), added in the order given.
 
-    Accumulated in float64; a new tensor in the dtype of the first. Integer and boolean tensors,
-    such as counters and masks, take the maximum instead. Complex tensors are averaged part by part.
-    `weights` are each tensor's share and add up to 1.
+    Sums are in float64. The result is a new tensor with the dtype of the first. For integer and
+    boolean tensors, such as counters and masks, it is the elementwise maximum instead. Complex
+    tensors are averaged part by part. `weights` has the share of each tensor; shares add up to 1.
 
     >>> mean([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])])
     tensor([2., 4.])
@@ -49,10 +49,10 @@ def mean_of_finite(
     """The mean of each scalar over the contributions in which it is finite, in the order given.
 
     A contribution is a member and its values: for each of `dtypes` a vector of `count` scalars, on
-    any device. The next contribution is asked for when one has been used. Sums are in float64 on
-    `device`; the means are new vectors there. A scalar is left out of a contribution if it is not
-    finite in one of its vectors, and its mean is NaN if all leave it out. The second result has,
-    for each member with such scalars, their number.
+    any device. One contribution is used up before the next is taken from the iterable. Sums are in
+    float64 on `device`; the means are new vectors there. A contribution does not count for a scalar
+    that is not finite in one of the contribution's vectors. If none counts, the scalar's mean is
+    NaN. The second result has, for each member with such scalars, their number.
     """
     totals = [torch.zeros(count, dtype=torch.float64, device=device) for _ in dtypes]
     number: torch.Tensor | int = 0
@@ -77,7 +77,7 @@ def average_state(
 ) -> dict[str, torch.Tensor]:
     """The `mean` of `states`, state dicts with the same keys, tensor by tensor.
 
-    `weights` are each one's share and add up to 1; equal shares if not given.
+    `weights` has the share of each state; shares add up to 1, and are equal if not given.
 
     >>> import torch
     >>> states = [{"w": torch.tensor([1.0, 2.0]), "steps": torch.tensor(k)} for k in (3, 5)]

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 IN_A_ROW = 3
-"""Steps of another optimizer, with the same parameters, before it is certain."""
+"""Steps of another optimizer of the same parameters, without a round, that raise UsageError."""
 BESIDE = 100
-"""Steps of optimizers for other parts of the model before it is said."""
+"""Steps of optimizers for other parts of the model, without a round, that cause a warning."""
 LOOKS, SECONDS = 3, 1.0
 FEW = 4
 TOPIC = "steps without rounds"
@@ -35,7 +35,7 @@ CURE = (
 
 
 class MissedSteps:
-    """Watches `parameters` and `optimizer` of one member; `tell(topic, text)` warns people."""
+    """Watches one member's `parameters` and `optimizer`. The callback `tell(topic, text)` warns."""
 
     def __init__(
         self,
@@ -68,9 +68,10 @@ class MissedSteps:
         self._versions = self._look()
 
     def check(self) -> None:
-        """Warn if the model has trained since the last round. To be called before an average.
+        """Warn if the model has clearly trained since the last round. Call it before an average.
 
-        Raises UsageError if it has trained and no round has followed at all.
+        Its parameters must have changed as often as in LOOKS rounds. Raises UsageError if they have
+        changed more than once and there has been no round at all.
         """
         now = self._look()
         grown = min(b - a for a, b in zip(self._versions, now, strict=True))
@@ -89,7 +90,7 @@ class MissedSteps:
         return [parameter._version for parameter in self._few]
 
     def _another_stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """Count the steps of other optimizers that train the model. Warn, or raise UsageError."""
+        """Count another optimizer's step on the model. At the limits warn, or raise UsageError."""
         if optimizer is self._optimizer:
             return
         kind = self._others.get(optimizer)
@@ -119,7 +120,10 @@ class MissedSteps:
             self._tell(TOPIC, text)
 
     def _keep_looking(self) -> None:
-        """Look once a second, on a thread of its own, because without a hook nothing calls this."""
+        """Warn if parameters change for LOOKS seconds while no round follows. Look once a second.
+
+        It runs on a thread of its own, because no hook may fire.
+        """
         rounds, last, strikes = self._rounds, self._signs(), 0
         live: set[int] = set()
         while not self._stopped.wait(SECONDS):

@@ -1,7 +1,8 @@
-"""Optimizer state that is exchanged with the parameters, in flat vectors like theirs.
+"""Optimizer state that members exchange beside the parameters. It lies in flat vectors, too.
 
 An optimizer makes its state when it first steps. From then on each state tensor lies in its slot's
-vector. Calls such as `load_state_dict` give it other memory; the next `refresh` moves it back.
+vector. Calls such as `load_state_dict` give the state other memory; the next `refresh` moves it
+back.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class OptimizerSlots:
         self._entries = entries
         self._slots = slots
         self.vectors = [torch.zeros_like(like) for _ in slots]
-        """In the order of the slots."""
+        """One flat vector for each slot, in the order of `slots`."""
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stateful = {k for k, p in enumerate(parameters) if id(p) in owned and p.numel()}
         self._missing = set(self._stateful) if slots else set()
@@ -100,9 +101,10 @@ class OptimizerSlots:
             self._adopt()
 
     def create(self, numbers: Iterable[int]) -> None:
-        """Create state that the parameters `numbers` lack, for SGD, Adam and AdamW.
+        """Create the missing state of the parameters with the indices `numbers`.
 
-        Other optimizers create it themselves, at their first step.
+        This is done for SGD, Adam and AdamW. Other optimizers create their state at their first
+        step.
         """
         before = len(self._missing)
         for number in self._missing.intersection(numbers):
@@ -120,7 +122,7 @@ class OptimizerSlots:
                     state[slot.name] = torch.empty_like(own).copy_(own)
 
     def _check(self) -> None:
-        """Note state that was given other memory, as by `load_state_dict`, as missing."""
+        """Mark state as missing if it lies in other memory now, as after `load_state_dict`."""
         try:
             if (
                 list(map(id, self._optimizer.state.values())) == self._states

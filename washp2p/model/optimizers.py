@@ -1,7 +1,8 @@
 """A member's optimizer: unwrapping it, and saving and restoring its state.
 
 The optimizer's own `state_dict` and `load_state_dict` read and set its state, whatever that
-contains. When the model joins, a small twin shows whether this works.
+contains. When the model joins, this is tried with a twin: another optimizer of the same kind and
+options, with a few small parameters.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ NATURAL = (
     OverflowError,
     SafetensorError,
 )
-"""What code of others raises when it is given what it does not expect."""
+"""Exceptions that other people's code raises for arguments that it does not expect."""
 
 Plain = Any
-"""What JSON has."""
+"""A value that JSON can express."""
 
 
 def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
@@ -64,7 +65,10 @@ def plain_optimizer(optimizer: object) -> torch.optim.Optimizer:
 
 
 def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
-    """A GradScaler or None as given, or the one in timm's NativeScaler. Else raises UsageError."""
+    """The GradScaler that `scaler` is, or that it holds if it is timm's NativeScaler.
+
+    None stays None. Raises UsageError for anything else.
+    """
     inner = getattr(scaler, "_scaler", None) if type(scaler).__name__ == "NativeScaler" else scaler
     if inner is None or isinstance(inner, torch.amp.GradScaler):
         return inner
@@ -75,10 +79,10 @@ def plain_scaler(scaler: object) -> torch.amp.GradScaler | None:
 
 
 def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
-    """`value` with each tensor replaced by a number; the tensors are appended to `tensors`.
+    """Turn `value` into a plain value, and append the tensors in it to `tensors`.
 
-    The number is the tensor's index in `tensors`. Raises TypeError if something is neither a tensor
-    nor a plain value.
+    In the plain value, each tensor's index in `tensors` stands for the tensor. Raises TypeError if
+    something is neither a tensor nor a plain value.
     """
     if isinstance(value, torch.Tensor):
         if type(value) not in {torch.Tensor, torch.nn.Parameter}:
@@ -98,9 +102,9 @@ def take_apart(value: Any, tensors: list[torch.Tensor]) -> Plain:
 
 
 def put_together(value: Plain, tensors: dict[str, torch.Tensor]) -> Any:
-    """Undo `take_apart`. `tensors` has each tensor under its number, as a string.
+    """Undo `take_apart`. The keys of `tensors` are the tensors' indices, as strings.
 
-    Raises ValueError if `take_apart` does not return such a value.
+    Raises ValueError if `value` is not of the form that `take_apart` returns.
     """
     match value:
         case {"washp2p.tensor": int(number)} if str(number) in tensors:
@@ -154,10 +158,10 @@ def give_state(
     tensors: dict[str, torch.Tensor],
     plain: Plain,
 ) -> None:
-    """Set the optimizer's state to what `state_of` returned for an equal optimizer.
+    """Set the optimizer's state to what `state_of` returned for one of the same kind.
 
-    State shaped like its parameter gets the parameter's memory format. Raises ValueError if the
-    state does not fit.
+    `tensors` and `plain` are as in `put_together`. A state tensor with its parameter's shape gets
+    the parameter's memory format. Raises ValueError if the state does not fit.
     """
     match put_together(plain, tensors):
         case {"state": dict(given), "groups": list(options), "more": dict(more)}:
@@ -195,9 +199,9 @@ def give_state(
 
 
 def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
-    """Why such an optimizer's state cannot be saved and restored; an empty string if it can.
+    """Why the state of such an optimizer cannot be saved and restored; "" if it can.
 
-    A twin with parameters of its own takes a step. Its state becomes bytes, and state again. The
+    To find out, a twin takes a step. Its state is saved to bytes and restored in a second twin. The
     string is empty, too, if no twin can be made.
     """
     try:
@@ -221,9 +225,9 @@ def why_not_restorable(optimizer: torch.optim.Optimizer) -> str:
 
 
 def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of state that equals its parameter after a step, as master weights do.
+    """Names of state tensors that equal their parameters after a step, as master weights do.
 
-    torch.optim's own optimizers write no parameter from such state.
+    The list is empty for optimizers of torch.optim: they write no parameter from such state.
     """
     if type(optimizer).__module__.startswith("torch.optim"):
         return []
@@ -244,10 +248,7 @@ def copies_in(optimizer: torch.optim.Optimizer) -> list[str]:
 def _twin(
     optimizer: torch.optim.Optimizer, steps: int = 1
 ) -> tuple[torch.optim.Optimizer, list[torch.nn.Parameter]]:
-    """An optimizer of the same kind and options after `steps` steps, and its parameters.
-
-    The parameters are small and its own.
-    """
+    """A twin of `optimizer` after `steps` steps, and the twin's own small parameters."""
     group = optimizer.param_groups[0]
     first = group["params"][0]
     probes = [
@@ -272,7 +273,7 @@ def _twin(
 
 
 def _is_kept(value: Any) -> bool:
-    """Whether an option of a parameter group can be saved. `give_state` leaves others alone."""
+    """Whether an option `value` of an optimizer can be saved. `give_state` keeps other options."""
     try:
         take_apart(value, [])
     except TypeError:
@@ -286,9 +287,9 @@ class LearningRate:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self.highest = 0.0
-        """The highest at any step, or that a scheduler calls its `initial_lr`."""
+        """The highest learning rate at any step, or a scheduler's `initial_lr` if it is higher."""
         self.share = 1.0
-        """That of the last step, as a share of the highest; 1 without any."""
+        """The last step's learning rate divided by `highest`; 1 while `highest` is 0."""
 
     def sample(self) -> None:
         """Read the present learning rate. Call it once per step."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def plain_model(model: torch.nn.Module) -> tuple[torch.nn.Module, str]:
     """The module inside a compiled or replicated `model`, or `model` itself.
 
-    Also returns the prefix of its names in the state dict of `model`.
+    Also returns the prefix that the module's names have in the state dict of `model`.
     """
     prefix = ""
     while True:
@@ -69,7 +69,7 @@ def refuse_what_cannot_be_shuffled(
 def owners(
     model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]
 ) -> list[tuple[dict[str, torch.nn.Parameter | None], str]]:
-    """Each place of one of `parameters` in the model: a module's dict, and the name in it."""
+    """All places that hold one of `parameters`, each as a module's `_parameters` and the key."""
     wanted = {id(parameter) for parameter in parameters}
     return [
         (module._parameters, name)

@@ -30,7 +30,7 @@ CHECKSUM_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The run, the member, its steps and last round, and `extra` values.
+    """What a snapshot says of its member: run, number, steps, last round, and `extra` values.
 
     `extra` has plain values (JSON's) and tensors on any device. After reading, its tensors are on
     the CPU.
@@ -52,10 +52,13 @@ class Opened:
     optimizer: Any
     highest_lr: float
     frozen: dict[str, bytes]
-    """Digests of tensors that are left out: whoever has others must get them elsewhere."""
+    """By name, digests of frozen parameters that were left out.
+
+    A member whose own values have other digests must get the values elsewhere.
+    """
 
     def lacks(self, store: Store) -> list[str]:
-        """Names of left-out tensors whose values `store`'s member does not have either."""
+        """Names of the left-out tensors for which `store` does not have the donor's values."""
         if not self.frozen:
             return []
         own = store.values()
@@ -107,7 +110,7 @@ def open_snapshot(data: bytes) -> Opened:
 
 
 def restore(store: Store, opened: Opened, more: State | None = None) -> None:
-    """Set `store`'s member to the state in a snapshot of an equal member.
+    """Set `store`'s member to the state in `opened`. Layout and optimizer must be equal.
 
     `more` has the tensors that the snapshot leaves out. Raises ProtocolError if the state does not
     fit.

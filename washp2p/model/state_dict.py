@@ -1,8 +1,8 @@
 """Fills a model's state dict with other values, under the names that the model uses.
 
-Usually an entry is one of the model's tensors. Other objects in it (extra state) are copied. Some
-models make a state dict of their own. Then the values are put into the model for a moment, and the
-model makes its state dict.
+Usually an entry is one of the model's tensors. Other entries (extra state) are copied. Some models
+make state dicts that lack some of their tensors, or have others instead. Then the values are put
+into the model for a moment, and the model makes its state dict.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StateDict:
         tensors: dict[str, torch.Tensor],
         now: Callable[[str], torch.Tensor],
     ) -> None:
-        """`now` returns the tensor that the model has now under a plain name."""
+        """The callback `now` takes a plain name and returns the model's present tensor."""
         self._model = model
         self._prefix = prefix
         self._tensors = tensors
@@ -56,7 +56,10 @@ class StateDict:
                 )
 
     def _look(self) -> dict[str, str] | None:
-        """The plain name for each tensor's key; None if the model makes a state dict of its own."""
+        """The plain name of each tensor, by its key in the model's state dict.
+
+        None if some of the model's tensors are not entries there, or if it cannot be made.
+        """
         plain = {id(tensor): name for name, tensor in self._tensors.items()}
         try:
             own = self._model.state_dict(keep_vars=True)
@@ -70,7 +73,7 @@ class StateDict:
     ) -> dict[str, Any]:
         """The model's state dict with `values` (by plain name): new contiguous CPU tensors.
 
-        With `trainable_only`, it has no other entries.
+        With `trainable_only`, entries for which `values` has no tensor are left out.
         """
         if self._names is None and not trainable_only:
             return self._asked(values)

@@ -1,9 +1,9 @@
 """The store: the only code that changes a member's model and optimizer.
 
-When it is made, every trainable parameter moves into one flat vector in the layout's order, so that
-a round is one gather and one scatter, whatever the number of parameters. Values, dtypes, strides
-and the identity of the `Parameter` objects stay the same. Optimizer state moves in when it first
-exists. `release` undoes all of it. No sockets, no plans.
+A new store moves every trainable parameter into one flat vector in the layout's order. So a round
+is one gather and one scatter, whatever the number of parameters. Values, dtypes, strides and the
+identity of the `Parameter` objects stay the same. Optimizer state moves in when it first exists.
+`release` undoes all of it. This module uses no sockets and no plans.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PARAM = "param"
 SLOTS = 8
-"""State tensors of a parameter's size that an optimizer may have."""
+"""The most state tensors, each of a parameter's size, that an optimizer is assumed to have."""
 PLAIN_BYTES = 16 << 20
 
 State = dict[str, torch.Tensor]
@@ -95,7 +95,7 @@ class Store:
         self._vectors = [self._memory.vector, *self._optimizer_slots.vectors]
         self._written: list[npt.NDArray[np.int64]] | None = None
         self.copies = copies or copies_for(self._memory.vector.device)
-        """How values come and go."""
+        """Copies values to and from the flat vectors."""
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +123,7 @@ class Store:
         return [kept.buffer.name for kept in self._kept if not kept.known]
 
     def staging(self) -> Staging:
-        """Host memory for values of all slots: for those to send, or for those to receive."""
+        """Host memory for values of all slots, either to send or to receive."""
         return self.copies.staging(self.dtypes)
 
     def refresh(self) -> None:
@@ -141,10 +141,10 @@ class Store:
         self._optimizer_slots.refresh()
 
     def gather(self, places: Places, out: Vectors) -> Mark:
-        """Copy the values of slot k at `places` into `out[k]`, complete once the mark is done.
+        """Copy the values of slot k at `places` into `out[k]`, for each slot.
 
-        `out[k]` is host memory from `staging`, as long as `places`. State that does not exist yet
-        reads as zeros. Call `refresh` before.
+        Copies are complete once the mark is done. `out[k]` is host memory from `staging`, as long
+        as `places`. State that does not exist yet reads as zeros. Call `refresh` before.
         """
         return self.copies.gather(self._vectors, places, out)
 
@@ -153,7 +153,7 @@ class Store:
         return self.copies.pick(self._vectors, places)
 
     def keep(self, places: Places) -> Vectors:
-        """A copy of the values at `places`, to be given to `add`."""
+        """A copy of the values at `places`, such as `add` takes as `own`."""
         return self.copies.keep(self._vectors, places)
 
     def scatter(self, places: Places, values: Vectors) -> None:
@@ -179,7 +179,7 @@ class Store:
         self._written = []
 
     def take_written(self) -> npt.NDArray[np.int64]:
-        """All indices written since the last call, each once, in order."""
+        """All indices written since the last call, each once, ascending."""
         assert self._written is not None
         written, self._written = self._written, []
         return np.unique(np.concatenate(written)) if written else np.empty(0, dtype=np.int64)
@@ -212,9 +212,9 @@ class Store:
 
     @torch.no_grad()
     def load_values(self, state: State) -> None:
-        """Overwrite the model with all or some of the `values` of an equal model.
+        """Overwrite the model with all or some of the `values` of a model with the same layout.
 
-        If they do not fit, raises ValueError and overwrites nothing.
+        If their names, lengths or dtypes do not fit, raises ValueError and overwrites nothing.
         """
         targets = self._targets()
         for name, value in state.items():
@@ -262,9 +262,9 @@ class Store:
         return state_of(self._optimizer, self._parameters)
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor], plain: Plain) -> None:
-        """Restore what `optimizer_state` of an equal member returned.
+        """Restore what `optimizer_state` returned on a member with the same layout and optimizer.
 
-        Raises ValueError if it does not fit.
+        Raises ValueError if the state does not fit.
         """
         give_state(self._optimizer, self._parameters, tensors, plain)
         self._optimizer_slots.forget()

@@ -1,7 +1,7 @@
 """Tells which scalars a newer round has already written when an older round's values arrive.
 
-It remembers only rounds newer than the oldest outstanding one. So its size depends on how many
-values those rounds wrote, not on the model.
+Only writes of rounds newer than the oldest outstanding round are remembered. So the memory needed
+depends on how many values those rounds wrote, not on the model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class WriteOrder:
-    """For each scalar the newest round that wrote it, of the rounds that `forget` has not removed.
+    """Remembers for each scalar the newest round that wrote it, until `forget` drops that round.
 
     >>> writes = WriteOrder()
     >>> writes.note(np.array([10, 20]), 7)
@@ -43,7 +43,7 @@ class WriteOrder:
         self._rounds = np.insert(self._rounds, at[~known], number)
 
     def free(self, indices: Indices, number: int) -> npt.NDArray[np.bool_]:
-        """Which scalars at `indices` no round newer than `number` has written."""
+        """For each of `indices`: True unless a round newer than `number` has written its scalar."""
         at = np.searchsorted(self._indices, indices)
         result = np.ones(len(indices), dtype=bool)
         inside = at < len(self._indices)
@@ -52,6 +52,6 @@ class WriteOrder:
         return result
 
     def forget(self, number: int) -> None:
-        """Forget writes of `number` and older: no round before `number` is outstanding."""
+        """Forget writes of rounds up to `number`, the oldest that may still be outstanding."""
         kept = self._rounds > number
         self._indices, self._rounds = self._indices[kept], self._rounds[kept]

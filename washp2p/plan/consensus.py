@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from washp2p.protocol.layout import Layout
 
 WEIGHT = 0.2
-"""Of the newest sample in what is told."""
+"""The weight of the newest sample in the moving average `distance`."""
 
 
 class Consensus:
-    """One member's estimate, from one round now and then.
+    """One member's estimate, updated from the values of a round now and then.
+
+    `rates` are p_l by layer, and `group` is the largest size of a group (0: no groups).
 
     >>> from washp2p.protocol.layout import Entry, Layout, Slot
     >>> entry = Entry(name="w", shape=(4,), stride=(1,), layer=0, offset=0)
@@ -46,7 +48,7 @@ class Consensus:
         self._weights = np.divide(0.5, chances, out=np.zeros_like(chances), where=chances > 0)
         self._sample = 0.0
         self.distance = -1.0
-        """Mean squared distance from the mean, over all scalars; negative before there is one."""
+        """Mean squared distance from the mean, over shuffled layers. Negative before the first."""
 
     def observe(
         self,
@@ -54,16 +56,16 @@ class Consensus:
         held: npt.NDArray[np.floating],
         received: npt.NDArray[np.floating],
     ) -> None:
-        """Add values at `indices` of the flat vector: those `held` before, and those `received`."""
+        """Add scalars of a round: what the member `held` at `indices`, and what it `received`."""
         weights = self._weights[np.searchsorted(self._ends, indices, side="right")]
         self._sample += float(weights @ np.square(received - held, dtype=np.float64))
 
     def discard(self) -> None:
-        """Discard the estimate: some of the round's values will not arrive."""
+        """Discard what this round has added, because some of its values will not arrive."""
         self._sample = 0.0
 
     def finish(self, n: int) -> None:
-        """Update `distance`: all values of a round of `n` members have been added."""
+        """Update `distance` once all values of a round of `n` members have been added."""
         groups = -(-n // self._group) if self._group else 1
         sample = self._sample * (n - 1) / (n - groups)
         first = self.distance < 0

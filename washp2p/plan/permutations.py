@@ -25,7 +25,7 @@ _BLOCK = 1 << 13  # values handled at a time: what fits the cache
 
 
 def source_and_target(draws: Words, n: int, position: int) -> tuple[Positions, Positions]:
-    """pi(position) and its inverse, of the permutation pi of `n` that each draw stands for.
+    """The images of `position` under each draw's permutation of `n`, and under its inverse.
 
     A draw is 32 random bits for n <= LARGEST_TABLE and 64 beyond. `draws` is used up: it is
     scratch memory afterwards.
@@ -57,10 +57,10 @@ def _table(n: int, position: int) -> npt.NDArray[np.uint8]:
 def keyed(keys: Words, n: int, position: int) -> npt.NDArray[np.uint16]:
     """Where each key's permutation and its inverse take `position`: shape (2, number of keys).
 
-    It is a swap-or-not shuffle (Hoang, Morris, Rogaway 2012). In each round a coin decides whether
-    x becomes k - x (mod n). k depends on the key and the round, and the coin on the pair, too. Each
-    round is its own inverse, so the inverse runs the rounds backwards. The cost per value is
-    independent of n.
+    It is a swap-or-not shuffle (Hoang, Morris, Rogaway 2012). In each of its KEYED_ROUNDS rounds a
+    coin decides whether x becomes k - x (mod n). k depends on the key and on the shuffle's round.
+    The coin depends on both, and on the pair of x and k - x. Each of these rounds is its own
+    inverse, so the inverse runs them backwards. The cost per value is independent of n.
     """
     result = np.empty((2, len(keys)), dtype=np.uint16)
     size = np.uint64(n)

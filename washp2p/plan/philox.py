@@ -12,7 +12,7 @@ import numpy.typing as npt
 Words = npt.NDArray[np.uint64]
 
 BLOCK = 1 << 14
-"""Values handled at a time: what fits the cache, and the GIL held for moments only."""
+"""Values handled at a time: they fit the cache, and the GIL is held for moments only."""
 
 
 class PhiloxStreams:
@@ -49,13 +49,13 @@ class PhiloxStreams:
         return words
 
     def fill(self, out: Words) -> None:
-        """Fill an array with the next words, block by block, without other large memory."""
+        """Fill an array with the next words, block by block. Allocates no other large memory."""
         for begin in range(0, len(out), BLOCK):
             part = out[begin : begin + BLOCK]
             part[:] = self.take(len(part))
 
     def fill_halves(self, out: Words) -> None:
-        """Fill an array with the next words in halves of 32 bits, the low half first."""
+        """Fill an array with halves (32 bits) of the next words, the low half of a word first."""
         for begin in range(0, len(out), 2 * BLOCK):
             part = out[begin : begin + 2 * BLOCK]
             words = self.take((len(part) + 1) // 2).astype("<u8", copy=False)

@@ -1,4 +1,4 @@
-"""The plan: who sends which values to whom, from one 64-bit seed (section 3, Algorithm 1).
+"""The plan: who sends which values to whom, from one 64-bit seed (WASH, section 3, Algorithm 1).
 
 A plan is the same to the bit on every machine. It comes from raw words of Philox4x64-10, integer
 mapping and exact tables. No method of a NumPy `Generator` and no floating-point transcendental may
@@ -60,11 +60,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one member sends and receives in one round, of `selected` scalars.
+    """What one member sends and receives in one round.
 
-    Received values replace the member's own, or make a `mean`. Each member derives its own plan.
-    What one sends to another is what the other expects, in the same order. `fingerprint` has 64
-    bits that are equal on all members of the exchange.
+    `selected` is the number of scalars that the round selects. Received values replace the
+    member's own or, if `mean` is set, contribute to a mean. Each member derives its own plan. Their
+    plans agree on what one member sends to another, and in which order. `fingerprint` has 64 bits
+    that are equal on all members of the exchange.
     """
 
     send: Route
@@ -78,8 +79,9 @@ class Deriver:
     """Derives one member's plans, from small tables made once for layout, rates and roster size.
 
     `position` is the member's own among `n`; `rates` are p_l by layer. With `group` > 0 each seed
-    also deals the roster into random groups of at most that many members, which permute among
-    themselves. For one thread at a time: it reuses scratch memory proportional to what is selected.
+    also deals the roster into random groups of at most `group` members. Values are then permuted
+    within each group only. Only one thread may use the object at a time: it reuses scratch memory,
+    which is proportional to the number of selected scalars.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Deriver:
         )
 
     def derive_mean(self, seed: int) -> Plan:
-        """The plan of the mean over each group, with the selection and groups of `derive`."""
+        """The plan of a mean over each group. Groups and selection are those of `derive`."""
         group = self._deal(seed) if self._group else self._everyone
         self._words.begin(seed, _DARTS)
         indices = self._selection.select(self._words).copy()
@@ -127,7 +129,7 @@ class Deriver:
         return reduce_and_share(indices, group.positions, group.own, fingerprint)
 
     def _deal(self, seed: int) -> _Group:
-        """The member's group. The roster, sorted by a raw word for each member, is cut evenly."""
+        """The member's group: members are sorted by one raw word each, and then cut evenly."""
         self._words.begin(seed, _GROUPS)
         order = np.argsort(self._words.take(self._n), kind="stable")
         count = -(-self._n // self._group)
@@ -187,9 +189,9 @@ def pairs(seed: int, n: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Members that permute among themselves: their positions in the roster, in the order dealt.
+    """Members among whom values are permuted: their positions in the roster, in the order dealt.
 
-    `own` is the member's place in `positions`; `number` tells the round's groups apart.
+    `own` is this member's place in `positions`; `number` tells the round's groups apart.
     """
 
     number: int
@@ -200,7 +202,10 @@ class _Group:
 def _route(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """The route of `indices` to or from `peers`, grouped by peer, without the member's own."""
+    """The route of each of `indices` to or from its peer in `peers` (places in `group`).
+
+    It is grouped by peer, without the values that stay with the member.
+    """
     if len(group.positions) <= LARGEST_TABLE:
         return _route_among_few(indices, peers, group, scratch)
     size = len(group.positions)
@@ -218,7 +223,7 @@ def _route(
 def _route_among_few(
     indices: Indices, peers: npt.NDArray[np.unsignedinteger], group: _Group, scratch: Words
 ) -> Route:
-    """The same route as `_route`. For few peers, one pass for each costs less than sorting.
+    """Do what `_route` does, for few peers: one pass for each peer costs less than sorting.
 
     It works block by block, because allocating large memory costs more than the work on it.
     """

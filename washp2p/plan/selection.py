@@ -1,9 +1,10 @@
-"""The selection: which scalars a round shuffles (section 3, equation 3).
+"""The selection: which scalars a round shuffles (WASH, section 3, equation 3).
 
-It takes time proportional to what is selected. Darts are thrown at a line. On it every scalar of
-layer l owns a stretch of length proportional to h_l = -ln(1 - p_l). The number of darts is Poisson
-with mean sum_l d_l h_l. So the darts that hit one scalar are Poisson(h_l), independently of all
-others. It is hit at all with probability 1 - exp(-h_l) = p_l: equation 3, exactly.
+Selecting takes time proportional to the number of selected scalars. Darts are thrown at a line. On
+this line every scalar of layer l owns a stretch of length proportional to h_l = -ln(1 - p_l). The
+number of darts is Poisson with mean sum_l d_l h_l, where layer l has d_l scalars. So the number of
+darts that hit one scalar is Poisson(h_l), independently of all other scalars. A scalar is hit at
+all with probability 1 - exp(-h_l) = p_l: equation 3, exactly.
 """
 
 from __future__ import annotations
@@ -75,9 +76,10 @@ class Selection:
         return hits[:size]
 
     def _place_at_once(self, darts: Words, cuts: npt.NDArray[np.intp], out: Words) -> int:
-        """Write the scalars that sorted `darts` hit to `out`; return how many hits there are.
+        """Write to `out` the index of the scalar that each dart hits. Returns the number of hits.
 
-        All darts are handled at once, for few darts on many stretches.
+        `darts` are sorted; stretch k ends before dart `cuts[k]`. All darts are handled at once,
+        which is fast for few darts on many stretches.
         """
         counts = np.diff(cuts, prepend=0)
         hit = darts[: cuts[-1] if len(cuts) else 0]
@@ -88,9 +90,9 @@ class Selection:
         return len(hits)
 
     def _place_by_stretch(self, darts: Words, cuts: list[int], out: Words) -> int:
-        """Like `_place_at_once`, but stretch by stretch, for many darts.
+        """Do what `_place_at_once` does stretch by stretch, which is fast for many darts.
 
-        A stretch with p_l = 1 is filled.
+        In a stretch with p_l = 1 every scalar counts as hit, without darts.
         """
         begin = at = 0
         for stretch, end in zip(self._stretches, cuts, strict=True):
@@ -109,7 +111,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A parameter's interval on the line of darts: each scalar owns `width` words of it."""
+    """A parameter's interval on the line of darts: each scalar owns `width` of its 2**64 points.
+
+    `certain` means p_l = 1: the interval is empty, and all scalars are selected.
+    """
 
     offset: np.uint64
     size: int
@@ -152,11 +157,11 @@ def _stretches(layout: Layout, rates: Sequence[Fraction]) -> tuple[list[_Stretch
 
 @lru_cache(maxsize=8)
 def _poisson_thresholds(mean: Decimal) -> tuple[int, Words]:
-    """`low`, and floor(2**64 P(M <= m)) for m = low, low + 1, ..., for M Poisson with `mean`.
+    """`low`, and thresholds floor(2**64 P(M <= m)) for m from `low` on; M is Poisson with `mean`.
 
     A raw word draws M: `low` plus the number of thresholds <= the word. Thresholds below `low` are
-    all 0. The weights are integers, computed outward from the mode and divided by their sum, which
-    needs no exponential. What lies outside the window has less than 2**-64 of the mass.
+    all 0. Integer weights are computed outward from the mode and divided by their sum, so no
+    exponential is needed. Values of M without a weight have less than 2**-64 of the mass.
     """
     if not mean:
         return 0, np.zeros(0, dtype=np.uint64)

@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from washp2p.protocol.layout import Layout
 
 SAMPLE = 1024
-"""Scalars of a quarter that are looked at; of a smaller one, all."""
+"""Scalars to draw from each quarter. All scalars of a quarter with no more are taken."""
 _STREAM = 4
 
 
 class Survey:
-    """What the member at `position` among `n` does in a survey; of all scalars if `exact`.
+    """What the member at `position` among `n` does in a survey.
 
-    The sample is drawn from the run's `seed`, and is the same in all surveys of the run.
+    If `exact`, the survey looks at all scalars. Else it looks at a sample that is drawn from the
+    run's `seed`, and is the same in all surveys of the run.
     """
 
     def __init__(self, layout: Layout, seed: int, n: int, position: int, *, exact: bool) -> None:
@@ -39,7 +40,7 @@ class Survey:
         indices = everything(layout)[chosen]
         fingerprint = 2 * n + exact
         self.plan: Plan = reduce_and_share(indices, np.arange(n), position, fingerprint)
-        """Its first leg is what is sent; the means that it speaks of are not taken."""
+        """A survey exchanges only the first leg of this plan, and takes no mean."""
         quarters = chosen * QUARTERS // layout.values
         begin, end = shard_bounds(len(chosen), n)[position : position + 2]
         self._quarters = quarters[begin:end]

@@ -41,9 +41,9 @@ class Entry:
     """One trainable parameter.
 
     `offset` is the index of its first value in the flat vector. Its `size` values lie there in
-    memory order, as `stride` says: channels_last and contiguous models differ in it. `layer` is the
-    index of the module that owns the parameter, in registration order. Only modules that directly
-    own trainable parameters are counted.
+    memory order, which `stride` gives: it tells channels_last from contiguous models. `layer` is
+    the index of the module that owns the parameter, in registration order. Only modules that
+    directly own trainable parameters are counted.
     """
 
     name: str

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 WIRES = ("tcp", "ipc", "gloo", "nccl", "memory")
-"""What values may go by."""
+"""The kinds of connection that may carry values."""
 
 
 class Kind(StrEnum):
@@ -90,9 +90,9 @@ class Ledger:
         )
 
     def load(self, rows: list[dict[str, Any]]) -> None:
-        """Continue from the `rows` of `to_wire`.
+        """Add the counts in `rows`, as `to_wire` makes them.
 
-        Raises ValueError if `rows` are not such rows.
+        Raises ValueError if a row is malformed, or its link has counts already.
         """
         for row in rows:
             match row:

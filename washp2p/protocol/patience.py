@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FAREWELL_MS = 1000
-"""How long a last word may take to leave."""
+"""How long a socket that is closed waits for its last messages to leave, in milliseconds."""
 
 
 @dataclass(frozen=True)

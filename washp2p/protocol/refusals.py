@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Hashable")
 
 TOLD = 10
-"""Peers of whom, for each reason, a refusal is told of."""
+"""For each reason, the number of peers whose first refused message is reported."""
 
 
 class Reason(StrEnum):
@@ -55,7 +55,7 @@ class Refusals(Generic[P]):
     ) -> None:
         self._tell = tell
         self.refused: Counter[Reason] = Counter()
-        """Messages, by reason."""
+        """The number of refused messages, by reason."""
         self._rate = rate
         self._burst = burst
         self._clock = clock

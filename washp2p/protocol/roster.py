@@ -85,9 +85,9 @@ class Peer:
         return bool(device) and place == self.place and device in map(_device_of, self.near)
 
     def ways(self, place: str, device: str) -> list[str]:
-        """The addresses by which it can be reached from a place and a device, the nearest first.
+        """The addresses at which this peer is reached from `place` and `device`, nearest first.
 
-        `device` as in the member's own `torch://` address; empty if it has none.
+        `device` is the one in the `torch://` address of the member that asks; empty if it has none.
 
         >>> near = ("torch://127.0.0.1:9/cpu", "ipc://@washp2p-1")
         >>> peer = Peer(1, "tcp://10.0.0.1:7", near=near, place="here")

@@ -38,9 +38,9 @@ class RunState:
         self.member: MemberId = -1
         """This member's id, once it has one."""
         self.rosters: list[Roster] = []
-        """All that are known, in order; only added to."""
+        """All known rosters, in order. The list only grows."""
         self.seeds = SeedWindow()
-        """Those that have arrived."""
+        """The seeds that have arrived."""
         self.changes = 0
         """Grows whenever a roster, a guest or a donor is new."""
         self.donor: Peer | None = None
@@ -50,7 +50,7 @@ class RunState:
         self.settled: Settled | None = None
         """The last average that stands, once one does."""
         self.evaluated = 0
-        """The last average of which some member has reported what evaluation found."""
+        """The number of the last average that some member has evaluated and reported."""
         self.over = False
         """Whether all members are finished."""
         self._lock = threading.Lock()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from washp2p.runfolder.finished import FinishedRun
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's: they can be told apart by everyone, and on paper."""
+"""The palette of Okabe and Ito: everyone can tell its colours apart, also on paper."""
 STYLE: Any = {
     "axes.grid": True,
     "axes.spines.right": False,
@@ -41,9 +41,9 @@ STYLE: Any = {
     "svg.hashsalt": "washp2p",
 }
 LEGEND = 12
-"""Names in a legend, at most."""
+"""A figure with more names than this has no legend."""
 LIVES = 100
-"""Members whose lives are drawn, at most."""
+"""Members that `lives` draws, at most, and that `kinds` labels."""
 LABELLED = 12
 """A matrix of more members has no numbers in its cells."""
 

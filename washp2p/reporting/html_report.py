@@ -278,7 +278,10 @@ def _differing(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def _environment(runs: Sequence[FinishedRun]) -> _Table:
-    """The table of hosts and versions at the start. Equal members of a run share a row."""
+    """The table of hosts and versions at the start.
+
+    Members of a run with the same host and versions share a row.
+    """
     rows: dict[tuple[str, str, str], list[str]] = {}
     for run in runs:
         told = [("coordinator", "", run.versions)]

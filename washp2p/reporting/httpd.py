@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     Answer = Callable[[dict[str, list[str]]], tuple[str, bytes]]
 
 AT_ONCE = 32
-"""Connections; one more is closed at once."""
+"""Connections served at a time. A further one is closed immediately."""
 ANSWER_SECONDS = 10.0
-"""How long a connection may take, from its first byte to its last."""
+"""How long a connection may take, from the start of its thread to the last byte."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -35,12 +35,12 @@ HEADERS = {
 
 
 class Service:
-    """Answers at `address`, as (host, port), until closed. Port 0 takes a free one.
+    """Answers requests at `address`, a (host, port), until closed. Port 0 means any free port.
 
-    `answers` has a function for each path. The function takes the query and returns content type
+    `answers` has a callback for each path. The callback takes the query and returns content type
     and body. It runs on the connection's own thread. It may raise TimeoutError (the client should
     try again) or UsageError (not available here). The constructor raises UsageError if it cannot
-    listen. `flag` is the flag that chose the address.
+    listen; the error names `flag`, the flag that chose the address.
     """
 
     def __init__(self, address: tuple[str, int], answers: dict[str, Answer], *, flag: str) -> None:
@@ -66,10 +66,11 @@ class Service:
 
 
 def is_ours(host: str) -> bool:
-    """Whether to answer a request with this `Host`.
+    """Whether to answer a request with this `Host` header.
 
-    A web page opened here could let its own name resolve to this machine, and so read what is
-    served here. IP addresses, names without a dot and this machine's own name are allowed.
+    Only IP addresses, names without a dot and this machine's own name are allowed. Otherwise a web
+    page open in a browser here could let its own name resolve to this machine, and so read what is
+    served.
 
     >>> is_ours("127.0.0.1:8080"), is_ours("coordinator:8080"), is_ours("evil.example")
     (True, True, False)
@@ -108,7 +109,7 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Handle the request on its thread; a client that sends too slowly is disconnected."""
+        """Handle the request on its thread. Disconnect a client that takes too long."""
         limit = threading.Timer(ANSWER_SECONDS, _hang_up, (request,))
         limit.daemon = True
         limit.start()
@@ -119,7 +120,7 @@ class _Server(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that go away in the middle of a request."""
+        """Ignore errors in a request, such as a client that goes away in the middle."""
 
 
 def _hang_up(request: socket.socket) -> None:

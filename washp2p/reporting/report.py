@@ -27,11 +27,11 @@ Columns = tuple[list[str], list[list[str]]]
 """A header, and rows."""
 OTHER = "`other` is state transfer, final average, REPAIR and surveys, headers included"
 PLANNED = (Kind.EXCHANGE, Kind.REPAIR, Kind.CONSENSUS)
-"""Purposes of which it is known beforehand how many bytes they take."""
+"""Kinds of messages whose number of bytes is known beforehand."""
 FIGURES = 9
-"""Columns that an amount or a percentage takes."""
+"""The least width of a column with amounts or percentages, in characters."""
 SHORTFALL = 2.0
-"""Points by which the averaged model may miss the ensemble before the report says so."""
+"""The report warns if the averaged model is more than this many points below the ensemble."""
 
 _SHUFFLE = "shuffle more: raise --p (about tenfold crosses the phase transition), or train longer"
 _AVERAGE = "average more often: lower --every, or train longer"
@@ -57,7 +57,7 @@ FORMULAS = {
     "dart": (_MEANS, "Counting each parameter once"),
     "papa-2": ("2 (N-1)/N d at each mean of pairs, sent directly", "Counting each parameter once"),
 }
-"""What a method's theory says of the payload, and how its paper counts."""
+"""By method: the formula of its theoretical payload, and how its paper counts the payload."""
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -68,7 +68,7 @@ def plain(text: str) -> str:
 
 
 def amount(count: float, digits: int = 3) -> str:
-    """Bytes for people, in powers of 1,000.
+    """Bytes as text for people, in powers of 1,000, with `digits` significant digits.
 
     >>> amount(1234567), amount(999.9, digits=4)
     ('1.23 MB', '999.9 B')
@@ -104,7 +104,7 @@ def accuracy_table(summary: Summary) -> Table | None:
 
 
 def warning(summary: Summary) -> str:
-    """A remedy if the averaged model is worse than the ensemble; "" if it is not."""
+    """The shortfall of the averaged model and a remedy; "" if it is at most SHORTFALL."""
     accuracy = summary["accuracy"]
     if accuracy["averaged"] is None or accuracy["ensemble"] - accuracy["averaged"] <= SHORTFALL:
         return ""
@@ -114,7 +114,7 @@ def warning(summary: Summary) -> str:
 
 
 def notices(summary: Summary) -> list[str]:
-    """The members' notices for people: each line once, with its members."""
+    """The notices of all members: each text once, with the members that gave it."""
     who: dict[str, list[int]] = {}
     for notice in summary.get("notices", []):
         who.setdefault(notice["text"], []).append(notice["member"])
@@ -227,7 +227,7 @@ def links_table(summary: Summary) -> Table:
 
 
 def runs_table(runs: Sequence[FinishedRun]) -> Table:
-    """Several runs side by side: different settings, accuracies, and the bytes of one worker."""
+    """Several runs side by side: settings that differ, accuracies, bytes, values lost and speed."""
     table = _table("runs", "", *(escape(plain(run.name)) for run in runs))
     for column in table.columns[1:]:
         column.no_wrap, column.overflow, column.min_width = False, "fold", FIGURES
@@ -255,7 +255,7 @@ def runs_table(runs: Sequence[FinishedRun]) -> Table:
 
 
 def final_tables(summary: Summary) -> Iterator[Table | str]:
-    """All tables that end a run's output."""
+    """The tables and lines that end a run's output."""
     table = accuracy_table(summary)
     if table is not None:
         yield table

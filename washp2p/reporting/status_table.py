@@ -64,7 +64,7 @@ def members_table(view: View) -> Table:
 
 
 def events(view: View, last: int) -> list[str]:
-    """The latest events, a line each."""
+    """The `last` newest events, a line each."""
     return [plain(event["text"]) for event in view["events"][-last:]] if last else []
 
 

@@ -1,8 +1,9 @@
 """Arrivals: matches frames with outstanding legs, holds early frames, and counts lost values.
 
-It keeps the books of one member, over all generations, and does not look into payloads. A value
-that never arrives is counted once, by its receiver. An invalid frame is refused, and the values
-expected in its place count as lost.
+A leg is outstanding while some of its values are missing or not applied. One `Arrivals` serves one
+member, over all generations, and does not look into payloads. A value that never arrives is counted
+once, by its receiver. An invalid frame is refused, and the values expected in its place count as
+lost.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from washp2p.transports.base import Payload
 
 HELD_BYTES = 64 << 20
-"""What early frames may take, those of the very next round always being held. One that would be too
-much is dropped and counts as expired."""
+"""Bytes that early frames may take. A frame that would exceed them is dropped, and its values count
+as lost. A frame of the very next round is never dropped."""
 
 
 class Arrivals:
     """Matches arriving frames with legs. `item_bytes` has the size of a value for each slot.
 
-    Frames that arrive too early may take HELD_BYTES, or `room` bytes if that is more. Frames of the
-    very next round do not count.
+    Early frames may take HELD_BYTES, or `room` bytes if that is more. Frames of the very next round
+    are always held; their bytes count, too.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Arrivals:
         self._refusals = refusals
         self._item_bytes = item_bytes
         self._turn: Turn = (0, FIRST)
-        """The last one that this member expected values of."""
+        """The last turn of which this member expected values."""
         self._outstanding: dict[Turn, Leg] = {}
         self._early: dict[Turn, dict[MemberId, tuple[Frame, Payload]]] = {}
         """Frames of turns that have not begun here."""
@@ -52,11 +53,11 @@ class Arrivals:
         self._dropped: set[tuple[Turn, MemberId]] = set()
         """Early frames for which there was no room."""
         self._given_up: dict[MemberId, Turn] = {}
-        """By sender: before which turn values are not waited for, if they come all the same."""
+        """By sender, a turn: values of earlier turns were given up; `refused` counts late ones."""
         self._skipped: list[range] = []
         """Rounds in which this member took no part."""
         self._heard: dict[MemberId, Turn] = {}
-        """By sender: before which turn nothing more will come, for messages arrive in order."""
+        """By sender, a turn: no frame of an earlier turn will come, as messages arrive in order."""
         self.last_rounds: dict[MemberId, int] = {}
         """By peer that has ended: the last round that it takes part in."""
         self._before: dict[MemberId, int] = {}
@@ -68,11 +69,11 @@ class Arrivals:
         self.newest = 0
         """The newest round of which values have arrived."""
         self.senders_wait = 0
-        """Per mille of its time that the sender of the last frame says it waits."""
+        """The share of its time, per mille, that the last frame's sender waits, as it says."""
         self.lost: Counter[Loss] = Counter()
         """Scalars this member should have received and never will apply, by reason."""
         self.refused = 0
-        """Frames of members that are gone, or that came after they were given up."""
+        """Frames that came from members that are gone, or after their values were given up."""
 
     @property
     def expired_values(self) -> int:
@@ -97,7 +98,7 @@ class Arrivals:
         return peer in self.last_rounds
 
     def begin_after(self, number: int) -> None:
-        """Begin after round `number`, and drop earlier frames."""
+        """Begin with the round after `number`. Frames held of rounds up to `number` are dropped."""
         self._turn = (number, sys.maxsize)
         self._pop_early(lambda turn: turn < self._turn)
 
@@ -106,7 +107,7 @@ class Arrivals:
         return {s for r in self._outstanding.values() if r.number <= upto for s in r.missing}
 
     def silence(self, peer: MemberId) -> None:
-        """Expect nothing from `peer` until a frame arrives, because the connection is broken."""
+        """Give up values of `peer`, whose connection is broken, until a frame from it arrives."""
         self._silent.add(peer)
         self._give_up_on(peer, self._why_silent(peer))
 
@@ -120,13 +121,13 @@ class Arrivals:
         return peer in self._gone
 
     def posted(self, sender: MemberId, last: Turn) -> None:
-        """Count as lost what has not arrived of `sender`'s turns up to `last`."""
+        """Count as lost all values of `sender`'s turns up to `last` that have not arrived."""
         if sender not in self._gone:
             number, leg = last
             self._heard_up_to(sender, (number, leg + 1), Loss.LINK)
 
     def expect(self, leg: Leg) -> None:
-        """Begin a leg; rounds between the last one and its round are skipped."""
+        """Expect a leg's values from now on. Rounds left out before the leg's round are skipped."""
         turn, number, (last, _) = leg.turn, leg.number, self._turn
         if number > last + 1:
             self._skip(range(last + 1, number))
@@ -150,7 +151,7 @@ class Arrivals:
     def accept(self, frame: Frame, payload: Payload) -> None:
         """Take an arriving frame, unless it is invalid.
 
-        `payload` has every slot's values, one slot after the other; it is kept until applied.
+        `payload` has every slot's values, slot after slot. It is kept until they are applied.
         """
         number, sender, turn = frame.round, frame.sender, frame.turn
         if self._silent:
@@ -178,7 +179,7 @@ class Arrivals:
             self._refuse(frame, Reason.AGAIN, "once was expected")
 
     def ended(self, end: End) -> None:
-        """Note that a peer takes part in no round after `end.last`, until an average is taken."""
+        """Note that a peer takes part in no round after `end.last` until average `end.number`."""
         if end.number <= self._averages:
             return  # which has been, meanwhile
         if end.number == FOREVER:
@@ -189,9 +190,7 @@ class Arrivals:
             leg.missing.pop(end.sender, None)
 
     def go_on(self, number: int) -> None:
-        """All members have taken average `number`: peers that had ended before it take part
-        again.
-        """
+        """Let peers that had ended before average `number` take part again: all have taken it."""
         self._averages = number
         self.last_rounds = {
             p: last for p, last in self.last_rounds.items() if self._before[p] > number
@@ -207,7 +206,7 @@ class Arrivals:
         return True
 
     def give_up(self, before: int) -> None:
-        """Stop waiting for what is missing of rounds before `before`."""
+        """Stop waiting for missing values of rounds before `before`: they count as lost."""
         for leg in self._outstanding.values():
             if leg.number >= before:
                 return
@@ -215,7 +214,7 @@ class Arrivals:
                 self._lose(leg, sender, Loss.LATE)
 
     def settle(self, leg: Leg) -> None:
-        """Forget what arrived and what was lost, and the leg itself if nothing is missing."""
+        """Clear a leg's arrived values and lost senders. Forget the leg if nothing is missing."""
         leg.arrived.clear()
         leg.lost.clear()
         if not leg.missing:
@@ -254,7 +253,7 @@ class Arrivals:
     def _unlike(
         self, leg: Leg, frame: Frame, payload: Payload, span: Span
     ) -> tuple[Reason, str] | None:
-        """How a frame differs from its round's plan: reason and words; None if it does not."""
+        """The reason and details if a frame differs from its round's plan; None if it does not."""
         if frame.generation != leg.generation:
             return (
                 Reason.ROUND,
@@ -303,7 +302,7 @@ class Arrivals:
         self._early_bytes += size
 
     def _pop_early(self, which: Callable[[Turn], bool]) -> list[tuple[Frame, Payload]]:
-        """Remove and return the early frames of the turns that `which` selects."""
+        """Remove and return the early frames of the turns for which `which(turn)` is True."""
         popped = [
             one
             for turn in tuple(self._early)
@@ -322,24 +321,24 @@ class Arrivals:
             self._dropped = {pair for pair in self._dropped if pair[0] >= before}
 
     def _skip(self, rounds: range) -> None:
-        """Skip `rounds`. What was sent to this member in them is lost."""
+        """Skip `rounds`. Values sent to this member in these rounds are lost."""
         self._skipped = [r for r in self._skipped if r.stop > rounds.start - 10_000] + [rounds]
         for frame, payload in self._pop_early(lambda turn: turn[0] in rounds):
             self._count(Loss.JUMPED, frame, payload)
         self._dropped = {pair for pair in self._dropped if pair[0][0] not in rounds}
 
     def _count(self, why: Loss, frame: Frame, payload: Payload) -> None:
-        """Count a frame's values as lost, unless they are extra vectors of a round."""
+        """Count a frame's values as lost, for the reason `why`. Extra vectors do not count."""
         if frame.leg < BESIDE:
             self.lost[why] += payload.nbytes // sum(self._item_bytes)
 
     def _heard_up_to(self, sender: MemberId, turn: Turn, why: Loss) -> None:
-        """Count as lost what `sender` has not sent before `turn`: messages arrive in order."""
+        """Count `sender`'s missing values before `turn` as lost: messages arrive in order."""
         self._heard[sender] = turn
         self._give_up_on(sender, why, before=turn)
 
     def _lose(self, leg: Leg, sender: MemberId, why: Loss | None) -> None:
-        """Give up a sender's values. Count them by the reason `why`; None if counted before."""
+        """Give up a sender's values of a leg. Count them by the reason `why`, if it is not None."""
         begin, end = leg.missing.pop(sender)
         after = leg.number, leg.leg + 1  # of a broken link, old ones may come after new ones
         self._given_up[sender] = max(self._given_up.get(sender, after), after)

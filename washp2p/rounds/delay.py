@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Protocol
 
 WORTH_WAITING = 0.01
-"""Share of the time that a member may spend waiting before `auto` lets rounds be later."""
+"""If a member waits for at most this share of its time, `auto` takes it as not waiting."""
 LIMIT = 32
-"""`auto` never lets a round be later than this."""
+"""The highest bound, in rounds, that `auto` sets."""
 MEASURE, SETTLE = 8, 32
-"""Rounds after which `auto` raises its bound, or lowers it."""
+"""Rounds after which `auto` may raise its bound (MEASURE), or lower it (SETTLE)."""
 RECENT = 0.02
-"""Weight of the last round in the share of its time that a member tells its peers it waits."""
+"""Weight of the last round in two running means: of how late values are, and of the share of its
+time that a member waits, which it tells its peers."""
 
 
 class Delay(Protocol):
@@ -30,8 +31,8 @@ class Delay(Protocol):
         """Learn from a round. Call it once per round.
 
         `elapsed` is the seconds since the last round, `waited` the part spent waiting for peers.
-        `useful` says whether those peers were waiting as well. `lateness` is the number of rounds
-        by which the latest applied values were late.
+        `useful` says whether these peers were waiting as well: then a higher bound helps.
+        `lateness` is the largest number of rounds by which applied values were late.
         """
 
 

@@ -1,10 +1,11 @@
-"""The exchange: from gather to scatter. Here a strategy's plan meets a transport.
+"""The exchange: carries out a strategy's plan over a transport, from gather to scatter.
 
     plan -> gather -> send -> (frames arrive) -> merge -> scatter
 
-Several rounds may be outstanding; what has arrived of them is applied in ascending order. A mean
-has two legs: each member reduces its shard, then sends the result on. The caller passes arriving
-frames in and does the waiting. Nothing here reads a socket or a clock.
+Several rounds may be outstanding. Their values are applied as they arrive, in ascending order of
+rounds. A mean has two legs: in the first each member reduces its shard, in the second it sends the
+result on. The caller passes arriving frames to `arrivals` and does the waiting. Nothing here reads
+a socket or a clock.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def _do_nothing() -> None:
 
 
 class Exchange:
-    """One member's rounds. `add`, `consensus` and `weight` go to Merger, `room` to Arrivals. A
-    mean is taken once no more values for it will arrive.
+    """One member's rounds. A mean is taken once no more values for it will arrive.
+
+    `add`, `consensus` and `weight` are passed to Merger, `room` to Arrivals.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Exchange:
         self._me = me
         self._run = run
         self.merger = Merger(store, me, add=add, weight=weight, consensus=consensus)
-        """What becomes of received values."""
+        """Writes received values into the store."""
         self._item_bytes = [slot.item_bytes for slot in store.layout.slots]
         self._scalar_bytes = sum(self._item_bytes)
         self._outgoing = store.staging()
@@ -79,14 +81,14 @@ class Exchange:
         self.generation = 0
         """The generation of the last leg sent."""
         self.arrivals = Arrivals(self._item_bytes, refusals, room)
-        """What has come, and what is to come."""
+        """The frames that have arrived, and the values still expected."""
 
     def send(self, number: int, staged: Staged, waits: int = 0) -> None:
-        """Gather the values of round `number`, post them to be sent as soon as they have left the
-        device, and expect those of others.
+        """Gather and post this member's values of round `number`, and expect those of others.
 
-        Rounds between the last one and this are skipped. `waits` is the share of its time, per
-        mille, that this member waits. Raises UsageError as `Store.refresh`.
+        The values are sent as soon as they have left the device. Rounds between the last one and
+        this are skipped. `waits` is the share of its time, per mille, that this member waits for
+        peers. Raises UsageError if `Store.refresh` does.
         """
         plan, roster = staged.plan, staged.roster
         self._store.refresh()
@@ -109,7 +111,7 @@ class Exchange:
         self._expect(leg)
 
     def send_beside(self, number: int, roster: Roster, beside: Beside) -> None:
-        """Send extra vectors after a round's values, and expect those of others."""
+        """Send extra vectors after a round's values, and expect the extra vectors of others."""
         absent = self.arrivals.absent
         counts = [(p, count) for p, count in beside.incoming.items() if not absent(p, number)]
         leg = Leg(
@@ -125,14 +127,14 @@ class Exchange:
         self._expect(leg)
 
     def measure(self) -> None:
-        """Estimate members' distance in the next round, unless an estimate is under way."""
+        """In the next round estimate how far members are apart, unless this is under way."""
         self._measure = self._consensus is not None and not self.merger.measuring
 
     @property
     def distance(self) -> float:
         """The last estimate of `Consensus.distance`, or a negative number if there is none.
 
-        There is none either if this member has diverged.
+        The number is negative, too, if this member has diverged.
         """
         distance = -1.0 if self._consensus is None else self._consensus.distance
         return distance if isfinite(distance) else -1.0
@@ -142,8 +144,9 @@ class Exchange:
         self._outbox.flush()
 
     def end(self, last: int, number: int, peers: Iterable[MemberId]) -> None:
-        """Tell `peers` that no round follows after round `last`, until average `number` is
-        taken.
+        """Tell `peers` that this member takes part in no round after `last`.
+
+        It takes part again once average `number` is taken.
         """
         self.flush()
         self._end = (last, number)
@@ -158,23 +161,23 @@ class Exchange:
         self.arrivals.go_on(number)
 
     def greet(self, peer: MemberId) -> None:
-        """Tell a new `peer` the last round that this member takes part in, if it is known."""
+        """Tell a new `peer` the last round that this member takes part in, if `end` named one."""
         if self._end is not None:
             end = End(self._run, self._me, peer, self.generation, *self._end)
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
-        """Tell `peer` up to which turn frames may be lost: its connection works again."""
+        """Tell `peer`, whose connection works again, up to which turn frames may be lost."""
         self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, *self._sent))
         self._transport.send(peer, Kind.EXCHANGE, header)
         self.greet(peer)
 
     def apply(self, log: Callable[[Sequence[Applied]], None] = _log_nothing) -> list[Applied]:
-        """Apply the values that have arrived, in ascending order of rounds. Log that, then send
-        what follows from it, such as the second leg of a mean.
+        """Apply the values that have arrived, in ascending order of rounds.
 
-        `log` gets what was applied. Returns the same.
+        Returns what was applied. `log` is called with the same list. Only then is anything sent
+        that depends on these values, such as the second leg of a mean.
         """
         done: list[Applied] = []
         then: list[Callable[[], None]] = []
@@ -229,10 +232,11 @@ class Exchange:
         return Messages(marks, self._header(leg, waits), messages)
 
     def _finish(self, leg: Leg) -> Callable[[], None]:
-        """Use a leg that no more will arrive of: pull towards the mean that this member makes
-        (leg 0), or the means that others have sent (leg 1).
+        """Use a leg of which no more will arrive, of a mean or of extra vectors.
 
-        Returns what is to be done once the log has it: send that mean, or use the extra vectors.
+        In leg 0 of a mean this member makes the mean of its shard and pulls its values towards it.
+        In leg 1 it pulls towards the means that others have sent. Returns a function to call once
+        the log has the leg: it sends this member's mean, or uses the extra vectors.
         """
         if leg.beside is not None:
             came = {sender: self.merger.vector(data) for sender, (_, data) in leg.arrived.items()}
@@ -248,7 +252,7 @@ class Exchange:
         return partial(self._send_means, leg, staged, reduced) if staged.legs > 1 else _do_nothing
 
     def _send_means(self, first: Leg, staged: Staged, reduced: Vectors) -> None:
-        """Send this member's shard of the mean to its contributors, and expect theirs."""
+        """Send this member's mean to its contributors, and expect the means of other shards."""
         number = first.number
         leg = Leg(
             number,
@@ -277,13 +281,13 @@ class Exchange:
         )
 
     def _present(self, parts: Sequence[Part], number: int) -> Sequence[Part]:
-        """The parts of a route without members that take no part in the round."""
+        """The parts of a route, except those of members that are absent from round `number`."""
         if not self.arrivals.last_rounds:
             return parts
         return [part for part in parts if not self.arrivals.absent(part[0], number)]
 
     def _send_vectors(self, leg: Leg, outgoing: dict[MemberId, Vectors], kind: Kind) -> None:
-        """Send each peer its vectors, made on the device, after all messages posted before."""
+        """Send each peer its vectors, once made on the device, after all messages posted before."""
         self._store.copies.settle()
         hosted: dict[int, memoryview] = {}
         parts: list[tuple[MemberId, int, Buffers]] = []
@@ -298,6 +302,6 @@ class Exchange:
         self._outbox.post(Messages([], self._header(leg), parts, kind))
 
     def _expect(self, leg: Leg) -> None:
-        """Expect the values of a leg that this member has sent."""
+        """Expect other members' values of a leg whose own values this member has posted."""
         self.generation, self._sent = leg.generation, leg.turn
         self.arrivals.expect(leg)

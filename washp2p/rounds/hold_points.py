@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 JOINING = "joining"
-"""Has its MemberId, has not shown its model."""
+"""The member has its MemberId and has not presented its model."""
 STARTING = "starting"
-"""Knows the population, has not fetched the first state, or serves it."""
+"""Knows the population, has neither fetched the initial state nor offered it to others."""
 BEFORE_SEND = "before send"
 """Has gathered a round, has sent nothing of it."""
 AFTER_SEND = "after send"
-"""Has posted a round, has not waited for what comes."""
+"""Has posted a round, has not waited for the values of others."""
 APPLYING = "applying"
-"""Has what it waited for, has applied nothing of it."""
+"""Has waited for the values of others, has applied none of them."""
 GIVING = "giving"
 """Is asked for a snapshot, has not taken it."""
 RECEIVING = "receiving"
@@ -27,7 +27,7 @@ RECEIVING = "receiving"
 AVERAGING = "averaging"
 """Its rounds are over, it is about to average."""
 EVALUATING = "evaluating"
-"""It falls to it to evaluate the population, and it has not begun."""
+"""Is the member that has to evaluate the population, has not begun to."""
 
 
 def _pass_by(point: str, number: int) -> None:
@@ -35,4 +35,4 @@ def _pass_by(point: str, number: int) -> None:
 
 
 reach: Callable[[str, int], None] = _pass_by
-"""Called with the point that the member has reached, and its round; 0 if it has none."""
+"""A function that is called with the point that a member has reached, and the round, or 0."""

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 MOST = 1 << 22
 ENOUGH = 64
-"""Values that have changed and are equal, in ROUNDS rounds at least, before a peer is this one."""
+"""If so many changed values are equal, in at least ROUNDS rounds, a peer counts as identical."""
 ROUNDS = 3
 LOOKS = 1000
-"""Rounds after which it is given up; the average tells in any case."""
+"""Rounds after which the search ends. The average shows identical members in any case."""
 
 
 class Likeness:
-    """Compares received parameters with this member's. `vector` holds its own at the start."""
+    """Compares received parameters with this member's. `vector` has this member's at the start."""
 
     def __init__(self, vector: npt.NDArray[np.floating]) -> None:
         self._every = -(-len(vector) // MOST)
@@ -35,7 +35,7 @@ class Likeness:
         self._rounds: Counter[MemberId] = Counter()
         self._told_apart: set[MemberId] = set()
         self.same: set[MemberId] = set()
-        """Peers that are this member over again."""
+        """Peers that were found identical to this member."""
 
     @property
     def watches(self) -> bool:

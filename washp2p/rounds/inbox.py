@@ -1,6 +1,6 @@
-"""A member's inbox: distributes arriving messages, and loses patience with those who send none.
+"""A member's inbox: distributes arriving messages, and gives up or reports peers that send none.
 
-A driver hands over each message and says when time has passed. The inbox follows the roster, too:
+A driver hands over each message and says when time has passed. The inbox also follows the roster:
 it stops waiting for members that are gone, and connects to new ones. Nothing here blocks.
 """
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from washp2p.transports.transfer import Download, Transfer
 
 GUESTS = 16
-"""Newcomers that a member gives snapshots to at a time."""
+"""The most newcomers that a member gives snapshots to at the same time."""
 
 IN_ADVANCE = 4096
-"""Rounds by which a peer may have seeds that this member has not, the coordinator being slow."""
+"""Rounds by which a peer's frame may be ahead of the seeds known here: seeds may arrive late."""
 
 AHEAD, AHEAD_BYTES = 1000, 64 << 20
-"""Messages that are kept until the control plane has told of their senders."""
+"""The most messages, and bytes, kept until the coordinator tells that their senders are members."""
 
 NOTICE_SECONDS = 10.0
 """How long a member waits in silence before it logs what it waits for."""
@@ -71,7 +71,7 @@ class Inbox:
         self._transfer = transfer
         self._exchange = exchange
         self.arrivals = exchange.arrivals
-        """What has come of the rounds, and what is to come."""
+        """The frames that have arrived, and the values still expected."""
         self._linked: dict[MemberId, Peer] = {}
         self._changes = -1
         self._seen = 0
@@ -82,7 +82,7 @@ class Inbox:
         """Newcomers that wait for a snapshot of this member."""
         self._cut_off: dict[MemberId, str] = {}
         self.out_of_reach: set[MemberId] = set()
-        """Peers that were waited for in vain, the link to them being broken."""
+        """Peers that this member has waited for in vain, because the link to them was broken."""
 
     def wait_until(
         self,
@@ -90,7 +90,7 @@ class Inbox:
         peers: Callable[[], set[MemberId]] = nobody,
         deadline: float = inf,
     ) -> Procedure[None]:
-        """Wait as `Wait` says. Raises RunStoppedError."""
+        """Wait until `condition` holds; arguments are as in `Wait`. Raises RunStoppedError."""
         self.follow()
         if not condition():
             yield Wait(condition, peers, deadline)
@@ -106,11 +106,11 @@ class Inbox:
         return wait.condition() or (wait.deadline < inf and self._clock() >= wait.deadline)
 
     def tick(self, waiting: Waiting) -> None:
-        """Note that time has passed in a wait, or that the coordinator has told something.
+        """Act on the time that has passed in a wait, and on news from the coordinator.
 
-        If the connection to a peer that is waited for is broken, its values are given up after one
-        patience. A peer that is too slow is reported to the coordinator, repeatedly. Raises
-        RunStoppedError.
+        After one patience, missing values of a peer whose connection is broken are given up. Other
+        awaited peers that are too slow or out of reach are reported to the coordinator, repeatedly.
+        Raises RunStoppedError.
         """
         self.follow()
         now, peers = self._clock(), waiting.wait.peers
@@ -125,7 +125,7 @@ class Inbox:
             self._say_what_is_missing(peers())
 
     def wait_for(self, downloads: list[Download], unless: Callable[[], bool]) -> Procedure[bool]:
-        """Wait until all downloads are done. If `unless` holds before that, give up the rest.
+        """Wait until all downloads are done. If `unless()` is True before that, give up the rest.
 
         Returns whether all are done. Raises as `wait_until`.
         """
@@ -146,7 +146,7 @@ class Inbox:
         kind: Kind,
         unless: Callable[[], bool],
     ) -> Procedure[bool]:
-        """Fill `into` with the peer's blobs `<what>:<name>`. Waits and returns as `wait_for`."""
+        """Fill each `into[name]` with the peer's blob `<what>:<name>`. Otherwise as `wait_for`."""
         downloads = [
             self._transfer.fetch(peer, f"{what}:{name}", as_bytes(vector), kind=kind)
             for name, vector in into.items()
@@ -224,8 +224,8 @@ class Inbox:
         self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
-        """Give up values of peers behind broken connections. Tell the coordinator of other peers
-        that are out of reach or too slow. Returns the peers it told of.
+        """Give up values of peers whose connection is broken. Report to the coordinator other
+        peers that are out of reach or too slow. Returns the reported peers.
         """
         reported = set()
         for peer in whom:
@@ -256,7 +256,7 @@ class Inbox:
             )
 
     def take_all(self, messages: Iterable[Message]) -> None:
-        """Before a round: follow the control plane, then take what has arrived.
+        """Handle roster changes as `follow` does, then `take` all messages. Called before a round.
 
         Raises RunStoppedError.
         """
@@ -317,7 +317,7 @@ class Inbox:
         return max(self._connection.state.seeds.until, rosters[-1].first - 1 if rosters else 0)
 
     def _knows(self, sender: MemberId) -> bool:
-        """Whether a sender that this member has no link to is, or was, a member after all."""
+        """Whether `sender` is or was a member, once roster changes have been handled."""
         self.follow()
         return sender in self._linked or self.arrivals.is_gone(sender)
 

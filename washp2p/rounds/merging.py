@@ -1,8 +1,8 @@
-"""Merging writes the values that have arrived of a round into the store.
+"""Merging: writes the values that have arrived of a round into the store.
 
-Received values replace a member's own, are added as differences, or make a mean that pulls the
-member's own values. Applied and refused values are counted here. Nothing waits, and nothing is
-sent.
+Received values replace a member's own, or are added as differences, or make a mean towards which
+the member's own values are pulled. Applied and refused values are counted here. Nothing waits, and
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 class Merger:
     """Merges the rounds of one member.
 
-    With `add`, a received value is applied as its difference from what this member held when it
-    gathered. Without, it overwrites, except where a newer round has written. A mean
-    pulls by `weight()`, as `Strategy.weight`. `consensus` observes the values of measured legs.
+    With `add`, a received value minus this member's own value, as gathered for that round, is added
+    to the present value. Without `add`, it overwrites the present value, unless a newer round has
+    written it. A mean pulls values by the weight that `weight()` returns, as in `Strategy.weight`.
+    `consensus` observes the values of measured legs.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Merger:
         self.applied_values = 0
         """Scalars received and applied."""
         self.refused_values = 0
-        """Scalars received and not applied because some value of theirs was not finite."""
+        """Scalars received and not applied because their value in some slot was not finite."""
         self.diverged: set[MemberId] = set()
-        """Who has sent values that are not finite."""
+        """Members that have sent values that are not finite."""
         self.likeness: Likeness | None = None
-        """Sees what comes while it watches, if there is one."""
+        """Compares received values with this member's own, to find identical members; or None."""
 
     def keeps(self, plan: Plan) -> bool:
         """Whether the member's own values at the received indices must be kept for later."""
@@ -80,7 +81,7 @@ class Merger:
 
     @property
     def remembers(self) -> bool:
-        """Whether it knows writes of rounds that came before an older one."""
+        """Whether writes are remembered of rounds that were applied before an older round."""
         return len(self._newest_writes) > 0
 
     def forget(self, oldest: int) -> None:
@@ -88,10 +89,11 @@ class Merger:
         self._newest_writes.forget(oldest)
 
     def merge(self, leg: Leg, staged: Staged, *, older_waits: bool) -> None:
-        """Write the values that have arrived of a leg. If all are here, on the host, they are
-        written at once, else sender by sender.
+        """Write the values that have arrived of a leg. If all are here, in host memory, one write
+        does it, else one write for each sender.
 
-        `older_waits` is True if an older round is outstanding; its values must not overwrite these.
+        `older_waits` is True if values of an older round are missing. They must not overwrite these
+        values when they arrive.
         """
         arrived = list(leg.arrived.items())
         count, on_device = 0, False
@@ -110,7 +112,7 @@ class Merger:
     def reduce(
         self, staged: Staged, own: Vectors, arrived: dict[MemberId, tuple[Span, Payload]]
     ) -> Vectors:
-        """The mean of finite values at the received places, added in the roster's order."""
+        """The mean of members' finite values at `staged.receive`, added in the roster's order."""
         count, mean = len(staged.receive), staged.plan.mean
         assert mean is not None
         self.applied_values += count * len(arrived)
@@ -187,8 +189,8 @@ class Merger:
         *,
         older_waits: bool,
     ) -> None:
-        """Apply payloads by sender. Their spans, minus `offset`, fill `places`. `own` has this
-        member's values there, if they were kept.
+        """Apply `pieces`: for each sender, a span and a payload. The spans, minus `offset`, fill
+        `places`. `own` has this member's values at `places`, if they were kept.
         """
         values = self._values(len(places), [piece for _, piece in pieces], offset)
         if own and self._watches:
@@ -225,7 +227,7 @@ class Merger:
             self.likeness.observe(sender, places.host[part], mine[part], theirs[part])
 
     def _values(self, count: int, pieces: list[tuple[Span, Payload]], offset: int) -> Vectors:
-        """Payloads as one vector for each slot: several on the host, or one on the device."""
+        """One vector for each slot: of several payloads on the host, or of one on the device."""
         payload = pieces[0][1] if pieces else None
         if isinstance(payload, torch.Tensor):
             parts = payload.split([count * size for size in self._item_bytes])

@@ -1,6 +1,6 @@
-"""What a member's core needs around it: the coordinator, plans, a log, a way out.
+"""What a member's core needs around it: the coordinator, plans, an outbox and a log.
 
-A driver gives it objects that have these methods. None of them blocks for long.
+A driver gives the core objects with these methods. None of the methods blocks for long.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class ControlPlane(Protocol):
         """Report that `rounds` rounds are done."""
 
     def saved(self, round_number: int, error: str) -> None:
-        """Report a checkpoint of `round_number`: held if `error` is empty, else why it is not."""
+        """Report a checkpoint of `round_number`: saved if `error` is empty, else why it is not."""
 
 
 class Plans(Protocol):
-    """The plans of the rounds to come, as `driver.planner.Planner` has them."""
+    """The plans of the rounds to come. `driver.planner.Planner` has these methods."""
 
     def take(self, number: int) -> Staged | None:
         """The plan of round `number`, whose seed has arrived; None if nothing is exchanged."""
@@ -64,7 +64,7 @@ class Outbox(Protocol):
     """Sends rounds, as `driver.outbox.DeviceOutbox` does."""
 
     def post(self, messages: Messages) -> None:
-        """Send a leg's messages, after all posted before, once its marks are reached."""
+        """Send a leg's messages, after all posted before, once its marks are done."""
 
     def flush(self) -> None:
         """Return once everything posted has been sent."""
@@ -74,10 +74,10 @@ class Log(Protocol):
     """The run log, as `runfolder.runlog.RunLog` writes it."""
 
     def append(self, records: Sequence[Record | Jump | Joined]) -> None:
-        """Write records. What depends on them may be sent afterwards."""
+        """Write records. Messages that depend on the logged values may be sent afterwards."""
 
     def keep(self) -> tuple[int, bool]:
-        """Make the log last. Returns its length in bytes, and whether all writes succeeded."""
+        """Flush the log to disk. Returns its length in bytes, and whether all writes succeeded."""
 
     def go_back(self, size: int, whole: bool) -> None:
         """Cut the log to `size` bytes; `size` and `whole` are what `keep` returned."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 class Repairer:
-    """Restores the features of one member's model after a mean. `inputs` returns training
-    batches, made of the same images in all members.
+    """Restores the moments of one member's features after a mean. The function `inputs` returns
+    training batches, made of the same images in all members.
     """
 
     def __init__(self, model: torch.nn.Module, me: MemberId, inputs: Inputs) -> None:
@@ -36,12 +36,12 @@ class Repairer:
         self._inputs = inputs
 
     def moments(self) -> torch.Tensor:
-        """The moments of this member's features, to be taken before a mean is."""
+        """The moments of this member's features. To be called before a mean is taken."""
         return moments(self._model, self._inputs())
 
     def begin(self, own: torch.Tensor, roster: Roster, plan: Plan) -> Beside:
-        """Return this member's moments `own`, for the members whose mean it contributes to, and
-        what to expect from the contributors to its own mean.
+        """Return the extra vectors to exchange. This member's moments `own` go to the members to
+        whose mean it contributes. Moments are expected from the contributors to its own mean.
         """
         assert plan.mean is not None
         to, of = (

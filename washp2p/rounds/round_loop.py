@@ -82,14 +82,14 @@ class RoundLoop:
         self.round = 0
         """The last round this member took part in."""
         self.steps = 0
-        """Optimizer steps it has taken: as many, unless it jumped."""
+        """Optimizer steps taken: equal to `round` unless it joined late or skipped rounds."""
         self.waited = 0.0
         """Seconds spent waiting for peers."""
         self.began = self.ended = clock()
         self.late = 0.0
-        """By how many rounds values have been late of late."""
+        """By how many rounds values were late: a running mean over recent rounds."""
         self._waiting_share = 0.0
-        """Share of its time that it has waited of late."""
+        """Share of its time that it waited for peers: a running mean over recent rounds."""
         self._start = Start()
         self._reported: set[MemberId] = set()
         self._reported_in: Roster | None = None
@@ -130,8 +130,8 @@ class RoundLoop:
     def begin(self, start: Start, joined: Joined | None = None) -> None:
         """Start to derive the first plan, and start the clock. The first step may follow.
 
-        The first seeds are here, unless all others have ended. `joined` says, for the log, how the
-        member joined in mid-run.
+        The first round's seed has arrived, unless all other members have ended. `joined` is the
+        log's record of how this member joined in mid-run, if it did.
         """
         self._start = start
         self.round, self.steps, self.waited = start.round, start.steps, start.waited
@@ -141,11 +141,11 @@ class RoundLoop:
         self.began = self.ended = self._clock()
 
     def advance(self) -> Procedure[None]:
-        """Take part in the next round, an optimizer step having been taken. Waits as long as the
-        bound on delay demands.
+        """Take part in the round that follows an optimizer step. Waits as long as the bound on
+        lateness demands.
 
-        Raises UsageError beyond the announced number of steps, or if a peer has ended its run with
-        the last average. Raises RunStoppedError.
+        Raises UsageError if there are more steps than announced, or if training goes on after an
+        average with which a peer has ended its run. Raises RunStoppedError.
         """
         self._count_step()
         jumps, number = self._next_round()
@@ -191,7 +191,7 @@ class RoundLoop:
         return False, number
 
     def pause(self, number: int) -> Procedure[None]:
-        """Stop before average `number`: tell the peers, and apply what is still to come.
+        """Stop before average `number`: tell the peers, wait for missing values, and apply them.
 
         If interrupted, it may be called again.
         """
@@ -214,7 +214,7 @@ class RoundLoop:
         self._exchange.end(self.round, FOREVER, self._peers)
 
     def settle(self) -> Procedure[None]:
-        """Wait for what is outstanding, or give it up under `--max-delay none`; then apply."""
+        """Wait for missing values, or give them up under `--max-delay none`; apply what came."""
         if self._arrivals.outstanding:
             waited = 0.0
             if self._delay.bound is None:
@@ -224,8 +224,8 @@ class RoundLoop:
             self._report_and_observe(self._exchange.apply(self._log_applied), waited)
 
     def _trade(self, number: int, staged: Staged | None, bound: int | None) -> Procedure[None]:
-        """Send a round's values, wait as long as the bound demands, apply what has arrived, and
-        repair a mean.
+        """Send a round's values, wait as long as the bound demands, apply what has arrived. After
+        a mean, do REPAIR if it is wanted.
         """
         means = staged is not None and staged.plan.mean is not None
         repairer = self._repairer if means else None
@@ -247,8 +247,8 @@ class RoundLoop:
             yield from self._trade_beside(number, staged.roster, beside, bound)
 
     def _survey(self, surveyor: Surveyor, number: int, bound: int | None) -> Procedure[None]:
-        """Take part in a survey if one is due. After a round with a checkpoint it is exact,
-        unless there is no bound.
+        """Take part in a survey if one is due. After a round with a checkpoint it covers all
+        scalars, unless lateness has no bound.
         """
         exact = bound is not None and number == self._connection.state.checkpoint_from(number)
         roster = self._roster
@@ -270,7 +270,10 @@ class RoundLoop:
             yield from self._inbox.wait_until(lambda: number in self._connection.state.seeds)
 
     def _wait(self, number: int, bound: int | None) -> Procedure[float]:
-        """Wait for the rounds that `bound` demands. Returns the seconds that this took."""
+        """Wait for rounds up to `number` - `bound`. Returns the seconds that this took.
+
+        Without a bound, does not wait: gives up rounds before `number` - `--expire`.
+        """
         if bound is None:
             self._arrivals.give_up(number - self._expire)
             return 0.0

@@ -75,7 +75,8 @@ class Beside:
     parameters' dtype.
 
     `outgoing` has them by peer; any thread may read them. `incoming` has the number of values
-    expected of each peer. `finish` gets those that came, by sender, once no more will come.
+    expected of each peer. `finish` is called once no more vectors will come, with those that came,
+    by sender.
     """
 
     leg: int
@@ -88,20 +89,21 @@ class Beside:
 
 @dataclass(slots=True)
 class Leg:
-    """A leg of a round that this member has sent: all that it knows of it until it is over.
+    """All that this member knows of a leg of a round that it has sent, until the leg is over.
 
-    `slots` values are expected for each scalar.
+    `slots` values are expected for each scalar. `missing` has the senders whose values are still
+    expected.
     """
 
     number: int
-    """Of the round."""
+    """The number of the round."""
     generation: int
     fingerprint: int
     missing: dict[MemberId, Span]
     leg: int = FIRST
     slots: int = 1
     arrived: dict[MemberId, tuple[Span, Payload]] = field(default_factory=dict)
-    """What has come and is not applied yet, by sender."""
+    """The spans and payloads that have come and are not applied yet, by sender."""
     lost: list[MemberId] = field(default_factory=list)
     """Senders given up since values were last applied."""
     staged: Staged | None = None
@@ -109,9 +111,9 @@ class Leg:
     own: Vectors = field(default_factory=list)
     """This member's values at the received indices when it gathered, if they are needed."""
     measured: bool = False
-    """Whether the leg tells how far the members are apart."""
+    """Whether the leg's values serve to estimate how far the members are apart."""
     beside: Beside | None = None
-    """The extra vectors, in a leg of them."""
+    """The extra vectors; None in a leg of planned values."""
     turn: Turn = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,15 +121,15 @@ class Leg:
 
     @property
     def to_log(self) -> Applied:
-        """What to log once it is applied: who sent what has arrived, and who was given up."""
+        """What to log once the leg is applied: senders of arrived values, senders given up."""
         return Applied(self.number, tuple(self.arrived), tuple(self.lost), self.leg)
 
 
 class Messages(NamedTuple):
-    """One leg's messages, sent once `marks` are reached.
+    """One leg's messages, sent once `marks` are done: their values have left the device.
 
-    `header` names the sender in the receiver's place until `Frame.to`. `parts` has, for each
-    message, (peer, planned bytes, buffers).
+    In `header` the receiver is a placeholder (the sender); `Frame.to` sets it. `parts` has, for
+    each message, (peer, planned bytes, buffers).
     """
 
     marks: Sequence[Mark]

@@ -29,7 +29,7 @@ class Surveyor:
         self._every = every
         self._last: tuple[Roster, Survey] | None = None
         self.found: list[Surveyed] = []
-        """What was found, until it is told."""
+        """Results that the coordinator has not been told yet."""
 
     def due(self, number: int) -> bool:
         """Whether a survey follows round `number`, besides those at checkpoints."""
@@ -38,8 +38,8 @@ class Surveyor:
     def begin(self, number: int, roster: Roster, *, exact: bool) -> Beside:
         """Begin a survey after a round, of all scalars if `exact`. Returns what to exchange.
 
-        Once the values of all members are here, and finite, this shard's part of the distance is
-        in `found`.
+        Once all members' values in this member's shard have arrived, and the result is finite, the
+        shard's part of the distance is in `found`.
         """
         self._store.refresh()
         survey = self._survey(roster, exact=exact)

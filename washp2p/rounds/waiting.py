@@ -19,15 +19,15 @@ R = TypeVar("R")
 
 
 def nobody() -> set[MemberId]:
-    """The peers of a wait that depends on none."""
+    """Return an empty set: the `peers` of a wait that depends on no peer."""
     return set()
 
 
 class Wait(NamedTuple):
-    """A member waits until `condition` holds, but no longer than to `deadline`.
+    """A member waits until `condition()` is True, but no longer than to `deadline`.
 
-    `peers` returns the members on which `condition` depends at present. `deadline` is a time of the
-    member's clock, in seconds.
+    `peers()` returns the members on which the condition depends at present. `deadline` is a time of
+    the member's clock, in seconds.
     """
 
     condition: Callable[[], bool]
@@ -42,15 +42,15 @@ class Waiting:
     wait: Wait
     began: float
     asked_anew: float
-    """When slow peers could be reported again."""
+    """When `reported` was last cleared, so that slow peers are reported again."""
     notice: float
-    """When people are told what is missing."""
+    """When people will next be told which peers are waited for."""
     reported: set[MemberId] = field(default_factory=set)
     """Peers that the coordinator was told of, since `asked_anew`."""
 
 
 Procedure = Generator[Wait, None, R]
-"""Something that a member does, with its waits. Its result is of type R."""
+"""A generator that does something for a member and yields its waits. Its result is an R."""
 
 Clock = Callable[[], float]
-"""Returns the time in seconds, of any steady clock."""
+"""A function that returns the time in seconds, by any monotonic clock."""

@@ -80,5 +80,5 @@ def forget(run: Path, rounds: range) -> None:
 
 
 def _folders(run: Path) -> dict[int, Path]:
-    """The folders, by round."""
+    """The folders with checkpoints, by round."""
     return {int(path.name): path for path in (run / FOLDER).glob("*") if path.name.isdecimal()}

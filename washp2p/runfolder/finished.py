@@ -31,13 +31,13 @@ class FinishedRun:
     population: list[dict[str, Any]]
     """Points of the population's curves."""
     consensus: list[dict[str, Any]]
-    """What surveys have found of how far members are apart, if there were any."""
+    """Results of surveys of how far members are apart; empty without surveys."""
     hosts: list[dict[str, Any]]
     """Members as the run began, each with `member`, `host` and `versions`."""
     versions: dict[str, Any]
-    """Of the coordinator."""
+    """The versions of the coordinator's packages."""
     simulated: bool = False
-    """Whether it was one process: bytes were reckoned, not counted."""
+    """Whether one process simulated the run. Its bytes are calculated, not counted."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:

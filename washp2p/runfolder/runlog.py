@@ -150,9 +150,10 @@ class RunLog:
 
 
 def stands(rosters: Sequence[Roster], number: int, generation: int) -> bool:
-    """Whether what a member of `generation` did in a round was not discarded.
+    """Whether what a member of `generation` did in round `number` still counts.
 
-    It was if the run went back to a checkpoint and this member did not. `rosters` are the run's.
+    It does not if the run went back to an earlier checkpoint and this member did not. `rosters` are
+    the run's.
     """
     return roster_at(rosters, number).generation <= generation
 

@@ -22,8 +22,8 @@ def member_row(
 ) -> dict[str, Any]:
     """One member's row in summary.json: what it did and what it sent. All sizes are in bytes.
 
-    `links` has a row for each peer, kind and wire. `control` is the size of its messages to the
-    coordinator, `seeds_received` that of the seeds it received.
+    `links` has a row for each peer, kind and wire. `control` is the size of the member's messages
+    to the coordinator, `seeds_received` that of the seeds that the member received.
     """
     exchanges = [link for link in links if link["kind"] == "exchange"]
     total = {

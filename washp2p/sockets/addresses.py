@@ -14,7 +14,8 @@ ANY_LOOPBACK_PORT = "tcp://127.0.0.1:*"
 def facing(endpoint: str) -> str:
     """The local address from which this host reaches `endpoint`, as `tcp://HOST:*`.
 
-    Sends nothing. Raises UsageError if there is no route or the name is unknown.
+    Sends nothing to `endpoint`, but may look up its name (DNS), which blocks. Raises UsageError if
+    there is no route or the name is unknown.
     """
     host, port = split_tcp(endpoint)
     try:
@@ -32,7 +33,8 @@ def facing(endpoint: str) -> str:
 def where_to_listen(coordinator: str, bind: str | None, *, encrypted: bool, insecure: bool) -> str:
     """The address of a member's data plane: `bind`, or the address facing its coordinator.
 
-    Raises UsageError, also for plain text off loopback without `insecure`.
+    Raises UsageError if there is no such address, or if it is off loopback and links are neither
+    `encrypted` nor allowed to be in plain text by `insecure`.
     """
     if bind is None:
         bind = ANY_LOOPBACK_PORT if is_loopback(coordinator) else facing(coordinator)

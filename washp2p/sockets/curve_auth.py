@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ZAP = "inproc://zeromq.zap.01"
 _DOMAIN = b"washp2p"
 _LOOK_MS = 20
-"""How soon a peer is admitted that knocked before it was known."""
+"""How often, in milliseconds, to check whether a waiting peer may be admitted now."""
 _WAITING = 100
 """Peers of one address that may wait to become known."""
 
@@ -77,8 +77,10 @@ class Authenticator:
             requests.close(linger=0)
 
     def _take(self, request: list[bytes]) -> None:
-        """Let a request wait, unless too many wait from its address. Its parts: origin, an empty
-        part, version, id, domain, address, identity, CURVE, key.
+        """Let a request wait, unless too many requests from its address wait already.
+
+        The parts of a request are: origin, an empty part, version, id, domain, address, identity,
+        CURVE, key.
         """
         beside = sum(other[5] == request[5] for other, _ in self._waiting.values())
         if beside < _WAITING:  # else it has to knock again

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 def close_dead_links(socket: Socket[Any], patience: Patience) -> None:
     """Let ZeroMQ close connections of a socket, at both ends, when one end is gone or hangs.
 
-    Call it before anything else. It removes the limit on incoming messages, so the caller has to
-    bound them. With a limit, ZeroMQ would abort the process if it stopped reading and then found a
-    ping in what is left of a closed connection.
+    Call this before anything else. It removes the limit on queued incoming messages, so the caller
+    has to bound them. With a limit, ZeroMQ stops reading from a connection when its queue is full.
+    If it then finds a ping in what is left of a closed connection, it aborts the process.
     """
     socket.set(zmq.RCVHWM, 0)
     socket.set(zmq.HEARTBEAT_IVL, max(1, round(1000 * patience.ping)))

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class Strategy(ABC):
     """A method: it says which slots are exchanged, in which rounds, and by which plan.
 
-    `begin` is called first. For each generation `prepare` is called, then `plan` for each round of
-    it that is `due`. `config` is the method's section of the run's configuration.
+    `begin` is called first. For each generation `prepare` is called, then `plan` for each of the
+    generation's rounds that is `due`. `config` is the method's section of the run's configuration.
     """
 
     lockstep: ClassVar[bool] = False
-    """Whether everyone must wait for a round's values: a method whose plans take means does."""
+    """Whether members must wait for all values of a round, as means require (`--max-delay 0`)."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config.method
@@ -87,7 +87,7 @@ class Strategy(ABC):
         return ()
 
     def consensus(self, layout: Layout) -> Consensus | None:
-        """An estimator of how far members are apart; None if received values cannot show it."""
+        """An estimator of the distance to consensus; None if received values cannot show it."""
         return None
 
     def weight(self, lr: float) -> float:
@@ -111,4 +111,4 @@ class Strategy(ABC):
 
     @abstractmethod
     def paper_payload(self, layout: Layout) -> float:
-        """The bytes per round by the rule of the method's paper."""
+        """The bytes per round, counted as the method's paper counts them."""

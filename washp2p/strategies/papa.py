@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PapaAll(Strategy):
-    """theta_n <- mean of theta. `dart` is the same, from the middle of the run on."""
+    """theta_n <- mean of theta. As `dart`, it begins in the middle of the run."""
 
     lockstep: ClassVar[bool] = True
     _plan: Plan
@@ -48,7 +48,7 @@ class Papa(PapaAll):
 
 
 class Papa2(PapaAll):
-    """theta_n <- mean of two members' theta, drawn for each n (Algorithm 2, m = 2)."""
+    """theta_n <- mean of theta of two members; each n draws its own pair (Algorithm 2, m = 2)."""
 
     _all: Indices
     _n: int

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MESSAGES = 10_000
 BYTES = 256 << 20
-"""Of one origin; more where four messages of the largest size are."""
+"""The limits for one origin. BYTES is raised to four messages of the largest size if need be."""
 
 
 class Backlog:

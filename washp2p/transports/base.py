@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 Buffer = memoryview
 Buffers: TypeAlias = "Sequence[Buffer] | Sequence[torch.Tensor]"
-"""A payload's parts: host memory, or vectors on the device that a link takes them from."""
+"""A payload's parts: host memory, or vectors on the sender's device."""
 Payload: TypeAlias = "memoryview | torch.Tensor"
 """A payload that has arrived: host memory, or a vector (uint8) on the receiver's device."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What encrypted connections need: a member's key pair, and whom it lets in.
+    """What encrypted connections need: a member's own key pair, and whom the member lets in.
 
-    `member_of` returns the member with a public key, None if there is none now. Any thread may call
-    it.
+    The callback `member_of` takes a public key and returns the member that has it, None if there is
+    no such member now. Any thread may call it.
     """
 
     own: KeyPair
@@ -64,13 +64,16 @@ class Transport(ABC):
     """The address at which peers reach this member."""
 
     near: tuple[str, ...] = ()
-    """Others, for peers at the same place, the nearest first."""
+    """More addresses of this member, for peers at the same place, the nearest first."""
 
     device: str = ""
-    """What peers at this place know the device as from which payloads may be sent; empty: none."""
+    """The name of the device from which payloads may be sent, as peers at this place know it.
+
+    Empty if there is no such device.
+    """
 
     ledger: Ledger
-    """Counts every message handed to `send`."""
+    """Counts every message that `send` queues."""
 
     @abstractmethod
     def connect(
@@ -94,7 +97,7 @@ class Transport(ABC):
     def cut(self, peer: MemberId, key: bytes) -> None:
         """Close all connections with `peer` and its `key`, in both directions, for good.
 
-        What has arrived from it may still be received.
+        Messages of the peer that have arrived may be received after that, or lost.
         """
 
     @abstractmethod
@@ -124,9 +127,9 @@ class Transport(ABC):
         """Queue one message for `peer`; its payload is `buffers`, end to end.
 
         The message is lost if the connection is broken or was never made, or if the peer has left
-        too many messages unread. `header` has at most 255 bytes. `expected` is the payload that the
-        plan foresaw, for the ledger. Does not block. Host memory may be reused on return; tensors
-        belong to the transport from now on.
+        too many messages unread. `header` has at most 255 bytes. `expected` is the number of bytes
+        of payload that the plan foresaw, for the ledger. Does not block. Host memory may be reused
+        on return; tensors belong to the transport from now on.
         """
 
     @abstractmethod

@@ -27,10 +27,10 @@ QUEUED = 10_000
 """Messages kept for a peer that does not take them; more are lost."""
 
 NOTHING, HOST, DEVICE = range(3)
-"""What an announcement says of the payload; nothing is to come when it says that the link holds."""
+"""Where an announced payload is. NOTHING: no message follows, the link only shows that it holds."""
 
 ANNOUNCEMENT = struct.Struct("<BBQ255s")
-"""Where the payload is, the header's length, the payload's, and the header."""
+"""Its fields: where the payload is, the header's length, the payload's length, the header."""
 
 _log = logging.getLogger("washp2p")
 
@@ -48,7 +48,7 @@ class Link:
     """A one-way connection. It is made again whenever it breaks, until it is let go."""
 
     def __init__(self, call: Callable[[], Pair], patience: Patience, turn: Lock) -> None:
-        """`call` connects to the peer and returns a Pair. It may block, and raise.
+        """The callback `call` connects to the peer and returns a Pair. It may block, and raise.
 
         Payloads on the device are sent while this connection holds the lock `turn`.
         """
@@ -58,7 +58,7 @@ class Link:
         self._queue: SimpleQueue[Outgoing | None] = SimpleQueue()
         self._gone = Event()
         self.up = False
-        """Whether the peer has been reached, and is."""
+        """Whether the peer has been reached and the connection has not broken since."""
         self._held = time.monotonic()
         self._broken = False
         self._mended = False
@@ -81,8 +81,9 @@ class Link:
         return mended
 
     def put(self, message: Outgoing) -> bool:
-        """Queue a message. Returns False if the connection is broken; then the message is lost.
-        Does not block.
+        """Queue a message. Does not block.
+
+        Returns False if the connection is broken or QUEUED messages wait. Then the message is lost.
         """
         if self._broken or self._queue.qsize() >= QUEUED:
             return False

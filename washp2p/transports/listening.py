@@ -37,10 +37,10 @@ def listen_as(
     """Open the transport of a member whose values are on `device`.
 
     It listens by ZeroMQ at `bind` (`tcp://HOST:PORT`), encrypted with `credentials`. `wires` is the
-    value of `--transport`. All but "tcp" add a socket for peers on this machine. "torch", and
-    "auto" on a GPU, add `torch.distributed` where possible: it needs plain text, `bounded` rounds
-    and, on a GPU, an NCCL told to keep to loopback. Messages of more than `largest` bytes are
-    refused. Raises UsageError.
+    value of `--transport`. All values but "tcp" add a socket for peers on this machine. "torch",
+    and "auto" on a GPU, add `torch.distributed` where possible. That needs plain text, an NCCL that
+    is told to keep to loopback (on a GPU), and `bounded`: no member may skip rounds. Messages of
+    more than `largest` bytes are refused. Raises UsageError if it cannot listen at `bind`.
     """
     near_by = near_address() if wires != "tcp" else ""
     wide = ZeromqTransport(bind, patience, credentials, near_by, largest)

@@ -20,7 +20,7 @@ _Inbox = SimpleQueue[Message | None]
 
 
 class MemoryTransport(Wire):
-    """Queues in this process, found by name."""
+    """Members' queues in this process. A member finds its peers' queues by name."""
 
     _inboxes: dict[str, _Inbox] = {}  # noqa: RUF012 - the "network" all members of a process share
     _lock = Lock()
@@ -54,7 +54,7 @@ class MemoryTransport(Wire):
         self._peers.pop(peer, None)
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """Close the way to the peer. Peers in this process are trusted."""
+        """Stop sending to the peer. It may still send: peers in this process are trusted."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:

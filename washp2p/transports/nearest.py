@@ -28,7 +28,7 @@ _log = logging.getLogger("washp2p")
 
 @dataclass(frozen=True)
 class _Near:
-    """A peer that is reached by the near wire. The fields are for ZeroMQ, if that wire fails."""
+    """A peer that the near wire reaches: its key and addresses for ZeroMQ, if that wire fails."""
 
     key: bytes
     otherwise: Sequence[str]
@@ -75,8 +75,9 @@ class NearestTransport(Transport):
         return self._to(peer).broken(peer)
 
     def mended(self) -> list[MemberId]:
-        """Peers whose connections work again. A peer that the near wire does not reach for one
-        patience changes to ZeroMQ, and is among them.
+        """Peers whose connections work again, and peers that change to ZeroMQ in this call.
+
+        A peer changes if the near wire has not reached it for one patience.
         """
         mended = self._near.mended() + self._wide.mended()
         for peer, near in list(self._nearby.items()):

@@ -1,10 +1,10 @@
 """Two ranks of `torch.distributed`: one sends, the other receives. All calls block.
 
-Each pair is a process group of its own, made over a store that the sender has. Store and gloo are
+Each pair is a process group of its own. The ranks meet at the sender's TCPStore. Store and gloo are
 bound to loopback, in plain text; NCCL's own sockets are where NCCL_SOCKET_IFNAME says. Every
 operation has its own tag and its own deadline, and names its source. gloo keeps deadlines itself.
-For NCCL this module polls the device, and aborts the group when time is up: NCCL's own watch takes
-minutes, and then ends the process. Only the set-up of an NCCL pair has no deadline.
+For NCCL this module polls the device, and aborts the group when time is up: torch's watchdog for
+NCCL takes minutes, and then ends the process. Only the set-up of an NCCL pair has no deadline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 PIECE = 64 << 20
-"""Bytes that have to arrive while patience lasts."""
+"""The most bytes of one operation. Each operation has a deadline of its own."""
 POLL_SECONDS = 50e-6
 TAGS = 1 << 31
 _WATCH = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
@@ -115,10 +115,10 @@ class Pair:
 
     def _by_nccl(self, operation: Callable[..., Any], piece: torch.Tensor, wait: timedelta) -> None:
         """Run an NCCL operation. Blocks until the device has done it; aborts the group after
-        `wait`.
+        `wait`, and raises RuntimeError.
 
-        NCCL's own watch would take minutes. A sender may have to wait until payloads of others have
-        been received, or given up. Raises RuntimeError.
+        torch's watchdog would take minutes. A sender may have to wait until payloads of others have
+        been received, or given up.
         """
         deadline = time.monotonic() + wait.total_seconds()
         done = torch.cuda.Event()
@@ -134,10 +134,10 @@ class Pair:
 
 @contextmanager
 def _without_a_watch_that_ends_the_process() -> Iterator[None]:
-    """Make groups in this block without NCCL's watch, which may end the process when a peer is
-    gone.
+    """Make NCCL groups in this block without torch's watchdog.
 
-    A group reads the setting only when it is made.
+    The watchdog may end the process when a peer is gone. A group reads the setting only when it is
+    made.
     """
     before = os.environ.get(_WATCH)
     os.environ[_WATCH] = "0"
@@ -150,7 +150,7 @@ def _without_a_watch_that_ends_the_process() -> Iterator[None]:
 
 
 class Meeting:
-    """Makes a member's ends of pairs. Members that receive from it meet it at its store."""
+    """Makes this member's ends of pairs. Peers that receive from it meet it at its TCPStore."""
 
     def __init__(self, device: torch.device, patience: Patience) -> None:
         self._device = device
@@ -158,7 +158,7 @@ class Meeting:
         self._gloo = _torch.ProcessGroupGloo.create_device(hostname=LOOPBACK, lazy_init=False)
         listening = socket.create_server((LOOPBACK, 0))
         self.port: int = listening.getsockname()[1]
-        """Its store's."""
+        """The port of this member's TCPStore."""
         self._store = _torch.TCPStore(
             LOOPBACK,
             self.port,
@@ -168,8 +168,9 @@ class Meeting:
         )
 
     def pair(self, port: int, name: str, rank: int) -> Pair:
-        """The end `rank` of the pair `name`, which meets at the store at `port`. Raises
-        RuntimeError.
+        """Make this member's end, with `rank`, of the pair `name`. Raises RuntimeError.
+
+        Both ends meet at the TCPStore at `port`, which is the sender's.
         """
         store = _torch.TCPStore(
             LOOPBACK,

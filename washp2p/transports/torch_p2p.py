@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"torch://127\.0\.0\.1:(?P<port>\d{1,5}|\*)/(?P<device>[\w:-]{1,80})")
 CALLERS = 256
-"""Links that others may have to one member."""
+"""The most connections from peers that one member accepts."""
 
 _log = logging.getLogger("washp2p")
 
@@ -50,7 +50,8 @@ _log = logging.getLogger("washp2p")
 class TorchTransport(Wire):
     """Messages over `torch.distributed`. Payloads may be tensors on the device of the address.
 
-    The transport takes tensors over. They arrive as one tensor (uint8) on the receiver's device.
+    Tensors that are sent belong to the transport. They arrive as one tensor (uint8) on the
+    receiver's device.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class TorchTransport(Wire):
         self._patience = patience or Patience()
         self._to_send, self._to_receive = Lock(), Lock()
         self.on_arrival: Callable[[], None] = lambda: None
-        """Called, by any thread, when something has arrived."""
+        """A callback: any thread calls it after a message has arrived."""
         self._links: dict[MemberId, Link] = {}
         self._old: list[Link] = []
         self._numbers = count()
@@ -112,7 +113,7 @@ class TorchTransport(Wire):
             self._old = [old for old in self._old if old.alive] + [link]
 
     def cut(self, peer: MemberId, key: bytes) -> None:
-        """Close the way to the peer. Processes on this machine are trusted."""
+        """Stop sending to the peer. It may still send: processes on this machine are trusted."""
         self.disconnect(peer)
 
     def broken(self, peer: MemberId) -> bool:

@@ -26,7 +26,10 @@ AHEAD = 4
 EARLY = 64
 """Requests of one peer that may wait for blobs to be offered."""
 SERVED = 8
-"""How often a peer may ask for each chunk, on average: links break and downloads begin anew."""
+"""Requests of one peer for each chunk, on average, that are answered.
+
+Links break and downloads begin anew, so one request is not enough.
+"""
 
 
 @dataclass
@@ -34,7 +37,8 @@ class Download:
     """A peer's blob, or a part of it, on its way into `into`.
 
     The caller owns `into`. If it is None, memory is made once the blob's size is known, at most
-    `limit` bytes.
+    `limit` bytes. `asked` and `received` count bytes. `awaited` has the length of each chunk
+    that is to come, by offset.
     """
 
     peer: MemberId
@@ -60,7 +64,7 @@ class Transfer:
         self, transport: Transport, run: bytes, me: MemberId, refusals: Refusals[MemberId]
     ) -> None:
         self.refusals = refusals
-        """What was refused."""
+        """Counts the messages that were refused."""
         self._transport = transport
         self._run = run
         self._me = me
@@ -69,7 +73,10 @@ class Transfer:
         self._served: Counter[tuple[MemberId, str]] = Counter()
         self._downloads: dict[tuple[MemberId, str], Download] = {}
         self._superfluous: Counter[tuple[MemberId, str, int]] = Counter()
-        """How often a chunk may come though nobody waits: asked for again, or before a `cancel`."""
+        """How many copies of a chunk may yet come that are not awaited.
+
+        A chunk comes twice if it was asked for again. It comes unawaited after a `cancel`.
+        """
 
     def offer(self, name: str, data: memoryview, kind: Kind) -> None:
         """Serve `data` as the blob `name`. It must not change until withdrawn."""

@@ -4,7 +4,7 @@ Connections are one-way: a reply uses the replier's own connection. ZeroMQ's I/O
 receives and encrypts, so messages move while the caller computes. Sockets have no receive limit: if
 one stopped reading at a limit, a peer that pings and then leaves would make ZeroMQ abort the
 process. Instead, while the caller computes, a thread looks at arrived messages ten times a second,
-and closes connections of which too much waits.
+and closes a connection if too many of its messages wait.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _LENGTHS = [bytes([length]) for length in range(256)]
 QUEUED = 10_000
 """Messages kept for a peer that does not take them; more are lost."""
 LOOK_SECONDS = 0.1
-"""How often somebody looks at what has come."""
+"""The time between two looks of the thread at arrived messages."""
 AT_A_LOOK = 10_000
-"""Messages that are put by before the caller may receive again."""
+"""The most messages that one look moves into the backlog. Meanwhile the caller cannot receive."""
 
 
 class ZeromqTransport(Wire):
@@ -246,8 +246,10 @@ class ZeromqTransport(Wire):
                     self._receiving.release()
 
     def _put_by(self, refused: set[int]) -> None:
-        """Move the next message into the backlog. If too much of its origin waits, drop it and
-        close its connection, unless that is in `refused`. Raises zmq.Again.
+        """Move the next message into the backlog. Raises zmq.Again if there is none.
+
+        If too much of its origin waits, drop the message. Unless its connection is in `refused`,
+        close the connection and add it there.
         """
         frame = self._incoming.recv(zmq.NOBLOCK, copy=False)
         found = self._read(frame)

@@ -12,7 +12,8 @@ import zmq
 class ZeromqLink:
     """A connection to a peer. `since` is the time (monotonic) at which it was made or broke.
 
-    `otherwise` has the addresses to try next if the connection does not come up.
+    `otherwise` has the addresses to try next if the connection does not come up. `hopeless` means
+    that the socket must be replaced.
     """
 
     endpoint: str

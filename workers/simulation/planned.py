@@ -45,7 +45,7 @@ class PlannedRounds:
         self._strategies: dict[tuple[int, int], Strategy] = {}
         first = self._of(config.n, 0)
         self.due, self.weight = first.due, first.weight
-        """As of a Strategy."""
+        """`Strategy.due` and `Strategy.weight` of the method."""
         self.slots: Sequence[str] = first.slots(optimizer)
         plan = first.plan(0)
         self.shares = plan is not None and plan.mean is not None and plan.mean.shared

@@ -47,7 +47,7 @@ def poisson_thresholds(mean: Decimal) -> list[int]:
 
 
 def permutations_of(seed: int, group: int, n: int, count: int) -> list[list[int]]:
-    """The permutations pi_i of the group's n members for the first `count` selected scalars."""
+    """The permutations pi_i of the `n` members of group `group`, for `count` selected scalars."""
     words = np.random.Philox(key=seed, counter=2**192 + group * 2**128).random_raw(count).tolist()
     if n > TABLE_UP_TO:
         return [keyed_permutation(word, n) for word in words]
@@ -62,7 +62,7 @@ def numbered_permutation(number: int, n: int) -> list[int]:
 
 
 def keyed_permutation(word: int, n: int) -> list[int]:
-    """The swap-or-not shuffle keyed by `word`."""
+    """The permutation of 0, ..., n - 1 by the swap-or-not shuffle with the key `word`."""
     image = []
     for start in range(n):
         x = start
@@ -76,7 +76,7 @@ def keyed_permutation(word: int, n: int) -> list[int]:
 
 
 def deal(seed: int, n: int, group: int) -> list[list[int]]:
-    """The round's groups: all members in one, or random groups of at most `group` members."""
+    """The round's groups of positions: random, of at most `group`; a single one if that is 0."""
     if not group or group >= n:
         return [list(range(n))]
     words = np.random.Philox(key=seed, counter=2 * 2**192).random_raw(n).tolist()
@@ -93,7 +93,7 @@ def draw_pairs(seed: int, n: int) -> list[list[int]]:
 
 
 def due(config: Any, rounds: int) -> Callable[[int], bool]:
-    """A function that tells whether members exchange values in a round, of `rounds` rounds."""
+    """A function of a round's number, 1 to `rounds`: whether members exchange values in it."""
     by_epochs = config.method.name in {"papa-all", "dart", "papa-2"}
     period = (
         Fraction(rounds * config.method.every, config.training.epochs)
@@ -119,7 +119,7 @@ def splitmix(z: int) -> int:
 
 
 class Selection:
-    """Draws the scalars of a round. `parameters` has each one's (size, p_l), in flat order."""
+    """Draws the scalars of a round. `parameters` has each tensor's (size, p_l), in flat order."""
 
     def __init__(self, parameters: Sequence[tuple[int, Fraction]]) -> None:
         self._parameters = parameters
@@ -161,14 +161,14 @@ class Round:
     def __init__(self, selected: list[int], sources: dict[int, np.ndarray]) -> None:
         self.selected = np.array(selected, dtype=np.int64)
         self.sources = sources
-        """By member, for each selected scalar: from whom its new value comes."""
+        """By member: for each selected scalar, the member from which the new value comes."""
         self.groups: list[list[int]] = []
-        """Who take a mean together, each of its own shard, where means are taken."""
+        """Members that take a mean together, each of its own shard. Empty without such means."""
         self.pairs: dict[int, list[int]] = {}
-        """By member, of whom it takes the mean, if of a pair."""
+        """By member, the members whose values it averages, if means have a single leg."""
         self.held: dict[int, list[np.ndarray]] = {}
         self.means: dict[int, np.ndarray] = {}
-        """By member, what it has made of its shard."""
+        """By member, the mean that it has computed of its shard."""
 
     def group_of(self, member: int) -> list[int]:
         """The members that take the mean together with a member, itself included."""
@@ -196,12 +196,12 @@ class Planned(Protocol):
 
 
 class Reference:
-    """Models in one process that exchange values by a method, at once or late (section 4).
+    """Models in one process that exchange values by a method, in lockstep or late.
 
     A member's number is its index in `models`. Each round's roster says which members take part.
-    `due` says in which rounds they exchange values. `planned` is a method of another package. A
-    mean in shards has two legs: each member first computes the mean of its shard, then takes over
-    the means of the other shards.
+    `due` takes a round's number and tells whether members exchange values in it. `planned` is a
+    method of another package. A mean in shards has two legs: each member first computes the mean of
+    its shard, then takes over the means of the other shards.
     """
 
     def __init__(
@@ -247,12 +247,10 @@ class Reference:
         self._newest = np.zeros((n, self._size), dtype=np.int64)
         self._done = 0
         self.sent = [[0] * n for _ in range(n)]
-        """Scalars that went from row's member to column's so far."""
+        """sent[a][b]: how many scalars member a has sent to member b so far."""
 
     def shuffle(self, seed: int) -> None:
-        """Do one round in lockstep: theta[:, i] = theta[pi_i, i] for every selected i, or a
-        mean.
-        """
+        """Do one round in lockstep: theta[:, i] = theta[pi_i, i] for all selected i, or a mean."""
         self._done += 1
         for member in self._everyone:
             self.gather(member, self._done, seed)
@@ -264,9 +262,10 @@ class Reference:
     def gather(
         self, member: int, number: int, seed: int, roster: Sequence[int] | None = None
     ) -> None:
-        """Send for a member: keep its present values at round `number`'s scalars for the others.
+        """Send a member's values of round `number`: keep them until the other members apply them.
 
-        `roster` has the members of the round, in order (default: all).
+        These are the member's present values at the scalars that `seed` selects. `roster` has the
+        members of the round, in order (default: all).
         """
         roster = self._everyone if roster is None else roster
         group = self._optimizers[member].param_groups[0]
@@ -295,9 +294,7 @@ class Reference:
     def apply(
         self, member: int, number: int, senders: Sequence[int] | None = None, leg: int = 0
     ) -> None:
-        """Apply, to a member, the values that `senders` (default: all) sent it in round
-        `number`.
-        """
+        """Apply to a member one leg of round `number`: the values of `senders` (default: all)."""
         this = self._rounds.get(number)
         if this is None:
             return
@@ -326,8 +323,9 @@ class Reference:
         self._highest_lr[guest] = self._highest_lr[donor]
 
     def among(self, member: int, number: int) -> list[int]:
-        """The members whose values are in the mean that a member takes in a round; none if it
-        takes no mean.
+        """The members whose values are in the mean that a member takes in a round.
+
+        Empty if the round has no exchange. Call it only for a method that takes means.
         """
         this = self._rounds.get(number)
         if this is None:
@@ -449,9 +447,7 @@ class Reference:
 def _mean(
     held: dict[int, list[np.ndarray]], part: slice, among: list[int], came: list[int], own: int
 ) -> np.ndarray:
-    """The float64 mean of the finite values of those members of `among` that are `own` or in
-    `came`.
-    """
+    """The float64 mean of finite values of those members of `among` that are `own` or in `came`."""
     values = [held[m][0][part].astype(np.float64) for m in among if m in came or m == own]
     finite = [np.isfinite(each) for each in values]
     total = np.zeros_like(values[0])
@@ -487,7 +483,8 @@ def _layers(model: torch.nn.Module, last: str) -> list[tuple[torch.nn.Parameter,
     """The trainable parameters in flat order, each with the number of its layer.
 
     A layer is a module that owns parameters, including those of its parametrizations, in the order
-    of registration. The owner of the parameters called `last` is the last layer.
+    of registration. If `last` names a module or a parameter, the owners of its parameters are the
+    last layer.
     """
     found: list[tuple[torch.nn.Parameter, str]] = []
     for name, module in model.named_modules():

@@ -1,6 +1,6 @@
-"""What each member does after each of its steps: by a rule, or as the logs of a run say.
+"""The script of each member: which values it applies after which of its own steps.
 
-In a replay the reference follows the logs. No tensors.
+The scripts follow a rule or, in a replay, the logs of a run. No tensors.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from washp2p.runfolder.runlog import Record
 
 Application = tuple[int, tuple[int, ...] | None, int]
-"""A round, whose values of it are applied (None for everyone's), and of which leg."""
+"""A round, the members whose values of this round are applied (None for all), and the leg."""
 
 
 @dataclass
 class Script:
     """What one member does after each of its own steps, counted from 1.
 
-    `applies` maps a step to what is applied after it, in order. `jumps` maps a step that skipped
-    rounds to its round. `joined` names the donor of a member that joined late. A member that did
-    not reach the end of the run stops after `last_step`.
+    `applies` maps a step to the values applied after it, in order. `jumps` has the round of each
+    step before which the member skipped rounds. `joined` is the record of a member that joined
+    late: it names the donor. A member that did not reach the end of the run stops after
+    `last_step`.
     """
 
     applies: dict[int, list[Application]] = field(default_factory=dict)
@@ -49,8 +50,9 @@ class Script:
 
 
 def exactly_late(rounds: int, delay: int, legs: Sequence[int] = (0,)) -> Script:
-    """The script of a member that applies every round exactly `delay` steps late, and the last
-    rounds at the end.
+    """The script of a member that applies every round exactly `delay` steps late.
+
+    The last of the `rounds` rounds are applied after the last step. Each round has `legs`.
     """
     script = Script()
     for number in range(1, rounds + 1):
@@ -94,7 +96,10 @@ def from_logs(run: Path) -> tuple[list[Roster], dict[MemberId, Script], list[Mem
 
 
 def end_where_needed(scripts: dict[MemberId, Script], final: Sequence[MemberId]) -> None:
-    """End the scripts of members that are not in `final` after the last step that others used."""
+    """End the scripts of members that are not in `final` as early as other scripts allow.
+
+    Each ends after the last step whose values, or whose state as a donor's, another member used.
+    """
     needed = dict.fromkeys(scripts, 0)
     for script in scripts.values():
         if script.joined is not None:

@@ -1,8 +1,8 @@
 """A whole population in one process and one thread, without sockets: the oracle.
 
-Members take their steps in turn. Then the reference exchanges their values: at once, exactly S
-steps late, or as the logs of a distributed run say. In lockstep and in a replay, a distributed run
-with the same configuration, machine and versions ends with the same bits.
+Members take their steps in turn. After each step the reference exchanges their values: at once,
+exactly `--max-delay` steps late, or as the logs of a distributed run say. In lockstep and in a
+replay, a distributed run with the same configuration, machine and versions ends with the same bits.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def simulate(
     """Train the population on the CPU, fill the run folder, and return its summary.
 
     Every round is applied exactly `max_delay` steps late (0 under `auto` and `none`), or as the
-    logs in the run folder `replay` say. `on_epoch` gets each epoch's line of metrics.jsonl. Sets
-    torch to one thread. Raises UsageError if `replay` has no complete log.
+    logs in the run folder `replay` say. `on_epoch` is called with each epoch's line of
+    metrics.jsonl, as a dict. Sets torch to one thread. Raises UsageError if `replay` has no
+    complete log.
     """
     torch.set_num_threads(1)
     rundir.write_json(
@@ -113,7 +114,7 @@ def simulate(
 
 
 def everyone(config: RunConfig) -> list[Roster]:
-    """A list of the only roster of a run that no member joins or leaves."""
+    """The rosters of a run that no member joins or leaves: a list of one roster."""
     peers = tuple(Peer(member=member, endpoint="", host="") for member in range(config.n))
     return [Roster(generation=0, peers=peers)]
 
@@ -156,7 +157,7 @@ class SimulatedPopulation:
         )
         self._key = run_key(config.seed)
         self.legs = [*self.reference.legs, *([MOMENTS] if config.method.repair else [])]
-        """In what a round's values are applied."""
+        """The legs of a round, in the order in which they are applied."""
         self._moments: dict[tuple[int, int], torch.Tensor] = {}
         self._track = config.operation.track_consensus
         self._seen: dict[int, dict[int, torch.Tensor]] = {}
@@ -204,8 +205,10 @@ class SimulatedPopulation:
     def _member(
         self, member: int, script: Script, on_epoch: Callable[[dict[str, Any]], None]
     ) -> Iterator[list[int] | None]:
-        """Train one member. Yields [number] after applying round `number`, [] after a step, and
-        None while the member must wait.
+        """Train one member, step by step, as its script says.
+
+        Yields [number] after applying a leg of round `number`, [] after a step, and None while the
+        member must wait.
         """
         trainer = self.trainers[member]
         while member in self._waiting:
@@ -248,7 +251,11 @@ class SimulatedPopulation:
     def _repair(
         self, trainer: Trainer, own: int, number: int, senders: Sequence[int] | None
     ) -> None:
-        """Apply REPAIR: restore the moments that the averaged models had before their mean."""
+        """Apply REPAIR: restore the moments that the averaged models had before their mean.
+
+        `number` is the round of the mean. The model gets the mean of these models' moments. If no
+        sender's values came, nothing happens.
+        """
         among = self.reference.among(own, number)
         came = [m for m in among if m != own and (senders is None or m in senders)]
         if came:
@@ -257,7 +264,7 @@ class SimulatedPopulation:
                 restore_mean(trainer.model, counted, trainer.repair_inputs)
 
     def _survey(self, member: MemberId, roster: list[int]) -> None:
-        """Record a member's values in a round with a survey; once all members have, measure.
+        """Record a member's values if its round has a survey. Once all members have, measure.
 
         Results are by quarter of the parameters: scalar i of d is in quarter 4 i // d.
         """
@@ -278,7 +285,7 @@ class SimulatedPopulation:
             del self._seen[number]
 
     def _give(self, donor: MemberId) -> None:
-        """Copy the donor's present state to the members that begin with it."""
+        """Copy the donor's present state to the newcomers that begin with it."""
         for guest in self._guests.pop((donor, self.steps[donor]), []):
             self._waiting.remove(guest)
             here, there = self.trainers[donor], self.trainers[guest]

@@ -1,9 +1,9 @@
 """Cells: finished runs, each of one configuration, made once and kept.
 
-The name of a cell's folder is a digest of all fields that differ from their defaults, so that
-versions with more fields find the folder again. A file of weights counts by its content, a folder
-of images by its path. Before use, the folder is checked against the whole configuration. A run that
-lost a member is not used.
+The name of a cell's folder ends in a digest of all options that differ from their defaults. So
+later versions, with more options, find the folder again. A file of weights counts by its content, a
+folder of images by its path. Before use, the whole configuration in the folder is checked. A run
+that lost a member is not used.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Cells:
         """The run of `config`, made now if missing. Blocks, also while another study makes it.
 
         An interrupted run goes on from its checkpoint if it has one. With `measured` it starts anew
-        instead, because one run must count all the bytes. Other remains of an earlier try are
-        removed. Raises RunStoppedError if the run fails.
+        instead, because a resumed run has not counted all its bytes. Other remains of an earlier
+        try are removed. Raises RunStoppedError if the run fails.
         """
         place = self.place(config)
         with self._alone_with(place):
@@ -99,7 +99,7 @@ class Cells:
             return kept
 
     def _kept(self, config: RunConfig, *, measured: bool) -> FinishedRun | None:
-        """The run, if it is `done`."""
+        """The kept run of `config`; None if `done` would be false."""
         try:
             found = FinishedRun.read(self.place(config))
         except UsageError:
@@ -108,7 +108,7 @@ class Cells:
         return found if usable and (_counted(found) or not measured) else None
 
     def _resumed(self, config: RunConfig) -> bool:
-        """Resume an interrupted run and finish it, if it can be resumed. Returns whether it was."""
+        """Resume an interrupted run, if possible, and finish it. Returns whether that succeeded."""
         place = self.place(config)
         if not rundir.unfinished(place) or checkpoints.members_in(place) < config.n:
             return False
@@ -131,7 +131,10 @@ class Cells:
             yield
 
     def between(self, config: RunConfig) -> Callable[[Sequence[float]], float]:
-        """A function of weights: the test accuracy (%) of the first members' weighted mean."""
+        """A function from weights to the accuracy of the first members' mean with these weights.
+
+        The accuracy is on the test set, in per cent.
+        """
         from washp2p.evaluation import average_state
         from workers.__main__ import pick_device
         from workers.training.soup import read_models
@@ -146,7 +149,7 @@ class Cells:
 
 
 def _same(kept: RunConfig, config: RunConfig) -> bool:
-    """Whether two configurations are equal, wherever their pretrained weights lie."""
+    """Whether two configurations are equal, apart from the path of the pretrained weights."""
     return kept.with_options(weights=config.training.weights) == config
 
 

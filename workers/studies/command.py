@@ -29,9 +29,9 @@ NAMES = (
     "longer",
 )
 SEEDS = {"digits": "0,1,2,3,4,5,6,7,8,9", "volume": "0"}
-"""Where three are not enough, or more than one all the same."""
+"""Default seeds of the studies that need more than three, or to which one is enough."""
 WITHOUT = {"toy": ("data", "model", "n", "seeds", "preset", "simulate"), "volume": ("simulate",)}
-"""Flags that mean nothing to a study."""
+"""By study, the flags that mean nothing to it."""
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ class Scene:
     options: dict[str, Any] = field(default_factory=dict)
     by_method: dict[str, dict[str, Any]] = field(default_factory=dict)
     ablations: bool = False
-    """Whether ablations are made here, and not in the last scene."""
+    """Whether ablations use this scene. If no scene says so, they use the last one."""
 
     @property
     def name(self) -> str:
@@ -44,8 +44,8 @@ _SHORT: dict[str, dict[str, Any]] = {
     "papa": {"alpha": 0.9, "init": "same"},
     "papa-all": {"every": 2, "init": "same"},
 }
-"""Short training wants more of 1 - alpha, as it wants more of p; and there is no time for members
-that begin apart to come together."""
+"""Options for short training. It needs a larger 1 - alpha, as it needs a larger p. Members begin
+alike, because there is no time for members that begin apart to come together."""
 _CIFAR = tuple(
     Scene(
         data=data,
@@ -76,7 +76,7 @@ PRESETS: dict[str, tuple[Scene, ...]] = {
     ),
     "paper": (*_CIFAR, Scene(data="imagefolder", model="resnet50", members=(3, 5))),
 }
-"""By `--preset`."""
+"""The scenes of each `--preset`."""
 _LOGISTIC = Scene(
     data="digits",
     model="linear",
@@ -142,16 +142,16 @@ OWN_PRESETS: dict[str, dict[str, tuple[Scene, ...]]] = {
         ),
     },
 }
-"""Presets of studies that are of other data or models."""
+"""By study: presets of its own in place of PRESETS, with other data or models."""
 
 
 VERSIONS = ("python", "torch", "torchvision", "numpy", "platform")
-"""Of what a run's results may depend on, for the reader of a table."""
+"""The versions that a study's page names, because results may depend on them."""
 
 
 @dataclass(frozen=True)
 class Lab:
-    """What a study works with. `tell` is called before each run is made."""
+    """What a study works with. `tell` is called with a line of text before each run is made."""
 
     cells: Cells
     scenes: Sequence[Scene]
@@ -159,12 +159,12 @@ class Lab:
     pictures: Path
     tell: Callable[[str], None] = lambda _: None
     weights: str = ""
-    """Pretrained ones, if a study wants some."""
+    """`--weights`: a file of pretrained weights, or `timm`; empty for the default."""
     seen: list[FinishedRun] = field(default_factory=list)
     """The runs that have been asked for."""
 
     def config(self, scene: Scene, n: int, seed: int, **changes: Any) -> RunConfig:
-        """A scene's configuration with some `changes`; in lockstep, so that it can be repeated."""
+        """A scene's configuration with `changes`, in lockstep so that the run can be repeated."""
         by_method = scene.by_method.get(changes.get("method", ""), {})
         chosen = {"data": scene.data, "model": scene.model, **scene.options, **by_method, **changes}
         return RunConfig.resolve(**{"n": n, "seed": seed, "max_delay": "0", **chosen})
@@ -192,12 +192,12 @@ class Lab:
         return pictures.dots(place, table.groups, "test accuracy, %")
 
     def decided(self) -> tuple[Scene, int]:
-        """The scene in which ablations are made, and the middle one of its numbers of members."""
+        """The scene in which ablations are made, and the middle entry of its `members`."""
         scene = next((scene for scene in self.scenes if scene.ablations), self.scenes[-1])
         return scene, scene.members[len(scene.members) // 2]
 
     def said(self, *scenes: Scene) -> str:
-        """Seeds, `scenes` (default: all) and versions of a study, as a sentence for its page."""
+        """A paragraph for a study's page: seeds, options of `scenes` (default: all), versions."""
         seeds = sorted({run.config.seed for run in self.seen})
         over = ", ".join(map(str, seeds))
         parts = [f"Mean ± standard deviation over seeds {over}." if seeds[1:] else f"Seed {over}."]
@@ -217,8 +217,10 @@ class Lab:
         return " ".join(parts)
 
     def only(self, data: str | None, model: str | None, n: int | None) -> Lab:
-        """A copy with only the scenes that have these values; None stands for any value. A value
-        that no scene has replaces the scenes' own.
+        """A copy with only the scenes of this data set and model, and with `n` members.
+
+        None stands for any value. If no scene has the data set, the first scene gets it. If none of
+        the scenes has the model, the first scene of each data set gets it.
         """
         scenes = [scene for scene in self.scenes if data in {None, scene.data}]
         if not scenes:
@@ -236,8 +238,9 @@ class Lab:
 
 
 def accuracy(runs: Sequence[FinishedRun], key: str) -> Value:
-    """Accuracies of `runs`: `ensemble`, `averaged`, `greedy_soup`, or members' `mean`, `best`,
-    `worst`.
+    """The accuracy called `key` of each of `runs`, in per cent.
+
+    `key` is `ensemble`, `averaged`, `greedy_soup`, or the members' `mean`, `best` or `worst`.
     """
     found = [run.summary["accuracy"] for run in runs]
     members: list[list[float]] = [one["members"] for one in found]
@@ -254,10 +257,11 @@ def by_method(
     known: Mapping[tuple[str, str, int], Sequence[str]],
     more: Callable[[Scene], dict[str, Any]],
 ) -> Table:
-    """The papers' main table: a row for each scene and N, Ensemble and Averaged for each method.
+    """The papers' main table: a row for each scene and N; columns Ensemble and Averaged by method.
 
-    The first of `methods` is the Baseline; it has a column for its GreedySoup, too. `known` has the
-    paper's own numbers by data, model and N. `more` returns changes to a scene's configuration.
+    `methods` has changes to a configuration by the method's name. The first is the Baseline; it has
+    a column for its GreedySoup, too. `known` has the paper's own numbers by data, model and N.
+    `more` is called with a scene and returns further changes to the configuration.
     """
     baseline, *others = methods
     header = ["config", "N", *(f"{baseline}: {x}" for x in ("Ensemble", "Averaged", "GreedySoup"))]

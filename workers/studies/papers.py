@@ -63,7 +63,7 @@ HETEROGENEOUS: dict[tuple[str, str, int], Row] = {
         "74.63 ± 0.11", "74.59 ± 0.07", "74.44 ± 0.21", "74.39 ± 0.21",
     ),
 }  # fmt: skip
-"""WASH, table 2; PAPA's average on ImageNet was not reproduced there."""
+"""WASH, table 2. `*`: the paper did not reproduce PAPA's average on ImageNet."""
 
 HOMOGENEOUS: dict[tuple[str, str, int], Row] = {
     ("cifar10", "vgg16", 3): (
@@ -136,8 +136,9 @@ FINETUNED = {
         "", "",
     ),
 }  # fmt: skip
-"""PAPA, table 1, fine-tuning on CIFAR-100: Baseline's Ensemble, Averaged (not told), GreedySoup;
-Ensemble and Averaged of PAPA, PAPA-all, WASH (not there)."""
+"""PAPA, table 1, fine-tuning on CIFAR-100: Baseline's Ensemble, Averaged, GreedySoup; then Ensemble
+and Averaged of PAPA, PAPA-all, WASH. The paper has no numbers for Baseline's Averaged and for
+WASH."""
 
 SWA = {
     0: ("79.35", "", "", "80.21", "", "", "80.21", "", "", "", "", ""),
@@ -150,9 +151,9 @@ SWA = {
         "", "", "",
     ),
 }  # fmt: skip
-"""PAPA, table 13 (CIFAR-100, ResNet-18, p = 5), annealed on a cosine to this share of the learning
-rate 0.1 (0: the text's, without SWA): Mean, Avg and Greedy of Baseline, PAPA-all before SWA,
-PAPA-all throughout."""
+"""PAPA, table 13 (CIFAR-100, ResNet-18, p = 5): Mean, Avg and Greedy of Baseline, PAPA-all before
+SWA, PAPA-all throughout, and WASH (not there). The key is the share of the learning rate 0.1 to
+which a cosine anneals. Key 0 is without SWA, with numbers from the paper's text."""
 
 LONGER = {
     ("cifar100", "vgg16"): {
@@ -164,8 +165,8 @@ LONGER = {
         "random augmentation": ("79.88 (0.5)", "84.3 (0.3)", "82.06 (0.2)"),
     },
 }
-"""PAPA, table 2, and for the ensembles tables 1, 6 and 7: one model 10 times longer, Ensemble,
-PAPA's Averaged."""
+"""PAPA, table 2: one model trained 10 times longer, the Ensemble, and PAPA's Averaged. The
+ensembles are from tables 1, 6 and 7."""
 
 VOLUMES = {
     "none": ("0", "0"),
@@ -173,7 +174,7 @@ VOLUMES = {
     "wash": ("1/200", "1/4"),
     "wash-opt": ("1/100", "1/2"),
 }
-"""WASH, table 1: on CIFAR with p = 0.001, on ImageNet with p = 0.05."""
+"""WASH, table 1: volume as a share of PAPA's, on CIFAR (p = 0.001) and ImageNet (p = 0.05)."""
 
 SCHEDULES = {
     "decreasing": ("82.22 ± 0.38", "82.15 ± 0.22", "81.94 ± 0.25", "80.89 ± 0.03", "78.80 ± 0.77"),

@@ -26,9 +26,10 @@ def require() -> None:
 def dots(
     place: Path, groups: Mapping[str, Mapping[str, Value]], what: str, *, log: bool = False
 ) -> str:
-    """Draw a panel for each group of values, with means and standard deviations.
+    """Draw a panel for each of `groups`, with its values' means and standard deviations.
 
-    All groups have the same names. `what` labels the axis of values.
+    `groups` has values by name, by the panel's title. All panels have the same names. `what` labels
+    the axis of values, which is logarithmic with `log`.
     """
     names = list(next(iter(groups.values())))
     figure = _figure(2 + 3 * len(groups), 1 + 0.3 * len(names))
@@ -62,7 +63,7 @@ def lines(place: Path, curves: Lines, x: str, y: str, ticks: list[str] | None = 
 
 
 def by_quarter(place: Path, curves: dict[str, list[tuple[float, list[float]]]]) -> str:
-    """Draw distances to consensus by quarter of the parameters, with a panel for each."""
+    """Draw distances to consensus over rounds, with a panel for each quarter of the parameters."""
     figure = _figure(10, 3)
     for quarter, axes in enumerate(figure.subplots(1, 4)):
         for name, points in curves.items():

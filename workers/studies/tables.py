@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Value:
-    """A quantity over seeds.
+    """A quantity with one sample for each seed.
 
     >>> Value([97.5, 98.5]).text, Value([97.5]).text, Value([]).text
     ('98.00 ± 0.71', '97.50', '')
@@ -68,7 +68,10 @@ class Table:
 
     @property
     def groups(self) -> dict[str, dict[str, Value]]:
-        """For each row with values: the words before its first value, and the values by column."""
+        """The values of each row by column, keyed by the words before the row's first value.
+
+        Rows without values are left out.
+        """
         found: dict[str, dict[str, Value]] = {}
         for row in self.rows:
             values = {
@@ -114,7 +117,7 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
-    """Files beside it."""
+    """Names of picture files beside the report."""
 
     def write(self, folder: Path, command: str) -> Path:
         """Write NAME.md and NAME.csv (NAME-2.csv, ...) into `folder`. Returns the path of

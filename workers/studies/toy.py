@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-"""... x 2."""
+"""An array of points: the last axis has the two coordinates."""
 
 MINIMA = (((10.0, 10.0), 10.0, 0.1), ((8.0, 3.0), 5.0, 0.3), ((3.0, 8.0), 5.0, 0.3))
 """Place, depth and lambda of each term of equation 8."""
@@ -70,6 +70,6 @@ def reached(path: Points) -> npt.NDArray[np.bool_]:
 
 
 def _distance(points: Points, place: tuple[float, float]) -> Points:
-    """The distance from `points` (... x 2) to `place`: the root in equation 7."""
+    """The root of half the squared distance from `points` (... x 2) to `place` (equation 7)."""
     squares: Points = 0.5 * ((points - np.array(place)) ** 2).sum(axis=-1)
     return np.sqrt(squares)

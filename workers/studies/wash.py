@@ -30,9 +30,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 COLUMNS = ("ensemble", "averaged", "greedy_soup", "best", "worst")
 GRID = 9
-"""Steps from one member to another in a heatmap; a multiple of 3, so that the middle is one."""
+"""Steps of a heatmap's grid between two members. A multiple of 3: one point is the equal mean."""
 SURVEYED: dict[str, Any] = {"augment": "hetero", "track_consensus": 20}
-"""What WASH's figures 2 and 4 are of: a heterogeneous population, and distances."""
+"""Options of runs for WASH's figures 2 and 4: a heterogeneous population with surveys."""
 _SURVEYS = (
     "The population is heterogeneous, as in the paper. Distances are measured every "
     f"{SURVEYED['track_consensus']} rounds, by a fixed random sample of the parameters (under "
@@ -254,7 +254,8 @@ def example(lab: Lab) -> Report:
 def _surveys(runs: Sequence[FinishedRun], key: str) -> dict[int, np.ndarray]:
     """The survey results called `key`, by round: arrays of runs x quantities.
 
-    Rounds without a survey in all runs are left out, and so are surveys at checkpoints.
+    Rounds that lack a survey in any run are left out, and so are surveys made for checkpoints only.
+    Raises UsageError if no round remains.
     """
     every = SURVEYED["track_consensus"]
     by_run = [

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 class Augment:
-    """Augments batches of one member: `inputs` (images x channels x height x width), labels
-    (int64).
+    """Augments batches of one member, as `chosen` says.
+
+    A batch has inputs (images x channels x height x width) and labels (int64).
     """
 
     def __init__(self, chosen: Augmentation, shape: Shape, classes: int) -> None:
@@ -39,7 +40,7 @@ class Augment:
     def __call__(
         self, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The augmented batch. Targets are labels or, if mixed, shares (images x classes)."""
+        """The augmented batch. Mixing turns labels into class probabilities (images x classes)."""
         if self._each is not None:
             inputs = torch.stack([self._each(image) for image in inputs])
         if self._mix is not None:

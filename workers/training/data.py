@@ -51,7 +51,7 @@ class Data:
     shape: Shape
     classes: int
     skipped: Any = None
-    """How many times an image that cannot be read was skipped, where that is wanted: a Value."""
+    """How often an unreadable image was skipped: a shared Value; None if that is an error."""
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Loader:
         """Shuffled batches. Each epoch's order is drawn from `generator`; an incomplete batch is
@@ -79,7 +79,11 @@ class Data:
         return DataLoader(dataset, 64, **_readers())
 
     def first_batches(self, count: int, size: int, device: torch.device) -> list[torch.Tensor]:
-        """The inputs of the first training images, always the same: at most `count` batches."""
+        """The inputs of the first training images: at most `count` batches of `size` images.
+
+        The images are always the same, but those of an image folder are cropped and flipped at
+        random.
+        """
         loader = DataLoader(Subset(self.train, range(min(count * size, _length(self.train)))), size)
         return [inputs.to(device) for inputs, _ in loader]
 

@@ -33,8 +33,8 @@ class UnreadableImageError(UsageError):
 class ImageFiles(ImageFolder):  # type: ignore[misc]  # torchvision has no types
     """The files FOLDER/CLASS/*, without hidden folders and files.
 
-    An image that cannot be read raises UnreadableImageError. With `skipped` (a shared Value), it is
-    counted there, and the next readable image takes its place.
+    An image that cannot be read raises UnreadableImageError. If `skipped` (a shared Value) is
+    given, the image is counted there instead, and the next readable image takes its place.
     """
 
     def __init__(self, root: Path, transform: Callable[[Any], Any], skipped: Any = None) -> None:

@@ -1,6 +1,7 @@
-"""Models on disk as safetensors files. A file is written whole or not at all. No code unpickles.
+"""Models on disk as safetensors files, which are read without unpickling.
 
-A file names its run, member and round, and has a checksum of its tensors.
+A file is written whole or not at all. It names its run, member and round, and has a checksum of its
+tensors.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def save_model(
 ) -> None:
     """Write a state dict of contiguous CPU tensors that share no memory.
 
-    `about` has plain values such as run, member and round. `lasting` is as in `rundir.write_bytes`.
-    Raises UsageError if it cannot be written.
+    `about` has plain values to store in the file, such as run, member and round. `lasting` is as in
+    `rundir.write_bytes`. Raises UsageError if the file cannot be written.
     """
     meta = json.dumps({**about, "checksum": _checksum(state)})
     write_bytes(path, save(state, {_META: meta}), lasting=lasting)

@@ -1,7 +1,8 @@
 """The architectures, by name: logistic regression, a small CNN, the papers' networks, timm's.
 
-ResNet-18 and VGG-16 take their 32x32 forms for small images (first convolution 3x3 without
-striding or pooling; one linear layer after the last pooling); ResNet-50 is torchvision's.
+On images up to 64 pixels high, ResNet-18 takes its 32x32 form: the first convolution is 3x3 without
+stride, and no pooling follows. VGG-16 has one linear layer after the last pooling. ResNet-50 is
+torchvision's.
 """
 
 from __future__ import annotations

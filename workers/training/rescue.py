@@ -1,4 +1,4 @@
-"""Puts a worker's model on disk before its process ends, however it ends.
+"""Puts a worker's model on disk before its process ends, whether the run ends well or early.
 
 A final model is written as soon as there is space. If the run stops early, the member's present
 model goes into `rescued/`.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from workers.training.trainer import Trainer
 
 GRACE_SECONDS = 0.6
-"""How long a step may go on after the run has ended before the process does."""
+"""How long a step may go on after the run has ended. Then the process ends."""
 
 
 class Rescue:
@@ -45,9 +45,10 @@ class Rescue:
         self._trainer = trainer
 
     def on_stop(self, error: WashError) -> None:
-        """End the process even in the middle of a long step, but not while it writes.
+        """End the process soon, even in the middle of a long step, but not while it writes a model.
 
-        Any thread may call this when the run has ended early.
+        A callback for `Connection.on_stop`: any thread may call it when the run has ended early.
+        After a DroppedError it does nothing, because the worker joins again.
         """
         if isinstance(error, DroppedError):
             return  # it will join again
@@ -87,7 +88,7 @@ class Rescue:
     def write(
         self, joined: Member, path: Path, state: dict[str, torch.Tensor], **about: Any
     ) -> None:
-        """Write a final model, waiting while the disk is full; `about` describes it."""
+        """Write a final model, waiting while the disk is full. `about` is as in `save_model`."""
         with self._writing:
             joined.persist(lambda: save_model(path, state, run=self._run, **about))
             self._written = True

@@ -47,7 +47,7 @@ class Models:
     names: list[str]
     states: list[State]
     others: dict[str, State]
-    """What else lies in a run folder: averaged models and soups, by file name."""
+    """Other models in the run folder (averages and soups), by file name without suffix."""
     folder: Path
     model: torch.nn.Module
     data: Data

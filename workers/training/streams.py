@@ -25,7 +25,7 @@ def key(seed: int, member: int, purpose: str) -> int:
 
 
 class Streams:
-    """The states of the global generators as this member left them."""
+    """A member's own states of the global generators, kept while the member is not active."""
 
     def __init__(self, seed: int, member: int) -> None:
         self.loader = torch.Generator().manual_seed(key(seed, member, "loader"))
@@ -49,7 +49,10 @@ class Streams:
             self._install(*outer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all generators, CUDA devices in use included: plain values and tensors."""
+        """The states of all generators but `loader`: plain values and tensors.
+
+        If CUDA is in use, the states of its devices are included.
+        """
         if self._active:
             self._look()
         version, words, spare = self._python

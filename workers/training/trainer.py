@@ -60,11 +60,11 @@ class _Pass:
 
     number: int
     length: int
-    """Batches in it: all there are, or what was left of its peers' pass when it came in."""
+    """Batches in the pass: all, or what was left of its peers' pass when the member joined."""
     order: torch.Tensor
-    """The loader's generator at its beginning."""
+    """The state of the loader's generator at the beginning of the pass."""
     loss: torch.Tensor
-    """Summed over the batches taken."""
+    """The training loss, summed over the batches taken."""
     taken: int = 0
     lr: float = 0.0
 
@@ -97,12 +97,13 @@ class Trainer:
         )
         self._swa: AveragedModel | None = None
         self.augmentation = config.augmentation(member)
-        """What this member does to its batches."""
+        """How this member's batches are augmented."""
         self._augment = Augment(self.augmentation, data.shape, data.classes)
         self.round = 0
-        """Steps done, by the population's clock. Who knows better sets it, before the first step or
-        after one: a member that came late, or jumped, goes on with the learning rate of its peers,
-        and ends when they do. Its first pass over the data is as long as what is left of theirs."""
+        """Steps done, by the population's clock. The caller may set it before the first step or
+        after any step. So a member that joined late, or skipped rounds, goes on with the learning
+        rate of its peers, and ends when they do. Its first pass over the data is as long as what is
+        left of theirs."""
         self._number: int | None = None
         self._pass: _Pass | None = None
 
@@ -161,8 +162,8 @@ class Trainer:
     def final_state(self) -> dict[str, torch.Tensor] | None:
         """The state dict to average in place of the model's; None for the model's own.
 
-        Called once, when training is over. Under SWA it is the mean of the member's own models,
-        with batch norm statistics from SWA_BATCHES batches.
+        Call it once, when training is over. Under SWA the result is the mean of the member's own
+        models, with batch norm statistics from SWA_BATCHES batches.
         """
         if self._swa_at >= self.steps:
             return None
@@ -175,8 +176,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The state besides model and optimizer: streams, position in the data, SWA's mean.
 
-        The values are plain ones and tensors; the tensors are not copied. It is called in the
-        middle of an optimizer step.
+        It has plain values, and tensors that are not copied. The optimizer's hook calls this in the
+        middle of an optimizer step; between passes it must not be called.
         """
         now = self._pass
         assert now is not None

@@ -254,3 +254,12 @@ def test_a_tensor_in_a_parameters_memory_is_refused(frozen):
         net.register_buffer("w", seen)
     with pytest.raises(UsageError, match="weight and w are a Parameter and a tensor in the same"):
         Store(net, sgd(net))
+
+
+def test_a_parameter_in_a_larger_tensors_memory_is_refused():
+    memory = torch.zeros(20)
+    net = nn.Module()
+    net.weight = nn.Parameter(memory[5:15])
+    net.register_buffer("w", memory[:10])
+    with pytest.raises(UsageError, match="w and weight are a Parameter and a tensor in the same"):
+        Store(net, sgd(net))

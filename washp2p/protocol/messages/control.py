@@ -61,7 +61,7 @@ from washp2p.protocol.messages.records import Codec
 PROTOCOL = 11
 MESSAGE_LIMIT = 16 << 20
 WORKER_LIMIT = 4 << 20
-"""Bytes of a worker's message: layouts have at most about so much."""
+"""The largest size of a worker's message in bytes: about that of the largest layouts."""
 
 Message = (
     Hello

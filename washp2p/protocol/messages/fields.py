@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 TEXT_LIMIT = 4000
-"""Characters of a reason."""
+"""The largest number of characters in a text, such as a reason."""
 
 Name = Annotated[str, 300]
 Text = Annotated[str, TEXT_LIMIT]
@@ -14,11 +14,11 @@ Key = Annotated[bytes, KEY_BYTES]
 """A public key of CURVE; empty where links are in plain text."""
 
 Losses = Annotated[dict[str, int], 32]
-"""Values, by why they were lost."""
+"""The number of lost values, by reason."""
 
 Addresses = Annotated[list[Name], 4]
 PeerRow = tuple[int, Name, Name, Key, Addresses, Name]
-"""As in `roster.Peer.row`."""
+"""One member as its peers see it: `roster.Peer.row`."""
 
 QUARTERS = 4
 """A survey finds a distance for each quarter of the parameters, in flat order."""

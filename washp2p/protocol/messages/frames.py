@@ -15,12 +15,14 @@ from washp2p.protocol.messages.records import Codec
 
 VERSION = 5
 FIRST, SECOND, MOMENTS, SURVEY = range(4)
-"""Legs of a round: what members send first, what they make of it and pass on, and, beside that,
-the moments of their features (REPAIR) and what they only look at."""
+"""Legs of a round. FIRST has the members' values, SECOND the means that members made of them.
+
+MOMENTS has moments of features, for REPAIR. SURVEY has values that are measured, not applied.
+"""
 BESIDE = MOMENTS
-"""This leg and those after it are no values to apply: vectors of the parameters' dtype."""
+"""From this leg on, frames hold vectors of the parameters' dtype, and no values to apply."""
 FOREVER = 1 << 32
-"""The number of an average that is never taken: its member ends for good."""
+"""As `number` of an End: no average follows, the sender has ended for good."""
 HEADER_LIMIT = 96
 RUN_BYTES = 8
 
