@@ -106,7 +106,7 @@ class Advice:
             )
 
     def after_round(self, number: int, members: tuple[int, ...]) -> None:
-        """Warn of members that are one model. Call this after round `number` among `members`."""
+        """Warn of members with equal parameters. Call this after round `number` of `members`."""
         assert self._watch is not None
         self._watch.stepped()
         likeness = self._merger.likeness

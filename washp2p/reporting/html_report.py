@@ -278,7 +278,7 @@ def _differing(runs: Sequence[FinishedRun]) -> _Table:
 
 
 def _environment(runs: Sequence[FinishedRun]) -> _Table:
-    """The table of hosts and versions at the start.
+    """A table of the hosts and versions that processes have reported.
 
     Members of a run with the same host and versions share a row.
     """

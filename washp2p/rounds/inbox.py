@@ -224,8 +224,9 @@ class Inbox:
         self.out_of_reach.discard(peer)
 
     def _lose_patience(self, whom: set[MemberId], waited: float) -> set[MemberId]:
-        """Give up values of peers whose connection is broken. Report to the coordinator other
-        peers that are out of reach or too slow. Returns the reported peers.
+        """Of the peers `whom`, give up the values of those whose connection is broken.
+
+        Report others of them that are out of reach or too slow. Returns the reported peers.
         """
         reported = set()
         for peer in whom:

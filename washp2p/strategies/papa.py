@@ -38,7 +38,7 @@ class PapaAll(Strategy):
 
 
 class Papa(PapaAll):
-    """theta_n <- a theta_n + (1 - a) mean of theta. 1 - a is proportional to the learning rate.
+    """theta_n <- a theta_n + (1 - a) mean(theta), where 1 - a is proportional to the learning rate.
 
     Equation 1, section 2.3.
     """
