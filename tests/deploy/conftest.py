@@ -7,18 +7,10 @@ networks and volumes do not.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
 from tests.support.containers import BASE, IMAGES, Project, make_images, ran
-
-
-def pytest_collection_modifyitems(items):
-    """Let one process have all tests of this folder: they share images, ports and daemons."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("deploy"))
 
 
 @pytest.fixture(scope="session")
