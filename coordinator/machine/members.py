@@ -112,6 +112,8 @@ class Past:
     """The first generation since the run began, or last went on from a checkpoint."""
     published: int
     planned: tuple[int, ...]
+    failed: tuple[int, ...]
+    """Of the planned checkpoints, those that some member could not save."""
     kept: tuple[int, list[MemberId]]
     """The round of the last complete checkpoint (0: there is none), and who holds it."""
     total_rounds: int

@@ -89,6 +89,7 @@ class Population:
             past.total_rounds,
             published=past.published,
             planned=past.planned,
+            failed=past.failed,
             fastest=max([before, *(member.rounds for member in past.members)]),
         )
 
@@ -226,12 +227,15 @@ class Population:
         """Handle Saved: a member holds its checkpoint of round `number` if `error` is empty.
 
         Otherwise it could not write that checkpoint. Then all members discard theirs of that round.
+        They still take the round for one with a checkpoint, since some have done so already.
         """
-        if not error:
-            if number in self.publication.planned:
-                member.saved.add(number)
-        elif number in self.publication.planned:
-            self.publication.planned.remove(number)
+        if not error and number in self.publication.failed:
+            yield from self.tell(Discard(number), [member])
+        elif not error and number in self.publication.planned:
+            member.saved.add(number)
+        elif error and number in set(self.publication.planned) - self.publication.failed:
+            self.publication.failed.add(number)
+            yield Keep(("failed", sorted(self.publication.failed)))
             kept = self.kept
             last = f"the last good one is of round {kept}" if kept else "there is none"
             text = f"{member} has no checkpoint of round {number}: {error}; {last}"
@@ -240,13 +244,13 @@ class Population:
 
     def complete_checkpoint(self) -> Iterator[Command]:
         """Once all members hold a planned checkpoint, have them delete older checkpoints."""
-        planned = self.publication.planned
-        for number in reversed(planned):
+        planned, failed = self.publication.planned, self.publication.failed
+        for number in (n for n in reversed(planned) if n not in failed):
             there = set(roster_at(self.rosters, number).members)
             holders = [member for member in self.enrolled() if member.id in there]
             if holders and all(number in member.saved for member in holders):
                 self.kept = number
-                planned[:] = [later for later in planned if later > number]
+                self.publication.complete(number)
                 yield Keep(("checkpoint", [number, [member.id for member in holders]]))
                 yield from self.tell(Kept(number), self.enrolled())
                 yield Event(f"all members have a checkpoint of round {number}", What.CHECKPOINT)

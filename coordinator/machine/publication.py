@@ -53,7 +53,8 @@ class Publication:
     """The seeds and checkpoints of a run. `rounds` is its length, 0 if not known.
 
     Seeds are published up to round `published`. `planned` has the rounds of checkpoints that not
-    all members hold yet. `fastest` is the last round of the fastest member.
+    all members hold yet. `failed` has those of them that some member could not save, so that they
+    are never complete. `fastest` is the last round of the fastest member.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Publication:
         *,
         published: int = 0,
         planned: Iterable[int] = (),
+        failed: Iterable[int] = (),
         fastest: int = 0,
     ) -> None:
         self._config = config
@@ -70,6 +72,7 @@ class Publication:
         self._key = run_key(config.seed)
         self._windows = SeedWindows(rounds, published)
         self.planned = list(planned)
+        self.failed = set(failed)
         self.begun = False
         """Whether `begin` has been called, so that seeds may be published."""
         self._fastest = fastest
@@ -108,6 +111,11 @@ class Publication:
         if window:
             self._plan(window, now)
         return window
+
+    def complete(self, number: int) -> None:
+        """Note that all members hold the checkpoint of round `number`: no earlier one is needed."""
+        self.planned = [later for later in self.planned if later > number]
+        self.failed &= set(self.planned)
 
     def messages(self, rosters: Sequence[Roster], rounds: range) -> Iterator[Checkpoint | Seeds]:
         """The messages that publish `rounds`: all Checkpoints, then Seeds for each generation."""

@@ -147,6 +147,7 @@ class Journal:
                 self._database.execute("DELETE FROM departed")
                 self._put_fact("published", number)
                 self._put_fact("planned", [])
+                self._put_fact("failed", [])
                 self._put_fact("resuming", False)
             case (name, value):
                 self._put_fact(name, value)
@@ -176,7 +177,7 @@ class Journal:
             departed = [Departed(**msgpack.unpackb(value)) for value in self._values("departed")]
             number, whose = self.fact("checkpoint", [0, []])
             given = frozenset(map(int, self.fact("given", [])))
-            planned = tuple(map(int, self.fact("planned", [])))
+            planned, failed = (tuple(map(int, self.fact(n, []))) for n in ("planned", "failed"))
             averages = list(map(int, self.fact("averages", [])))
         except (ValueError, TypeError, KeyError, AttributeError, sqlite3.Error) as error:
             if isinstance(error, UsageError):
@@ -190,6 +191,7 @@ class Journal:
             life=self.fact("life", 0),
             published=self.fact("published", 0),
             planned=planned,
+            failed=failed,
             kept=(number, whose),
             total_rounds=self.fact("total_rounds", 0),
             given=given,

@@ -229,6 +229,12 @@ MUTANTS = [
         "len(self._last[0].members) >= len(roster.members)",
     ),
     Mutant(
+        "members that are behind take a round for one without a checkpoint, once one is full",
+        "washp2p.protocol.run_state",
+        "            case Discard(number):\n",
+        "            case Discard(number):\n                self._checkpoints.discard(number)\n",
+    ),
+    Mutant(
         "who has to evaluate is asked of the first roster",
         "washp2p.member.peer_average",
         "first = connection.state.roster.members[0]",

@@ -82,7 +82,10 @@ class RunState:
             return [self._guests.popleft() for _ in range(len(self._guests))]
 
     def checkpoint_from(self, round_number: int) -> int | None:
-        """The first round from `round_number` on after which a checkpoint is due, or None."""
+        """The first round from `round_number` on after which a checkpoint is due, or None.
+
+        All members of that round know the same, even if one could not save its checkpoint.
+        """
         with self._lock:
             return min((due for due in self._checkpoints if due >= round_number), default=None)
 
@@ -107,7 +110,6 @@ class RunState:
             case Kept(number):
                 return range(number)
             case Discard(number):
-                self._checkpoints.discard(number)
                 return range(number, number + 1)
             case NewRoster(generation, first, averages, peers):
                 if not self.rosters or generation > self.rosters[-1].generation:

@@ -441,7 +441,8 @@ def past_of(machine):
         departed=tuple(machine.population.departed),
         rosters=tuple(machine.population.rosters),
         published=machine.population.published,
-        planned=(),
+        planned=tuple(machine.population.publication.planned),
+        failed=tuple(machine.population.publication.failed),
         kept=(0, []),
         life=0,
         total_rounds=machine.population.total_rounds,
@@ -629,8 +630,12 @@ def test_a_checkpoint_is_complete_when_all_that_live_have_it():
     assert {identity for identity, _ in sent(commands, Discard)} == {b"0", b"1"}
     (line,) = events(commands)
     assert "no room; the last good one is of round 8" in line
-    assert run.machine.population.publication.planned == []
-    assert run.tell(0, Saved(16, "")) == []
+    assert Keep(("failed", [16])) in commands
+    assert [who for who, _ in sent(run.tell(0, Saved(16, "")), Discard)] == [b"0"]
+    assert run.tell(1, Saved(16, "no room")) == []
+    population = run.machine.population
+    again = population.publication.messages(population.rosters, range(9, 17))
+    assert next(again) == Checkpoint(16)  # for who comes back: all treat the round alike
 
 
 def test_a_newcomer_that_comes_back_gets_what_concerns_it_and_nothing_else():
