@@ -123,8 +123,8 @@ def shorter(its):
         fewer = [other for other in kept if other != fault]
         if fails(fewer, its.rounds):
             kept = fewer
-    rounds = its.rounds
-    while rounds > 4 and fails(kept, rounds * 3 // 4):
+    rounds, least = its.rounds, its.options.get("every", 3)  # else nothing is exchanged
+    while rounds * 3 // 4 >= least and fails(kept, rounds * 3 // 4):
         rounds = rounds * 3 // 4
     faults = ",".join(map(str, kept))
     seeds = f"--seeds {its.seed}:{its.seed + 1}"
