@@ -30,13 +30,9 @@ from coordinator.machine.observation import Observation, Surveys
 from coordinator.machine.plausibility import implausible
 from coordinator.machine.population import Population
 from washp2p.errors import EXIT_CODES
-from washp2p.protocol.messages.from_coordinator import (
-    Dropped,
-    Evaluated,
-    Finish,
-    Refuse,
-)
+from washp2p.protocol.messages.from_coordinator import Dropped, Evaluated, Finish, Refuse
 from washp2p.protocol.messages.from_worker import (
+    MILESTONES,
     Accounts,
     Attach,
     Averaged,
@@ -147,6 +143,8 @@ class Membership:
             elif not isinstance(message, Leave):  # which one that was refused may say, too
                 yield Reject(identity, f"a {type(message).__name__} of no member")
             return
+        if not member.connected and isinstance(message, MILESTONES):
+            return  # it comes again after Back, with what it follows from
         if what := implausible(population, member, message):
             yield Reject(identity, f"{member} {what}")
             return

@@ -235,6 +235,12 @@ MUTANTS = [
         "            case Discard(number):\n                self._checkpoints.discard(number)\n",
     ),
     Mutant(
+        "what was on its way to a coordinator that died counts before Back",
+        "coordinator.machine.membership",
+        "if not member.connected and isinstance(message, MILESTONES):",
+        "if False:",
+    ),
+    Mutant(
         "who has to evaluate is asked of the first roster",
         "washp2p.member.peer_average",
         "first = connection.state.roster.members[0]",

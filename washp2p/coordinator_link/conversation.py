@@ -31,26 +31,17 @@ from washp2p.protocol.messages.from_coordinator import (
     Welcome,
 )
 from washp2p.protocol.messages.from_worker import (
-    Accounts,
-    Attach,
-    Averaged,
-    Averaging,
+    MILESTONES,
     Back,
     Busy,
     Claim,
     CutOff,
     Diverged,
-    Finished,
     Hello,
     Leave,
-    NoSnapshots,
-    Notice,
     Progress,
     Rank,
-    Ready,
-    Result,
     Saved,
-    Synced,
 )
 from washp2p.protocol.patience import Patience
 from washp2p.protocol.run_state import RunState
@@ -62,10 +53,6 @@ if TYPE_CHECKING:
     from washp2p.protocol.roster import MemberId, Order
 
 _log = logging.getLogger("washp2p")
-
-MILESTONES = (
-    Accounts, Attach, Averaged, Averaging, Finished, NoSnapshots, Notice, Ready, Result, Synced
-)  # fmt: skip
 
 VOTES = (CutOff, Diverged)
 """Messages that count together with those of other members, and only in the same roster."""

@@ -337,7 +337,7 @@ class Store:
             kept.refuse_change(self._now(kept.buffer.name))
 
     def _wrote(self, places: Places) -> None:
-        """Let model and optimizer see the values just written at `places`."""
+        """Copy what was written at `places` to Parameters and state that lie outside the vector."""
         if self._written is not None:
             self._written.append(places.host)
         if (self._optimizer_slots.incomplete or self._memory.copies) and len(places):

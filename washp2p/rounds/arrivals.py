@@ -313,7 +313,7 @@ class Arrivals:
         return popped
 
     def _refuse_older(self, before: Turn) -> None:
-        """Refuse early frames of turns before `before`: this member expected no values in them."""
+        """Refuse early frames of turns before `before`, if any: no values were expected in them."""
         for frame, _ in self._pop_early(lambda turn: turn < before):
             if frame.leg < BESIDE:
                 self._refuse(frame, Reason.PLAN, "no values were expected")

@@ -219,7 +219,7 @@ class Exchange:
         if len(direct) < len(parts) or not parts:
             values = self._outgoing.take(len(staged.send))
             marks.append(self._store.gather(staged.send, values))
-            memory = self._outgoing.memory
+            memory = self._outgoing.memory  # the same values, as bytes
         messages: list[tuple[MemberId, int, Buffers]] = []
         for peer, begin, end in parts:
             buffers: Buffers

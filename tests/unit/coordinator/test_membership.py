@@ -868,6 +868,17 @@ def test_members_that_come_back_to_another_coordinator_are_not_slow_before():
     assert waits(run, (0, 2), (1, 2)) == []
 
 
+def test_what_comes_before_back_is_left_to_what_is_said_again_after_it():
+    first = trained(n=2)
+    run = Run(n=2, rounds=400)
+    list(run.machine.go_on(past_of(first.machine), run.now))
+    assert run.tell(0, Averaged(0, 1)) == []  # on its way when its coordinator died
+    run.tell(0, Back(1, 16))
+    run.tell(0, Averaging(1, 3))
+    run.tell(0, Averaged(0, 1))
+    assert run.machine.population.members[b"0"].averaged == (0, 1)
+
+
 def test_a_run_that_comes_back_without_members_ends():
     first = trained(n=2)
     newcomer(first)

@@ -298,3 +298,9 @@ class Surveyed:
     members: int
     exact: bool
     squares: Annotated[list[float], QUARTERS]
+
+
+MILESTONES = (
+    Accounts, Attach, Averaged, Averaging, Finished, NoSnapshots, Notice, Ready, Result, Synced
+)  # fmt: skip
+"""Messages that a worker repeats after `Back`, to a coordinator that is back."""
