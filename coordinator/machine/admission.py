@@ -288,6 +288,9 @@ class Admission:
         present = [member for member in present if number in member.saved]
         self._resumption = None
         population.kept = number
+        for member in present:
+            member.saved = {number}  # later ones are deleted, and planned anew
+            yield Keep(member)
         yield Rewind(number)
         yield Keep(("life", population.next_generation))
         yield Keep(("checkpoint", [number, [member.id for member in present]]))

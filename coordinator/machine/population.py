@@ -83,13 +83,14 @@ class Population:
         self.averages, *self.averaged_after = past.averages or [0]
         self.notices = list(past.notices)
         self.kept, _ = past.kept
+        planned = [number for number in past.planned if number > self.kept]
         before = self.rosters[0].first - 1 if self.rosters else 0
         self.publication = Publication(
             self.config,
             past.total_rounds,
             published=past.published,
-            planned=past.planned,
-            failed=past.failed,
+            planned=planned,
+            failed=set(past.failed) & set(planned),
             fastest=max([before, *(member.rounds for member in past.members)]),
         )
 

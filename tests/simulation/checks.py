@@ -46,6 +46,7 @@ def check(run):
         process = run.members[member]
         left_alone = process.number not in run.faults.disturbed
         assert process.averaged is not None or not left_alone, f"member {member}: {process.error!r}"
+    _what_is_kept_is_there(run)
     _rosters_agree(run)
     _who_was_left_alone_ends_well(run)
     _nobody_waits_too_long(run)
@@ -78,6 +79,13 @@ def _values_are_those_of_the_replay(run):
     for member in run.over:
         theirs = models[member].state_dict()
         _equal(run.members[member].model.state_dict(), theirs, f"member {member}")
+
+
+def _what_is_kept_is_there(run):
+    """Whoever holds the last complete checkpoint, by the journal, has its file."""
+    for member in run.coordinator.holders:
+        held = run.members[member].host.checkpoints
+        assert (run.coordinator.kept, member) in held, f"member {member} has {sorted(held)}"
 
 
 def _in_rosters(run):
@@ -118,7 +126,8 @@ def _who_diverges_is_dropped(run):
             continue
         others = set(roster.members) - {process.member}
         voters = {m for m in others if run.members[m].number not in run.faults.touched}
-        if 2 * len(voters) > len(others) and not process.killed_while:
+        unharmed = not process.killed_while and not process.out_of_action
+        if 2 * len(voters) > len(others) and unharmed:
             assert not (
                 isinstance(process.error, RunStoppedError) and "has diverged" in str(process.error)
             ), f"member {process.member} was not dropped"

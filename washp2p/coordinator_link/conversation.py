@@ -23,6 +23,7 @@ from washp2p.errors import (
 from washp2p.protocol.messages.control import PROTOCOL, Message, messages
 from washp2p.protocol.messages.fields import shortened
 from washp2p.protocol.messages.from_coordinator import (
+    Discard,
     Dropped,
     Ping,
     Refuse,
@@ -275,6 +276,8 @@ class Conversation(ABC):
         else:
             if gone:
                 self._forget(gone)
+            if isinstance(message, Discard) and self._last_saved == Saved(message.round, ""):
+                self._last_saved = None
 
     def _fail(self, error: WashError) -> None:
         """End this member's part, unless it has ended: `check` raises `error` from now on."""

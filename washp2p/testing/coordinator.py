@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from coordinator.machine.commands import Command
     from washp2p.config.config import RunConfig
     from washp2p.protocol.messages.control import Message
-    from washp2p.protocol.roster import Roster
+    from washp2p.protocol.roster import MemberId, Roster
     from washp2p.testing.network import Network
 
 PLACE = "coordinator"
@@ -68,7 +68,7 @@ class SimulatedCoordinator:
         """Its events, for people."""
         self.alive = True
         """Whether it runs."""
-        journal = Journal(Path("simulated"), self._tell, database)
+        self._journal = journal = Journal(Path("simulated"), self._tell, database)
         if not goes_on:
             journal.keep(("run", run))
             journal.commit()
@@ -96,6 +96,12 @@ class SimulatedCoordinator:
         """All rosters there have been, in order, of lives that were gone on with, too."""
         population = self._membership.population
         return [*population.history, *population.rosters]
+
+    @property
+    def holders(self) -> list[MemberId]:
+        """The members that hold the checkpoint of round `kept`, by the journal."""
+        _, members = self._journal.fact("checkpoint", [0, []])
+        return list(members)
 
     @property
     def kept(self) -> int:

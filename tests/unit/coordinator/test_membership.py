@@ -526,6 +526,9 @@ def test_each_goes_on_as_a_member_whose_checkpoint_it_has():
     rosters = [message for _, message in sent(commands, NewRoster)]
     assert {(r.generation, r.first) for r in rosters} == {(1, 81)}
     assert [m for m, *_ in rosters[0].peers] == [0, 1, 2]
+    members = run.machine.population.members.values()
+    assert [member.saved for member in members] == [{80}] * 3  # later files are deleted
+    assert {c.what.id for c in commands if isinstance(c, Keep) and c.what in members} == {0, 1, 2}
     for who in range(3):
         commands = run.tell(who, Synced(1))
     seeds = [message for _, message in sent(commands, Seeds)]
@@ -877,6 +880,15 @@ def test_what_comes_before_back_is_left_to_what_is_said_again_after_it():
     run.tell(0, Averaging(1, 3))
     run.tell(0, Averaged(0, 1))
     assert run.machine.population.members[b"0"].averaged == (0, 1)
+
+
+def test_a_checkpoint_that_was_complete_before_is_not_planned_again():
+    first = trained(n=2)
+    past = replace(past_of(first.machine), kept=(16, [0, 1]), planned=(8, 16, 24), failed=(8, 24))
+    run = Run(n=2, rounds=400)
+    list(run.machine.go_on(past, run.now))
+    publication = run.machine.population.publication
+    assert (publication.planned, publication.failed) == ([24], {24})
 
 
 def test_a_run_that_comes_back_without_members_ends():
