@@ -38,10 +38,14 @@ class Resumption:
         """How many members to wait for.
 
         If every present member holds the newest checkpoint, it is the number of members that may
-        hold the newest one. Otherwise it is the number of members that had the older one.
+        hold the newest one and were not lost since. Otherwise it is the number of members that had
+        the older one.
         """
-        newest = all(max(self._places) in member.saved for member in here)
-        return len(self._places[max(self._places) if newest else min(self._places)])
+        newest = max(self._places)
+        if any(newest not in member.saved for member in here):
+            return len(self._places[min(self._places)])
+        lost = {gone.member for gone in self._past.departed if gone.round > newest}
+        return len(set(self._places[newest]) - lost)
 
     @property
     def members(self) -> list[MemberId]:

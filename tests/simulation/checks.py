@@ -83,9 +83,10 @@ def _values_are_those_of_the_replay(run):
 
 def _what_is_kept_is_there(run):
     """Whoever holds the last complete checkpoint, by the journal, has its file."""
-    for member in run.coordinator.holders:
+    number, members = run.coordinator.checkpoint
+    for member in members:
         held = run.members[member].host.checkpoints
-        assert (run.coordinator.kept, member) in held, f"member {member} has {sorted(held)}"
+        assert (number, member) in held, f"member {member} has {sorted(held)}, not {number}"
 
 
 def _in_rosters(run):

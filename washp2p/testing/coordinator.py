@@ -98,10 +98,10 @@ class SimulatedCoordinator:
         return [*population.history, *population.rosters]
 
     @property
-    def holders(self) -> list[MemberId]:
-        """The members that hold the checkpoint of round `kept`, by the journal."""
-        _, members = self._journal.fact("checkpoint", [0, []])
-        return list(members)
+    def checkpoint(self) -> tuple[int, list[MemberId]]:
+        """The round of the last complete checkpoint by the journal (0: none), and who holds it."""
+        number, members = self._journal.fact("checkpoint", [0, []])
+        return number, members
 
     @property
     def kept(self) -> int:

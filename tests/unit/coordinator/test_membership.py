@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from coordinator.machine.commands import AppendMetrics, EndRun, Keep, Reject, Reserve, Rewind, Send
-from coordinator.machine.members import Past, Phase
+from coordinator.machine.members import Departed, Past, Phase
 from tests.support.layouts import make_layout
 from tests.support.machine import LAYOUT, Run, events, finished, hello
 from washp2p.config.config import RunConfig
@@ -554,6 +554,20 @@ def test_they_go_on_from_the_round_that_most_hold():
     assert [c.round for c in commands if isinstance(c, Rewind)] == [90]
     assert run.machine.population.roster.members == (0, 2)
     assert [identity for identity, _ in sent(commands, Dropped)] == [b"1"]
+
+
+def test_who_was_lost_after_the_last_round_is_not_waited_for():
+    before = Run(rounds=90)
+    before.start()
+    gone = Departed(2, "h", "died", 91)
+    past = replace(past_of(before.machine), published=90, kept=(80, [0, 1]), departed=(gone,))
+    run = Run(rounds=90)
+    list(run.machine.resume(past))
+    for who in (0, 1):
+        run.tell(who, claim((90, who)))
+    run.tell(0, run.attach(0))
+    commands = run.tell(1, run.attach(1))
+    assert [c.round for c in commands if isinstance(c, Rewind)] == [90]
 
 
 def test_all_of_the_newest_round_are_waited_for_while_all_hold_it():
