@@ -234,11 +234,17 @@ def test_an_interrupt_ends_its_part_within_two_seconds(runs, victim, number):
     assert "Traceback" not in coordinator.text
 
 
+MOMENTS = ["coordinator at", "joined (2 of 2)", "epoch 1"]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+ENDS = [(MOMENTS[i], SIGNALS[j], bool((i + j) % 2)) for i in range(3) for j in range(3)]
+"""Each signal at each moment. To the whole group, as a terminal does, or to the launcher alone:
+each signal, and each moment, has both.
+"""
+
+
 @pytest.mark.alone
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("whole_group", [True, False], ids=["as-a-terminal-does", "launcher-alone"])
-@pytest.mark.parametrize("moment", ["coordinator at", "joined (2 of 2)", "epoch 1"])
-def test_washp2p_run_leaves_nobody_behind(tmp_path, number, whole_group, moment):
+@pytest.mark.parametrize(("moment", "number", "whole_group"), ENDS)
+def test_washp2p_run_leaves_nobody_behind(tmp_path, moment, number, whole_group):
     command_line = ["-m", "washp2p", "run", "--n=2", f"--run-dir={tmp_path / 'run'}", *LONG]
     ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup a run would ignore it, too
     try:
