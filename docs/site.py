@@ -19,9 +19,9 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs runs this file by itself
 
-import coordinator.__main__  # noqa: E402
-import washp2p.cli.main  # noqa: E402
-import workers.__main__  # noqa: E402
+import coordinator.__main__  # noqa: E402 - found by the path above
+import washp2p.cli.main  # noqa: E402 - the same
+import workers.__main__  # noqa: E402 - the same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

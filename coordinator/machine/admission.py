@@ -290,7 +290,6 @@ class Admission:
         population.kept = number
         for member in present:
             member.saved = {number}  # later ones are deleted, and planned anew
-            yield Keep(member)
         yield Rewind(number)
         yield Keep(("life", population.next_generation))
         yield Keep(("checkpoint", [number, [member.id for member in present]]))

@@ -83,16 +83,16 @@ class Population:
         self.averages, *self.averaged_after = past.averages or [0]
         self.notices = list(past.notices)
         self.kept, _ = past.kept
-        planned = [number for number in past.planned if number > self.kept]
         before = self.rosters[0].first - 1 if self.rosters else 0
         self.publication = Publication(
             self.config,
             past.total_rounds,
             published=past.published,
-            planned=planned,
-            failed=set(past.failed) & set(planned),
+            planned=past.planned,
+            failed=past.failed,
             fastest=max([before, *(member.rounds for member in past.members)]),
         )
+        self.publication.complete(self.kept)
 
     @property
     def roster(self) -> Roster:

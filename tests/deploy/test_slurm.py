@@ -104,8 +104,8 @@ class Cluster:
                 )
             self._daemons.append(daemon)
             if command[0] == "munged":
-                eventually((folder / "munge.socket").exists)
-        eventually(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False))
+                eventually((folder / "munge.socket").exists, 60)
+        eventually(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", check=False), 60)
 
     def run(self, *command, **options):
         return ran(*command, env=self.environment, cwd=self.work, **options)
@@ -130,7 +130,7 @@ class Cluster:
 
     def close(self):
         self.run("scancel", "--user=root", check=False)
-        eventually(lambda: not self.run("squeue", "-h", check=False).strip())
+        eventually(lambda: not self.run("squeue", "-h", check=False).strip(), 60)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self._daemons:

@@ -201,7 +201,7 @@ def test_a_link_between_two_members_that_breaks_and_is_mended(apart, tmp_path):
     coordinator.until("epoch 4")
     apart.restore_between(one, other)
     members = [victim_of(coordinator, worker) for worker in (one, other)]
-    eventually(lambda: all(hear_again(apart.folder, m) for m in members))
+    eventually(lambda: all(hear_again(apart.folder, m) for m in members), 60)
     apart.hurry()
     assert [worker.wait() for worker in (one, other, third)] == [0, 0, 0]
     assert coordinator.wait() == 0, coordinator.text

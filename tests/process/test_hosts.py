@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.support.hosts import DEVICE, far_apart, missing, on_a_switch
+from tests.support.hosts import DEVICE, far_apart, missing, on_a_switch, on_host
 from tests.support.processes import start
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
@@ -26,9 +26,9 @@ def run_population(hosts, runs, *flags):
     Each writes to a folder of its own: c, 0 and 1.
     """
     (near, address), (far, _) = hosts
-    bind, there = f"tcp://{address}:5555", ["ip", "netns", "exec", near]
+    bind = f"tcp://{address}:5555"
     flags = ["--n=2", "--insecure", *flags]
-    coordinator = runs.coordinator(*flags, bind=bind, where=there, name="c")
+    coordinator = runs.coordinator(*flags, bind=bind, where=on_host(near), name="c")
     workers = [
         runs.worker(bind, "--insecure", name="0", host=near),
         runs.worker(bind, "--insecure", "--bind=tcp://0.0.0.0:*", name="1", host=far),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.hosts import missing, on_a_switch
+from tests.support.hosts import missing, on_a_switch, on_host
 from tests.support.processes import linked_by, replay, simulated
 from washp2p.sockets import keys
 
@@ -32,8 +32,7 @@ def test_a_mixed_population_equals_the_simulation(runs, tmp_path, transport, enc
         bind = f"tcp://{address}:5555"
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items()]
         flags += ["--n=4", f"--transport={transport}", *links]
-        there = ["ip", "netns", "exec", near]
-        coordinator = runs.coordinator(*flags, bind=bind, where=there)
+        coordinator = runs.coordinator(*flags, bind=bind, where=on_host(near))
         workers = [runs.worker(bind, *links, host=host) for host in (near, near, far, far)]
         assert [worker.wait() for worker in workers] == [0] * 4, coordinator.text
         assert coordinator.wait() == 0, coordinator.text

@@ -12,6 +12,6 @@ from tests.simulation.scenarios import Fault, Scenario
 
 _READ = json.loads(Path(__file__).with_suffix(".json").read_text())
 KEPT = {
-    what: Scenario(**{**run, "faults": tuple(Fault(*fault) for fault in run["faults"])})
+    what: Scenario(**run)._replace(faults=tuple(Fault(*fault) for fault in run["faults"]))
     for what, run in _READ.items()
 }

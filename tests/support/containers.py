@@ -163,7 +163,9 @@ class Project:
             view = self.view
             return look(view) if view is not None else None
 
-        return eventually(seen, seconds, lambda: self.compose("logs", "--tail=40"))
+        return eventually(
+            seen, seconds, lambda: f"{self.view}\n{self.compose('logs', '--tail=40')}"
+        )
 
     def file(self, path):
         """A file of the volume with runs, as text."""

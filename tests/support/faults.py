@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 
+from tests.support.hosts import on_host
 from tests.support.population import LOOPBACK
 from tests.support.processes import FORKSERVER, Coordinator, Worker, read_logs, work
 from washp2p.plan.plan import Deriver
@@ -105,7 +106,7 @@ class Hosts:
         if self._hosts:
             name, address = self._hosts[0]
             bind = bind if before else f"tcp://{address}:5555"
-            where = ["ip", "netns", "exec", name]
+            where = on_host(name)
             flags = (*flags, "--insecure")
         made = Coordinator(flags, self.folder, bind=bind, where=where, resume=resume)
         self.coordinators.append(made)
@@ -160,13 +161,13 @@ class Hosts:
         name, _ = self._hosts[1 + self.workers.index(one)]
         _, address = self._hosts[1 + self.workers.index(other)]
         rule = ["iptables", "-w", action, "INPUT", "-s", address, "-j", "DROP"]
-        subprocess.run(["ip", "netns", "exec", name, *rule], check=True)
+        subprocess.run([*on_host(name), *rule], check=True)
 
     def _rules(self, worker, action, *, both_ways):
         name, _ = self._hosts[1 + self.workers.index(worker)]
         for chain in ("OUTPUT", "INPUT") if both_ways else ("OUTPUT",):
             rule = ["iptables", "-w", action, chain, "!", "-i" if chain == "INPUT" else "-o", "lo"]
-            subprocess.run(["ip", "netns", "exec", name, *rule, "-j", "DROP"], check=True)
+            subprocess.run([*on_host(name), *rule, "-j", "DROP"], check=True)
 
     def close(self):
         for worker in self.workers:

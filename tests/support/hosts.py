@@ -45,6 +45,11 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
+def on_host(host: str) -> list[str]:
+    """The beginning of a command line that runs the rest of it on a host."""
+    return ["ip", "netns", "exec", host]
+
+
 def enter(host: str) -> None:
     """Move this thread, and threads and processes it starts, to a host."""
     file = os.open(f"/run/netns/{host}", os.O_RDONLY)

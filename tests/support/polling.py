@@ -8,7 +8,7 @@ POLL_SECONDS = 0.1
 """The time between two looks at what tells nobody when it changes."""
 
 
-def eventually(look, seconds=60, tell=lambda: ""):
+def eventually(look, seconds=30, tell=lambda: ""):
     """What `look` gives, once that is something. Fails after `seconds`, with what `tell` says."""
     end = time.monotonic() + seconds
     while not (found := look()):

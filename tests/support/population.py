@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from tests.support.hosts import on_host
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.queues import SimpleQueue
@@ -44,7 +46,7 @@ def coordinator_process(
     where: list[str] = []
     bind = LOOPBACK
     if host is not None:
-        where = ["ip", "netns", "exec", host[0]]
+        where = on_host(host[0])
         bind = f"tcp://{host[1]}:*"
         flags = (*flags, "--insecure")
     with tempfile.TemporaryDirectory() as temporary:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import zmq
 
-from tests.support.hosts import enter
+from tests.support.hosts import enter, on_host
 from tests.support.population import LOOPBACK, start_coordinator
 from tests.support.sources import ROOT
 from washp2p.config.config import RunConfig
@@ -233,7 +233,7 @@ def greet(address, **changes):
 def start(host, *arguments):
     """Start a program on a host of its own; its process."""
     return subprocess.Popen(
-        ["ip", "netns", "exec", host, sys.executable, "-m", *arguments],
+        [*on_host(host), sys.executable, "-m", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

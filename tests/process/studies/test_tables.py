@@ -13,6 +13,7 @@ from threading import Thread
 
 import pytest
 
+from tests.support.polling import eventually
 from washp2p.config.config import RunConfig
 from washp2p.errors import RunStoppedError
 from workers.simulation.simulate import differences
@@ -120,7 +121,7 @@ def test_what_was_interrupted_goes_on_from_its_checkpoint(tmp_path):
         while not found - (there := set(place.glob("checkpoints/*"))):
             assert run.poll() is None
             found |= there
-            time.sleep(0.02)
+            time.sleep(0.02)  # no file tells when another one is there
         run.send_signal(signal.SIGINT)
     assert not cells.done(one)
     resumed = cells.run(one)
@@ -204,9 +205,12 @@ def test_an_interrupted_study_leaves_finished_runs_and_no_process(tmp_path):
         for line in study.stdout:
             if "method=papa" in line:  # the first cell, none, is done
                 break
-        while not list((tmp_path / "cells").glob("*papa*/metrics.jsonl")):
+
+        def trains():
             assert study.poll() is None
-            time.sleep(0.05)  # until it trains
+            return list((tmp_path / "cells").glob("*papa*/metrics.jsonl"))
+
+        eventually(trains)
         study.send_signal(signal.SIGINT)
         study.wait(20)
     assert study.returncode == 130
