@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from coordinator.machine.publication import AHEAD, SHARE, SMALLEST
 from tests.simulation.replay import replayed
 from washp2p.errors import DroppedError, JoinRefusedError, RunStoppedError, UnreachableError
 from washp2p.member.derivation import Derivation
@@ -116,14 +117,24 @@ def _who_was_left_alone_ends_well(run):
 
 
 def _who_diverges_is_dropped(run):
-    """Well before the end, if enough are there to say so."""
+    """Well before the end, if enough are there to say so.
+
+    Without a coordinator, members go on while they have seeds.
+    """
     if run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all":
         return  # the others may be at their end before they hear of it
+    rounds = run.world.rounds
     few_rounds = FEW_ROUNDS * (2 if run.config.method.group else 1)
-    for _, process in _in_rosters(run):
+    if run.faults.coordinators_lost:
+        few_rounds += (AHEAD + 1) * max(SMALLEST, rounds // SHARE)
+    for member, process in _in_rosters(run):
+        if not process.diverged_after:
+            continue
+        steps = from_records(run.records(member))
+        diverged = (n for n in range(1, rounds) if steps.step_of(n) >= process.diverged_after)
         roster = process.core.parts.connection.state.roster
-        seen_from = max(process.diverged_after, roster.first)  # votes are of one roster
-        if not process.diverged_after or seen_from >= run.world.rounds - few_rounds:
+        seen_from = max(next(diverged, rounds), roster.first)  # votes are of one roster
+        if seen_from >= rounds - few_rounds:
             continue
         others = set(roster.members) - {process.member}
         voters = {m for m in others if run.members[m].number not in run.faults.touched}
@@ -146,7 +157,7 @@ def _nobody_waits_too_long(run):
     busy = sum(process.busy_for for process in run.processes.values())
     seldom = run.config.exchange.max_delay == "none" or run.config.method.name == "papa-all"
     steps = 3 * run.step_seconds * (run.world.rounds if seldom else STEPS)
-    anew = STALLED * patience if faults.without_coordinator else 0.0
+    anew = STALLED * patience * faults.coordinators_lost
     for process in run.members.values():
         excuse = process.out_of_action + faults.without_coordinator + busy + steps + anew
         most = (held_up if process.error is None else max(held_up, AWAY)) * patience + excuse

@@ -150,11 +150,12 @@ class ControlSocket:
                 if not data:
                     return
                 self.answer(data)
-            if self._dealer in ready:
-                self.absence.heard(time.monotonic())
-                self._receive(self._dealer.recv())
-            elif self._monitor in ready:
+            if self._monitor in ready:  # a connection is noted before what comes over it
                 self._heed(recv_monitor_message(self._monitor)["event"])
+            elif self._dealer in ready:
+                if not self.absence.lasts:
+                    self.absence.heard(time.monotonic())
+                self._receive(self._dealer.recv())
             if self.absence.lasts:
                 self._wait_for_another()
 

@@ -68,10 +68,11 @@ class MissedSteps:
         self._versions = self._look()
 
     def check(self) -> None:
-        """Warn if the model has clearly trained since the last round. Call it before an average.
+        """Warn if the model has trained since its last round. Call it before an average.
 
-        Its parameters must have changed as often as in LOOKS rounds. Raises UsageError if they have
-        changed more than once and there has been no round at all.
+        It counts how often the parameters have changed, and warns if they have changed as often as
+        in LOOKS rounds or more. Raises UsageError if there has been no round at all, and they have
+        changed more than once.
         """
         now = self._look()
         grown = min(b - a for a, b in zip(self._versions, now, strict=True))

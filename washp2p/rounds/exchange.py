@@ -167,7 +167,11 @@ class Exchange:
             self._transport.send(peer, Kind.AVERAGE, headers.encode(end))
 
     def resume(self, peer: MemberId) -> None:
-        """Tell `peer`, whose connection works again, up to which turn frames may be lost."""
+        """Tell `peer`, whose connection works again, the last round and leg that were sent to it.
+
+        Of these and earlier frames, `peer` then counts as lost what has not arrived. Does not
+        block.
+        """
         self.flush()
         header = headers.encode(Posted(self._run, self._me, peer, *self._sent))
         self._transport.send(peer, Kind.EXCHANGE, header)

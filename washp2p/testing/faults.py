@@ -61,6 +61,8 @@ class Faults:
         """How many steps are delayed without a report."""
         self.cut_links: set[frozenset[int]] = set()
         """The pairs of workers between which a path is cut."""
+        self.coordinators_lost = 0
+        """How many coordinators have died."""
         self.without_coordinator = 0.0
         """For how many seconds there is none, in all."""
         self._struck: Counter[tuple[str, str]] = Counter()
@@ -258,6 +260,7 @@ class Faults:
         """Replace the dead coordinator after the time that was set."""
         if self._run.coordinator.died_in_act:
             self._struck["coordinator in act", "sending"] += 1
+        self.coordinators_lost += 1
         self.without_coordinator += self._replaced_after
         self._run.events.after(self._replaced_after, self._take_over)
 
