@@ -169,7 +169,7 @@ class SimulatedRun:
     @property
     def over(self) -> tuple[MemberId, ...]:
         """The members of the last average; none if nobody has it."""
-        for process in self.members.values():
+        for process in reversed(self.processes.values()):  # an earlier life may have had one, too
             if process.averaged is not None and process.core is not None:
                 return process.core.members
         return ()
