@@ -115,7 +115,7 @@ def cell(n: int, group: int | None, seed: int) -> dict[str, float]:
     rates = layer_rates("decreasing", P, members.layout.layers)
     derivers = []
     if group is not None:
-        derivers = [Deriver(members.layout, rates, n, member, group) for member in range(n)]
+        derivers = [Deriver(members.layout, rates, n, member, group=group) for member in range(n)]
     generator = torch.Generator().manual_seed(seed)
     key = run_key(seed)
     batches = len(images) // BATCH

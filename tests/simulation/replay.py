@@ -43,6 +43,7 @@ def replayed(run):
         schedule=config.method.schedule,
         p=config.method.p,
         group=config.method.group,
+        block=config.method.block,
         late="overwrite" if config.exchange.max_delay == "0" else config.exchange.late,
         alpha=config.method.alpha,
         due=reference.due(config, run.world.rounds),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+from washp2p.config.sections import SELECTIVE
 from washp2p.testing import SimulatedRun, ToyTask
 from washp2p.testing.population import STEP_SECONDS
 
@@ -132,6 +133,8 @@ def scenario(seed):
     options["max_delay"] = "0" if means else random.choice(DELAYS)
     if options["method"] == "wash" and n > 3 and random.random() < 0.3:
         options["group"] = 2
+    if options["method"] in SELECTIVE:
+        options["block"] = Random(f"block {seed}").choice(["1", "1", "3", "row"])
     step_seconds = random.choice([STEP_SECONDS] * 9 + [10 * STEP_SECONDS])
     begun = BEGUN + (PATIENCE if newcomers else 0.0)
     options["track_consensus"] = random.choice([0, 0, 5, 8])

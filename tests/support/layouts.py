@@ -6,16 +6,18 @@ from washp2p.protocol.layout import Entry, Layout, Slot, aligned
 
 
 def make_layout(layers, slots=("param",), dtype="float32"):
-    """A layout from parameter sizes by layer, e.g. [[9, 3], [12]]."""
+    """A layout from parameter sizes by layer, e.g. [[9, 3], [12]].
+
+    Every other parameter of an even size has rows of half that size, the others rows of one scalar.
+    """
     entries = []
     offset = 0
     for layer, sizes in enumerate(layers):
         for number, size in enumerate(sizes):
             offset = aligned(offset, 4)
-            entries.append(
-                Entry(
-                    name=f"{layer}.{number}", shape=(size,), stride=(1,), layer=layer, offset=offset
-                )
-            )
+            halves = number % 2 and not size % 2
+            shape, stride = ((2, size // 2), (size // 2, 1)) if halves else ((size,), (1,))
+            name = f"{layer}.{number}"
+            entries.append(Entry(name=name, shape=shape, stride=stride, layer=layer, offset=offset))
             offset += size
     return Layout(tuple(entries), tuple(Slot(name=name, dtype=dtype) for name in slots))

@@ -199,6 +199,7 @@ class LateRounds:
             schedule="decreasing",
             p=config.method.p,
             group=config.method.group,
+            block=config.method.block,
             late=config.exchange.late,
         )
         self.links = {(a, b): deque() for a in range(n) for b in range(n) if a != b}

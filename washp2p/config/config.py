@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from dataclasses import Field
 
-LATER: dict[str, Any] = {"last": "", "on_bad_image": "stop"}
+LATER: dict[str, Any] = {"last": "", "on_bad_image": "stop", "block": "1"}
 """Options that run folders of earlier versions lack, each with the value that applies there."""
 FREE = ("min_n", "patience")
 """Options that may be chosen anew for a run that goes on from a checkpoint."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 METHODS = ("wash", "wash-opt", "sparta", "papa", "papa-all", "dart", "papa-2", "none")
+SELECTIVE = ("wash", "wash-opt", "sparta")
+"""Methods that exchange a random part of the parameters."""
 MODELS = ("linear", "cnn", "resnet18", "vgg16", "resnet50", "timm:NAME")
 TIMM = "timm"
 """The library timm as the source of a model (timm:efficientnet_lite0) or of its weights."""
@@ -44,6 +46,11 @@ class MethodConfig:
     )
     group: int = option(
         0, "exchange within random groups of at most GROUP members; 0: one group", limits=(0, 65535)
+    )
+    block: str = option(
+        "1",
+        "select and shuffle runs of BLOCK consecutive scalars of a parameter as one; row: as many "
+        "as one first index has",
     )
     every: int = option(
         1,
@@ -78,6 +85,14 @@ class MethodConfig:
         check(self)
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
+        number = self.block.isascii() and self.block.isdecimal() and len(self.block) < 10
+        if self.block != "row" and not (number and int(self.block)):
+            raise UsageError(f"--block is {self.block!r:.40}; expected 1 to 999999999, or row")
+        if self.block != "1" and self.name in METHODS and self.name not in SELECTIVE:
+            raise UsageError(
+                f"--block is {self.block}; --method {self.name} selects no scalars: expected 1, or "
+                f"one of {', '.join(SELECTIVE)}"
+            )
         if 0 < self.p < SMALLEST_P:
             raise UsageError(f"--p is {self.p}; expected 0, or {SMALLEST_P} to 1")
         if self.repair and self.name not in BY_EPOCHS:

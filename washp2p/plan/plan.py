@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from washp2p.plan.blocks import Blocks
 from washp2p.plan.permutations import LARGEST_TABLE, source_and_target
 from washp2p.plan.philox import BLOCK, PhiloxStreams
 from washp2p.plan.selection import Selection
@@ -80,19 +81,28 @@ class Deriver:
 
     `position` is the member's own among `n`; `rates` are p_l by layer. With `group` > 0 each seed
     also deals the roster into random groups of at most `group` members. Values are then permuted
-    within each group only. Only one thread may use the object at a time: it reuses scratch memory,
-    which is proportional to the number of selected scalars.
+    within each group only. `block` is how many consecutive scalars are selected and permuted as
+    one (`Blocks`). Only one thread may use the object at a time: it reuses scratch memory, which is
+    proportional to the number of selected scalars.
     """
 
     def __init__(
-        self, layout: Layout, rates: Sequence[Fraction], n: int, position: int, group: int = 0
+        self,
+        layout: Layout,
+        rates: Sequence[Fraction],
+        n: int,
+        position: int,
+        *,
+        group: int = 0,
+        block: str = "1",
     ) -> None:
         assert n >= 2
         assert 0 <= position < n
         self._n = n
         self._position = position
         self._group = group if group < n else 0
-        self._selection = Selection(layout, rates)
+        self._blocks = None if block == "1" else Blocks(layout, block)
+        self._selection = Selection(self._blocks.layout if self._blocks else layout, rates)
         self._everyone = _Group(number=0, positions=np.arange(n), own=position)
         self._words = PhiloxStreams()
         self._draws = np.empty(0, dtype=np.uint64)
@@ -113,18 +123,19 @@ class Deriver:
             self._words.fill_halves(draws)
         fingerprint = _fingerprint(indices, draws)
         sources, targets = source_and_target(draws, n, group.own)
-        return Plan(
-            send=_route(indices, targets, group, draws),
-            receive=_route(indices, sources, group, draws),
-            selected=count,
-            fingerprint=fingerprint,
-        )
+        send = _route(indices, targets, group, draws)
+        receive = _route(indices, sources, group, draws)
+        if self._blocks is not None:
+            count = len(self._blocks.scalars(indices)[0])
+            send, receive = (_of_scalars(route, self._blocks) for route in (send, receive))
+        return Plan(send=send, receive=receive, selected=count, fingerprint=fingerprint)
 
     def derive_mean(self, seed: int) -> Plan:
         """The plan of a mean over each group. Groups and selection are those of `derive`."""
         group = self._deal(seed) if self._group else self._everyone
         self._words.begin(seed, _DARTS)
-        indices = self._selection.select(self._words).copy()
+        indices = self._selection.select(self._words)
+        indices = indices.copy() if self._blocks is None else self._blocks.scalars(indices)[0]
         fingerprint = (seed + int(indices.sum())) % _WORD
         return reduce_and_share(indices, group.positions, group.own, fingerprint)
 
@@ -248,6 +259,13 @@ def _route_among_few(
             at += count
     flat = [piece for of_peer in pieces for piece in of_peer]
     return Route(np.concatenate(flat) if flat else indices[:0].copy(), tuple(parts))
+
+
+def _of_scalars(route: Route, blocks: Blocks) -> Route:
+    """The route of the scalars in a route of blocks."""
+    indices, ends = blocks.scalars(route.indices)
+    bounds = [0, *ends.tolist()]
+    return Route(indices, tuple((peer, bounds[a], bounds[b]) for peer, a, b in route.parts))
 
 
 def _fingerprint(indices: Indices, draws: Words) -> int:

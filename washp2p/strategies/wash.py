@@ -31,7 +31,10 @@ class Wash(Strategy):
         return Consensus(layout, self._rates(layout), config.group) if config.p else None
 
     def prepare(self, layout: Layout, n: int, position: int) -> None:
-        self._deriver = Deriver(layout, self._rates(layout), n, position, self.config.group)
+        config = self.config
+        self._deriver = Deriver(
+            layout, self._rates(layout), n, position, group=config.group, block=config.block
+        )
 
     def plan(self, seed: int) -> Plan:
         return self._deriver.derive(seed)

@@ -46,8 +46,18 @@ def poisson_thresholds(mean: Decimal) -> list[int]:
     return thresholds
 
 
+def cut(parameters: Sequence[tuple[int, int]]) -> list[range]:
+    """The blocks of all parameters end to end. `parameters` has each one's (size, B)."""
+    blocks, begin = [], 0
+    for size, length in parameters:
+        end = begin + size
+        blocks += [range(at, min(at + length, end)) for at in range(begin, end, length)]
+        begin = end
+    return blocks
+
+
 def permutations_of(seed: int, group: int, n: int, count: int) -> list[list[int]]:
-    """The permutations pi_i of the `n` members of group `group`, for `count` selected scalars."""
+    """The permutations pi_i of the `n` members of group `group`, for `count` selected blocks."""
     words = np.random.Philox(key=seed, counter=2**192 + group * 2**128).random_raw(count).tolist()
     if n > TABLE_UP_TO:
         return [keyed_permutation(word, n) for word in words]
@@ -119,7 +129,10 @@ def splitmix(z: int) -> int:
 
 
 class Selection:
-    """Draws the scalars of a round. `parameters` has each tensor's (size, p_l), in flat order."""
+    """Draws the blocks of a round; a block is one scalar as a rule.
+
+    `parameters` has each tensor's (number of blocks, p_l), in flat order.
+    """
 
     def __init__(self, parameters: Sequence[tuple[int, Fraction]]) -> None:
         self._parameters = parameters
@@ -139,7 +152,7 @@ class Selection:
             self._starts.append(self._starts[-1] + width * size)
 
     def draw(self, seed: int) -> list[int]:
-        """The selected scalars, ascending, as indices into all parameters end to end."""
+        """The selected blocks, ascending, numbered over all parameters end to end."""
         words = np.random.Philox(key=seed, counter=0)
         count = bisect_right(self._thresholds, int(words.random_raw()))
         chosen = set()
@@ -213,6 +226,7 @@ class Reference:
         schedule: str,
         p: float,
         group: int = 0,
+        block: str = "1",
         late: str = "overwrite",
         last: str = "",
         alpha: float = 0.0,
@@ -236,8 +250,17 @@ class Reference:
         self.legs = [0, 1] if shares else [0]
         layers = _layers(models[0], last)
         count = 1 + max(layer for _, layer in layers)
+        sizes = [parameter.numel() for parameter, _ in layers]
+        lengths = [
+            int(block) if block != "row" else parameter[0].numel() if parameter.shape else 1
+            for parameter, _ in layers
+        ]
+        self._blocks = cut(list(zip(sizes, lengths, strict=True))) if block != "1" else None
         self._selection = Selection(
-            [(parameter.numel(), rate(schedule, p, layer, count)) for parameter, layer in layers]
+            [
+                (-(-size // length), rate(schedule, p, layer, count))
+                for (_, layer), size, length in zip(layers, sizes, lengths, strict=True)
+            ]
         )
         assert all(p.is_contiguous() for m in models for p in m.parameters())
         n = len(models)
@@ -404,7 +427,9 @@ class Reference:
             else:
                 this.groups = [list(roster)]
             return this
-        selected = self._selection.draw(seed)
+        chosen = self._selection.draw(seed)
+        blocks = [range(i, i + 1) if self._blocks is None else self._blocks[i] for i in chosen]
+        selected = [scalar for block in blocks for scalar in block]
         dealt = deal(seed, len(roster), self._group)
         if self._method == "sparta":
             this = Round(selected, {})
@@ -413,9 +438,10 @@ class Reference:
         sources = {}
         for number, positions in enumerate(dealt):
             members = [roster[position] for position in positions]
-            images = permutations_of(seed, number, len(members), len(selected))
+            images = permutations_of(seed, number, len(members), len(blocks))
+            each = [image for image, block in zip(images, blocks, strict=True) for _ in block]
             for place, member in enumerate(members):
-                sources[member] = np.array([members[image[place]] for image in images], dtype=int)
+                sources[member] = np.array([members[image[place]] for image in each], dtype=int)
         return Round(selected, sources)
 
     def _flat(self, member: int, slot: str) -> np.ndarray:

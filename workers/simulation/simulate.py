@@ -149,6 +149,7 @@ class SimulatedPopulation:
             schedule=config.method.schedule,
             p=config.method.p,
             group=config.method.group,
+            block=config.method.block,
             late="overwrite" if config.exchange.max_delay == "0" else config.exchange.late,
             last=config.method.last,
             alpha=config.method.alpha,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workers.studies import papa, wash
+from workers.studies import beyond, papa, wash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,4 +26,5 @@ STUDIES: dict[str, Callable[[Lab], Report]] = {
     "finetune": papa.finetune,
     "swa": papa.swa,
     "longer": papa.longer,
+    "block": beyond.block,
 }

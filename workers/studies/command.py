@@ -27,6 +27,7 @@ NAMES = (
     "finetune",
     "swa",
     "longer",
+    "block",
 )
 SEEDS = {"digits": "0,1,2,3,4,5,6,7,8,9", "volume": "0"}
 """Default seeds of the studies that need more than three, or to which one is enough."""

@@ -45,6 +45,12 @@ def test_given_values_win_over_presets_and_survive_the_wire():
         ({"n": 2, "model": "vit"}, "--model is 'vit'; expected one of linear, cnn, resnet18"),
         ({"n": 2, "method": "swarm"}, "--method is 'swarm'; expected one of wash, wash-opt, "),
         ({"n": 2, "schedule": "up"}, "--schedule is 'up'; expected one of decreasing"),
+        ({"n": 2, "block": "0"}, "--block is '0'; expected 1 to 999999999, or row"),
+        ({"n": 2, "block": "rows"}, "--block is 'rows'; expected 1 to 999999999, or row"),
+        (
+            {"n": 2, "block": "4", "method": "papa"},
+            "--block is 4; --method papa selects no scalars",
+        ),
         ({"n": 2, "epochs": 0}, "--epochs is 0"),
         ({"n": 2, "min_lr": 0.2}, "--min-lr is 0.2; expected 0.0 to 0.07"),
         ({"n": 2, "batch_size": 0}, "--batch-size is 0"),
@@ -80,7 +86,7 @@ def test_a_file_that_lost_a_field_does_not_mean_its_default():
 def test_files_and_messages_have_options_without_sections():
     """As they were when a configuration had none, so that run folders of before can be read."""
     wire = RunConfig.resolve(n=3, method="wash-opt", from_="0.25", patience=2.0).to_wire()
-    assert len(wire) == 41
+    assert len(wire) == 42
     assert {"n": 3, "method": "wash-opt", "from_": "0.25", "patience": 2.0}.items() <= wire.items()
     assert not [value for value in wire.values() if not isinstance(value, int | float | str)]
 

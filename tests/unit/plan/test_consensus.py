@@ -11,9 +11,12 @@ from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates
 
 
-@pytest.mark.parametrize(("n", "group"), [(2, 0), (5, 0), (9, 0), (7, 3)])
+@pytest.mark.parametrize(
+    ("n", "group", "block"),
+    [(2, 0, "1"), (5, 0, "1"), (9, 0, "1"), (7, 3, "1"), (5, 0, "4"), (6, 0, "row")],
+)
 @pytest.mark.parametrize("schedule", ["decreasing", "constant"])
-def test_it_is_the_mean_squared_distance_from_the_mean(n, group, schedule):
+def test_it_is_the_mean_squared_distance_from_the_mean(n, group, block, schedule):
     layout = make_layout([[40, 8], [300], [120, 10], [60]])
     rates = layer_rates(schedule, 0.2, layout.layers)
     generator = np.random.default_rng(n)
@@ -25,7 +28,7 @@ def test_it_is_the_mean_squared_distance_from_the_mean(n, group, schedule):
     expected = np.square(apart).sum() / n
     samples = []
     for member in range(n):
-        deriver = Deriver(layout, rates, n, member, group)
+        deriver = Deriver(layout, rates, n, member, group=group, block=block)
         for seed in range(400):
             route = deriver.derive(seed).receive
             consensus = Consensus(layout, rates, group)

@@ -20,7 +20,7 @@ from washp2p.plan.philox import PhiloxStreams
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.protocol.version import DERIVATION
-from workers.simulation.reference import Selection, deal, permutations_of
+from workers.simulation.reference import Selection, cut, deal, permutations_of
 
 GOLDEN = Path(__file__).parent / "plans.json"
 
@@ -30,11 +30,15 @@ layouts = st.lists(
 ).map(make_layout)
 populations = st.integers(2, 12)
 groups = st.sampled_from([0, 2, 3, 5, 8])
+blocks = st.sampled_from(["1", "1", "2", "7", "16", "row"])
 probabilities = st.sampled_from([0.0, 1e-4, 0.3, 1.0])
 
 
-def plans(layout, rates, n, seed, group=0):
-    return [Deriver(layout, rates, n, position, group).derive(seed) for position in range(n)]
+def plans(layout, rates, n, seed, group=0, block="1"):
+    return [
+        Deriver(layout, rates, n, position, group=group, block=block).derive(seed)
+        for position in range(n)
+    ]
 
 
 def part(route, position):
@@ -54,9 +58,9 @@ def shuffle(theta, round_plans):
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups)
-def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed, group):
-    round_plans = plans(layout, layer_rates(schedule, p, layout.layers), n, seed, group)
+@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups, blocks)
+def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed, group, block):
+    round_plans = plans(layout, layer_rates(schedule, p, layout.layers), n, seed, group, block)
     for me, mine in enumerate(round_plans):
         assert all(peer != me and begin < end for peer, begin, end in mine.send.parts)
         for route in (mine.send, mine.receive):
@@ -75,30 +79,37 @@ def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups)
-def test_values_are_permuted_and_consensus_distance_is_kept(layout, n, p, schedule, seed, group):
+@given(layouts, populations, probabilities, seeds, groups, blocks)
+def test_values_are_permuted_and_consensus_distance_is_kept(layout, n, p, seed, group, block):
     theta = np.random.default_rng(0).standard_normal((n, layout.size))
-    rates = layer_rates(schedule, p, layout.layers)
-    after = shuffle(theta, plans(layout, rates, n, seed, group))
+    rates = layer_rates("decreasing", p, layout.layers)
+    after = shuffle(theta, plans(layout, rates, n, seed, group, block))
     np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(theta, axis=0))
     distances = [((rows - rows.mean(axis=0)) ** 2).sum() for rows in (theta, after)]
     assert distances[0] == pytest.approx(distances[1], rel=1e-12)  # equation 5
 
 
 @settings(max_examples=40, deadline=None)
-@given(layouts, st.integers(2, 9), st.sampled_from([1e-4, 0.02, 0.3, 1.0]), seeds, groups)
-def test_plan_equals_the_reference_derivation(layout, n, p, seed, group):
+@given(layouts, st.integers(2, 9), st.sampled_from([1e-4, 0.02, 0.3, 1.0]), seeds, groups, blocks)
+def test_plan_equals_the_reference_derivation(layout, n, p, seed, group, block):
     rates = layer_rates("decreasing", p, layout.layers)
-    selected = Selection([(e.size, rates[e.layer]) for e in layout.entries]).draw(seed)
+    lengths = [e.size // e.shape[0] if block == "row" else int(block) for e in layout.entries]
+    numbers = [-(-e.size // b) for e, b in zip(layout.entries, lengths, strict=True)]
+    rated = [(k, rates[e.layer]) for k, e in zip(numbers, layout.entries, strict=True)]
+    runs = cut([(e.size, b) for e, b in zip(layout.entries, lengths, strict=True)])
+    selected = [runs[number] for number in Selection(rated).draw(seed)]
     places = np.concatenate([np.arange(e.offset, e.offset + e.size) for e in layout.entries])
     theta = np.arange(n * layout.size).reshape(n, -1)
     expected = theta.copy()
     for number, members in enumerate(deal(seed, n, group)):
         images = permutations_of(seed, number, len(members), len(selected))
-        for i, image in zip(selected, images, strict=True):
+        for i, image in [
+            (i, image) for run, image in zip(selected, images, strict=True) for i in run
+        ]:
             sources = [members[k] for k in image]
             expected[members, places[i]] = theta[sources, places[i]]
-    np.testing.assert_array_equal(shuffle(theta, plans(layout, rates, n, seed, group)), expected)
+    after = shuffle(theta, plans(layout, rates, n, seed, group, block))
+    np.testing.assert_array_equal(after, expected)
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-4, 0.3, 1.0])
@@ -217,15 +228,34 @@ def test_p_one_selects_everything_and_p_zero_nothing():
     assert nothing.selected == len(nothing.send.indices) == len(nothing.receive.indices) == 0
 
 
-def test_payload_is_what_theory_says():
+@pytest.mark.parametrize("block", ["3", "row"])
+def test_all_scalars_of_a_block_go_together(block):
+    layout = make_layout([[100, 20]])
+    theta = np.arange(4)[:, None] * np.ones(layout.size)
+    after = shuffle(theta, plans(layout, layer_rates("constant", 0.7, 1), 4, 11, block=block))
+    first, second = layout.entries
+    length = 3 if block == "3" else 1
+    for begin in range(0, 100, length):
+        assert np.ptp(after[:, begin : min(begin + length, 100)], axis=1).max() == 0
+    length = 3 if block == "3" else 10
+    for begin in range(0, 20, length):
+        at = second.offset + begin
+        assert np.ptp(after[:, at : min(at + length, second.offset + 20)], axis=1).max() == 0
+    assert any(np.ptp(after[:, at : at + 12], axis=1).any() for at in range(0, 80, 12))
+    assert first.offset == 0
+
+
+@pytest.mark.parametrize("block", ["1", "16", "row"])
+def test_payload_is_what_theory_says(block):
     layout = make_layout([[50000], [20000, 100], [700]])
     doubled = make_layout([[50000], [20000, 100], [700]], slots=("param", "momentum_buffer"))
     rates = layer_rates("decreasing", 0.05, 3)
-    deriver = Deriver(layout, rates, 5, 2)
+    deriver = Deriver(layout, rates, 5, 2, block=block)
     rounds = 300
     sent = sum(len(deriver.derive(seed).send.indices) for seed in range(rounds))
     expected = expected_payload(layout, rates, 5) * rounds
-    assert abs(4 * sent - expected) < 5 * 4 * sqrt(expected / 4)
+    together = {"1": 1, "16": 16, "row": 50}[block]  # scalars at most, which widens the spread
+    assert abs(4 * sent - expected) < 5 * 4 * sqrt(together * expected / 4)
     assert expected_payload(doubled, rates, 5) == 2 * expected_payload(layout, rates, 5)
     assert expected_selected(layout, rates) == pytest.approx(0.05 * 50000 + 0.025 * 20100)
 
@@ -247,24 +277,27 @@ def golden_plans():
     python -c "from tests.unit.plan.test_plan import remake; remake()"
     """
     cases = []
-    for n, p, schedule, group in [
-        (2, 0.3, "decreasing", 0),
-        (5, 0.02, "decreasing", 0),
-        (5, 1e-4, "constant", 0),
-        (7, 1.0, "increasing", 0),
-        (8, 0.3, "decreasing", 0),
-        (300, 0.01, "constant", 0),
-        (300, 0.01, "constant", 4),
-        (20, 0.01, "constant", 9),
+    for n, p, schedule, group, block in [
+        (2, 0.3, "decreasing", 0, "1"),
+        (5, 0.02, "decreasing", 0, "1"),
+        (5, 1e-4, "constant", 0, "1"),
+        (7, 1.0, "increasing", 0, "1"),
+        (8, 0.3, "decreasing", 0, "1"),
+        (300, 0.01, "constant", 0, "1"),
+        (300, 0.01, "constant", 4, "1"),
+        (20, 0.01, "constant", 9, "1"),
+        (5, 0.02, "decreasing", 0, "16"),
+        (8, 0.3, "decreasing", 0, "row"),
     ]:
         layout = make_layout([[700, 16], [3, 129], [2500]])
-        deriver = Deriver(layout, layer_rates(schedule, p, 3), n, n // 2, group)
+        deriver = Deriver(layout, layer_rates(schedule, p, 3), n, n // 2, group=group, block=block)
         for seed in (0, 1, 2**64 - 1):
             plan = deriver.derive(seed)
             cases.append(
                 {
                     "n": n,
                     "group": group,
+                    "block": block,
                     "p": p,
                     "schedule": schedule,
                     "seed": seed,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.rounds import RUN, FromDevices, LateRounds, LazyCopies, model, step
 from washp2p.config.config import RunConfig
+from washp2p.config.sections import SELECTIVE
 from washp2p.driver.outbox import AHEAD
 from washp2p.model.device_copies import HostCopies
 from washp2p.protocol.ledger import Kind
@@ -26,9 +27,13 @@ PEERS = range(9)
 @pytest.mark.parametrize(
     "method", ["wash", "wash-opt", "none", "sparta", "papa", "papa-all", "papa-2"]
 )
-@pytest.mark.parametrize(("n", "p"), [(2, 0.3), (4, 1.0), (9, 0.05), (3, 0.0)])
-def test_lockstep_rounds_equal_the_dense_reference(population, method, n, p):
-    config = RunConfig.resolve(n=n, p=p, method=method)
+@pytest.mark.parametrize(
+    ("n", "p", "block"),
+    [(2, 0.3, "1"), (4, 1.0, "1"), (9, 0.05, "1"), (3, 0.0, "1"), (4, 0.3, "5"), (3, 0.5, "row")],
+)
+def test_lockstep_rounds_equal_the_dense_reference(population, method, n, p, block):
+    block = block if method in SELECTIVE else "1"
+    config = RunConfig.resolve(n=n, p=p, method=method, block=block)
     peers = population(config)
     models = [model(member) for member in range(n)]
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9) for m in models]
@@ -38,6 +43,7 @@ def test_lockstep_rounds_equal_the_dense_reference(population, method, n, p):
         method=method,
         schedule=config.method.schedule,
         p=p,
+        block=block,
         alpha=config.method.alpha,
     )
     for number in range(1, 5):
@@ -236,13 +242,23 @@ schedules = st.lists(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.integers(2, 6), st.sampled_from([0.2, 1.0]), st.sampled_from([0, 2, 3]), schedules)
-def test_any_schedule_of_arrivals(population, method, late, lane, wire, n, p, group, schedule):
+@given(
+    st.tuples(st.integers(2, 6), st.sampled_from([0.2, 1.0])),
+    st.sampled_from([0, 2, 3]),
+    st.sampled_from(["1", "4", "row"]),
+    schedules,
+)
+def test_any_schedule_of_arrivals(
+    population, method, late, lane, wire, n_and_p, group, block, schedule
+):
     """Late values by both rules, for every slot: bit for bit what the dense reference does.
 
     And by the difference the population's mean moves only by what the optimizers did.
     """
-    config = RunConfig.resolve(n=n, p=p, method=method, late=late, group=group, max_delay="none")
+    n, p = n_and_p
+    config = RunConfig.resolve(
+        n=n, p=p, method=method, late=late, group=group, block=block, max_delay="none"
+    )
     late_rounds = LateRounds(population, config, lane, wire)
     moved = torch.zeros_like(late_rounds.mean())
     for member in range(n):

@@ -140,6 +140,15 @@ def test_ablations_are_made_in_the_last_scene(lab):
         assert {config.training.augment for config in lab.cells.asked} == {augment}
 
 
+def test_blocks_are_compared_at_two_rates_in_every_scene(lab):
+    tables = STUDIES["block"](lab).tables
+    assert len(tables) == len(lab.scenes)
+    for table in tables:
+        assert [row[0] for row in rows(table)] == ["1", "4", "16", "64", "row"]
+    asked = {(config.method.block, config.method.p) for config in lab.cells.asked}
+    assert {("row", 0.05), ("row", 0.015), ("1", 0.05)} <= asked
+
+
 def test_distances_are_of_the_rounds_that_all_runs_surveyed(lab):
     (table,) = STUDIES["consensus"](lab).tables
     assert rows(table)[0] == ["separate", "4.00 ± 1.41", "3.50 ± 1.41", "4.00 ± 1.41"]

@@ -1,0 +1,72 @@
+"""Blocks: runs of consecutive scalars that a round selects and permutes as one.
+
+A parameter of s scalars has ceil(s / B) blocks of B scalars, in memory order; its last one may be
+shorter. Padding is in no block. With `row`, B is the number of scalars that one first index of the
+parameter has, such as one filter of a convolution. A block is selected with its layer's probability
+p_l, so each of its scalars is, too. With B = 1 a block is a scalar: the paper's selection.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from washp2p.protocol.layout import Entry, Layout
+
+Indices = npt.NDArray[np.int64]
+ROW = "row"
+
+
+class Blocks:
+    """The blocks of `layout`, numbered from 0 in flat order. `block` is the option `--block`.
+
+    >>> entry = Entry(name="w", shape=(5,), stride=(1,), layer=0, offset=16)
+    >>> blocks = Blocks(Layout((entry,), ()), "2")
+    >>> blocks.layout.size
+    3
+    >>> blocks.scalars(np.array([0, 2]))[0].tolist()
+    [16, 17, 20]
+    """
+
+    def __init__(self, layout: Layout, block: str) -> None:
+        entries = layout.entries
+        lengths = [_length(entry, block) for entry in entries]
+        counts = [-(-e.size // length) for e, length in zip(entries, lengths, strict=True)]
+        ends = np.cumsum(counts)
+        firsts = ends - counts
+        self.layout = Layout(
+            tuple(map(_as_scalars, entries, firsts.tolist(), counts)), layout.slots
+        )
+        """A layout with a scalar for each block, and no padding."""
+        self._ends = ends
+        self._lengths = np.array(lengths)
+        offsets = np.array([entry.offset for entry in entries])
+        self._shifts = offsets - firsts * self._lengths
+        self._bounds = offsets + np.array([entry.size for entry in entries])
+
+    def scalars(self, blocks: Indices) -> tuple[Indices, Indices]:
+        """The scalars of some blocks: their indices in the flat vector, block after block.
+
+        Also returns, for each block, the number of scalars up to its end.
+        """
+        which = np.searchsorted(self._ends, blocks, side="right")
+        lengths = self._lengths[which]
+        starts = blocks * lengths + self._shifts[which]
+        np.minimum(lengths, self._bounds[which] - starts, out=lengths)
+        ends = lengths.cumsum()
+        if not len(blocks):
+            return ends, ends
+        if (lengths == lengths[0]).all():
+            return (starts[:, None] + np.arange(lengths[0])).ravel(), ends
+        places = (starts - ends + lengths).repeat(lengths)
+        places += np.arange(len(places))
+        return places, ends
+
+
+def _length(entry: Entry, block: str) -> int:
+    """B for a parameter."""
+    return max(1, entry.size // max(1, *entry.shape[:1])) if block == ROW else int(block)
+
+
+def _as_scalars(entry: Entry, first: int, count: int) -> Entry:
+    return Entry(name=entry.name, shape=(count,), stride=(1,), layer=entry.layer, offset=first)
