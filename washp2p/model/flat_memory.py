@@ -11,6 +11,8 @@ Nothing here knows of plans, sockets or the optimizer.
 from __future__ import annotations
 
 import logging
+import mmap
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from washp2p.protocol.layout import Entry
+
+LARGE = 4 << 20
+"""Bytes from which memory is asked for in large pages."""
 
 _log = logging.getLogger("washp2p")
 Owner = dict[str, "torch.nn.Parameter | None"]
@@ -51,7 +56,7 @@ class FlatParameters:
         self._owned = [where[name] for where, name in owners]
         self._parameters = parameters
         self._entries = entries
-        self.vector = torch.zeros(size, dtype=first.dtype, device=first.device)
+        self.vector = flat_zeros(size, first.dtype, first.device)
         """The values of all parameters. Gaps between parameters hold zeros."""
         self._apart: set[int] = set()
         for number, parameter in enumerate(parameters):
@@ -179,6 +184,21 @@ class FlatParameters:
 
     def _holds(self, pointer: int) -> bool:
         return 0 <= pointer - self.vector.data_ptr() < self.vector.nbytes
+
+
+def flat_zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A vector of `size` zeros, to be read and written at scattered places.
+
+    On a Linux host that offers them, a large one lies in pages of 2 MiB. With ordinary pages the
+    processor looks up the address of nearly every scattered value, since it remembers too few.
+    """
+    count = size * dtype.itemsize
+    if device.type != "cpu" or count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(size, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without such pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype)
 
 
 def own_storage(vector: torch.Tensor, entry: Entry) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from washp2p.errors import UsageError
-from washp2p.model.flat_memory import own_storage, view_of
+from washp2p.model.flat_memory import flat_zeros, own_storage, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,7 +68,7 @@ class OptimizerSlots:
         self._parameters = parameters
         self._entries = entries
         self._slots = slots
-        self.vectors = [torch.zeros_like(like) for _ in slots]
+        self.vectors = [flat_zeros(len(like), like.dtype, like.device) for _ in slots]
         """One flat vector for each slot, in the order of `slots`."""
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._stateful = {k for k, p in enumerate(parameters) if id(p) in owned and p.numel()}

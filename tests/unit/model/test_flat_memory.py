@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 import time
 import timeit
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +36,32 @@ def everywhere(store):
 
 def at(*places):
     return HostCopies().upload(torch.tensor(places).numpy())
+
+
+def flags_of(pointer):
+    """What the kernel knows of the memory at an address."""
+    begin, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(text, 16) for text in found.groups())
+            inside = begin <= pointer < end
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="needs Linux with large pages"
+)
+def test_a_large_model_lies_in_large_pages():
+    net = nn.Linear(1000, 1100)
+    store = Store(net, torch.optim.Adam(net.parameters()), ("exp_avg",))
+    for vector in store._vectors:
+        assert "hg" in flags_of(vector.data_ptr() + (2 << 20))
+        assert vector.dtype == torch.float32
+    assert not store._vectors[1].any()
+    small = Store(model(), sgd(model()))
+    assert "hg" not in flags_of(small.vector.data_ptr())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
