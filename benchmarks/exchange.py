@@ -2,7 +2,7 @@
 
     python -m benchmarks.exchange
 
-Four processes on loopback do blocks of each in turn; the wall time of a block on rank 0, between
+Four processes on loopback do a series of each in turn; the wall time of a series on rank 0, between
 barriers, is that of all four. Nothing is trained: a step without gradients, then the round.
 """
 
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 N = 4
-SETTINGS = {"resnet18": (0.001, 50, 16), "resnet50": (0.05, 6, 8)}
-"""By model: p, WASH rounds in a block, blocks."""
+SETTINGS = {
+    "resnet18, p = 0.001": ("resnet18", 0.001, "1", 50, 16),
+    "resnet50, p = 0.05": ("resnet50", 0.05, "1", 6, 8),
+    "resnet50, p = 0.05, --block 16": ("resnet50", 0.05, "16", 24, 8),
+}
+"""By title: model, p, `--block`; WASH rounds in a series, and series."""
 PAUSE, READY = 0.1, 8
 """Seconds in which the planner derives its plans ahead; rounds for which they then last."""
 
@@ -54,19 +58,20 @@ class Nothing(torch.optim.SGD):
 
 
 def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple[float, float]]]:
-    """One rank; what each block took."""
-    p, rounds, blocks = SETTINGS[name]
-    small = name == "resnet18"
+    """One rank; what each series took."""
+    net, p, block, rounds, repeats = SETTINGS[name]
+    small = net == "resnet18"
     gather(rank, store, N)
     torch.manual_seed(0)
-    model = build_model(name, (3, 32, 32), 10 if small else 1000)
+    model = build_model(net, (3, 32, 32), 10 if small else 1000)
     values = sum(parameter.numel() for parameter in model.parameters())
     hivemind = Hivemind(rank, N, values) if HIVEMIND and small else None
     optimizer = Nothing(model.parameters(), lr=0.1)
     found: dict[str, list[tuple[float, float]]] = {}
     with washp2p.join(address, model, optimizer) as member:
         layout = member.layout
-        deriver = Deriver(layout, layer_rates("decreasing", p, layout.layers), N, member.id)
+        rates = layer_rates("decreasing", p, layout.layers)
+        deriver = Deriver(layout, rates, N, member.id, block=block)
         plan = deriver.derive(1)
         sizes = [0] * N
         for peer, begin, end in plan.send.parts:
@@ -102,11 +107,11 @@ def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple
             sides["SPARTA"] = (nothing, lambda: sparta(tensors, p, generator), 1)
         if hivemind is not None:
             sides["hivemind"] = (hivemind.prepare, hivemind.average, 1)
-        for block in range(blocks + 1):
+        for series in range(repeats + 1):
             for side, (prepare, call, repeat) in sides.items():
                 prepare()
                 took = timed(call, repeat)
-                if block:  # the first is to get warm
+                if series:  # the first is to get warm
                     found.setdefault(side, []).append(took)
     if hivemind is not None:
         hivemind.close()
@@ -123,14 +128,15 @@ SIDES = (
 def main() -> None:
     """Measure both models and record them."""
     rows = []
-    for name, (p, _, blocks) in SETTINGS.items():
-        store = rendezvous(name)
-        with coordinator(f"--n={N}", f"--p={p}", "--max-delay=0") as address:
+    for name, (net, p, block, _, repeats) in SETTINGS.items():
+        store = rendezvous(f"{net}-{block}")
+        flags = (f"--n={N}", f"--p={p}", f"--block={block}", "--max-delay=0")
+        with coordinator(*flags) as address:
             found = in_processes(N, work, address, store, name)[0]
         assert isinstance(found, dict)
         for side in (side for side in SIDES if side in found):
             wall, cpu = (median(column) for column in zip(*found[side], strict=True))
-            rows.append([f"{name}, p = {p}", side, f"{wall:.3f}", f"{cpu:.3f}"])
+            rows.append([name, side, f"{wall:.3f}", f"{cpu:.3f}"])
             for reference in ("wash", "wash, plans ahead"):
                 if reference in found and side != reference:
                     pairs = zip(found[reference], found[side], strict=True)
@@ -139,15 +145,15 @@ def main() -> None:
                     rows[-1].append(f"{middle:.3g}x ({low:.3g} to {high:.3g})")
                 else:
                     rows[-1].append("")
-            rows[-1].append(f"{blocks}")
+            rows[-1].append(f"{repeats}")
     hivemind = "found and measured" if HIVEMIND else "not installed here, not measured"
     record(
         "exchange",
         "A lockstep round of WASH against other exchanges",
-        ["model", "what", "ms", "CPU ms", "against wash", "against wash, plans ahead", "blocks"],
+        ["model", "what", "ms", "CPU ms", "against wash", "against wash, plans ahead", "series"],
         rows,
         f"N = {N} processes on loopback, one torch thread each, schedule decreasing, optimizer "
-        "steps that do nothing. Medians; ratios of blocks in turn, with quartiles; CPU of one of "
+        "steps that do nothing. Medians; ratios of series in turn, with quartiles; CPU of one of "
         f"the {N} processes, all its threads. `wash` is "
         "a steady run of lockstep rounds: plan taken from the planner's thread, which derives the "
         "next ones meanwhile on the same cores, gather, send, receive, scatter. `wash, plans "

@@ -65,7 +65,9 @@ class Blocks:
 
 def _length(entry: Entry, block: str) -> int:
     """B for a parameter."""
-    return max(1, entry.size // max(1, *entry.shape[:1])) if block == ROW else int(block)
+    if block != ROW:
+        return int(block)
+    return max(1, entry.size // max(1, entry.shape[0])) if entry.shape else 1
 
 
 def _as_scalars(entry: Entry, first: int, count: int) -> Entry:

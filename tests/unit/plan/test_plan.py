@@ -15,9 +15,11 @@ from scipy import stats
 
 from tests.support.layouts import make_layout
 from washp2p.plan import selection
+from washp2p.plan.blocks import Blocks
 from washp2p.plan.permutations import keyed
 from washp2p.plan.philox import PhiloxStreams
 from washp2p.plan.plan import Deriver
+from washp2p.protocol.layout import Entry, Layout
 from washp2p.protocol.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.protocol.version import DERIVATION
 from workers.simulation.reference import Selection, cut, deal, permutations_of
@@ -243,6 +245,20 @@ def test_all_scalars_of_a_block_go_together(block):
         assert np.ptp(after[:, at : min(at + length, second.offset + 20)], axis=1).max() == 0
     assert any(np.ptp(after[:, at : at + 12], axis=1).any() for at in range(0, 80, 12))
     assert first.offset == 0
+
+
+def test_a_row_of_parameters_of_any_shape():
+    shapes = [(2, 3, 4), (5,), (), (0, 7)]
+    entries, offset = [], 0
+    for number, shape in enumerate(shapes):
+        entry = Entry(
+            name=str(number), shape=shape, stride=(1,) * len(shape), layer=0, offset=offset
+        )
+        entries.append(entry)
+        offset += entry.size
+    blocks = Blocks(Layout(tuple(entries), ()), "row")
+    _, ends = blocks.scalars(np.arange(blocks.layout.size))
+    assert np.diff(ends, prepend=0).tolist() == [12, 12, 1, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("block", ["1", "16", "row"])
