@@ -212,7 +212,12 @@ class Story:
             if isinstance(record, Record) and record.lost:
                 roster = roster_at(self.rosters, record.round)
                 position = roster.position(member)
-                deriver = Deriver(layout, rates, len(roster.members), position)
+                method = self.config.method
+                deriver = Deriver(
+                    *(layout, rates, len(roster.members), position),
+                    group=method.group,
+                    block=method.block,
+                )
                 plan = deriver.derive(round_seed(key, record.round))
                 spans = {roster.members[p]: end - begin for p, begin, end in plan.receive.parts}
                 count += sum(spans[sender] for sender in record.lost)

@@ -49,8 +49,8 @@ class MethodConfig:
     )
     block: str = option(
         "1",
-        "select and shuffle runs of BLOCK consecutive scalars of a parameter as one; row: as many "
-        "as one first index has",
+        "select and shuffle runs of BLOCK consecutive scalars of a parameter as one; row: the "
+        "scalars of one index of its first dimension, such as one filter",
     )
     every: int = option(
         1,
@@ -85,13 +85,12 @@ class MethodConfig:
         check(self)
         if self.group == 1:
             raise UsageError("--group is 1; expected 0 for one group of all, or at least 2")
-        number = self.block.isascii() and self.block.isdecimal() and len(self.block) < 10
-        if self.block != "row" and not (number and int(self.block)):
+        if self.block != "row" and not re.fullmatch("[1-9][0-9]{0,8}", self.block):
             raise UsageError(f"--block is {self.block!r:.40}; expected 1 to 999999999, or row")
         if self.block != "1" and self.name in METHODS and self.name not in SELECTIVE:
             raise UsageError(
-                f"--block is {self.block}; --method {self.name} selects no scalars: expected 1, or "
-                f"one of {', '.join(SELECTIVE)}"
+                f"--block is {self.block}; --method {self.name} does not select at random: "
+                f"expected --block 1, or --method {', '.join(SELECTIVE[:-1])} or {SELECTIVE[-1]}"
             )
         if 0 < self.p < SMALLEST_P:
             raise UsageError(f"--p is {self.p}; expected 0, or {SMALLEST_P} to 1")

@@ -32,9 +32,9 @@ class Absence:
         """Record when the connection was lost; does nothing if it is lost already."""
         self._lost_at = now if self._lost_at is None else self._lost_at
 
-    def end(self) -> bool:
+    def end(self, now: float) -> bool:
         """Record that the connection works. Returns whether it was lost before."""
-        lasted, self._lost_at = self.lasts, None
+        lasted, self._lost_at, self._heard_at = self.lasts, None, now
         return lasted
 
     def problem(self, now: float) -> RunStoppedError | None:

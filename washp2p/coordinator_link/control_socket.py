@@ -143,6 +143,7 @@ class ControlSocket:
         """Pass messages in both directions until the member closes."""
         while True:
             ping = round(1000 * self.absence.patience.ping)
+            # In this order: the monitor tells of a connection before a message of it is there.
             sockets = [(socket, zmq.POLLIN) for socket in (inner, self._dealer, self._monitor)]
             ready = dict(zmq.zmq_poll(sockets, ping if self.absence.lasts else -1))
             if inner in ready:
@@ -172,7 +173,7 @@ class ControlSocket:
             )
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._greeted, self.unlike = True, False
-            if self.absence.end():
+            if self.absence.end(time.monotonic()):
                 for data in self._returned():
                     self.answer(data)
         elif event != zmq.EVENT_CONNECT_RETRIED:

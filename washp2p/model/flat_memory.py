@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import mmap
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -189,15 +188,17 @@ class FlatParameters:
 def flat_zeros(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A vector of `size` zeros, to be read and written at scattered places.
 
-    On a Linux host that offers them, a large one lies in pages of 2 MiB. With ordinary pages the
-    processor looks up the address of nearly every scattered value, since it remembers too few.
+    For a large one Linux is asked for pages of 2 MiB. With ordinary pages the processor looks up
+    the address of nearly every scattered value, since it remembers too few.
     """
     count = size * dtype.itemsize
     if device.type != "cpu" or count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(size, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without such pages
+    try:
+        memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:  # a kernel without such pages, or no memory: torch says so
+        return torch.zeros(size, dtype=dtype, device=device)
     return torch.frombuffer(memory, dtype=dtype)
 
 

@@ -15,6 +15,9 @@ from washp2p.protocol.layout import Entry, Layout
 
 Indices = npt.NDArray[np.int64]
 ROW = "row"
+FEW = 8
+"""Scalars a block, below which it is faster to write those of all blocks that are first, and so on.
+"""
 
 
 class Blocks:
@@ -49,18 +52,35 @@ class Blocks:
 
         Also returns, for each block, the number of scalars up to its end.
         """
-        which = np.searchsorted(self._ends, blocks, side="right")
-        lengths = self._lengths[which]
-        starts = blocks * lengths + self._shifts[which]
-        np.minimum(lengths, self._bounds[which] - starts, out=lengths)
+        starts, lengths = self._spans(blocks)
         ends = lengths.cumsum()
         if not len(blocks):
             return ends, ends
-        if (lengths == lengths[0]).all():
-            return (starts[:, None] + np.arange(lengths[0])).ravel(), ends
-        places = (starts - ends + lengths).repeat(lengths)
-        places += np.arange(len(places))
-        return places, ends
+        longest = int(lengths.max())
+        if longest * len(blocks) > ends[-1]:  # some are shorter
+            places = (starts - ends + lengths).repeat(lengths)
+            places += np.arange(len(places))
+            return places, ends
+        grid = np.empty((len(blocks), longest), dtype=np.int64)
+        if longest < FEW:
+            for column in range(longest):
+                np.add(starts, column, out=grid[:, column])
+        else:
+            np.add(starts[:, None], np.arange(longest), out=grid)
+        return grid.ravel(), ends
+
+    def count(self, blocks: Indices) -> int:
+        """How many scalars some blocks have in all."""
+        return int(self._spans(blocks)[1].sum())
+
+    def _spans(self, blocks: Indices) -> tuple[Indices, Indices]:
+        """The index of each block's first scalar, and its number of scalars."""
+        which = np.searchsorted(self._ends, blocks, side="right")
+        lengths = self._lengths.take(which)
+        starts = blocks * lengths
+        starts += self._shifts.take(which)
+        np.minimum(lengths, self._bounds.take(which) - starts, out=lengths)
+        return starts, lengths
 
 
 def _length(entry: Entry, block: str) -> int:

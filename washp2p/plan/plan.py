@@ -126,7 +126,7 @@ class Deriver:
         send = _route(indices, targets, group, draws)
         receive = _route(indices, sources, group, draws)
         if self._blocks is not None:
-            count = len(self._blocks.scalars(indices)[0])
+            count = self._blocks.count(indices)
             send, receive = (_of_scalars(route, self._blocks) for route in (send, receive))
         return Plan(send=send, receive=receive, selected=count, fingerprint=fingerprint)
 
@@ -264,8 +264,13 @@ def _route_among_few(
 def _of_scalars(route: Route, blocks: Blocks) -> Route:
     """The route of the scalars in a route of blocks."""
     indices, ends = blocks.scalars(route.indices)
-    bounds = [0, *ends.tolist()]
-    return Route(indices, tuple((peer, bounds[a], bounds[b]) for peer, a, b in route.parts))
+    parts = []
+    begin = 0
+    for peer, _, last in route.parts:  # one after the other
+        end = int(ends[last - 1])
+        parts.append((peer, begin, end))
+        begin = end
+    return Route(indices, tuple(parts))
 
 
 def _fingerprint(indices: Indices, draws: Words) -> int:

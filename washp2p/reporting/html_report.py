@@ -211,8 +211,11 @@ def volumes(runs: Sequence[FinishedRun]) -> _Table:
 
 def _subtitle(run: FinishedRun) -> str:
     method, training, summary = run.config.method, run.config.training, run.summary
+    more = [f"groups of {method.group}"] if method.group else []
+    more += [f"block {method.block}"] if method.block != "1" else []
+    what = ", ".join([method.name, f"p = {method.p:g}", method.schedule, *more])
     return (
-        f"{method.name}, p = {method.p:g}, {method.schedule}, {training.data}, {training.model}, "
+        f"{what}, {training.data}, {training.model}, "
         f"N = {summary['n']}, {summary['rounds']:,} rounds in {summary['seconds']:.0f} s, "
         f"{summary['parameters']:,} parameters"
     )

@@ -30,6 +30,9 @@ class Strategy(ABC):
     lockstep: ClassVar[bool] = False
     """Whether members must wait for all values of a round, as means require (`--max-delay 0`)."""
 
+    selective: ClassVar[bool] = False
+    """Whether it heeds `--group` and `--block`. If not, they must have their defaults."""
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config.method
         self._max_delay = config.exchange.max_delay
@@ -44,6 +47,11 @@ class Strategy(ABC):
         Raises UsageError if the method needs the number, or does not fit the other settings.
         """
         config = self.config
+        if (config.group or config.block != "1") and not self.selective:
+            what = f"--group is {config.group}" if config.group else f"--block is {config.block}"
+            raise UsageError(
+                f"{what}; --method {config.name} heeds neither --group nor --block: leave them out"
+            )
         if self.lockstep and self._max_delay != "0":
             raise UsageError(
                 f"--method {config.name} takes means, for which everyone waits; "

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Wash(Strategy):
     """theta_n[i] <- theta_{pi_i(n)}[i] for each selected scalar i."""
 
+    selective: ClassVar[bool] = True
+
     _deriver: Deriver
 
     def consensus(self, layout: Layout) -> Consensus | None:

@@ -75,7 +75,7 @@ class SimulatedConversation(Conversation):
         self.absence.patience = self.patience
 
     def _made(self, again: bool) -> None:
-        self.absence.end()
+        self.absence.end(self._process.now)
         if again:
             for data in list(self.what_may_be_missed()):
                 self._send(data)

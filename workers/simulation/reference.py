@@ -46,14 +46,19 @@ def poisson_thresholds(mean: Decimal) -> list[int]:
     return thresholds
 
 
-def cut(parameters: Sequence[tuple[int, int]]) -> list[range]:
-    """The blocks of all parameters end to end. `parameters` has each one's (size, B)."""
-    blocks, begin = [], 0
+def block_of(number: int, parameters: Sequence[tuple[int, int]]) -> range:
+    """The scalars of block `number` of all parameters end to end.
+
+    `parameters` has each one's (size, B).
+    """
+    begin = 0
     for size, length in parameters:
-        end = begin + size
-        blocks += [range(at, min(at + length, end)) for at in range(begin, end, length)]
-        begin = end
-    return blocks
+        count = -(-size // length)
+        if number < count:
+            return range(begin + number * length, begin + min((number + 1) * length, size))
+        number -= count
+        begin += size
+    raise IndexError(number)
 
 
 def permutations_of(seed: int, group: int, n: int, count: int) -> list[list[int]]:
@@ -252,10 +257,10 @@ class Reference:
         count = 1 + max(layer for _, layer in layers)
         sizes = [parameter.numel() for parameter, _ in layers]
         lengths = [
-            int(block) if block != "row" else parameter[0].numel() if parameter.shape else 1
-            for parameter, _ in layers
+            int(block) if block != "row" else max(1, size // max(1, 1, *parameter.shape[:1]))
+            for (parameter, _), size in zip(layers, sizes, strict=True)
         ]
-        self._blocks = cut(list(zip(sizes, lengths, strict=True))) if block != "1" else None
+        self._cuts = list(zip(sizes, lengths, strict=True)) if block != "1" else None
         self._selection = Selection(
             [
                 (-(-size // length), rate(schedule, p, layer, count))
@@ -428,7 +433,9 @@ class Reference:
                 this.groups = [list(roster)]
             return this
         chosen = self._selection.draw(seed)
-        blocks = [range(i, i + 1) if self._blocks is None else self._blocks[i] for i in chosen]
+        blocks = [
+            range(i, i + 1) if self._cuts is None else block_of(i, self._cuts) for i in chosen
+        ]
         selected = [scalar for block in blocks for scalar in block]
         dealt = deal(seed, len(roster), self._group)
         if self._method == "sparta":

@@ -29,7 +29,14 @@ def router(context, port=0):
     made.set(zmq.ROUTER_MANDATORY, 1)
     if not port:
         return made, made.bind_to_random_port("tcp://127.0.0.1")
-    made.bind(f"tcp://127.0.0.1:{port}")
+
+    def bound():
+        with suppress(zmq.ZMQError):  # who had it before is still closing
+            made.bind(f"tcp://127.0.0.1:{port}")
+            return True
+        return False
+
+    eventually(bound)
     return made, port
 
 

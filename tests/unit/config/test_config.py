@@ -46,10 +46,11 @@ def test_given_values_win_over_presets_and_survive_the_wire():
         ({"n": 2, "method": "swarm"}, "--method is 'swarm'; expected one of wash, wash-opt, "),
         ({"n": 2, "schedule": "up"}, "--schedule is 'up'; expected one of decreasing"),
         ({"n": 2, "block": "0"}, "--block is '0'; expected 1 to 999999999, or row"),
+        ({"n": 2, "block": "04"}, "--block is '04'; expected 1 to 999999999, or row"),
         ({"n": 2, "block": "rows"}, "--block is 'rows'; expected 1 to 999999999, or row"),
         (
             {"n": 2, "block": "4", "method": "papa"},
-            "--block is 4; --method papa selects no scalars",
+            "--block is 4; --method papa does not select at r",
         ),
         ({"n": 2, "epochs": 0}, "--epochs is 0"),
         ({"n": 2, "min_lr": 0.2}, "--min-lr is 0.2; expected 0.0 to 0.07"),

@@ -32,8 +32,10 @@ def test_a_process_that_was_suspended_waits_twice_the_patience():
 
 def test_a_coordinator_that_is_back_is_back():
     made = absence()
-    assert not made.end()
+    assert not made.end(0.5)
     made.begin(1.0)
-    assert made.end()
+    assert made.end(30.0)
     assert not made.lasts
     assert made.problem(1000.0) is None
+    made.begin(31.0)
+    assert made.problem(40.0) is None  # it has heard of it when that was back

@@ -22,7 +22,7 @@ from washp2p.plan.plan import Deriver
 from washp2p.protocol.layout import Entry, Layout
 from washp2p.protocol.rates import SCHEDULES, expected_payload, expected_selected, layer_rates
 from washp2p.protocol.version import DERIVATION
-from workers.simulation.reference import Selection, cut, deal, permutations_of
+from workers.simulation.reference import Selection, block_of, deal, permutations_of
 
 GOLDEN = Path(__file__).parent / "plans.json"
 
@@ -98,8 +98,8 @@ def test_plan_equals_the_reference_derivation(layout, n, p, seed, group, block):
     lengths = [e.size // e.shape[0] if block == "row" else int(block) for e in layout.entries]
     numbers = [-(-e.size // b) for e, b in zip(layout.entries, lengths, strict=True)]
     rated = [(k, rates[e.layer]) for k, e in zip(numbers, layout.entries, strict=True)]
-    runs = cut([(e.size, b) for e, b in zip(layout.entries, lengths, strict=True)])
-    selected = [runs[number] for number in Selection(rated).draw(seed)]
+    sizes = [(e.size, b) for e, b in zip(layout.entries, lengths, strict=True)]
+    selected = [block_of(number, sizes) for number in Selection(rated).draw(seed)]
     places = np.concatenate([np.arange(e.offset, e.offset + e.size) for e in layout.entries])
     theta = np.arange(n * layout.size).reshape(n, -1)
     expected = theta.copy()
@@ -288,7 +288,7 @@ def test_derivation_has_not_drifted():
 
 
 def golden_plans():
-    """What golden/plans.json holds. It is remade together with version.DERIVATION, and only then:
+    """What plans.json holds. It is remade with version.DERIVATION, or when a case is added:
 
     python -c "from tests.unit.plan.test_plan import remake; remake()"
     """

@@ -342,14 +342,30 @@ def test_everything_is_every_scalar_and_no_padding():
     assert everything(layout).tolist() == [*range(9), *range(16, 19), *range(32, 44)]
 
 
-def test_a_strategy_of_its_own_kind_must_be_in_lockstep_too():
-    config = SimpleNamespace(
-        method=SimpleNamespace(name="mine", every=1, from_="0", until="1.0"),
-        exchange=SimpleNamespace(max_delay="auto"),
+def of_a_plugin(max_delay="auto", group=0, block="1"):
+    """The configuration of a method of another package."""
+    return SimpleNamespace(
+        method=SimpleNamespace(
+            name="mine", every=1, from_="0", until="1.0", group=group, block=block
+        ),
+        exchange=SimpleNamespace(max_delay=max_delay),
         training=SimpleNamespace(epochs=1),
     )
+
+
+def test_a_strategy_of_its_own_kind_must_be_in_lockstep_too():
     with pytest.raises(UsageError, match="--max-delay is auto, expected 0"):
-        STRATEGIES["papa-all"](config).begin(10)
+        STRATEGIES["papa-all"](of_a_plugin()).begin(10)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [({"group": 3}, "--group is 3; --method mine heeds"), ({"block": "4"}, "--block is 4; --m")],
+)
+def test_a_strategy_of_its_own_kind_does_not_ignore_groups_and_blocks(options, line):
+    with pytest.raises(UsageError, match=line):
+        STRATEGIES["none"](of_a_plugin(**options)).begin(10)
+    STRATEGIES["wash"](of_a_plugin(**options)).begin(10)
 
 
 def test_more_epochs_than_rounds_make_every_round_a_mean():
