@@ -17,7 +17,7 @@ from washp2p.protocol.rates import layer_rates
 )
 @pytest.mark.parametrize("schedule", ["decreasing", "constant"])
 def test_it_is_the_mean_squared_distance_from_the_mean(n, group, block, schedule):
-    layout = make_layout([[40, 8], [300], [120, 10], [60]])
+    layout = make_layout([[40, 8], [300], [120, 10], [60]], rows=True)
     rates = layer_rates(schedule, 0.2, layout.layers)
     generator = np.random.default_rng(n)
     thetas = generator.normal(size=(n, layout.size)) * generator.uniform(0.1, 3, layout.size)
