@@ -3,7 +3,8 @@
     python -m benchmarks.exchange
 
 Four processes on loopback do a series of each in turn; the wall time of a series on rank 0, between
-barriers, is that of all four. Nothing is trained: a step without gradients, then the round.
+barriers, is that of all four. Nothing is trained: a step without gradients, then the round. Members
+differ from the start, as they do after a step of training.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import washp2p
 from benchmarks.others import HIVEMIND, Floor, Hivemind, sparta
 from benchmarks.record import record, run
 from tests.support.population import coordinator, gather, in_processes, rendezvous
+from washp2p.model.device_copies import copies_for
+from washp2p.model.flat_memory import flat_zeros
 from washp2p.plan.plan import Deriver
 from washp2p.protocol.rates import layer_rates
 from workers.training.models import build_model
@@ -57,6 +60,14 @@ class Nothing(torch.optim.SGD):
         """Leave the parameters as they are."""
 
 
+@torch.no_grad()
+def differ(rank: int, model: torch.nn.Module) -> None:
+    """Change a member's parameters, as its first step would: it stops looking for its equals."""
+    generator = torch.Generator().manual_seed(rank)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=1e-3)
+
+
 def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple[float, float]]]:
     """One rank; what each series took."""
     net, p, block, rounds, repeats = SETTINGS[name]
@@ -69,6 +80,7 @@ def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple
     optimizer = Nothing(model.parameters(), lr=0.1)
     found: dict[str, list[tuple[float, float]]] = {}
     with washp2p.join(address, model, optimizer) as member:
+        differ(rank, model)
         layout = member.layout
         rates = layer_rates("decreasing", p, layout.layers)
         deriver = Deriver(layout, rates, N, member.id, block=block)
@@ -80,16 +92,18 @@ def work(rank: int, address: str, store: str, name: str) -> dict[str, list[tuple
         dist.all_gather_object(ids, member.id)
         by_rank = [sizes[i] for i in ids]
         floors = {scheme: Floor(rank, scheme, by_rank) for scheme in ("tcp", "ipc")}
-        flat = torch.zeros(values)
+        flat = flat_zeros(layout.size, torch.float32, torch.device("cpu"))
         tensors = [torch.zeros(e.shape) for e in layout.entries]
         generator = torch.Generator().manual_seed(0)
         seed = iter(range(10**9))
         plans = [deriver.derive(next(seed)) for _ in range(rounds)]
-        places = cycle([[torch.from_numpy(r.indices) for r in (p.send, p.receive)] for p in plans])
+        lane = copies_for(flat.device)
+        places = cycle([[lane.upload(r.indices) for r in (p.send, p.receive)] for p in plans])
 
         def touch() -> None:
             send, receive = next(places)
-            flat.index_put_((receive,), flat.index_select(0, send))
+            kept = lane.keep([flat], send)
+            lane.assign([flat], receive, [kept[0].resize_(len(receive))])
 
         def nothing() -> None:
             pass

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from washp2p.model.device_copies import as_array
+from washp2p.model.means import as_array
 from washp2p.model.missed_steps import MissedSteps
 from washp2p.model.optimizers import NATURAL, copies_in, parameters_outside, why_not_restorable
 from washp2p.protocol.messages.fields import shortened

@@ -1,8 +1,7 @@
 """Copies between a model's flat vectors and host memory, made while training goes on.
 
 On the CPU each copy is made at once. On CUDA copies run in streams of their own and through pinned
-memory; events order them against the training stream. The host waits for the device only where it
-asks to. Nothing here uses sockets.
+memory; events order them against the training stream. The host waits only where it asks to.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Vectors = list[torch.Tensor]
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,6 @@ class Staging:
 def as_bytes(values: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor of any dtype, as bytes. The memory is shared."""
     return values.view(torch.uint8).numpy().data
-
-
-def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
-    """The values as a NumPy array on the host. Waits for the device.
-
-    The dtype is float64 if `values` are float64, else float32.
-    """
-    wide = values if values.dtype is torch.float64 else values.float()
-    array: npt.NDArray[np.floating] = wide.cpu().numpy()
-    return array
 
 
 class DeviceCopies(ABC):
@@ -168,8 +158,8 @@ class _Done:
 DONE = _Done()
 
 
-class HostCopies(DeviceCopies):
-    """Copies for vectors in host memory. Everything is done on return."""
+class TensorCopies(DeviceCopies):
+    """Copies by torch. Everything is done on return, or queued on the vectors' device."""
 
     def staging(self, dtypes: Sequence[torch.dtype]) -> Staging:
         return Staging(dtypes, reuse=True, pin=False)
@@ -215,7 +205,29 @@ class HostCopies(DeviceCopies):
             vector.index_put_((places.device,), pulled.to(vector.dtype))
 
 
-class CudaCopies(HostCopies):
+class HostCopies(TensorCopies):
+    """Copies for vectors in host memory, by NumPy: it takes half of torch's time, or less."""
+
+    def gather(self, vectors: Vectors, places: Places, out: Vectors) -> Mark:
+        for vector, values in zip(vectors, out, strict=True):
+            _bits(vector).take(places.host, out=_bits(values), mode="clip")
+        return DONE
+
+    def keep(self, vectors: Vectors, places: Places) -> Vectors:
+        taken = ((_bits(v).take(places.host, mode="clip"), v.dtype) for v in vectors)
+        return [torch.from_numpy(bits).view(dtype) for bits, dtype in taken]
+
+    def assign(self, vectors: Vectors, places: Places, values: Vectors) -> None:
+        for vector, new in zip(vectors, values, strict=True):
+            _bits(vector)[places.host] = _bits(new)
+
+
+def _bits(values: torch.Tensor) -> npt.NDArray[np.signedinteger]:
+    """The memory of a contiguous CPU tensor of floats, as integers of their size."""
+    return values.view(_INTEGERS[values.itemsize]).numpy()
+
+
+class CudaCopies(TensorCopies):
     """Copies for vectors on a GPU, in streams beside the training stream.
 
     Gathers and scatters run in one stream, and the training stream waits for them. Values that go
@@ -334,4 +346,5 @@ class _Event:
 
 def copies_for(device: torch.device) -> DeviceCopies:
     """The object that copies values to and from vectors on `device`."""
-    return CudaCopies(device) if device.type == "cuda" else HostCopies()
+    beside = CudaCopies(device) if device.type == "cuda" else TensorCopies()
+    return HostCopies() if device.type == "cpu" else beside

@@ -1,4 +1,4 @@
-"""The mean of several members' tensors."""
+"""The mean of several members' tensors, and arrays of their values to calculate with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from washp2p.protocol.roster import MemberId
+
+
+def as_array(values: torch.Tensor) -> npt.NDArray[np.floating]:
+    """The values as a NumPy array on the host. Waits for the device.
+
+    The dtype is float64 if `values` are float64, else float32.
+    """
+    wide = values if values.dtype is torch.float64 else values.float()
+    array: npt.NDArray[np.floating] = wide.cpu().numpy()
+    return array
 
 
 def mean(tensors: Sequence[torch.Tensor], weights: Sequence[float] | None = None) -> torch.Tensor:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from washp2p.model.device_copies import as_array, as_bytes
-from washp2p.model.means import mean_of_finite
+from washp2p.model.device_copies import as_bytes
+from washp2p.model.means import as_array, mean_of_finite
 from washp2p.model.write_order import WriteOrder
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from washp2p.model.device_copies import as_array
+from washp2p.model.means import as_array
 from washp2p.plan.survey import Survey
 from washp2p.protocol.ledger import Kind
 from washp2p.protocol.messages.frames import SURVEY

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from washp2p.model.device_copies import CudaCopies, HostCopies, copies_for
+from washp2p.model.device_copies import CudaCopies, HostCopies, TensorCopies, copies_for
 
 PLACES = np.array([7, 3, 90], dtype=np.int64)
 
@@ -123,6 +123,30 @@ def test_both_lanes_give_the_same_values(streams):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numpy_and_torch_copy_the_same_bits(dtype):
+    """Those of numbers and of what is none, of which there are many."""
+    random = np.random.default_rng(0)
+
+    def any_bits(count):
+        drawn = random.integers(0, 256, count * dtype.itemsize, dtype=np.uint8)
+        return torch.from_numpy(drawn).view(dtype)
+
+    theta, new = any_bits(500), any_bits(40)
+    places = random.permutation(500)[:40]
+    found = []
+    for lane in (HostCopies(), TensorCopies()):
+        vectors = [theta.clone()]
+        at = lane.upload(places)
+        out = lane.staging([dtype]).take(40)
+        lane.gather(vectors, at, out)
+        own = lane.keep(vectors, at)
+        lane.assign(vectors, at, [new])
+        found.append([vector.view(torch.uint8) for vector in (*out, *own, *vectors)])
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_kernels_run_between_training_steps_and_copies_beside_them(streams):
     lane = CudaCopies(torch.device("cpu"))
     vectors, places = [torch.zeros(100)], lane.upload(PLACES)
@@ -185,6 +209,7 @@ def test_a_pull_runs_between_training_steps(streams):
 
 def test_a_lane_for_every_device():
     assert type(copies_for(torch.device("cpu"))) is HostCopies
+    assert type(copies_for(torch.device("meta"))) is TensorCopies
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
