@@ -82,10 +82,12 @@ def test_what_one_sends_is_what_the_other_expects(layout, n, p, schedule, seed, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(layouts, populations, probabilities, seeds, groups, blocks)
-def test_values_are_permuted_and_consensus_distance_is_kept(layout, n, p, seed, group, block):
+@given(layouts, populations, probabilities, st.sampled_from(SCHEDULES), seeds, groups, blocks)
+def test_values_are_permuted_and_consensus_distance_is_kept(
+    layout, n, p, schedule, seed, group, block
+):
     theta = np.random.default_rng(0).standard_normal((n, layout.size))
-    rates = layer_rates("decreasing", p, layout.layers)
+    rates = layer_rates(schedule, p, layout.layers)
     after = shuffle(theta, plans(layout, rates, n, seed, group, block))
     np.testing.assert_array_equal(np.sort(after, axis=0), np.sort(theta, axis=0))
     distances = [((rows - rows.mean(axis=0)) ** 2).sum() for rows in (theta, after)]
